@@ -1,0 +1,309 @@
+"""What a plug-in is, without torch: data sets, metrics and reports; and the record that every job leaves.
+
+A plug-in is the module attribute `plugin` of a file in its folder (`peftbench/datasets/busi.py`), or whatever an entry
+point of the group `peftbench.datasets` names. The contract of methods is in `plan.py`: it needs torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from peftbench.errors import SplitError
+
+if TYPE_CHECKING:
+    from timm.models.vision_transformer import VisionTransformer
+
+Task: TypeAlias = Literal["single", "multi_label", "ordinal"]
+Labels: TypeAlias = NDArray[np.int64]  # (n,) class indices
+Logits: TypeAlias = NDArray[np.float32]  # (n, classes)
+Images: TypeAlias = Sequence[Path] | NDArray[np.uint8]  # files, or pixels (n, height, width, 3)
+
+
+# --- data sets -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a reader must know about a data set before believing a number on it."""
+
+    title: str
+    modality: str  # "breast ultrasound"
+    classes: tuple[str, ...]  # in label order
+    licence: str
+    source: str  # where it comes from: a URL or "drawn from a seed"
+    citation: str = ""
+    task: Task = "single"
+    group_key: str = ""  # what may never cross parts: "patient", "source paper"; "" = nothing known
+    synthetic: bool = False
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of a data set: image i has label `labels[i]`, name `names[i]` and belongs to `groups[i]`."""
+
+    images: Images
+    labels: Labels
+    names: tuple[str, ...]  # unique within the data set: a path relative to its root
+    groups: tuple[str, ...]  # the card's group key; each image its own group where nothing is known
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, index: Sequence[int] | NDArray[np.int64]) -> Self:
+        """The images at `index`, in that order."""
+        chosen = [int(i) for i in index]
+        images: Images = self.images[chosen] if isinstance(self.images, np.ndarray) else [self.images[i] for i in chosen]
+        names, groups = tuple(self.names[i] for i in chosen), tuple(self.groups[i] for i in chosen)
+        return type(self)(images, self.labels[chosen], names, groups)
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The three parts and how they came about."""
+
+    train: Part
+    val: Part
+    test: Part
+    rule: str  # "official", "70/10/20 stratified, grouped by lesion": part of a job's identity
+    notes: tuple[str, ...] = ()  # what differs from the published set, what was left out
+
+    def __post_init__(self) -> None:
+        names = [set(part.names) for part in self.parts.values()]
+        twice = (names[0] & names[1]) | (names[0] & names[2]) | (names[1] & names[2])
+        if twice:
+            raise SplitError(f"{len(twice)} images lie in two parts, the first is {sorted(twice)[0]!r}; each may lie in one.")
+
+    @property
+    def parts(self) -> dict[str, Part]:
+        """`train`, `val` and `test` by name."""
+        return {"train": self.train, "val": self.val, "test": self.test}
+
+
+class Dataset(Protocol):
+    """A data set: a card, and a way from a folder on this machine to three parts."""
+
+    @property
+    def card(self) -> Card:
+        """What it is."""
+        ...
+
+    def load(self, root: Path, seed: int) -> Splits:
+        """Find the files under `root` (the data folder that holds all data sets); `seed` decides what is not official.
+
+        Raises MissingDataError (what is missing, where it was sought, how to get it) and SplitError.
+        """
+        ...
+
+
+# --- backbones -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """From an image file to the network's input; all of it is part of a job's identity."""
+
+    size: int  # pixels, square
+    mean: tuple[float, float, float]  # of pixels in 0..1, per channel
+    std: tuple[float, float, float]
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    fit: Literal["squash", "crop"] = "squash"  # squash keeps the whole image, crop keeps its aspect
+
+
+@dataclass(frozen=True)
+class BackboneCard:
+    """Where a pretrained network comes from and on what terms."""
+
+    title: str
+    source: str  # what was pretrained on what, and where the weights are to be had
+    licence: str
+    notes: tuple[str, ...] = ()
+
+
+class Backbone(Protocol):
+    """A pretrained network. Built by its plug-in from what follows the colon and stands in brackets: `timm:NAME[depth=8]`."""
+
+    @property
+    def card(self) -> BackboneCard:
+        """Where it comes from."""
+        ...
+
+    def preprocessing(self, image_size: int | None) -> Preprocessing:
+        """What its pretraining used, at `image_size` pixels if given."""
+        ...
+
+    def network(self, image_size: int | None) -> VisionTransformer:
+        """The bare network (no head, `num_classes=0`) with fresh random values; must work under `torch.device("meta")`."""
+        ...
+
+    def weights(self, given: Path | None) -> Path:
+        """The file of pretrained weights: `given` (the user's --weights), or its own. Raises WeightsError with the way to get it."""
+        ...
+
+    def load(self, vit: VisionTransformer, file: Path) -> None:
+        """Fill `vit` with the weights in `file`, strictly. Raises WeightsError; never unpickles."""
+        ...
+
+
+# --- metrics -------------------------------------------------------------------------------------------------------
+
+
+class Metric(Protocol):
+    """A number, or several by name, from stored logits (n, classes); nan where it is undefined."""
+
+    def __call__(self, logits: Logits, labels: Labels) -> float | Mapping[str, float]:
+        """Higher is better unless the name says loss or error."""
+        ...
+
+
+# --- records -------------------------------------------------------------------------------------------------------
+
+SCHEMA = 1
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class MethodFacts(_Strict):
+    """The method as it ran."""
+
+    name: str
+    version: int
+    fields: dict[str, Any]  # every hyper-parameter, the knob resolved
+
+
+class DataFacts(_Strict):
+    """The data as they were found."""
+
+    name: str
+    fingerprint: str  # sha256 over names, labels, contents and parts
+    split: str
+    sizes: dict[str, int]  # part -> images
+    groups: dict[str, int]  # part -> groups
+    card: dict[str, Any]
+    notes: list[str]
+
+
+class BackboneFacts(_Strict):
+    """The pretrained network."""
+
+    name: str
+    digest: str  # sha256 of its weights; "random:<seed>" for a random one
+    random: bool
+    parameters: int  # without any head
+    preprocessing: dict[str, Any]  # size, mean, std, interpolation, fit
+
+
+class Budget(_Strict):
+    """What was asked for and what was reached, in trainable backbone parameters."""
+
+    target: int | None  # None: no budget was set
+    reached: int
+    knob: str | None
+    edge: Literal["floor", "ceiling"] | None = None
+
+
+class Counts(_Strict):
+    """Trained parameters."""
+
+    trainable: int  # head excluded
+    head: int
+
+
+class Choice(_Strict):
+    """One selection rule's step and what it scored."""
+
+    step: int
+    val: dict[str, float | None]  # metric -> value, None = undefined; empty without a validation part
+    test: dict[str, float | None]
+
+
+class Costs(_Strict):
+    """What the job took on the machine of `environment`."""
+
+    seconds: float  # from start to end
+    selection_seconds: float  # choosing what to train
+    train_seconds: float
+    evaluation_seconds: float
+    images_per_second: float | None  # training
+    peak_memory: int  # bytes: allocator peak on a GPU, growth of the process's resident set on CPU
+    delta_bytes: int
+
+
+class Tuning(_Strict):
+    """How the learning rate was found: always on validation."""
+
+    grid: list[float]
+    scores: list[float | None]  # validation macro F1 of each, None = that trial failed
+    trials: list[str]  # job ids
+    chosen: float
+
+
+class Record(_Strict):
+    """Everything about one job but its logits. `record.json` holds it."""
+
+    schema_version: int = SCHEMA
+    id: str
+    role: Literal["final", "trial"]
+    status: Literal["done", "failed"]
+    reason: str = ""  # of a failure
+    method: MethodFacts
+    data: DataFacts
+    backbone: BackboneFacts
+    recipe: dict[str, Any]
+    seed: int
+    threads: int | None  # on CPU; bits depend on it
+    budget: Budget | None = None
+    counts: Counts | None = None
+    choices: dict[str, Choice] = {}  # rule -> choice: validation, last, oracle
+    costs: Costs | None = None
+    tuning: Tuning | None = None
+    facts: dict[str, float] = {}  # what the method says of its plan
+    notes: list[str] = []  # "not converged", ...
+    environment: dict[str, str] = {}
+
+    @property
+    def rule(self) -> str:
+        """The selection rule of its recipe, or the last step where there is no validation part."""
+        asked = str(self.recipe["selection"])
+        return asked if asked in self.choices else "last"
+
+    @property
+    def label(self) -> str:
+        """How tables call it: `lora[r=4]`, `linear (random weights)`."""
+        return str(self.recipe.get("label") or self.method.name) + (" (random weights)" if self.backbone.random else "")
+
+
+# --- reports -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished or failed job as a report sees it: the record and, if done, its stored predictions."""
+
+    record: Record
+    folder: Path
+
+    def predictions(self, rule: str, part: str = "test") -> tuple[Logits, Labels, tuple[int, ...]]:
+        """Logits (n, classes), labels (n,) and group numbers (n,) of a part at a rule's step."""
+        with np.load(self.folder / "predictions.npz", allow_pickle=False) as stored:
+            return stored[f"{part}/{rule}/logits"], stored[f"{part}/labels"], tuple(stored[f"{part}/groups"].tolist())
+
+
+class Report(Protocol):
+    """One output format. Reads results only: no torch, no images."""
+
+    suffix: ClassVar[str]
+
+    def write(self, results: Sequence[Result], out: Path) -> list[Path]:
+        """Write into the folder `out`; returns what was written."""
+        ...
+
+

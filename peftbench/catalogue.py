@@ -1,0 +1,165 @@
+"""The catalogue: what is known of every method and data set, one TOML file each in `methods/` and `datasets/`.
+
+A source checkout reads the top-level folders, an installed wheel its copies in `peftbench/_data`. Every file is held
+to its model below: an unknown key, a missing one or a value of the wrong kind is a CatalogueError that names both.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from peftbench.contract import Card, Task
+from peftbench.errors import CatalogueError, UnknownNameError
+
+Kind: TypeAlias = Literal["methods", "datasets"]
+Column: TypeAlias = Literal["D1", "D2", "D3", "D4", "D5", "D6", "average"]
+Size: TypeAlias = Literal["train", "val", "test", "total"]
+Setting: TypeAlias = int | float | str | None  # a number where the source gives one, else its words
+Texts: TypeAlias = Annotated[tuple[str, ...], Field(strict=False)]  # TOML knows lists only
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Official(_Entry):
+    """How the method's authors train it; what `--recipe official` runs. None where the source is silent."""
+
+    optimiser: str | None = None
+    lr: Setting = None
+    weight_decay: Setting = None
+    momentum: Setting = None
+    batch: Setting = None
+    epochs: Setting = None
+    schedule: str | None = None
+    head: str | None = None
+    init: str | None = None
+    augmentation: str | None = None
+
+
+class MethodEntry(_Entry):
+    """What is known of one method: a file of `methods/`."""
+
+    title: str
+    family: Literal["S", "A", "P", "S+A", "baseline"]  # selective, additive, prompt
+    trains: str  # one line
+    formula: str
+    paper: str  # citation
+    url: str = ""  # of the paper
+    code: str = ""  # of the authors; "" = none is published
+    merges: bool  # whether its change folds into the weights, so that the tuned network costs nothing more to run
+    official: Official = Official()
+    published: dict[Column, float] = {}  # macro F1 in % as printed by Liu et al., MICCAI 2024; empty = not in that table
+    differs: Texts = ()  # where ours differs from the authors' and why
+
+
+class DatasetEntry(_Entry):
+    """What is known of one data set: a file of `datasets/`."""
+
+    title: str
+    modality: str
+    classes: Texts  # in label order
+    licence: str
+    sources: Texts  # URLs, or one line such as "drawn from a seed"
+    citation: str = ""
+    task: Task = "single"
+    group_key: str = ""  # what may never cross parts; "" = nothing known
+    synthetic: bool = False
+    layout: str = ""  # folders and files as published, below root/<name>/
+    sizes: dict[Size, int] = {}  # images a part, as published
+    split: str = ""  # the rule in words
+    checksums: dict[str, str] = {}  # downloaded file -> "sha256:..."
+    dirt: Texts = ()  # known faults of the files
+    how_to_get: str = ""  # what the user does to have the files, ending where to put them
+
+
+Entry = TypeVar("Entry", MethodEntry, DatasetEntry)
+
+
+def method_names() -> tuple[str, ...]:
+    """The methods that have a file, sorted."""
+    return _names("methods")
+
+
+def dataset_names() -> tuple[str, ...]:
+    """The data sets that have a file, sorted."""
+    return _names("datasets")
+
+
+@lru_cache
+def method_entry(name: str) -> MethodEntry:
+    """The entry of a method; raises UnknownNameError and CatalogueError."""
+    return read_entry(_file("methods", name), MethodEntry)
+
+
+@lru_cache
+def dataset_entry(name: str) -> DatasetEntry:
+    """The entry of a data set; raises UnknownNameError and CatalogueError."""
+    return read_entry(_file("datasets", name), DatasetEntry)
+
+
+@lru_cache
+def dataset_card(name: str) -> Card:
+    """The card of a data set, made from its entry."""
+    entry = dataset_entry(name)
+    return Card(
+        title=entry.title,
+        modality=entry.modality,
+        classes=entry.classes,
+        licence=entry.licence,
+        source=", ".join(entry.sources),
+        citation=entry.citation,
+        task=entry.task,
+        group_key=entry.group_key,
+        synthetic=entry.synthetic,
+    )
+
+
+def read_entry(file: Path, model: type[Entry]) -> Entry:
+    """Read one TOML file strictly; raises CatalogueError naming the file and the key."""
+    try:
+        return model.model_validate(_toml(file))
+    except ValidationError as error:
+        raise CatalogueError(f"{file}: {_first(error)}; mend the file.") from None
+
+
+def _toml(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise CatalogueError(f"{file} is not valid TOML: {error}.") from None
+
+
+def _first(error: ValidationError) -> str:
+    """The first fault as `key 'official.lr': what is wrong`, and how many more there are."""
+    fault, *others = error.errors(include_url=False)
+    key = ".".join(str(step) for step in fault["loc"])
+    more = f" (and {len(others)} more)" if others else ""
+    words = "there is no such key" if fault["type"] == "extra_forbidden" else fault["msg"]
+    return f"key {key!r}: {words}{more}"
+
+
+def _folder(kind: Kind) -> Path:
+    package = Path(__file__).parent
+    checkout = package.parent / kind
+    is_checkout = (package.parent / "pyproject.toml").is_file() and checkout.is_dir()
+    return checkout if is_checkout else package / "_data" / kind
+
+
+def _names(kind: Kind) -> tuple[str, ...]:
+    folder = _folder(kind)
+    if not folder.is_dir():
+        raise CatalogueError(f"The catalogue folder {folder} is missing; install peftbench again.")
+    return tuple(sorted(file.stem for file in folder.glob("*.toml")))
+
+
+def _file(kind: Kind, name: str) -> Path:
+    names = _names(kind)
+    if name not in names:
+        raise UnknownNameError({"methods": "method", "datasets": "data set"}[kind], name, names)
+    return _folder(kind) / f"{name}.toml"

@@ -1,0 +1,104 @@
+"""What must hold before a change lands. `nox` runs what CI runs; `nox --list` names the rest."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.5"
+nox.options.default_venv_backend = "uv"
+nox.options.reuse_venv = "yes"
+nox.options.error_on_missing_interpreters = True
+
+ROOT = Path(__file__).parent
+PINNED = ("-c", "tests/constraints.txt")
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # two workers on two cores; bits depend on threads
+MEMBERS = ("peftbench/backbones/mini.safetensors", "peftbench/_data/methods/", "peftbench/_data/datasets/")
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Ruff: rules and format."""
+    session.install("--group", "lint", *PINNED)
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+
+
+@nox.session
+def layers(session: nox.Session) -> None:
+    """Imports go down the layers only; the package is read, not run, so its dependencies stay out."""
+    session.install("--group", "layers", *PINNED)
+    session.run("lint-imports", "--no-cache", env={"PYTHONPATH": str(ROOT)})
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """The two type checkers over package, tests and this file."""
+    session.install("-e", ".", "--group", "types", *PINNED)
+    session.run("mypy")
+    session.run("pyright")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """The test suite, with shapes and types checked at run time. `nox -s tests -- -k lora` runs a part of it."""
+    session.install("-e", ".", "--group", "test", *PINNED)
+    session.run("pytest", "-n", "2", *session.posargs, env=ONE_THREAD)
+
+
+@nox.session
+def package(session: nox.Session) -> None:
+    """The wheel holds what it must and, installed on its own, runs the quick study in an empty folder."""
+    wheel = build_wheel(session)
+    assert_members(wheel)
+    session.install(str(wheel), *PINNED)
+    with session.chdir(session.create_tmp()):
+        session.run("peftbench", "run", env=ONE_THREAD)
+        session.run("peftbench", "report", "--out", "report")
+
+
+def build_wheel(session: nox.Session) -> Path:
+    """Build into a fresh folder; returns the one wheel there."""
+    out = Path(session.create_tmp()) / "dist"
+    session.run("uv", "build", "--wheel", "--clear", "--out-dir", str(out), str(ROOT), external=True)
+    (wheel,) = out.glob("*.whl")
+    return wheel
+
+
+def assert_members(wheel: Path) -> None:
+    """What runs with nothing downloaded must lie in the wheel."""
+    names = zipfile.ZipFile(wheel).namelist()
+    absent = [member for member in MEMBERS if not any(name.startswith(member) for name in names)]
+    assert not absent, f"{wheel.name} lacks {', '.join(absent)}"
+
+
+@nox.session(default=False)
+def distil(session: nox.Session) -> None:
+    """Remake mini's weights: `nox -s distil -- --teacher FILE --images FILE`."""
+    session.install("-e", ".", *PINNED)
+    session.run("python", "-m", "peftbench.backbones._distil", *session.posargs)
+
+
+@nox.session(default=False, python=["3.11", "3.12", "3.13"])
+def pythons(session: nox.Session) -> None:
+    """The test suite on every Python that is supported."""
+    session.install("-e", ".", "--group", "test", *PINNED)
+    session.run("pytest", "-n", "2", *session.posargs, env=ONE_THREAD)
+
+
+@nox.session(default=False)
+def oldest(session: nox.Session) -> None:
+    """The test suite on the oldest versions that pyproject.toml admits."""
+    session.install("-e", ".", "--group", "test", "--resolution", "lowest-direct")
+    session.run("pytest", "-n", "2", *session.posargs, env=ONE_THREAD)
+
+
+@nox.session(default=False)
+def constraints(session: nox.Session) -> None:
+    """Renew the pinned versions: `nox -s constraints -- --upgrade`."""
+    groups = [word for group in ("test", "lint", "layers", "types") for word in ("--group", group)]
+    plain = ["--universal", "--python-version", "3.11", "--no-annotate", "--no-header", "--no-emit-index-url"]
+    out = ["--output-file", "tests/constraints.txt"]
+    session.run("uv", "pip", "compile", "pyproject.toml", *groups, *plain, *out, *session.posargs, external=True)

@@ -1,0 +1,84 @@
+"""BUSI (Al-Dhabyani et al., 2020): breast ultrasound, 780 images in three classes and no official split.
+
+It holds the same image several times over, so that a random split leaks; here near duplicates stay in one part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from peftbench.catalogue import dataset_card
+from peftbench.contract import Card, Splits
+from peftbench.datasets import _files
+from peftbench.errors import BrokenImagesError
+from peftbench.splits import join_duplicates, join_pairs, split
+
+NAME = "busi"
+SIDE = 32  # pixels of a thumbnail
+ALIKE = 0.995  # correlation of thumbnails from which two images count as one
+SHARES = {"train": 0.7, "val": 0.1, "test": 0.2}
+
+
+class Busi:
+    """All images without their masks, 70/10/20."""
+
+    @property
+    def card(self) -> Card:
+        """Its entry in the catalogue."""
+        return dataset_card(NAME)
+
+    def load(self, root: Path, seed: int) -> Splits:
+        """Group near duplicates, then split; raises MissingDataError and BrokenImagesError."""
+        home = _files.find(root, NAME, self.card.classes)
+        by_class = [_images(home / label) for label in self.card.classes]
+        files = [file for one_class in by_class for file in one_class]
+        labels = [label for label, one_class in enumerate(by_class) for _ in one_class]
+        same, pairs = _files.digests(files), near_duplicates(files)
+        names = [file.relative_to(home).as_posix() for file in files]
+        whole = _files.part(home, files, labels, join_duplicates(same, join_pairs(pairs, names)))
+        cuts = split(whole.labels, whole.groups, tuple(SHARES.values()), seed)
+        parts = {name: whole.take(cut) for name, cut in zip(SHARES, cuts, strict=True)}
+        rule = f"70/10/20 stratified, grouped by {self.card.group_key}"
+        notes = (*_files.count_note(NAME, len(files)), *_duplicate_notes(labels, same, pairs))
+        return _files.assemble(parts, self.card, rule, notes)
+
+
+def near_duplicates(files: Sequence[Path]) -> list[tuple[int, int]]:
+    """The pairs (i < j) of images whose thumbnails correlate above ALIKE."""
+    thumbnails = np.stack([_thumbnail(file) for file in files])
+    alike = np.triu(thumbnails @ thumbnails.T > ALIKE, k=1)
+    return [(int(i), int(j)) for i, j in np.argwhere(alike)]
+
+
+def _images(folder: Path) -> list[Path]:
+    return [file for file in _files.images_in(folder) if "_mask" not in file.stem]
+
+
+def _thumbnail(file: Path) -> NDArray[np.float64]:
+    """Grey values (SIDE * SIDE,) with mean 0 and length 1, so that a product of two is their correlation."""
+    try:
+        with Image.open(file) as image:
+            grey = image.convert("L").resize((SIDE, SIDE), Image.Resampling.BOX)
+    except OSError as error:
+        raise BrokenImagesError(f"{file} does not open ({error}); get it again.") from None
+    values = np.asarray(grey, np.float64).ravel()
+    values -= values.mean()
+    length = float(np.linalg.norm(values))
+    return values / length if length else values
+
+
+def _duplicate_notes(labels: Sequence[int], same: Sequence[str], pairs: Sequence[tuple[int, int]]) -> list[str]:
+    across = sum(labels[i] != labels[j] for i, j in pairs)
+    contradicting = len(_files.contradicting(labels, same))
+    notes = [f"{len(pairs)} pairs of near duplicates ({across} across classes) are kept in one part each."] if pairs else []
+    if contradicting:
+        notes.append(f"{contradicting} image(s) lie here twice, byte for byte, with contradicting labels: kept, in one part.")
+    return notes
+
+
+plugin = Busi()

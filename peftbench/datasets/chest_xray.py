@@ -1,0 +1,71 @@
+"""Kermany's chest X-rays (2018) in three classes, the kind of pneumonia read from the file name.
+
+Train and test are official. The Kaggle copy's val folder of 16 images is too small to select by: it joins train, and
+a tenth of train, whole patients, becomes the validation part.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from peftbench.catalogue import dataset_card
+from peftbench.contract import Card, Part, Splits
+from peftbench.datasets import _files
+from peftbench.errors import DataError
+from peftbench.splits import carve, join_duplicates
+
+NAME = "chest_xray"
+VAL_SHARE = 0.1
+LABELS = {"bacteria": 1, "virus": 2}
+PNEUMONIA = re.compile(r"(person\d+)_(bacteria|virus)_")
+NORMAL = re.compile(r"(?:NORMAL\d*-)?IM-\d+")  # NORMAL2-IM-1423-0001.jpeg: series, patient, image
+
+
+class ChestXray:
+    """The official train and test parts, a validation part cut off train."""
+
+    @property
+    def card(self) -> Card:
+        """Its entry in the catalogue."""
+        return dataset_card(NAME)
+
+    def load(self, root: Path, seed: int) -> Splits:
+        """Read labels and patients from the names; raises MissingDataError, and DataError for a name that says neither."""
+        folders = [f"{part}/{kind}" for part in ("train", "test") for kind in ("NORMAL", "PNEUMONIA")]
+        home = _files.find(root, NAME, folders)
+        extra = _files.images_in(home / "val")
+        train, test = _parts(home, _files.images_in(home / "train") + extra, _files.images_in(home / "test"))
+        train, val = carve(train, VAL_SHARE, seed)
+        rule = f"official train and test, 10% of train for validation, grouped by {self.card.group_key}"
+        joined = (f"The {len(extra)} images of the val folder joined train.",) if extra else ()
+        notes = (*_files.count_note(NAME, len(train) + len(val) + len(test)), *joined)
+        return _files.assemble({"train": train, "val": val, "test": test}, self.card, rule, notes)
+
+
+def label_and_patient(name: str) -> tuple[int, str]:
+    """Class index and patient of a file by its path below the data set's folder.
+
+    Numbers restart in every folder and kind, so that both are part of the patient: `train/bacteria/person12`.
+    """
+    folder, kind, file = Path(name).parts[-3:]
+    folder = "train" if folder == "val" else folder  # the Kaggle copy's val folder was taken from train
+    if kind == "NORMAL":
+        known = NORMAL.match(file)
+        return 0, f"{folder}/normal/{known[0] if known else file}"
+    sick = PNEUMONIA.match(file)
+    if not sick:
+        raise DataError(f"{name}: the name of a PNEUMONIA image must hold _bacteria_ or _virus_; mend or remove it.")
+    return LABELS[sick[2]], f"{folder}/{sick[2]}/{sick[1]}"
+
+
+def _parts(home: Path, train: list[Path], test: list[Path]) -> tuple[Part, Part]:
+    """Both parts, patients who share a byte-identical file joined."""
+    files = train + test
+    facts = [label_and_patient(file.relative_to(home).as_posix()) for file in files]
+    groups = join_duplicates(_files.digests(files), [patient for _, patient in facts])
+    whole = _files.part(home, files, [label for label, _ in facts], groups)
+    return whole.take(range(len(train))), whole.take(range(len(train), len(files)))
+
+
+plugin = ChestXray()

@@ -9,18 +9,18 @@ from __future__ import annotations
 import tomllib
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from peftbench.contract import Card, Task
 from peftbench.errors import CatalogueError, UnknownNameError
 
-Kind: TypeAlias = Literal["methods", "datasets"]
-Column: TypeAlias = Literal["D1", "D2", "D3", "D4", "D5", "D6", "average"]
-Size: TypeAlias = Literal["train", "val", "test", "total"]
-Setting: TypeAlias = int | float | str | None  # a number where the source gives one, else its words
-Texts: TypeAlias = Annotated[tuple[str, ...], Field(strict=False)]  # TOML knows lists only
+Kind = Literal["methods", "datasets"]
+Column = Literal["D1", "D2", "D3", "D4", "D5", "D6", "average"]
+Size = Literal["train", "val", "test", "total"]
+Setting = int | float | str | None  # a number where the source gives one, else its words
+Texts = Annotated[tuple[str, ...], Field(strict=False)]  # TOML knows lists only
 
 
 class _Entry(BaseModel):
@@ -54,7 +54,7 @@ class MethodEntry(_Entry):
     code: str = ""  # of the authors; "" = none is published
     merges: bool  # whether its change folds into the weights, so that the tuned network costs nothing more to run
     official: Official = Official()
-    published: dict[Column, float] = {}  # macro F1 in % as printed by Liu et al., MICCAI 2024; empty = not in that table
+    published: dict[Column, float] = {}  # macro F1 in % by Liu et al., MICCAI 2024; empty = not in their table
     differs: Texts = ()  # where ours differs from the authors' and why
 
 

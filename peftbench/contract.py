@@ -63,6 +63,12 @@ class Part:
         names, groups = tuple(self.names[i] for i in chosen), tuple(self.groups[i] for i in chosen)
         return type(self)(images, self.labels[chosen], names, groups)
 
+    def joined(self, other: Part) -> Part:
+        """This part's images, then the other's."""
+        arrays = isinstance(self.images, np.ndarray) and isinstance(other.images, np.ndarray)
+        images: Images = np.concatenate([self.images, other.images]) if arrays else [*self.images, *other.images]  # type: ignore[list-item,arg-type]
+        return Part(images, np.concatenate([self.labels, other.labels]), self.names + other.names, self.groups + other.groups)
+
 
 @dataclass(frozen=True)
 class Splits:
@@ -73,6 +79,7 @@ class Splits:
     test: Part
     rule: str  # "official", "70/10/20 stratified, grouped by lesion": part of a job's identity
     notes: tuple[str, ...] = ()  # what differs from the published set, what was left out
+    carved: bool = False  # val was cut from the published train part: recipe `paper` trains on both
 
     def __post_init__(self) -> None:
         names = [set(part.names) for part in self.parts.values()]
@@ -177,6 +184,7 @@ class MethodFacts(_Strict):
     name: str
     version: int
     fields: dict[str, Any]  # every hyper-parameter, the knob resolved
+    label: str  # its name and what is not at its default, a knob that a budget turned aside: lora[alpha=16]
 
 
 class DataFacts(_Strict):
@@ -278,7 +286,7 @@ class Record(_Strict):
     @property
     def label(self) -> str:
         """How tables call it: `lora[r=4]`, `linear (random weights)`."""
-        return str(self.recipe.get("label") or self.method.name) + (" (random weights)" if self.backbone.random else "")
+        return self.method.label + (" (random weights)" if self.backbone.random else "")
 
 
 # --- reports -------------------------------------------------------------------------------------------------------

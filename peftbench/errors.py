@@ -23,6 +23,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+LISTED = 60  # names; a longer list is only counted
+
 
 class PeftbenchError(Exception):
     """The root: the command line prints its message and no traceback."""
@@ -39,7 +41,8 @@ class UnknownNameError(RequestError):
         names = sorted(known)
         near = get_close_matches(name, names, n=3)
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
-        super().__init__(f"No {kind} is called {name!r}.{hint} There are: {', '.join(names)}.")
+        listed = f": {', '.join(names)}" if len(names) <= LISTED else f" {len(names)}"
+        super().__init__(f"No {kind} is called {name!r}.{hint} There are{listed}.")
 
 
 class CatalogueError(RequestError):

@@ -10,7 +10,6 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from peftbench.contract import Labels, Part, Splits
 from peftbench.errors import SplitError
 
-Index: TypeAlias = NDArray[np.int64]  # positions of images
+Index = NDArray[np.int64]  # positions of images
 
 
 # --- splitting -----------------------------------------------------------------------------------------------------
@@ -34,7 +33,7 @@ def split(labels: Labels, groups: Sequence[str], shares: Sequence[float], seed: 
     """
     _check(labels, groups, shares)
     members, counts = _count(labels, groups)
-    wanted = np.outer(np.asarray(shares) / sum(shares), counts.sum(axis=0))
+    wanted = np.asarray(shares, np.float64)[:, None] / sum(shares) * counts.sum(axis=0)
     place = _deal(counts, wanted, seed)
     _improve(place, counts, wanted)
     _cover(place, counts, wanted)

@@ -1,0 +1,1 @@
+"""Pretrained networks, one a file; `_` begins the names of files that are none."""

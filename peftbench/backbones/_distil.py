@@ -17,12 +17,14 @@ import math
 import tarfile
 import time
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import timm
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms import v2
@@ -32,6 +34,7 @@ from peftbench.backbones.mini import SIDE, network
 TEACHER = "vit_small_patch14_dinov2"
 TEACHER_SIDE = 112  # 8 x 8 patches of 14, as the student's 8 x 8 patches of 8
 TEACHER_BLOCKS = 9
+MATRIX = 2  # dimensions; biases, norms, tokens and the patch convolution get no weight decay
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -61,7 +64,7 @@ def draw_view(images: Tensor) -> Tensor:
 
 
 def cut_mix(view: Tensor, share: float) -> Tensor:
-    """Paste a random rectangle of another image into a `share` of the images: more scenes than there are photographs."""
+    """Paste a random rectangle of another image into a `share` of the images: more scenes than photographs."""
     mixed, other = view.clone(), view[torch.randperm(len(view))]
     for i in torch.randperm(len(view))[: int(share * len(view))].tolist():
         high, wide = (int(n) for n in torch.randint(SIDE // 4, SIDE // 2 + 1, (2,)))
@@ -78,22 +81,21 @@ def pixels(images: Tensor, side: int) -> Tensor:
     return (shown - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
 
 
-def load_teacher(weights: Path) -> nn.Module:
+def load_teacher(weights: Path) -> VisionTransformer:
     """The first blocks of the teacher, without its final norm."""
     overlay = {"file": str(weights)}
-    teacher = timm.create_model(
+    whole = timm.create_model(
         TEACHER, pretrained=True, pretrained_cfg_overlay=overlay, img_size=TEACHER_SIDE, num_classes=0
     )
+    teacher = cast("VisionTransformer", whole)
     teacher.blocks, teacher.norm = teacher.blocks[:TEACHER_BLOCKS], nn.Identity()
     return teacher.eval()
 
 
-def look(teacher: nn.Module, view: Tensor, batch: int) -> Tensor:
+def look(teacher: VisionTransformer, view: Tensor, batch: int) -> Tensor:
     """The teacher's tokens for a view: float16 (n, 65, 384)."""
-    seen = []
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-        for part in view.split(batch):
-            seen.append(teacher.forward_features(pixels(part, TEACHER_SIDE)).half())  # type: ignore[operator]
+        seen = [teacher.forward_features(pixels(part, TEACHER_SIDE)).half() for part in view.split(batch)]
     return torch.cat(seen)
 
 
@@ -122,12 +124,12 @@ class Scale:
         return (tokens[:, :1].float() - cm) / cs, (tokens[:, 1:].float() - pm) / ps
 
 
-def distil(images: Tensor, teacher: nn.Module, asked: argparse.Namespace) -> None:
+def distil(images: Tensor, teacher: VisionTransformer, asked: argparse.Namespace) -> None:
     """Train the student; prints a line a pass and saves after every view."""
     views, passes, batch, lr = asked.views, asked.passes, asked.batch, asked.lr
     student = Student(192, 384)
-    matrices = [p for p in student.parameters() if p.dim() == 2]
-    others = [p for p in student.parameters() if p.dim() != 2]
+    matrices = [p for p in student.parameters() if p.dim() == MATRIX]
+    others = [p for p in student.parameters() if p.dim() != MATRIX]
     groups = [{"params": matrices, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
     optimiser = torch.optim.AdamW(groups, lr=lr)
     steps, step, scale, started = views * passes * (len(images) // batch), 0, None, time.time()
@@ -142,7 +144,10 @@ def distil(images: Tensor, teacher: nn.Module, asked: argparse.Namespace) -> Non
                     group["lr"] = lr * min(1, step / 300) * 0.5 * (1 + math.cos(math.pi * step / steps))
                 total += train_step(student, optimiser, pixels(view[index], SIDE), scale(tokens[index]))
                 step += 1
-            print(f"view {number + 1}/{views} loss {total / (len(view) // batch):.4f} {time.time() - started:.0f} s", flush=True)
+            print(
+                f"view {number + 1}/{views} loss {total / (len(view) // batch):.4f} {time.time() - started:.0f} s",
+                flush=True,
+            )
         save_file({n: t.half().contiguous() for n, t in student.vit.state_dict().items()}, asked.out)
 
 

@@ -73,8 +73,12 @@ def contradicting(labels: Sequence[int], keys: Sequence[str]) -> list[str]:
     return sorted(key for key, classes in Counter(key for key, _ in pairs).items() if classes > 1)
 
 
-def assemble(parts: Mapping[str, Part], card: Card, rule: str, notes: Sequence[str] = ()) -> Splits:
+def assemble(
+    parts: Mapping[str, Part], card: Card, rule: str, notes: Sequence[str] = (), *, carved: bool = False
+) -> Splits:
     """Splits of `train`, `val` and `test`, with notes on groups that cross and classes that val or test lack.
+
+    `carved` says that val was cut off a published train part.
 
     Raises SplitError for a class without a training image.
     """
@@ -84,7 +88,7 @@ def assemble(parts: Mapping[str, Part], card: Card, rule: str, notes: Sequence[s
         raise SplitError(f"{card.title}: no training image of class {', '.join(map(repr, absent['train']))}; add some.")
     lacks = [f"No image of class {label!r} in {name}." for name, classes in absent.items() for label in classes]
     all_notes = (*notes, *crossings(parts, key), *lacks)
-    return Splits(parts["train"], parts["val"], parts["test"], rule, all_notes)
+    return Splits(parts["train"], parts["val"], parts["test"], rule, all_notes, carved)
 
 
 def count_note(name: str, found: int) -> tuple[str, ...]:

@@ -74,11 +74,10 @@ def _thumbnail(file: Path) -> NDArray[np.float64]:
 
 def _duplicate_notes(labels: Sequence[int], same: Sequence[str], pairs: Sequence[tuple[int, int]]) -> list[str]:
     across = sum(labels[i] != labels[j] for i, j in pairs)
-    contradicting = len(_files.contradicting(labels, same))
-    notes = [f"{len(pairs)} pairs of near duplicates ({across} across classes) are kept in one part each."] if pairs else []
-    if contradicting:
-        notes.append(f"{contradicting} image(s) lie here twice, byte for byte, with contradicting labels: kept, in one part.")
-    return notes
+    twice = len(_files.contradicting(labels, same))
+    near = f"Pairs of near duplicates, each kept in one part: {len(pairs)}, {across} of them across classes."
+    clash = f"Byte-identical images with contradicting labels, kept in one part: {twice}."
+    return [near] * bool(pairs) + [clash] * bool(twice)
 
 
 plugin = Busi()

@@ -31,7 +31,7 @@ class ChestXray:
         return dataset_card(NAME)
 
     def load(self, root: Path, seed: int) -> Splits:
-        """Read labels and patients from the names; raises MissingDataError, and DataError for a name that says neither."""
+        """Read labels and patients from the names; raises MissingDataError, DataError for a name without a label."""
         folders = [f"{part}/{kind}" for part in ("train", "test") for kind in ("NORMAL", "PNEUMONIA")]
         home = _files.find(root, NAME, folders)
         extra = _files.images_in(home / "val")
@@ -40,7 +40,8 @@ class ChestXray:
         rule = f"official train and test, 10% of train for validation, grouped by {self.card.group_key}"
         joined = (f"The {len(extra)} images of the val folder joined train.",) if extra else ()
         notes = (*_files.count_note(NAME, len(train) + len(val) + len(test)), *joined)
-        return _files.assemble({"train": train, "val": val, "test": test}, self.card, rule, notes)
+        parts = {"train": train, "val": val, "test": test}
+        return _files.assemble(parts, self.card, rule, notes, carved=True)
 
 
 def label_and_patient(name: str) -> tuple[int, str]:

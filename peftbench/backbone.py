@@ -1,0 +1,69 @@
+"""Building the network that a spec names: `mini`, `timm:NAME[depth=8]`, `clip_vit_b16@random`."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import torch
+
+from peftbench.contract import Backbone, Preprocessing
+from peftbench.errors import RequestError
+from peftbench.registry import registry
+from peftbench.spec import Spec, make, parse
+
+if TYPE_CHECKING:
+    from timm.models.vision_transformer import VisionTransformer
+
+
+@dataclass(frozen=True)
+class Source:
+    """A backbone as asked for, and where its weights come from."""
+
+    spec: Spec
+    plugin: Backbone
+    image_size: int | None
+    file: Path | None  # None: random weights, or none needed
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """Its pretraining's, at the image size asked for."""
+        return self.plugin.preprocessing(self.image_size)
+
+    def digest(self, seed: int) -> str:
+        """What identifies its weights: sha256 of the file, or the seed of random ones."""
+        return _sha256(self.file) if self.file else f"random:{seed}"
+
+    def blank(self) -> VisionTransformer:
+        """The network on the meta device: shapes without values."""
+        with torch.device("meta"):
+            return self.plugin.network(self.image_size)
+
+    def build(self, seed: int) -> VisionTransformer:
+        """The network with its weights, in float32, on the CPU."""
+        torch.manual_seed(seed)
+        vit = self.plugin.network(self.image_size).float()
+        if self.file:
+            self.plugin.load(vit, self.file)
+        return vit
+
+
+def find(text: str, image_size: int | None = None, weights: Path | None = None, *, blank: bool = False) -> Source:
+    """The backbone a spec names. With `blank`, weights are not looked for: enough for counting. Raises WeightsError, RequestError."""
+    spec = parse(text)
+    kind = registry("backbones").get(spec.name)
+    values = dict(spec.fields) | ({"argument": spec.argument} if spec.argument is not None else {})
+    plugin = cast("Backbone", make(kind, values, f"The backbone {spec.name}"))
+    if weights is not None and spec.random:
+        raise RequestError(f"--weights and {text!r} contradict each other: @random means random weights.")
+    file = None if blank or spec.random else plugin.weights(weights)
+    return Source(spec, plugin, image_size, file)
+
+
+@lru_cache
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,65 @@
+"""The state of an interrupted job: one safetensors file, replaced in one piece."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from peftbench.engine import Chosen, Progress
+from peftbench.store import write_bytes
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Of the job in `folder`."""
+
+    folder: Path
+
+    @property
+    def file(self) -> Path:
+        """Where it lies."""
+        return self.folder / "state" / "checkpoint.safetensors"
+
+    def write(self, progress: Progress, learner: Mapping[str, Tensor], optimiser: Mapping[str, Tensor]) -> None:
+        """Save everything that the rest of the run depends on."""
+        logits = {f"{rule}|{part}": torch.from_numpy(a) for rule, c in progress.chosen.items() for part, a in c.logits.items()}
+        groups = {"learner": learner, "optimiser": optimiser, "kept": progress.kept, "logits": logits}
+        tensors = {f"{g}|{n}": t.detach().cpu().contiguous().clone() for g, named in groups.items() for n, t in named.items()}
+        plain = {k: v for k, v in vars(progress).items() if k not in {"chosen", "kept"}}
+        chosen = {rule: {"step": c.step, "score": c.score} for rule, c in progress.chosen.items()}
+        self.file.parent.mkdir(exist_ok=True, mode=0o700)
+        write_bytes(self.file, save(tensors, {"progress": json.dumps(plain | {"chosen": chosen})}))
+
+    def read(self) -> tuple[Progress, dict[str, Tensor], dict[str, Tensor]] | None:
+        """Progress, the learner's tensors and the optimiser's; None where there is nothing to go on from."""
+        try:
+            with safe_open(self.file, "pt") as stored:
+                facts = json.loads(stored.metadata()["progress"])
+                tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - not a dict
+        except (FileNotFoundError, SafetensorError, KeyError, ValueError):
+            return None
+        rules = facts.pop("chosen")
+        chosen = {rule: Chosen(c["step"], c["score"], _arrays(_under(tensors, f"logits|{rule}|"))) for rule, c in rules.items()}
+        progress = Progress(**facts, chosen=chosen, kept=_under(tensors, "kept|"))
+        return progress, _under(tensors, "learner|"), _under(tensors, "optimiser|")
+
+    def clear(self) -> None:
+        """The job is done."""
+        shutil.rmtree(self.file.parent, ignore_errors=True)
+
+
+def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+
+
+def _arrays(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    return {part: t.numpy() for part, t in tensors.items()}

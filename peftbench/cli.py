@@ -1,0 +1,195 @@
+"""The command line. Imports nothing heavy before a verb needs it: `peftbench --help` answers at once."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from peftbench.errors import PeftbenchError
+
+if TYPE_CHECKING:
+    from peftbench.spec import Places, Study
+
+app = typer.Typer(
+    help="Compare parameter-efficient fine-tuning methods for vision transformers on medical images.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+# One name for each option, so that every verb spells it the same.
+StoreOption = Annotated[Path, typer.Option("--store", help="Folder of the results.")]
+DataOption = Annotated[Path | None, typer.Option("--data", envvar="PEFTBENCH_DATA", help="Folder that holds the data sets.")]
+CacheOption = Annotated[Path | None, typer.Option("--cache", envvar="PEFTBENCH_CACHE", help="Folder for decoded images and estimates.")]
+MethodsOption = Annotated[str, typer.Option("--methods", help="Such as lora,shpeft or 'lora[r=4],shpeft[lam=0.5]'.")]
+DatasetsOption = Annotated[str, typer.Option("--datasets", help="Names, all, paper, phantoms, or folder:PATH.")]
+RatiosOption = Annotated[str, typer.Option("--ratios", help="Budgets: shares (0.1%,1%) or counts (100k) of trainable weights.")]
+SeedsOption = Annotated[str, typer.Option("--seeds", help="Such as 0,1,2.")]
+BackboneOption = Annotated[str, typer.Option("--backbone", help="mini, clip_vit_b16, timm:NAME[depth=8], open_clip:ARCH/TAG; @random behind it.")]
+WeightsOption = Annotated[Path | None, typer.Option("--weights", help="File of pretrained weights for the backbone.")]
+SizeOption = Annotated[int | None, typer.Option("--image-size", help="Pixels; default: the backbone's own.")]
+RecipeOption = Annotated[str, typer.Option("--recipe", help="quick, standard or paper.")]
+TuneOption = Annotated[int | None, typer.Option("--tune", help="Learning rates to try for each method, on validation; 0 = none.")]
+BaselinesOption = Annotated[bool, typer.Option("--baselines/--no-baselines", help="Add majority, linear and linear on random weights.")]
+PrecisionOption = Annotated[str, typer.Option("--precision", help="auto, fp32 or bf16.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+
+
+@app.command()
+def run(  # noqa: PLR0913 - one parameter an option
+    study: Annotated[Path | None, typer.Argument(help="A study.toml; options given beside it win.")] = None,
+    methods: MethodsOption = "",
+    datasets: DatasetsOption = "",
+    ratios: RatiosOption = "",
+    seeds: SeedsOption = "",
+    backbone: BackboneOption = "",
+    weights: WeightsOption = None,
+    image_size: SizeOption = None,
+    recipe: RecipeOption = "",
+    tune: TuneOption = None,
+    steps: Annotated[int | None, typer.Option(help="Training steps, instead of the recipe's.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Images a step, instead of the recipe's.")] = None,
+    evaluations: Annotated[int | None, typer.Option(help="How often to evaluate, instead of the recipe's.")] = None,
+    lr: Annotated[float | None, typer.Option(help="One learning rate for every method, untuned.")] = None,
+    baselines: BaselinesOption = True,  # noqa: FBT002 - typer's way of flags
+    precision: PrecisionOption = "",
+    device: DeviceOption = "auto",
+    threads: Annotated[int | None, typer.Option(help="CPU threads of a job; part of its identity.")] = None,
+    jobs: Annotated[int, typer.Option(help="Jobs side by side; 0 = one a core on CPU, one on a GPU.")] = 0,
+    skip_broken: Annotated[bool, typer.Option("--skip-broken", help="Leave out images that do not open.")] = False,  # noqa: FBT002
+    store: StoreOption = Path("runs"),
+    data: DataOption = None,
+    cache: CacheOption = None,
+) -> None:
+    """Train every method on every data set; without arguments, the quick study."""
+    from peftbench.show import run_study  # noqa: PLC0415
+
+    wanted = _study(study, locals())
+    code = run_study(wanted, _places(store, data, cache, weights, device), jobs, skip_broken=skip_broken)
+    raise typer.Exit(code)
+
+
+@app.command()
+def plan(  # noqa: PLR0913
+    study: Annotated[Path | None, typer.Argument(help="A study.toml; options given beside it win.")] = None,
+    methods: MethodsOption = "",
+    datasets: DatasetsOption = "",
+    ratios: RatiosOption = "",
+    seeds: SeedsOption = "",
+    backbone: BackboneOption = "",
+    image_size: SizeOption = None,
+    recipe: RecipeOption = "",
+    tune: TuneOption = None,
+    baselines: BaselinesOption = True,  # noqa: FBT002
+    data: DataOption = None,
+    json: JsonOption = False,  # noqa: FBT002
+) -> None:
+    """List the jobs of a study with exact counts; needs neither weights nor images and trains nothing."""
+    from peftbench.show import show_plan  # noqa: PLC0415
+
+    wanted = _study(study, locals())
+    show_plan(wanted, _places(Path("runs"), data, None, None, "auto"), as_json=json)
+
+
+@app.command()
+def report(
+    store: Annotated[Path, typer.Argument(help="Folder of the results.")] = Path("runs"),
+    formats: Annotated[str, typer.Option("--format", help="Some of markdown (md), latex, csv, figure.")] = "markdown,latex,csv,figure",
+    out: Annotated[Path | None, typer.Option("--out", help="Where to write; default reports/NAME OF THE STORE.")] = None,
+) -> None:
+    """Write tables and figures from finished jobs; trains nothing."""
+    from peftbench.show import write_report  # noqa: PLC0415
+
+    write_report(store, formats, out or Path("reports") / store.resolve().name)
+
+
+@app.command()
+def status(store: Annotated[Path, typer.Argument(help="Folder of the results.")] = Path("runs"), json: JsonOption = False) -> None:  # noqa: FBT002
+    """What is done, running, interrupted and failed."""
+    from peftbench.show import show_status  # noqa: PLC0415
+
+    show_status(store, as_json=json)
+
+
+@app.command("list")
+def list_(
+    kind: Annotated[str, typer.Argument(help="methods, datasets, backbones, metrics, reports or recipes.")],
+    json: JsonOption = False,  # noqa: FBT002
+) -> None:
+    """What there is."""
+    from peftbench.listing import show_list  # noqa: PLC0415
+
+    show_list(kind, as_json=json)
+
+
+@app.command()
+def show(
+    kind: Annotated[str, typer.Argument(help="method, dataset, backbone or recipe.")],
+    name: str,
+    json: JsonOption = False,  # noqa: FBT002
+) -> None:
+    """All about one of them."""
+    from peftbench.listing import show_one  # noqa: PLC0415
+
+    show_one(kind, name, as_json=json)
+
+
+def _study(file: Path | None, given: dict[str, object]) -> Study:
+    """The study file's values, with those given as options put over them."""
+    from dataclasses import fields, replace  # noqa: PLC0415
+
+    from peftbench.spec import Study, load_study, make, texts  # noqa: PLC0415
+
+    base = load_study(file) if file else Study()
+    many = {"methods", "datasets", "ratios", "seeds"}
+    known = {f.name for f in fields(Study)}
+    said = {k: texts(str(v)) if k in many else v for k, v in given.items() if k in known and v not in (None, "")}
+    if base.baselines is False:
+        said.pop("baselines", None)
+    asked = make(Study, said, "The command line")
+    return replace(base, **{name: getattr(asked, name) for name in said})
+
+
+def _places(store: Path, data: Path | None, cache: Path | None, weights: Path | None, device: str) -> Places:
+    from platformdirs import user_cache_path, user_data_path  # noqa: PLC0415
+
+    from peftbench.errors import RequestError  # noqa: PLC0415
+    from peftbench.measure import auto_device  # noqa: PLC0415
+    from peftbench.spec import Places  # noqa: PLC0415
+
+    if device not in {"auto", "cpu", "cuda"}:
+        raise RequestError(f"--device {device}: it is auto, cpu or cuda.")
+    if device == "cuda" and auto_device() != "cuda":
+        raise RequestError("--device cuda: torch sees no CUDA card on this machine; use --device cpu.")
+    return Places(
+        store=store,
+        data=data or user_data_path("peftbench") / "data",
+        cache=cache or user_cache_path("peftbench"),
+        weights=weights,
+        device=auto_device() if device == "auto" else device,
+    )
+
+
+def main() -> None:
+    """Entry point: errors of the user's making are one sentence and exit code 2."""
+    debug = "--debug" in sys.argv
+    sys.argv = [word for word in sys.argv if word != "--debug"]
+    try:
+        app()
+    except PeftbenchError as error:
+        if debug:
+            traceback.print_exc()
+        typer.echo(f"peftbench: {error}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        typer.echo("peftbench: interrupted; the same command goes on from the last checkpoint.", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of our output went away

@@ -1,0 +1,94 @@
+"""What the machine is and what a job takes of it."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import psutil
+import torch
+
+_CLEAR = Path("/proc/self/clear_refs")  # Linux: writing 5 forgets the peak of the resident set
+
+
+def environment(device: str) -> dict[str, str]:
+    """Versions and hardware, for the record."""
+    packages = {name: version(name) for name in ("torch", "timm", "peft", "numpy", "peftbench")}
+    card = torch.cuda.get_device_name() if device == "cuda" else _processor()
+    return {"python": platform.python_version(), "system": platform.system(), "device": device, "hardware": card, **packages}
+
+
+def _processor() -> str:
+    """The processor's model name, as far as the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def auto_device() -> str:
+    """CUDA where there is a card."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def auto_precision(device: str) -> str:
+    """bf16 where the hardware multiplies it natively, else fp32."""
+    if device == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+    try:
+        return "bf16" if "avx512_bf16" in Path("/proc/cpuinfo").read_text() else "fp32"
+    except OSError:
+        return "fp32"
+
+
+@dataclass
+class Peak:
+    """Filled when the measured block ends."""
+
+    bytes: int = 0
+
+
+@contextmanager
+def peak_memory(device: str) -> Iterator[Peak]:
+    """The most memory a block takes: the allocator's peak on a GPU, the growth of the resident set on CPU."""
+    peak, before = Peak(), _reset(device)
+    try:
+        yield peak
+    finally:
+        peak.bytes = max(0, _highest(device) - before)
+
+
+def _reset(device: str) -> int:
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        return 0
+    try:
+        _CLEAR.write_text("5")
+    except OSError:
+        pass  # not Linux, or not allowed: the peak is then that of the whole process
+    return int(psutil.Process().memory_info().rss)
+
+
+def _highest(device: str) -> int:
+    if device == "cuda":
+        return int(torch.cuda.max_memory_allocated())
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        return _highest_elsewhere()
+
+
+def _highest_elsewhere() -> int:
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource  # noqa: PLC0415 - not on Windows
+
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(used if sys.platform == "darwin" else used * 1024)

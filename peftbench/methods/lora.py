@@ -1,0 +1,48 @@
+"""LoRA: a low-rank change beside chosen projections (Hu et al., ICLR 2022), through Hugging Face peft."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch import nn
+
+from peftbench.errors import RequestError
+from peftbench.grafts import LoRATuner
+from peftbench.plan import Method, Plan, Probe
+
+SITES = {"qkv": "attn.qkv", "proj": "attn.proj", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}
+
+
+@dataclass(frozen=True)
+class LoRA(Method):
+    """y = Wx + b + (alpha/r) B A x with A (r, in) uniform and B (out, r) zero, so that step 0 is the pretrained model.
+
+    On timm's fused qkv one A serves query, key and value.
+    """
+
+    knob: ClassVar[str | None] = "r"
+
+    r: int = 8
+    alpha: int | Literal["r"] = 8  # "r": the scale alpha/r stays 1 whatever the rank
+    sites: tuple[str, ...] = ("qkv",)
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if strange := [site for site in self.sites if site not in SITES] or ([] if self.sites else ["nothing"]):
+            raise RequestError(f"lora: sites = {strange[0]!r} will not do: there are {', '.join(SITES)}; join several with +.")
+        if self.r < 1:
+            raise RequestError(f"lora: r = {self.r} will not do: the rank is at least 1.")
+
+    def plan(self, vit: nn.Module, probe: Probe) -> Plan:
+        """A graft around every chosen projection of every block."""
+        alpha = self.r if self.alpha == "r" else self.alpha
+        blocks = [name for name, _ in vit.get_submodule("blocks").named_children()]
+        places = [f"blocks.{block}.{SITES[site]}" for block in blocks for site in self.sites]
+        return Plan(grafts={place: (LoRATuner, {"r": self.r, "alpha": alpha, "dropout": self.dropout}) for place in places})
+
+    def sizes(self, vit: nn.Module) -> Sequence[int]:
+        """Every rank up to the width."""
+        return range(1, int(vit.get_parameter("cls_token").shape[-1]) + 1)
+
+
+plugin = LoRA

@@ -1,0 +1,22 @@
+"""The class frequencies of train, whatever the image: what accuracy alone would flatter."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import nn
+
+from peftbench.plan import Method, Plan, Probe
+
+
+@dataclass(frozen=True)
+class Majority(Method):
+    """No training, not even of a head: the logits are the log frequencies."""
+
+    trains: ClassVar[bool] = False
+
+    def plan(self, vit: nn.Module, probe: Probe) -> Plan:
+        """Nothing."""
+        return Plan()
+
+
+plugin = Majority

@@ -1,0 +1,67 @@
+"""Name -> plug-in. Ours are files of five folders, other people's are entry points; loaded when asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from pkgutil import iter_modules
+from typing import Any
+
+from peftbench.errors import PeftbenchError, PluginError, UnknownNameError
+
+FOLDERS = ("methods", "datasets", "backbones", "metrics", "reports")
+
+
+@dataclass(frozen=True)
+class Registry:
+    """All plug-ins of one kind, from the folder and the entry point group `peftbench.<folder>`."""
+
+    folder: str
+
+    @property
+    def kind(self) -> str:
+        """What one of them is called in a sentence."""
+        return {"datasets": "data set"}.get(self.folder, self.folder.removesuffix("s"))
+
+    def own(self) -> frozenset[str]:
+        """The built-in names: the stems of the files here. Imports nothing."""
+        here = Path(__file__).parent / self.folder
+        return frozenset(m.name for m in iter_modules([str(here)]) if not m.name.startswith("_"))
+
+    def others(self) -> dict[str, EntryPoint]:
+        """The names that installed packages bring. Raises PluginError when one of them is taken."""
+        found: dict[str, EntryPoint] = {}
+        for point in entry_points(group=f"peftbench.{self.folder}"):
+            rival = "peftbench itself" if point.name in self.own() else found[point.name].value if point.name in found else None
+            if rival is not None:
+                message = f"Two plug-ins call a {self.kind} {point.name!r}: {rival} and {point.value}; uninstall one."
+                raise PluginError(message)
+            found[point.name] = point
+        return found
+
+    def names(self) -> tuple[str, ...]:
+        """Every name, sorted. Imports no plug-in."""
+        return tuple(sorted(self.own() | self.others().keys()))
+
+    def get(self, name: str) -> Any:  # noqa: ANN401 - what it is, its folder's contract says
+        """The plug-in called `name`. Raises UnknownNameError, or PluginError if it cannot be loaded."""
+        others = self.others()
+        if name not in self.own() and name not in others:
+            raise UnknownNameError(self.kind, name, self.names())
+        where = others[name].value if name in others else f"peftbench.{self.folder}.{name}:plugin"
+        try:
+            return others[name].load() if name in others else import_module(where.partition(":")[0]).plugin
+        except PeftbenchError:
+            raise
+        except Exception as error:
+            message = f"The {self.kind} {name!r} ({where}) cannot be loaded: {type(error).__name__}: {error}"
+            raise PluginError(message) from error
+
+
+@lru_cache
+def registry(folder: str) -> Registry:
+    """The registry of one of FOLDERS."""
+    return Registry(folder)

@@ -1,0 +1,278 @@
+"""ONE job from start to end. Read this file first.
+
+data -> network -> plan -> carry out -> fit -> logits -> delta -> record, the record last and in one piece.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from peftbench import backbone, delta, measure, pixels, store
+from peftbench.checkpoint import Checkpoint
+from peftbench.contract import BackboneFacts, Budget, Choice, Costs, Counts, DataFacts, Labels, Logits, MethodFacts, Record, Tuning
+from peftbench.engine import Chosen, Learner, Progress, Task, Watch, fit, forward, make_loss
+from peftbench.errors import PeftbenchError
+from peftbench.head import Classifier, Head
+from peftbench.pixels import Data, Features, Images
+from peftbench.plan import Method
+from peftbench.probe import Batch, GradientProbe
+from peftbench.registry import registry
+from peftbench.spec import Job, Places, digest, make
+from peftbench.store import Store
+
+PRECISIONS: Mapping[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16}
+UNCONVERGED = 0.9  # of the entropy of the class frequencies: a training loss above it has learnt next to nothing
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a job found out, before it is written down."""
+
+    progress: Progress
+    counts: Counts
+    facts: Mapping[str, float]
+    selection_seconds: float
+    delta_bytes: int
+
+
+def run(job: Job, places: Places, watch: Watch | None = None) -> Record | None:
+    """Do a job that is not done, or go on with it; its record, or None where another process is at it.
+
+    Whatever goes wrong within the job becomes a failed record, so that the rest of a study goes on.
+    """
+    here = Store(places.store)
+    with here.claim(job.id) as mine:
+        if not mine:
+            return None
+        done = here.record(job.id)
+        if done is not None and done.status == "done":
+            return done
+        if done is not None:
+            here.forget(job.id)
+        started = time.perf_counter()
+        store.write_json(here.folder(job.id) / "job.json", asdict(job) | {"identity": job.identity(), "id": job.id})
+        if job.threads:
+            torch.set_num_threads(job.threads)
+        data = pixels.find(job.fingerprint, job.preprocessing, places.cache)
+        with measure.peak_memory(places.device) as peak:
+            outcome = _guarded(job, places, data, watch)
+        record = _record(job, places, data, outcome, time.perf_counter() - started, peak.bytes)
+        store.write_bytes(here.folder(job.id) / "record.json", record.model_dump_json(indent=1).encode())
+        Checkpoint(here.folder(job.id)).clear()
+        return record
+
+
+def _guarded(job: Job, places: Places, data: Data, watch: Watch | None) -> Outcome | str:
+    """The outcome, or the reason of the failure in a sentence."""
+    try:
+        return _work(job, places, data, watch)
+    except PeftbenchError as error:
+        return str(error)
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        return f"Out of memory: {str(error).splitlines()[0] if str(error) else 'the machine has no more'}; a smaller --batch may do."
+    except Exception as error:  # noqa: BLE001 - a plug-in may raise anything, and the study must go on
+        return f"{type(error).__name__}: {error}"
+
+
+def _work(job: Job, places: Places, data: Data, watch: Watch | None) -> Outcome:
+    """The job itself."""
+    method, folder = make_method(job), Store(places.store).folder(job.id)
+    if not method.trains:
+        progress = _untrained(job, data)
+        _write_results(job, places, data, progress)
+        return Outcome(progress, Counts(trainable=0, head=0), {}, 0.0, 0)
+
+    vit = backbone.find(job.backbone, job.image_size, places.weights).build(job.seed)
+    model = Classifier(vit, _head(job, vit, data)).to(places.device)
+    task = _task(job, places, data)
+
+    started = time.perf_counter()
+    plan = method.plan(vit, _probe(job, places, model, task))
+    selection_seconds = time.perf_counter() - started
+    counts = Counts(trainable=plan.count(vit), head=sum(p.numel() for p in model.head.parameters()))
+
+    torch.manual_seed(job.seed)
+    tuned = plan.carry_out(vit)
+    head = {f"head/{name}": tensor for name, tensor in model.head.state_dict(keep_vars=True).items()}
+    learner = Learner(model, {**tuned.tensors, **head})
+    autocast = PRECISIONS[job.recipe.precision]
+    if plan.empty and job.recipe.augmentation == "none":  # nothing before the head changes: look at each image once
+        learner, task = Learner(model.head, head), _features(model, task, autocast)
+    checkpoint = Checkpoint(folder)
+    progress = fit(learner, task, job.recipe, job.seed, autocast, checkpoint.read(), checkpoint.write, watch)
+
+    _write_results(job, places, data, progress)
+    size = delta.write(folder, plan, progress.kept, _about(job, data)) if job.role == "final" else 0
+    return Outcome(progress, counts, plan.facts, selection_seconds, size)
+
+
+# --- what a job is made of -------------------------------------------------------------------------------------------
+
+
+def make_method(job: Job) -> Method:
+    """The method with the job's hyper-parameters."""
+    kind: type[Method] = registry("methods").get(job.method)
+    return make(kind, job.fields, job.method)
+
+
+def _head(job: Job, vit: Any, data: Data) -> Head:  # noqa: ANN401 - a timm VisionTransformer
+    return Head(vit.num_features, len(data.card.classes), job.recipe.head, job.recipe.head_scale, job.seed)
+
+
+def _task(job: Job, places: Places, data: Data) -> Task:
+    """Images and labels on the device; a trial never holds test."""
+    device = torch.device(places.device)
+    images = {part: Images(data.pixels(part), job.preprocessing, device) for part, size in data.sizes.items() if size}
+    seen = ("val",) if job.role == "trial" else ("val", "test")
+    parts = {part: (images[part], data.labels[part]) for part in seen if part in images}
+    return Task(images["train"], torch.from_numpy(data.labels["train"]).to(device), parts, len(data.card.classes))
+
+
+def _probe(job: Job, places: Places, model: Classifier, task: Task) -> GradientProbe:
+    """One pass over train in the order of the first epoch, in training batches."""
+
+    def batches() -> Iterator[Batch]:
+        first = np.random.default_rng([job.seed, 7, 0]).permutation(len(task.train))
+        for index in np.split(first, range(job.recipe.batch, len(first), job.recipe.batch)):
+            yield task.train.batch(index), task.labels[torch.from_numpy(index).to(task.labels.device)]
+
+    decides = {**job.identity(), "method": "probe", "recipe": [job.recipe.batch, job.recipe.head, job.recipe.head_scale]}
+    decides |= {"precision": job.recipe.precision, "loss": job.recipe.class_weights, "role": "", "device": places.device}
+    keep = places.cache / "probes" / digest(decides)[:24]
+    return GradientProbe(model, batches, make_loss(job.recipe, task), PRECISIONS[job.recipe.precision], keep)
+
+
+def _features(model: Classifier, task: Task, autocast: torch.dtype | None) -> Task:
+    """The task with every image replaced by the frozen backbone's features of it."""
+    parts = {name: (Features(forward(model.vit, images, autocast).clone()), labels) for name, (images, labels) in task.parts.items()}
+    return replace(task, train=Features(forward(model.vit, task.train, autocast).clone()), parts=parts)
+
+
+def _untrained(job: Job, data: Data) -> Progress:
+    """The log frequency of each class in train, for every image."""
+    frequency = np.bincount(data.labels["train"], minlength=len(data.card.classes)) / data.sizes["train"]
+    row = np.log(frequency).astype(np.float32)
+    parts = [part for part in (("val",) if job.role == "trial" else ("val", "test")) if data.sizes[part]]
+    logits = {part: np.tile(row, (data.sizes[part], 1)) for part in parts}
+    rules = ["last", *(["validation"] if "val" in parts else []), *(["oracle"] if "test" in parts else [])]
+    return Progress(chosen={rule: Chosen(0, 0.0, logits) for rule in rules})
+
+
+# --- what a job leaves -----------------------------------------------------------------------------------------------
+
+
+def _write_results(job: Job, places: Places, data: Data, progress: Progress) -> None:
+    """Curve, predictions and, apart from them, what may name a patient."""
+    folder = Store(places.store).folder(job.id)
+    arrays: dict[str, NDArray[Any]] = {}
+    for part in next(iter(progress.chosen.values())).logits:
+        arrays[f"{part}/labels"] = data.labels[part]
+        arrays[f"{part}/groups"] = np.unique(data.groups[part], return_inverse=True)[1].astype(np.int64)
+        arrays |= {f"{part}/{rule}/logits": chosen.logits[part] for rule, chosen in progress.chosen.items()}
+    store.write_predictions(folder / "predictions.npz", arrays)
+    if progress.curve:
+        store.write_curve(folder / "curve.csv", progress.curve)
+    private = folder / "private.json"
+    store.write_json(private, {"names": data.names, "groups": data.groups})
+    private.chmod(0o600)
+
+
+def _about(job: Job, data: Data) -> dict[str, Any]:
+    """What a delta must say of itself."""
+    return {
+        "base": job.digest,
+        "backbone": job.backbone,
+        "method": {"name": job.method, "version": job.version, "fields": dict(job.fields)},
+        "head": {"kind": job.recipe.head, "scale": job.recipe.head_scale, "classes": list(data.card.classes)},
+        "preprocessing": asdict(job.preprocessing),
+        "image_size": job.image_size,
+        "job": job.id,
+        "use": "For research only; not a medical device.",
+    }
+
+
+def _record(job: Job, places: Places, data: Data, outcome: Outcome | str, seconds: float, peak: int) -> Record:
+    """The record of a job that ended, well or not."""
+    blank = backbone.find(job.backbone, job.image_size, blank=True).blank()
+    facts = {
+        "id": job.id,
+        "role": job.role,
+        "method": MethodFacts(name=job.method, version=job.version, fields=dict(job.fields), label=job.label),
+        "data": DataFacts(
+            name=job.dataset,
+            fingerprint=data.fingerprint,
+            split=data.rule,
+            sizes=data.sizes,
+            groups={part: len(set(keys)) for part, keys in data.groups.items()},
+            card=asdict(data.card),
+            notes=list(data.notes),
+        ),
+        "backbone": BackboneFacts(
+            name=job.backbone.removesuffix("@random"),
+            digest=job.digest,
+            random=job.backbone.endswith("@random"),
+            parameters=sum(p.numel() for p in blank.parameters()),
+            preprocessing=asdict(job.preprocessing),
+        ),
+        "recipe": asdict(job.recipe),
+        "seed": job.seed,
+        "threads": job.threads,
+        "tuning": Tuning.model_validate(job.tuning) if job.tuning else None,
+        "environment": measure.environment(places.device),
+    }
+    if isinstance(outcome, str):
+        return Record(status="failed", reason=outcome, **facts)
+    return Record(status="done", **facts, **_found(job, data, outcome, seconds, peak))
+
+
+def _found(job: Job, data: Data, outcome: Outcome, seconds: float, peak: int) -> dict[str, Any]:
+    """What only a finished job can say."""
+    progress, reached = outcome.progress, outcome.counts.trainable
+    rate = progress.step * job.recipe.batch / progress.train_seconds if progress.train_seconds else None
+    return {
+        "budget": Budget(target=job.target, reached=reached, knob=job.knob, edge=job.edge),
+        "counts": outcome.counts,
+        "choices": {rule: _choice(chosen, data) for rule, chosen in progress.chosen.items()},
+        "costs": Costs(
+            seconds=seconds,
+            selection_seconds=outcome.selection_seconds,
+            train_seconds=progress.train_seconds,
+            evaluation_seconds=progress.evaluation_seconds,
+            images_per_second=rate,
+            peak_memory=peak,
+            delta_bytes=outcome.delta_bytes,
+        ),
+        "facts": dict(outcome.facts),
+        "notes": _notes(progress, data),
+    }
+
+
+def _choice(chosen: Chosen, data: Data) -> Choice:
+    scores = {part: score(logits, data.labels[part]) for part, logits in chosen.logits.items()}
+    return Choice(step=chosen.step, val=scores.get("val", {}), test=scores.get("test", {}))
+
+
+def score(logits: Logits, labels: Labels) -> dict[str, float | None]:
+    """Every registered metric; None where it is undefined."""
+    scores: dict[str, float | None] = {}
+    for name in registry("metrics").names():
+        value = registry("metrics").get(name)(logits, labels)
+        named = value if isinstance(value, Mapping) else {name: value}
+        scores |= {key: float(v) if math.isfinite(v) else None for key, v in named.items()}
+    return scores
+
+
+def _notes(progress: Progress, data: Data) -> list[str]:
+    """What a reader of the row must know."""
+    share = np.bincount(data.labels["train"]) / data.sizes["train"]
+    entropy = -float(np.sum(share * np.log(share, where=share > 0, out=np.zeros_like(share))))
+    stuck = progress.curve and progress.curve[-1]["train_loss"] > UNCONVERGED * entropy
+    return ["not converged"] if stuck else []

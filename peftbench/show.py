@@ -1,0 +1,166 @@
+"""What the verbs print: a live display while a study runs, tables at its end. Calls the study; decides nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from peftbench import study as studies
+from peftbench import tables, workers
+from peftbench.contract import Record, Result
+from peftbench.errors import RequestError
+from peftbench.registry import registry
+from peftbench.spec import Job, Places, Study
+from peftbench.store import Store
+
+SHORT = {"md": "markdown", "tex": "latex", "png": "figure"}
+console = Console(highlight=False)
+
+
+def run_study(asked: Study, places: Places, jobs: int, *, skip_broken: bool) -> int:
+    """Run what is not done, end with a table; 0 when all is done, 1 when some jobs failed."""
+    started = time.perf_counter()
+    store = Store(places.store)
+    store.prepare()
+    resolved = studies.resolve(asked, places, skip_broken=skip_broken)
+    for line in resolved.says:
+        console.print(line)
+    count = jobs or (1 if places.device == "cuda" else len(os.sched_getaffinity(0)))
+    trials = list({t.id: t for draft in resolved.drafts for t in draft.trials}.values())
+    _run_jobs("trials", trials, places, count)
+    finals = list({j.id: j for j in (draft.final(store) for draft in resolved.drafts)}.values())
+    studies.note_study(resolved, finals, store)
+    _run_jobs("jobs", finals, places, count)
+    return _conclude(finals, store, time.perf_counter() - started)
+
+
+def _run_jobs(what: str, jobs: Sequence[Job], places: Places, count: int) -> None:
+    store = Store(places.store)
+    todo = [job for job in jobs if store.state(job.id) != "done"]
+    if not todo:
+        return
+    if len(todo) < len(jobs):
+        console.print(f"{len(jobs) - len(todo)} of {len(jobs)} {what} were done before.")
+    with Board(what, todo) as board:
+        workers.run_all(todo, places, count, board.tick, board.done)
+
+
+class Board:
+    """Progress: bars in a terminal, plain lines elsewhere."""
+
+    def __init__(self, what: str, jobs: Sequence[Job]) -> None:
+        self._jobs = {job.id: job for job in jobs}
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        self._bars = Progress(*columns, TextColumn("{task.fields[note]}"), console=console, disable=not console.is_terminal)
+        self._all = self._bars.add_task(what, total=len(jobs), note="")
+        self._of: dict[str, TaskID] = {}
+        self._finished = 0
+
+    def __enter__(self) -> Board:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def tick(self, tick: workers.Tick) -> None:
+        """A job went on."""
+        job = self._jobs[tick.job_id]
+        if job.id not in self._of:
+            self._of[job.id] = self._bars.add_task(f"  {_name(job)}", total=job.recipe.steps, note="")
+        best = f", best {tick.best:.3f}" if tick.best is not None else ""
+        self._bars.update(self._of[job.id], completed=tick.step, note=f"{tick.rate:.0f} images/s{best}")
+
+    def done(self, job: Job, record: Record) -> None:
+        """A job ended."""
+        self._finished += 1
+        if job.id in self._of:
+            self._bars.remove_task(self._of.pop(job.id))
+        self._bars.update(self._all, completed=self._finished)
+        if not console.is_terminal or record.status == "failed":
+            console.print(f"[{self._finished}/{len(self._jobs)}] {_name(job)}: {_outcome(record)}", markup=False)
+
+
+def _name(job: Job) -> str:
+    random = " (random weights)" if job.backbone.endswith("@random") else ""
+    size = f" @ {job.target:,}" if job.target is not None else ""
+    trial = f" lr {job.recipe.lr:g}" if job.role == "trial" else ""
+    return f"{job.label}{random}{size} on {job.dataset}, seed {job.seed}{trial}"
+
+
+def _outcome(record: Record) -> str:
+    if record.status == "failed":
+        return f"FAILED: {record.reason}"
+    choice = record.choices[record.rule]
+    part, scores = ("validation", choice.val) if record.role == "trial" else ("test", choice.test)
+    value = scores.get("macro_f1")
+    return f"{part} macro F1 {value:.3f}, {record.costs.seconds if record.costs else 0:.0f} s"
+
+
+def _conclude(finals: Sequence[Job], store: Store, seconds: float) -> int:
+    ids = {job.id for job in finals}
+    results = [Result(record, store.folder(job.id)) for job in finals if (record := store.record(job.id)) is not None]
+    failed = [r.record for r in results if r.record.status == "failed"]
+    console.print(tables.terminal(results))
+    for line in tables.caption(results):
+        console.print(line, markup=False)
+    for record in failed:
+        console.print(f"FAILED {record.label} on {record.data.name}: {record.reason}", markup=False)
+    figures = registry("reports").get("figure").write(results, store.root) if len(failed) < len(results) else []
+    for file in figures:
+        console.print(f"Figure: {file}", markup=False)
+    console.print(f"{len(ids) - len(failed)} of {len(ids)} jobs done in {seconds:.0f} s; results in {store.root}.", markup=False)
+    console.print(f"Next: peftbench report {store.root}", markup=False)
+    return 1 if failed else 0
+
+
+def show_plan(asked: Study, places: Places, *, as_json: bool) -> None:
+    """The jobs of a study by name, with counts that need neither weights nor images."""
+    rows = studies.outline(asked, places)
+    if as_json:
+        console.print_json(json.dumps(rows))
+        return
+    table = Table(title=f"{len(rows)} jobs; ids need the files")
+    for column in rows[0]:
+        table.add_column(column, justify="right" if isinstance(rows[0][column], int) else "left")
+    for row in rows:
+        table.add_row(*(f"{v:,}" if isinstance(v, int) else str(v if v is not None else "") for v in row.values()))
+    console.print(table)
+
+
+def write_report(root: Path, formats: str, out: Path) -> None:
+    """Write every format asked for and say where."""
+    results = Store(root).results()
+    if not [r for r in results if r.record.role == "final"]:
+        raise RequestError(f"No job in {root} has ended yet; `peftbench status {root}` says how far they are.")
+    names = [SHORT.get(name.strip(), name.strip()) for name in formats.split(",") if name.strip()]
+    writers = [registry("reports").get(name) for name in names]
+    out.mkdir(parents=True, exist_ok=True)
+    for writer in writers:
+        for file in writer.write(results, out):
+            console.print(str(file), markup=False)
+
+
+def show_status(root: Path, *, as_json: bool) -> None:
+    """How many jobs are in which state, and why some failed."""
+    store = Store(root)
+    folder = root / "jobs"
+    if not folder.is_dir():
+        raise RequestError(f"There are no results in {root}; run a study first, or say where it is.")
+    states = {path.name: store.state(path.name) for path in sorted(folder.iterdir())}
+    if as_json:
+        console.print_json(json.dumps(states))
+        return
+    for state, count in sorted(Counter(states.values()).items()):
+        console.print(f"{count:5d} {state}", markup=False)
+    for name in (n for n, state in states.items() if state == "failed"):
+        record = store.record(name)
+        console.print(f"{name} {record.label if record else ''}: {record.reason if record else ''}", markup=False)

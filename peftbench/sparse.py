@@ -1,0 +1,149 @@
+"""Training single weights of a tensor: the chosen values packed in one vector, so that gradient and optimiser state exist for them only.
+
+A Linear weight gets `SparseLinear`, whose backward computes the gradient of no more than the rows x columns that hold
+chosen entries, where that block is small. Every other tensor (norms, biases, embeddings, the patch kernel) gets `Packed`:
+its dense gradient is small beside the layers' products, is gathered and at once freed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrize
+
+BLOCK = 0.25  # largest share of a matrix for which the product on chosen rows x columns pays (measured on CPU)
+
+
+class SparseProduct(torch.autograd.Function):
+    """`x @ weight.T + bias`, with a gradient for `values`, the entries of `weight` at `index`, and none for the rest."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401 - torch's own context has no public type
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        values: Tensor,
+        pattern: Pattern,
+    ) -> Tensor:
+        """x (..., in), weight (out, in), bias (out,), values (k,) -> (..., out)."""
+        if torch.is_autocast_enabled(x.device.type):
+            x, weight = (t.to(torch.get_autocast_dtype(x.device.type)) for t in (x, weight))
+        seen = x.reshape(-1, x.shape[-1])
+        ctx.pattern, ctx.shape, ctx.dtypes = pattern, x.shape, (values.dtype, bias.dtype if bias is not None else None)
+        ctx.save_for_backward(seen.index_select(1, pattern.columns) if pattern.small else seen, weight)
+        return F.linear(x, weight, bias.to(x.dtype) if bias is not None else None)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+        """Gradients of x, bias and values."""
+        seen, weight = ctx.saved_tensors
+        grad = grads[0].to(weight.dtype)
+        flat, (values_type, bias_type) = grad.reshape(-1, grad.shape[-1]), ctx.dtypes
+        of_x = (grad @ weight).view(ctx.shape) if ctx.needs_input_grad[0] else None
+        of_bias = flat.sum(0, dtype=bias_type) if ctx.needs_input_grad[2] else None
+        of_values = ctx.pattern.gather(flat, seen).to(values_type) if ctx.needs_input_grad[3] else None
+        return of_x, None, of_bias, of_values, None
+
+
+class Pattern(nn.Module):
+    """Where the chosen entries of a matrix lie: the rows and columns that hold any, and each entry's place in that block."""
+
+    index: Tensor
+    rows: Tensor
+    columns: Tensor
+    place: Tensor
+
+    def __init__(self, index: Tensor, shape: tuple[int, int]) -> None:
+        """`index`: flat, ascending."""
+        super().__init__()
+        rows, of_row = torch.unique(index // shape[1], return_inverse=True)
+        columns, of_column = torch.unique(index % shape[1], return_inverse=True)
+        self.small = len(rows) * len(columns) < BLOCK * shape[0] * shape[1]
+        self.register_buffer("index", index)
+        for name, value in (("rows", rows), ("columns", columns), ("place", of_row * len(columns) + of_column)):
+            self.register_buffer(name, value, persistent=False)
+
+    def gather(self, grad: Tensor, seen: Tensor) -> Tensor:
+        """The gradient (k,) of the chosen entries from grad (B, out) and the input seen (B, in), or (B, columns) where small."""
+        if self.small:
+            return (grad.index_select(1, self.rows).T @ seen).flatten()[self.place]
+        return (grad.T @ seen).flatten()[self.index]
+
+
+class SparseLinear(nn.Linear):
+    """A Linear layer of whose weight only the entries of a pattern learn; `values` holds them, `weight` shows them."""
+
+    def __init__(self, base: nn.Linear, index: Tensor) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = base.in_features, base.out_features
+        self.weight, self.bias = base.weight, base.bias
+        self.pattern = Pattern(index.to(base.weight.device), (base.out_features, base.in_features))
+        self.values = nn.Parameter(base.weight.detach().flatten()[self.pattern.index].clone())
+        self.decays = True
+
+    def write(self) -> None:
+        """Put the values in their places in `weight`; every forward does, so whoever changes values need not."""
+        with torch.no_grad():
+            self.weight.view(-1).index_copy_(0, self.pattern.index, self.values.detach())
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - nn.Linear's own name
+        """(..., in) -> (..., out)."""
+        self.write()
+        out: Tensor = SparseProduct.apply(input, self.weight, self.bias, self.values, self.pattern)  # type: ignore[no-untyped-call]
+        return out
+
+    def merged(self) -> nn.Linear:
+        """A plain layer with the values in place."""
+        self.write()
+        plain = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
+        plain.weight, plain.bias = self.weight, self.bias
+        return plain
+
+
+class Packed(nn.Module):
+    """Parametrisation of any tensor: the original with `values` written over the entries at `index`."""
+
+    index: Tensor
+
+    def __init__(self, tensor: Tensor, index: Tensor, *, decays: bool) -> None:
+        super().__init__()
+        self.register_buffer("index", index.to(tensor.device))
+        self.values = nn.Parameter(tensor.detach().flatten()[self.index].clone())
+        self.decays = decays
+
+    def forward(self, original: Tensor) -> Tensor:
+        """Same shape as the original."""
+        return original.flatten().index_copy(0, self.index, self.values).view_as(original)
+
+
+def pack(root: nn.Module, name: str, index: Tensor) -> nn.Parameter:
+    """Let only the entries at `index` (flat, ascending) of the tensor `name` learn; returns their packed values."""
+    site, _, leaf = name.rpartition(".")
+    module = root.get_submodule(site)
+    if isinstance(module, nn.Linear) and leaf == "weight":
+        sparse = SparseLinear(module, index)
+        root.set_submodule(site, sparse)
+        return sparse.values
+    tensor = module.get_parameter(leaf)
+    packed = Packed(tensor, index, decays=decays(leaf, tensor))
+    parametrize.register_parametrization(module, leaf, packed)
+    return packed.values
+
+
+def decays(leaf: str, tensor: Tensor) -> bool:
+    """Whether weight decay acts on a tensor: on matrices and kernels, not on vectors and embeddings."""
+    return tensor.dim() >= 2 and leaf not in {"cls_token", "pos_embed", "reg_token"}  # noqa: PLR2004
+
+
+def unpack(root: nn.Module) -> None:
+    """Make every packed tensor plain again, with its trained values in place."""
+    for name, module in list(root.named_modules()):
+        if isinstance(module, SparseLinear):
+            root.set_submodule(name, module.merged())
+    for module in list(root.modules()):
+        for leaf in list(getattr(module, "parametrizations", {})):
+            parametrize.remove_parametrizations(module, leaf, leave_parametrized=True)

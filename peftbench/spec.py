@@ -1,0 +1,270 @@
+"""What is asked for: the little language of names, and Recipe, Job and Study, whose values alone decide a job's id."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from peftbench.contract import Preprocessing
+from peftbench.errors import RequestError
+
+T = TypeVar("T")
+
+# --- the language: lora[r=4,sites=qkv+proj], timm:NAME[depth=8]@random, 1%, 100k -------------------------------------
+
+_SPEC = re.compile(r"(?P<name>[A-Za-z0-9_\-]+)(:(?P<argument>[^\[\]@]+))?(\[(?P<fields>[^\[\]]*)\])?(?P<random>@random)?")
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A plug-in's name with what was written behind it."""
+
+    name: str
+    argument: str | None = None  # after the colon: a path, a model's name
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    random: bool = False  # backbones: the same network with random weights
+
+    def __str__(self) -> str:
+        """As the user would write it."""
+        inside = ",".join(f"{k}={_show(v)}" for k, v in self.fields.items())
+        argument = f":{self.argument}" if self.argument else ""
+        return f"{self.name}{argument}{f'[{inside}]' if inside else ''}{'@random' if self.random else ''}"
+
+
+def parse(text: str) -> Spec:
+    """One spec. A text with a slash and no colon before it is a folder of images."""
+    text = text.strip()
+    if "/" in text.partition(":")[0]:
+        return Spec("folder", text)
+    found = _SPEC.fullmatch(text)
+    if not found:
+        raise RequestError(f"Cannot read {text!r}: write NAME, NAME[field=value,...] or NAME:ARGUMENT.")
+    pairs = [pair.partition("=") for pair in (found["fields"] or "").split(",") if pair.strip()]
+    if bad := [key for key, equals, _ in pairs if not equals]:
+        raise RequestError(f"In {text!r}, {bad[0]!r} has no value: write field=value.")
+    return Spec(found["name"], found["argument"], {k.strip(): _value(v.strip()) for k, _, v in pairs}, bool(found["random"]))
+
+
+def texts(text: str) -> tuple[str, ...]:
+    """Specs, numbers or shares separated by commas outside brackets."""
+    return tuple(piece.strip() for piece in re.split(r",(?![^\[]*\])", text) if piece.strip())
+
+
+def _value(text: str) -> Any:  # noqa: ANN401 - typed by the field it is for
+    if text.endswith("%"):
+        return _number(text[:-1], text) / 100
+    return tuple(text.split("+")) if "+" in text and not re.fullmatch(r"[\d.eE+\-]+", text) else text
+
+
+def _show(value: object) -> str:
+    return "+".join(map(str, value)) if isinstance(value, (tuple, list)) else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _number(text: str, whole: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise RequestError(f"Cannot read {whole!r} as a number.") from None
+
+
+def budget(text: str) -> float | int:
+    """A share of the backbone's weights (`1%`, `0.01`) as a float in (0, 1], or a count (`100k`, `0.3M`, `5000`) as an int."""
+    text = text.strip()
+    scale = {"k": 1_000, "M": 1_000_000}.get(text[-1:], None)
+    number = _number(text[:-1], text) if scale or text.endswith("%") else _number(text, text)
+    if scale:
+        value: float | int = round(number * scale)
+    elif text.endswith("%"):
+        value = number / 100
+    else:
+        value = number if number <= 1 and not text.isdigit() else round(number)
+    if value <= 0 or (isinstance(value, float) and value > 1):
+        raise RequestError(f"The ratio {text!r} is out of range: shares lie above 0% and at most at 100%, counts are positive.")
+    return value
+
+
+def make(kind: type[T], values: Mapping[str, Any], who: str) -> T:
+    """Build a dataclass from written values, converted to the types of its fields. Raises RequestError in the user's words."""
+    assert is_dataclass(kind)
+    known = [f.name for f in fields(kind) if f.init]
+    if strange := sorted(set(values) - set(known)):
+        has = f"its fields are {', '.join(known)}" if known else "it has none"
+        raise RequestError(f"{who} has no field {strange[0]!r}; {has}.")
+    if missing := [f.name for f in fields(kind) if f.init and f.default is MISSING and f.default_factory is MISSING and f.name not in values]:
+        raise RequestError(f"{who} needs a value for {missing[0]!r}.")
+    wanted = {f.name: (values[f.name],) if str(f.type).startswith("tuple") and isinstance(values[f.name], str) else values[f.name] for f in fields(kind) if f.name in values}
+    try:
+        return TypeAdapter(kind).validate_python(wanted)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "a value"
+        raise RequestError(f"{who}: {where} = {first['input']!r} will not do: {first['msg']}.") from None
+
+
+# --- recipes ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train; the same for every method of a study but for the learning rate."""
+
+    name: str = "standard"
+    optimiser: Literal["adamw", "sgd"] = "adamw"
+    lr: float = 1e-3  # at the end of the warm-up
+    momentum: float = 0.9  # sgd
+    weight_decay: float = 0.01  # on matrices, not on vectors
+    batch: int = 64
+    steps: int = 2000
+    warmup: float = 0.1  # share of the steps; then half a cosine to 0, a step at a time
+    evaluations: int = 20  # evenly spaced, the last step included
+    head: Literal["plain", "l2", "batchnorm"] = "plain"
+    head_scale: float = 1.0  # l2: the length of the features
+    selection: Literal["validation", "last"] = "validation"
+    class_weights: Literal["none", "balanced"] = "none"
+    augmentation: Literal["none", "light"] = "none"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "batch", "steps", "evaluations", "head_scale"):
+            if not getattr(self, name) > 0:
+                raise RequestError(f"Recipe {self.name}: {name} must be above 0, not {getattr(self, name)}.")
+        if not 0 <= self.warmup < 1 or self.weight_decay < 0 or not 0 <= self.momentum < 1:
+            raise RequestError(f"Recipe {self.name}: warmup and momentum lie in [0, 1), weight_decay is not negative.")
+
+
+RECIPES: Mapping[str, Recipe] = {
+    "quick": Recipe("quick", batch=32, steps=80, evaluations=5),
+    "standard": Recipe("standard"),
+    "paper": Recipe(
+        "paper", optimiser="sgd", weight_decay=0.0, steps=40_000, warmup=0.0, head="l2", selection="last"
+    ),
+}
+CPU_STANDARD = {"batch": 32, "steps": 150, "evaluations": 10}  # what recipe standard does where there is no GPU
+# Learning rates of recipe `quick`, found once on the validation parts of the phantoms with four trials a method.
+QUICK_RATES: Mapping[str, float] = {"linear": 1e-2, "bitfit": 1e-2, "lora": 1e-2, "shpeft": 1e-3, "full": 1e-3}
+GRID = (1e-5, 1e-4, 1e-3, 1e-2)  # what --tune 4 tries
+
+
+def grid(points: int) -> tuple[float, ...]:
+    """`points` learning rates, evenly spaced in the logarithm over the range of GRID."""
+    if points < 2:  # noqa: PLR2004 - one point is no choice
+        raise RequestError(f"--tune {points}: at least 2 learning rates are needed to choose between.")
+    step = (GRID[-1] / GRID[0]) ** (1 / (points - 1))
+    return tuple(float(f"{GRID[0] * step**i:.2g}") for i in range(points))
+
+
+# --- studies ---------------------------------------------------------------------------------------------------------
+
+QUICK = {
+    "methods": ("bitfit", "lora", "shpeft", "full"),
+    "datasets": ("phantom_ultrasound", "phantom_histology", "phantom_oct"),
+}
+PAPER_SIX = ("chaoyang", "covid_ct", "busi", "chest_xray", "oct", "limuc")
+
+
+@dataclass(frozen=True)
+class Study:
+    """What was asked for, as written on the command line or in study.toml; every field has the flag's name."""
+
+    methods: tuple[str, ...] = ()
+    datasets: tuple[str, ...] = ()
+    ratios: tuple[str, ...] = ()  # none: every method at its own default size
+    seeds: tuple[int, ...] = (0,)
+    backbone: str = ""  # "": clip_vit_b16 when its weights and a GPU are here, else mini
+    image_size: int | None = None
+    recipe: str = ""  # "": quick for the study without arguments, else standard
+    tune: int | None = None  # learning rates to try; None: 4 with recipe standard, else none
+    baselines: bool = True
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    steps: int | None = None  # these four: None = the recipe's
+    batch: int | None = None
+    evaluations: int | None = None
+    lr: float | None = None
+    threads: int = 1
+
+
+def load_study(file: Path) -> Study:
+    """Read study.toml. Raises RequestError naming the file and the key."""
+    try:
+        values = tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RequestError(f"Cannot read the study {file}: {error.strerror}.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RequestError(f"The study {file} is not valid TOML: {error}.") from None
+    return make(Study, values, f"The study {file}")
+
+
+# --- jobs ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Places:
+    """Folders and files of this machine; never part of an id."""
+
+    store: Path
+    data: Path
+    cache: Path
+    weights: Path | None = None
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training run, everything resolved. `identity` decides its id; the fields behind it do not."""
+
+    method: str
+    version: int
+    fields: Mapping[str, Any]  # of the method, the knob resolved
+    defaults: Mapping[str, Any]  # of the same fields
+    dataset: str
+    fingerprint: str
+    split: str
+    backbone: str  # as written, @random included
+    digest: str  # sha256 of the weights, or random:<seed>
+    image_size: int | None  # as asked
+    preprocessing: Preprocessing
+    recipe: Recipe
+    seed: int
+    threads: int | None  # CPU
+    role: Literal["final", "trial"] = "final"
+    knob: str | None = None  # the method's, if it has one
+    target: int | None = None  # trainable parameters asked for
+    edge: Literal["floor", "ceiling"] | None = None
+    tuning: Mapping[str, Any] | None = None
+
+    def identity(self) -> dict[str, Any]:
+        """The resolved values that decide the result, fields at their default left out."""
+        return {
+            "method": {"name": self.method, "version": self.version, "fields": {k: v for k, v in self.fields.items() if v != self.defaults.get(k, MISSING)}},
+            "data": {"fingerprint": self.fingerprint, "split": self.split, "preprocessing": asdict(self.preprocessing)},
+            "backbone": {"name": self.backbone, "digest": self.digest},
+            "recipe": {k: v for k, v in asdict(self.recipe).items() if k == "name" or v != getattr(Recipe(), k)},
+            "threads": self.threads,
+            "seed": self.seed,
+            "role": self.role,
+        }
+
+    @property
+    def id(self) -> str:
+        """Sixteen hexadecimal digits."""
+        return digest(self.identity())[:16]
+
+    @property
+    def label(self) -> str:
+        """How a table calls the method: its name and the fields that are not at their default, the knob's aside."""
+        turned = self.knob if self.target is not None else None
+        inside = {k: v for k, v in self.fields.items() if k != turned and v != self.defaults.get(k, MISSING)}
+        return str(Spec(self.method, None, inside))
+
+
+def digest(value: object) -> str:
+    """sha256 of canonical JSON."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":"), default=list).encode()).hexdigest()

@@ -1,0 +1,201 @@
+"""Scores with their uncertainty, from stored logits alone.
+
+The interval is the percentile bootstrap of `scipy.stats.bootstrap` over groups (patients, lesions): images of one group
+are not independent, so a group is drawn whole or not at all. Every statistic here is a function of the confusion
+matrix, and a resample's matrix is the sum of its groups' matrices; nothing tells groups with equal matrices apart, so
+it is enough to count how often each kind of group was drawn. Thousands of resamples take some ten milliseconds.
+
+What the interval covers: which groups happened to be in the test set. What it does not: which images were trained on,
+and, beyond averaging over them, which seeds were drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from peftbench.contract import Labels, Logits
+from peftbench.errors import DataError, RequestError
+
+Values: TypeAlias = NDArray[np.float64]
+Run: TypeAlias = tuple[Logits, Labels, Sequence[int]]  # logits (n, classes), labels (n,), group numbers (n,)
+
+LEVEL = 0.95
+RESAMPLES = 2000
+SEED = 0  # fixed: a report written twice is the same report
+_DRAWS_AT_ONCE = 4_000_000  # bounds the memory of a resample of large test sets
+
+
+# --- statistics of confusion matrices ------------------------------------------------------------------------------
+
+
+def confusions(logits: Logits, labels: Labels, groups: Sequence[int]) -> Values:
+    """Each group's confusion matrix (groups, classes, classes), rows true, columns predicted.
+
+    The prediction is the largest logit, the first of equal ones. Raises DataError for shapes or labels that do not fit.
+    """
+    if logits.ndim != 2 or logits.shape[0] != len(labels) or len(labels) != len(groups):  # noqa: PLR2004
+        shapes = f"Logits {logits.shape}, labels {labels.shape} and {len(groups)} groups"
+        raise DataError(f"{shapes} do not describe the same images; logits are (images, classes).")
+    classes = logits.shape[1]
+    if labels.size and not 0 <= labels.min() <= labels.max() < classes:
+        raise DataError(f"Labels from {labels.min()} to {labels.max()} do not fit logits of {classes} classes.")
+    if not labels.size:
+        return np.zeros((0, classes, classes))
+    names, group = np.unique(np.asarray(groups), return_inverse=True)
+    cells = (group * classes + labels) * classes + logits.argmax(1)
+    return np.bincount(cells, minlength=len(names) * classes**2).reshape(-1, classes, classes).astype(np.float64)
+
+
+def confusion(logits: Logits, labels: Labels) -> Values:
+    """The confusion matrix (classes, classes) of all images, rows true, columns predicted."""
+    total: Values = confusions(logits, labels, [0] * len(labels)).sum(0)
+    return total
+
+
+def recalls(tables: Values) -> Values:
+    """Share of each class that is found (..., classes); nan for a class that does not occur."""
+    return _ratio(_hits(tables), tables.sum(-1), np.nan)
+
+
+def macro_f1(tables: Values) -> Values:
+    """Mean F1 over all classes (...,), 0 for one neither present nor predicted, as in scikit-learn. No images: nan."""
+    f1 = _ratio(2 * _hits(tables), tables.sum(-1) + tables.sum(-2), 0.0)
+    return _where_images(tables, f1.mean(-1))
+
+
+def accuracy(tables: Values) -> Values:
+    """Share of images classified correctly (...,). No images: nan."""
+    return _ratio(_hits(tables).sum(-1), tables.sum((-2, -1)), np.nan)
+
+
+def balanced_accuracy(tables: Values) -> Values:
+    """Mean recall over the classes that occur (...,), as in scikit-learn. No images: nan."""
+    recall = recalls(tables)
+    return _ratio(np.nansum(recall, -1), (~np.isnan(recall)).sum(-1).astype(np.float64), np.nan)
+
+
+def _hits(tables: Values) -> Values:
+    return np.asarray(np.diagonal(tables, axis1=-2, axis2=-1))
+
+
+def _ratio(above: Values, below: Values, otherwise: float) -> Values:
+    ratio: Values = np.divide(above, below, out=np.full(np.shape(below), otherwise), where=below > 0)
+    return ratio
+
+
+def _where_images(tables: Values, values: Values) -> Values:
+    return np.where(tables.sum((-2, -1)) > 0, values, np.nan)
+
+
+STATISTICS: Mapping[str, Callable[[Values], Values]] = MappingProxyType(
+    {"macro_f1": macro_f1, "accuracy": accuracy, "balanced_accuracy": balanced_accuracy}
+)
+
+
+# --- intervals -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Where the score lies at confidence `level`; nan where it cannot be said (fewer than two groups)."""
+
+    low: float
+    high: float
+    level: float
+    clusters: int  # groups that were resampled
+
+
+@dataclass(frozen=True, eq=False)
+class Estimate:
+    """A score and its bootstrap distribution, so that averages of scores have intervals too."""
+
+    value: float
+    draws: Values  # (RESAMPLES,), or empty where it cannot be resampled
+    clusters: int
+
+    @property
+    def interval(self) -> Interval:
+        """The central 95% of the draws."""
+        if not self.draws.size:
+            return Interval(np.nan, np.nan, LEVEL, self.clusters)
+        low, high = np.quantile(self.draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        return Interval(float(low), float(high), LEVEL, self.clusters)
+
+
+def interval(logits: Logits, labels: Labels, groups: Sequence[int], metric: str = "macro_f1") -> Interval:
+    """95% bootstrap interval of one run's score over its groups. `metric` is a key of STATISTICS, else RequestError."""
+    return estimate([(logits, labels, groups)], metric).interval
+
+
+def estimate(runs: Sequence[Run], metric: str = "macro_f1") -> Estimate:
+    """The mean score of several seeds' runs of one method on one data set.
+
+    Runs on the same test set are resampled together, so that seeds do not pass for more patients; runs on test sets of
+    their own are resampled one by one.
+    """
+    if not _same_test_set(runs):
+        return average([estimate([run], metric) for run in runs])
+    tables = np.stack([confusions(*run) for run in runs], 1)
+    statistic = _mean_over_runs(metric)
+    return Estimate(float(statistic(tables.sum(0))), _draws(tables, statistic), len(tables))
+
+
+def average(estimates: Sequence[Estimate]) -> Estimate:
+    """The mean of scores on different test sets, their draws taken as independent of each other."""
+    value = float(np.mean([one.value for one in estimates]))
+    clusters = sum(one.clusters for one in estimates)
+    if not all(one.draws.size for one in estimates):
+        return Estimate(value, np.empty(0), clusters)
+    # All draws come from one seed; without shuffling, test sets of one size would be resampled in step.
+    rng = np.random.default_rng(SEED)
+    return Estimate(value, np.mean([rng.permutation(one.draws) for one in estimates], 0), clusters)
+
+
+def _same_test_set(runs: Sequence[Run]) -> bool:
+    _, labels, groups = runs[0]
+    return all(np.array_equal(run[1], labels) and np.array_equal(run[2], groups) for run in runs)
+
+
+def _mean_over_runs(metric: str) -> Callable[[Values], Values]:
+    if metric not in STATISTICS:
+        raise RequestError(f"There is no interval for {metric!r}; there is one for {', '.join(STATISTICS)}.")
+    return lambda tables: STATISTICS[metric](tables).mean(-1)  # (..., runs, classes, classes) -> (...)
+
+
+def _draws(tables: Values, statistic: Callable[[Values], Values]) -> Values:
+    """Bootstrap distribution (RESAMPLES,) of the statistic over groups; tables are (groups, runs, classes, classes)."""
+    groups = len(tables)
+    if groups < 2:  # noqa: PLR2004
+        return np.empty(0)
+    from scipy import stats  # noqa: PLC0415 - half a second that no other verb should wait for
+
+    kinds, kind = np.unique(tables.reshape(groups, -1), axis=0, return_inverse=True)
+
+    def of_resamples(drawn: Values, axis: int = -1) -> Values:
+        drawn = np.moveaxis(drawn, axis, -1)
+        total = _tally(drawn.reshape(-1, groups).astype(np.int64), len(kinds)) @ kinds
+        return statistic(total.reshape(*drawn.shape[:-1], *tables.shape[1:]))
+
+    done = stats.bootstrap(
+        (kind.reshape(-1),),
+        of_resamples,
+        n_resamples=RESAMPLES,
+        batch=max(1, _DRAWS_AT_ONCE // groups),
+        vectorized=True,
+        confidence_level=LEVEL,
+        method="percentile",
+        rng=np.random.default_rng(SEED),
+    )
+    return np.asarray(done.bootstrap_distribution, np.float64)
+
+
+def _tally(drawn: NDArray[np.int64], kinds: int) -> Values:
+    """How often each kind was drawn (resamples, kinds); `drawn` is (resamples, groups)."""
+    rows = np.arange(len(drawn))[:, None] * kinds
+    return np.bincount((drawn + rows).ravel(), minlength=len(drawn) * kinds).reshape(-1, kinds).astype(np.float64)

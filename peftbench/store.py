@@ -1,0 +1,134 @@
+"""A folder a job, `record.json` written last: what lies on disk is the state of a study.
+
+    jobs/<id>/job.json             the resolved request
+              state/               checkpoint while running; gone when done
+              curve.csv            the learning curve
+              predictions.npz      logits of the chosen steps, labels, group numbers
+              private.json         image names and group keys; never copied by a report
+              delta.safetensors, delta.json
+              record.json          last
+"""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from peftbench.contract import Record, Result
+from peftbench.errors import StoreError
+
+State = Literal["new", "interrupted", "running", "failed", "done"]
+
+
+@dataclass(frozen=True)
+class Store:
+    """The folder given with --store."""
+
+    root: Path
+
+    def folder(self, job_id: str) -> Path:
+        """Of one job."""
+        return self.root / "jobs" / job_id
+
+    def prepare(self) -> None:
+        """Make the folder, readable by its owner only. Raises StoreError where that cannot be."""
+        try:
+            (self.root / "jobs").mkdir(parents=True, exist_ok=True, mode=0o700)
+            probe = self.root / f".{uuid.uuid4().hex}"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise StoreError(f"Cannot write results into {self.root} ({error.strerror}); choose another folder with --store.") from None
+
+    def state(self, job_id: str) -> State:
+        """From the disk alone."""
+        record = self.record(job_id)
+        if record is not None:
+            return record.status
+        if not self.folder(job_id).exists():
+            return "new"
+        with self.claim(job_id) as mine:
+            return "interrupted" if mine else "running"
+
+    def record(self, job_id: str) -> Record | None:
+        """Of a finished or failed job. Raises StoreError when it cannot be read."""
+        file = self.folder(job_id) / "record.json"
+        try:
+            return Record.model_validate_json(file.read_bytes())
+        except FileNotFoundError:
+            return None
+        except (ValidationError, OSError) as error:
+            message = f"The record {file} cannot be read ({type(error).__name__}); move its folder away and run the study again."
+            raise StoreError(message) from None
+
+    def results(self) -> list[Result]:
+        """Every finished or failed job, by id. Raises StoreError when there is no store here."""
+        if not (self.root / "jobs").is_dir():
+            raise StoreError(f"There are no results in {self.root}; run a study first, or say where it is.")
+        names = sorted(p.name for p in (self.root / "jobs").iterdir() if (p / "record.json").exists())
+        records = ((name, self.record(name)) for name in names)
+        return [Result(record, self.folder(name)) for name, record in records if record is not None]
+
+    @contextmanager
+    def claim(self, job_id: str) -> Iterator[bool]:
+        """Hold a job against other processes; False when another holds it. Let go when the process ends, however it ends."""
+        folder = self.folder(job_id)
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with (folder / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+                return
+            yield True
+
+    def forget(self, job_id: str) -> None:
+        """Remove what a failed job left, so that it can run again."""
+        for name in ("record.json", "state", "curve.csv", "predictions.npz", "private.json", "delta.safetensors", "delta.json"):
+            path = self.folder(job_id) / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def write_bytes(file: Path, content: bytes) -> None:
+    """All or nothing: written beside, flushed to the disk, renamed."""
+    draft = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
+    try:
+        with draft.open("xb") as out:
+            out.write(content)
+            out.flush()
+            os.fsync(out.fileno())
+        draft.replace(file)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def write_json(file: Path, value: Mapping[str, Any]) -> None:
+    """Atomically, sorted, readable by people."""
+    write_bytes(file, json.dumps(value, indent=1, sort_keys=True, default=list).encode())
+
+
+def write_curve(file: Path, rows: Sequence[Mapping[str, float]]) -> None:
+    """One row an evaluation."""
+    with file.open("w", newline="") as out:
+        table = csv.DictWriter(out, list(rows[0]))
+        table.writeheader()
+        table.writerows(rows)
+
+
+def write_predictions(file: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """As .npz without pickles."""
+    with file.open("wb") as out:
+        np.savez_compressed(out, **arrays)  # type: ignore[arg-type]

@@ -1,0 +1,277 @@
+"""Study -> jobs -> results: what was asked for becomes a list of jobs, those not done are run, side by side if wished."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from peftbench import backbone, catalogue, measure, pixels
+from peftbench.backbone import Source
+from peftbench.contract import Dataset, Record, Splits
+from peftbench.errors import DataError, MissingDataError, RequestError, SplitError, WeightsError
+from peftbench.pixels import Data
+from peftbench.plan import Fit, Method
+from peftbench.registry import registry
+from peftbench.spec import CPU_STANDARD, PAPER_SIX, QUICK, QUICK_RATES, RECIPES, Job, Places, Recipe, Spec, Study, budget, grid, make, parse
+from peftbench.store import Store, write_json
+
+BASELINES = (("majority", False), ("linear", False), ("linear", True))  # method, on random weights
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A job to come: without trials it is the job itself, with trials its learning rate is still to be found."""
+
+    job: Job
+    trials: tuple[Job, ...] = ()
+
+    def final(self, store: Store) -> Job:
+        """The job at the rate whose trial scored best on validation; ties to the smaller rate."""
+        if not self.trials:
+            return self.job
+        scores = [_trial_score(store.record(trial.id)) for trial in self.trials]
+        rates = [trial.recipe.lr for trial in self.trials]
+        best = max(range(len(rates)), key=lambda i: (scores[i] if scores[i] is not None else -1.0, -rates[i]))
+        found = {"grid": rates, "scores": scores, "trials": [t.id for t in self.trials], "chosen": rates[best]}
+        return replace(self.job, recipe=replace(self.job.recipe, lr=rates[best]), tuning=found)
+
+
+def _trial_score(record: Record | None) -> float | None:
+    if record is None or record.status == "failed":
+        return None
+    return record.choices[record.rule].val["macro_f1"]
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A study in jobs, with what the user should be told."""
+
+    study: Study
+    drafts: tuple[Draft, ...]
+    says: tuple[str, ...]
+
+
+# --- asking ----------------------------------------------------------------------------------------------------------
+
+
+def complete(study: Study, places: Places) -> tuple[Study, list[str]]:
+    """Fill in what was left open, and say what was chosen."""
+    says: list[str] = []
+    quick = not study.methods and not study.datasets and study.recipe in {"", "quick"}
+    if quick:
+        study = replace(study, methods=QUICK["methods"], datasets=QUICK["datasets"], recipe="quick")
+        says.append("The quick study: synthetic phantoms, to see that everything works. For real ones see --datasets and --data.")
+    methods = study.methods or QUICK["methods"]
+    names, about = _datasets(study.datasets or ("all",), places.data)
+    recipe = study.recipe or "standard"
+    chosen, why = (study.backbone, "") if study.backbone else _default_backbone(places)
+    tune = study.tune if study.tune is not None else 4 if recipe == "standard" and study.lr is None else 0
+    study = replace(study, methods=tuple(methods), datasets=tuple(names), recipe=recipe, backbone=chosen, tune=tune)
+    return study, [*says, *about, *([why] if why else [])]
+
+
+def _default_backbone(places: Places) -> tuple[str, str]:
+    if places.device == "cuda":
+        try:
+            backbone.find("clip_vit_b16", None, places.weights)
+        except WeightsError as error:
+            return "mini", f"Backbone mini, 64 px: not the paper's backbone. {error}"
+        return "clip_vit_b16", ""
+    return "mini", "Backbone mini, 64 px: not the paper's backbone (--backbone clip_vit_b16 is)."
+
+
+def _datasets(asked: Sequence[str], root: Path) -> tuple[list[str], list[str]]:
+    """Names with groups (`all`, `paper`, `phantoms`) written out, and what to say about those that are missing."""
+    names: list[str] = []
+    says: list[str] = []
+    for word in asked:
+        found, about = _group(word, root)
+        names += [name for name in found if name not in names]
+        says += about
+    return names, says
+
+
+def _group(word: str, root: Path) -> tuple[list[str], list[str]]:
+    phantoms = [name for name in registry("datasets").names() if name.startswith("phantom_")]
+    if word == "phantoms":
+        return phantoms, []
+    if word == "paper":
+        return list(PAPER_SIX), []
+    if word != "all":
+        return [word], []
+    here = [name for name in PAPER_SIX if name in registry("datasets").names() and _present(name, root)]
+    missing = [name for name in PAPER_SIX if name not in here]
+    if not here:
+        return phantoms, [f"None of the paper's six data sets lies under {root}: the built-in synthetic phantoms run instead."]
+    return here, [f"all = {len(here)} of the paper's 6 data sets; not under {root}: {', '.join(missing)}."] if missing else []
+
+
+def _present(name: str, root: Path) -> bool:
+    try:
+        registry("datasets").get(name).load(root, 0)
+    except MissingDataError:
+        return False
+    except DataError:
+        return True  # here, but broken: running it says how
+    return True
+
+
+# --- resolving -------------------------------------------------------------------------------------------------------
+
+
+def resolve(study: Study, places: Places, *, skip_broken: bool = False) -> Resolved:
+    """Every job of a study with its id. Decodes the images, refuses bad input before anything trains."""
+    study, says = complete(study, places)
+    recipe = make_recipe(study, places.device)
+    if recipe.precision != "fp32" and study.precision == "auto":
+        says.append(f"Precision {recipe.precision} (auto): this hardware multiplies it natively.")
+    asked = [_method(text) for text in study.methods]
+    source = backbone.find(study.backbone, study.image_size, places.weights)
+    rows = _rows(asked, study, source)
+    tables = {(name, seed): load(name, seed, recipe, source, places, skip_broken=skip_broken) for name in study.datasets for seed in study.seeds}
+    drafts: dict[str, Draft] = {}
+    for (name, seed), data in tables.items():
+        for row in rows:
+            draft = _draft(row, study, recipe, name, seed, data, tables[name, study.seeds[0]])
+            drafts.setdefault(draft.job.id, draft)
+    return Resolved(study, tuple(drafts.values()), tuple(says))
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method at one size on one backbone: what becomes a job for every data set and seed."""
+
+    name: str
+    method: Method
+    source: Source
+    target: int | None
+    fit: Fit | None
+
+
+def _method(text: str) -> tuple[str, Method]:
+    spec = parse(text)
+    if spec.argument or spec.random:
+        raise RequestError(f"Cannot read the method {text!r}: write NAME or NAME[field=value,...].")
+    kind: type[Method] = registry("methods").get(spec.name)
+    return spec.name, make(kind, spec.fields, spec.name)
+
+
+def _rows(asked: Sequence[tuple[str, Method]], study: Study, source: Source) -> list[Row]:
+    blank = source.blank()
+    total = sum(p.numel() for p in blank.parameters())
+    targets = [round(b * total) if isinstance(b, float) else b for b in map(budget, study.ratios)]
+    rows = [row for name, method in asked for row in _sized(name, method, targets, source, blank)]
+    bases = [Row(n, registry("methods").get(n)(), _random(source) if r else source, None, None) for n, r in BASELINES if study.baselines]
+    have = [(row.name, str(row.source.spec)) for row in rows]
+    return [*(b for b in bases if (b.name, str(b.source.spec)) not in have), *rows]
+
+
+def _sized(name: str, method: Method, targets: Sequence[int], source: Source, blank: Any) -> Iterator[Row]:  # noqa: ANN401
+    if not targets or method.knob is None:
+        method.count(blank)  # refuses an impossible size before anything trains
+        yield Row(name, method, source, None, None)
+        return
+    for target in targets:
+        fit = method.within(target, blank)
+        yield Row(name, fit.method, source, target, fit)
+
+
+def _random(source: Source) -> Source:
+    return replace(source, spec=replace(source.spec, random=True), file=None)
+
+
+def make_recipe(study: Study, device: str) -> Recipe:
+    """The study's recipe with every choice made."""
+    if study.recipe not in RECIPES:
+        raise RequestError(f"No recipe is called {study.recipe!r}. There are: {', '.join(RECIPES)}.")
+    recipe = RECIPES[study.recipe]
+    if recipe.name == "standard" and device == "cpu":
+        recipe = replace(recipe, **CPU_STANDARD)
+    written = {k: v for k in ("steps", "batch", "evaluations", "lr") if (v := getattr(study, k)) is not None}
+    precision = measure.auto_precision(device) if study.precision == "auto" else study.precision
+    return replace(recipe, precision=precision, **written)
+
+
+def load(name: str, seed: int, recipe: Recipe, source: Source, places: Places, *, skip_broken: bool) -> Data:
+    """A data set's images, decoded for a backbone. Raises DataError with what to do."""
+    dataset = open_dataset(name)
+    splits = dataset.load(places.data, seed)
+    if recipe.name == "paper" and splits.carved:
+        splits = _whole_train(splits)
+    _refuse_missing_classes(name, splits, len(dataset.card.classes))
+    return pixels.prepare(dataset.card, splits, source.preprocessing, places.cache, skip_broken=skip_broken)
+
+
+def open_dataset(text: str) -> Dataset:
+    """The data set that a spec names: a plug-in, or `folder:PATH`."""
+    spec: Spec = parse(text)
+    found: Any = registry("datasets").get(spec.name)
+    dataset: Dataset = found(spec.argument) if spec.argument else found
+    return dataset
+
+
+def _whole_train(splits: Splits) -> Splits:
+    return replace(splits, train=splits.train.joined(splits.val), val=splits.val.take([]), rule=f"{splits.rule}, all of train", carved=False)
+
+
+def _refuse_missing_classes(name: str, splits: Splits, classes: int) -> None:
+    missing = set(range(classes)) - set(splits.train.labels.tolist())
+    if missing:
+        raise SplitError(f"{name}: class {min(missing)} of {classes} has no image in train; every class must be trained on.")
+
+
+def _draft(row: Row, study: Study, recipe: Recipe, name: str, seed: int, data: Data, tuning_data: Data) -> Draft:
+    fields, defaults = row.method.values(), type(row.method)().values()
+    tuned = bool(study.tune) and row.method.trains
+    rate = recipe.lr if study.lr is not None or recipe.name != "quick" else QUICK_RATES.get(row.name, recipe.lr)
+    job = Job(
+        method=row.name,
+        version=row.method.version,
+        fields=fields,
+        defaults=defaults,
+        dataset=name,
+        fingerprint=data.fingerprint,
+        split=data.rule,
+        backbone=str(row.source.spec),
+        digest=row.source.digest(seed),
+        image_size=study.image_size,
+        preprocessing=row.source.preprocessing,
+        recipe=replace(recipe, lr=rate),
+        seed=seed,
+        threads=study.threads,
+        knob=row.method.knob,
+        target=row.target,
+        edge=row.fit.edge if row.fit else None,
+    )
+    if not tuned:
+        return Draft(job)
+    first = replace(job, seed=study.seeds[0], fingerprint=tuning_data.fingerprint, split=tuning_data.rule, role="trial")
+    first = replace(first, digest=row.source.digest(first.seed))
+    return Draft(job, tuple(replace(first, recipe=replace(recipe, lr=rate)) for rate in grid(study.tune or 0)))
+
+
+def outline(study: Study, places: Places) -> list[dict[str, Any]]:
+    """The jobs of a study by name, with exact counts and without weights or images."""
+    study, _ = complete(study, places)
+    recipe = make_recipe(study, places.device)
+    source = backbone.find(study.backbone, study.image_size, blank=True)
+    blank = source.blank()
+    rows = _rows([_method(text) for text in study.methods], study, source)
+    total, width = sum(p.numel() for p in blank.parameters()), blank.num_features
+    jobs: list[dict[str, Any]] = []
+    for name in study.datasets:
+        head = (width + 1) * len(open_dataset(name).card.classes)
+        for row in rows:
+            count = row.fit.reached if row.fit else row.method.count(blank)
+            shown = {"method": row.name, "data set": name, "backbone": str(row.source.spec), "target": row.target}
+            shown |= {"trainable": count, "share": f"{count / total:.4%}", "with head": count + (head if row.method.trains else 0)}
+            jobs += [{**shown, "seed": seed, "recipe": recipe.name, "steps": recipe.steps} for seed in study.seeds]
+    return jobs
+
+
+def note_study(resolved: Resolved, finals: Sequence[Job], store: Store) -> None:
+    """Write down what was asked and which jobs answer it."""
+    targets: Mapping[str, Any] = {job.id: {"target": job.target, "label": job.label, "dataset": job.dataset} for job in finals}
+    write_json(store.root / "study.json", {"asked": asdict(resolved.study), "jobs": targets, "says": resolved.says})

@@ -1,0 +1,270 @@
+"""From jobs to what can be compared: settings, rows of one method each, and in each row an entry a data set.
+
+Only jobs of one setting (backbone, image size, recipe) share a table. Jobs of one method, budget and data set that
+differ in their seed are one entry; whatever else they differ in makes a row of its own, never a silent average.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import statistics
+import zipfile
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from peftbench import stats
+from peftbench.contract import Record, Result
+from peftbench.errors import StoreError
+
+PAPER = ("covid_ct", "busi", "chest_xray", "chaoyang", "oct", "limuc")
+BASELINES = ("majority", "linear")
+TUNED_BY_DESIGN = ("quick", "paper", "official")  # recipes that say every method's learning rate themselves
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all rows of one table have in common."""
+
+    backbone: str  # the random-weight rows stand beside those of the same network
+    size: int  # pixels
+    recipe: str
+    selection: str  # the recipe's rule: validation or last
+    fields: str  # JSON of the recipe's other values but the learning rate; of `official` none: there methods differ
+
+    @classmethod
+    def of(cls, record: Record) -> Setting:
+        """The setting a job belongs to."""
+        recipe = dict(record.recipe)
+        name, selection = str(recipe.pop("name", "custom")), str(recipe.pop("selection"))
+        others = {} if name == "official" else {k: v for k, v in recipe.items() if k not in ("lr", "label")}
+        backbone = record.backbone.name.replace("@random", "")
+        size = int(record.backbone.preprocessing["size"])
+        return cls(backbone, size, name, selection, json.dumps(others, sort_keys=True, default=str))
+
+    @property
+    def network(self) -> str:
+        """Backbone and image size; the built-in backbone is said to be none of the paper's."""
+        return f"{self.backbone}, {self.size} px" + (": not the paper's backbone" if self.backbone == "mini" else "")
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """One row's jobs on one data set: its seeds."""
+
+    done: tuple[Result, ...]
+    failed: tuple[Result, ...]
+
+    @property
+    def records(self) -> tuple[Record, ...]:
+        """Of the jobs that finished."""
+        return tuple(result.record for result in self.done)
+
+    def score(self, metric: str, rule: str = "") -> float:
+        """Mean over seeds of a test metric in 0..1, under the recipe's rule or another; nan where any is undefined."""
+        return statistics.fmean(self._scores(metric, rule)) if self.done else math.nan
+
+    def spread(self, metric: str) -> float:
+        """Standard deviation over seeds; nan with fewer than two."""
+        values = self._scores(metric, "")
+        return statistics.stdev(values) if len(values) > 1 and not any(map(math.isnan, values)) else math.nan
+
+    @cached_property
+    def f1(self) -> stats.Estimate:
+        """Macro F1 with its bootstrap draws; none where the predictions were not kept beside the records."""
+        try:
+            return stats.estimate([_run(result) for result in self.done])
+        except FileNotFoundError:
+            return stats.Estimate(self.score("macro_f1"), np.empty(0), 0)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader must know about these jobs, beginning with what is missing."""
+        found = [_missing(self), *(note for record in self.records for note in notes(record))]
+        if len({record.data.fingerprint for record in self.records}) > 1:
+            found.append("test sets differ between seeds")
+        return tuple(dict.fromkeys(note for note in found if note))
+
+    def _scores(self, metric: str, rule: str) -> list[float]:
+        return [value(record, rule or record.rule, metric) for record in self.records]
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """One method, as configured, at one budget."""
+
+    label: str
+    target: int | None  # trainable parameters asked for, head excluded
+    baseline: bool
+    entries: Mapping[str, Entry]  # by data set; not every row has all
+
+    @property
+    def records(self) -> tuple[Record, ...]:
+        """Of all its jobs."""
+        return tuple(job.record for job in self.jobs)
+
+    @property
+    def jobs(self) -> tuple[Result, ...]:
+        """Failed ones included."""
+        return tuple(job for entry in self.entries.values() for job in entry.done + entry.failed)
+
+    def estimate(self, datasets: Sequence[str]) -> stats.Estimate | None:
+        """Macro F1 averaged over data sets; None unless every one of them is there."""
+        entries = [self.entries[name] for name in datasets if name in self.entries and self.entries[name].done]
+        return stats.average([entry.f1 for entry in entries]) if len(entries) == len(datasets) else None
+
+    def mean(self, metric: str, datasets: Sequence[str]) -> float:
+        """A test metric averaged over data sets; nan unless every one has it."""
+        missing = [name for name in datasets if name not in self.entries]
+        return math.nan if missing else statistics.fmean(self.entries[name].score(metric) for name in datasets)
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """Everything of one setting."""
+
+    setting: Setting
+    datasets: tuple[str, ...]  # the paper's first and in its order, synthetic ones last
+    rows: tuple[Row, ...]  # baselines first
+
+    @property
+    def results(self) -> tuple[Result, ...]:
+        """All its jobs."""
+        return tuple(job for row in self.rows for job in row.jobs)
+
+    @cached_property
+    def records(self) -> Mapping[str, Record]:
+        """One job's record for each data set, for what is known of the data."""
+        return {result.record.data.name: result.record for result in self.results}
+
+    def synthetic(self, dataset: str) -> bool:
+        """Drawn, not photographed."""
+        return bool(self.records[dataset].data.card.get("synthetic"))
+
+    def averages(self) -> dict[str, tuple[str, ...]]:
+        """Title -> data sets that are averaged: the paper's, the synthetic ones and all others apart, never of one."""
+        paper = tuple(name for name in self.datasets if name in PAPER)
+        synthetic = tuple(name for name in self.datasets if name not in PAPER and self.synthetic(name))
+        others = tuple(name for name in self.datasets if name not in paper + synthetic)
+        titles = {
+            "average" if len(paper) == len(PAPER) else f"average ({len(paper)} of {len(PAPER)})": paper,
+            f"average of {len(others)} others": others,
+            f"average of {len(synthetic)} synthetic": synthetic,
+        }
+        return {title: names for title, names in titles.items() if len(names) > 1}
+
+
+def summarise(results: Iterable[Result]) -> list[Block]:
+    """Group final jobs into blocks; trials are left out."""
+    settings: dict[Setting, list[Result]] = defaultdict(list)
+    for result in results:
+        if result.record.role == "final":
+            settings[Setting.of(result.record)].append(result)
+    return [_block(setting, settings[setting]) for setting in sorted(settings, key=repr)]
+
+
+def _block(setting: Setting, results: list[Result]) -> Block:
+    synthetic = {result.record.data.name: bool(result.record.data.card.get("synthetic")) for result in results}
+    datasets = sorted(synthetic, key=lambda name: (synthetic[name], _place(name, PAPER), name))
+    rows = [row for jobs in _by_row(results).values() for row in _rows(jobs)]
+    return Block(setting, tuple(datasets), tuple(sorted(rows, key=_order)))
+
+
+def _place(name: str, names: Sequence[str]) -> int:
+    return names.index(name) if name in names else len(names)
+
+
+def _order(row: Row) -> tuple[int, int, str, int]:
+    """Baselines from the least to the most, full tuning, then the methods by name and budget."""
+    first = ("majority", "linear (random weights)", "linear", "full")
+    return (not row.baseline, _place(row.label, first), row.label, row.target or 0)
+
+
+def _by_row(results: list[Result]) -> dict[tuple[str, int | None], list[Result]]:
+    rows: dict[tuple[str, int | None], list[Result]] = defaultdict(list)
+    for result in sorted(results, key=lambda one: (one.record.seed, one.record.id)):
+        budget = result.record.budget
+        rows[result.record.label, budget.target if budget else None].append(result)
+    return rows
+
+
+def _rows(jobs: list[Result]) -> list[Row]:
+    """One row, or several where one data set and seed were run in more than one way."""
+    copies: dict[int, dict[str, list[Result]]] = defaultdict(lambda: defaultdict(list))
+    seen: dict[tuple[str, int], int] = defaultdict(int)
+    for job in jobs:
+        key = (job.record.data.name, job.record.seed)
+        copies[seen[key]][key[0]].append(job)
+        seen[key] += 1
+    return [_row(entries, f" #{number + 1}" if number else "") for number, entries in sorted(copies.items())]
+
+
+def _row(entries: Mapping[str, list[Result]], mark: str) -> Row:
+    first = next(iter(entries.values()))[0].record
+    target = first.budget.target if first.budget else None
+    return Row(first.label + mark, target, first.method.name in BASELINES, {k: _entry(v) for k, v in entries.items()})
+
+
+def _entry(jobs: list[Result]) -> Entry:
+    done = tuple(job for job in jobs if job.record.status == "done")
+    return Entry(done, tuple(job for job in jobs if job.record.status == "failed"))
+
+
+# --- one job -------------------------------------------------------------------------------------------------------
+
+
+def value(record: Record, rule: str, metric: str) -> float:
+    """A test metric in 0..1 at a rule's step; nan where there is none."""
+    found = record.choices[rule].test.get(metric) if rule in record.choices else None
+    return math.nan if found is None else found
+
+
+def untuned(record: Record) -> bool:
+    """Its learning rate was neither searched for nor given for this method by its recipe."""
+    given = record.method.name == "majority" or record.recipe.get("name") in TUNED_BY_DESIGN
+    return record.tuning is None and not given
+
+
+def notes(record: Record) -> list[str]:
+    """Of one job: untuned, at the edge of what its method can reach, and what the run noted."""
+    edge = record.budget.edge if record.budget else None
+    asked = record.recipe["selection"] == record.rule
+    found = ["untuned" if untuned(record) else "", edge or "", "" if asked else "no validation part: last step"]
+    return [note for note in found if note] + [public(note) for note in record.notes]
+
+
+def share(record: Record) -> float:
+    """Trained parameters, head excluded, over those of the backbone; nan for a job that failed before it counted."""
+    return record.counts.trainable / record.backbone.parameters if record.counts else math.nan
+
+
+_QUOTED = re.compile(r"""(?<!\w)(['"])[^'"]+\1""")
+_FILE = re.compile(r"\S*[^\s.:]\.(?:png|jpe?g|bmp|tiff?|gif|webp|dcm|nii(?:\.gz)?)\b", re.IGNORECASE)
+_PATH = re.compile(r"(?<![\w.])(?:[A-Za-z]:)?[/\\][^\s,;:'\"()]+")
+
+
+def public(text: str) -> str:
+    """A reason or note as a report may print it: without quoted names and files, which may name a patient."""
+    return _PATH.sub("[path]", _FILE.sub("[image]", _QUOTED.sub("[name]", text)))
+
+
+def _missing(entry: Entry) -> str:
+    jobs = len(entry.done) + len(entry.failed)
+    return f"{len(entry.failed)} of {jobs} seeds failed" if entry.failed and jobs > 1 else ""
+
+
+def _run(result: Result) -> stats.Run:
+    try:
+        return result.predictions(result.record.rule)
+    except FileNotFoundError:
+        raise
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise StoreError(
+            f"The predictions in {result.folder} cannot be read ({type(error).__name__}); "
+            "move that folder away and run the study again."
+        ) from None

@@ -1,0 +1,99 @@
+"""Running jobs side by side: one process each, and what they report on the way."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from queue import Empty
+from typing import Any
+
+from peftbench.contract import Record
+from peftbench.engine import Progress
+from peftbench.errors import JobError
+from peftbench.run import run
+from peftbench.spec import Job, Places
+
+POLL = 0.2  # seconds between two looks at what the workers report
+
+
+@dataclass(frozen=True)
+class Tick:
+    """How far one job is."""
+
+    job_id: str
+    step: int
+    rate: float  # images a second in training
+    best: float | None  # validation macro F1
+
+
+Show = Callable[[Tick], None]
+Done = Callable[[Job, Record], None]
+
+
+def ticker(job: Job, send: Show) -> Callable[[Progress], None]:
+    """A watch for the engine that sends ticks."""
+
+    def watch(progress: Progress) -> None:
+        seconds = progress.train_seconds
+        best = progress.chosen["validation"].score if "validation" in progress.chosen else None
+        send(Tick(job.id, progress.step, progress.step * job.recipe.batch / seconds if seconds else 0.0, best))
+
+    return watch
+
+
+def run_all(jobs: Sequence[Job], places: Places, workers: int, show: Show, done: Done) -> None:
+    """Run jobs, `workers` at a time; jobs that another process holds are waited for. Raises JobError when a worker dies."""
+    attempt = _one_by_one if min(workers, len(jobs)) <= 1 else _side_by_side
+    waiting = list(jobs)
+    while waiting:
+        held = []
+        for job, record in attempt(waiting, places, workers, show):
+            if record is None:
+                held.append(job)
+            else:
+                done(job, record)
+        if len(held) == len(waiting):
+            time.sleep(1)  # others are at work on all that is left
+        waiting = held
+
+
+def _one_by_one(jobs: Sequence[Job], places: Places, workers: int, show: Show) -> Iterator[tuple[Job, Record | None]]:
+    for job in jobs:
+        yield job, run(job, places, ticker(job, show))
+
+
+def _side_by_side(jobs: Sequence[Job], places: Places, workers: int, show: Show) -> Iterator[tuple[Job, Record | None]]:
+    context = multiprocessing.get_context("spawn")
+    with context.Manager() as manager, ProcessPoolExecutor(min(workers, len(jobs)), context) as pool:
+        ticks = manager.Queue()
+        pending: dict[Future[Record | None], Job] = {pool.submit(_work, job, places, ticks): job for job in jobs}
+        try:
+            while pending:
+                finished, _ = wait(pending, timeout=POLL, return_when=FIRST_COMPLETED)
+                _drain(ticks, show)
+                for future in finished:
+                    yield pending.pop(future), future.result()
+        except BrokenProcessPool:
+            message = "A worker process died, perhaps for want of memory; run the same command again, with fewer --jobs."
+            raise JobError(message) from None
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in list(multiprocessing.active_children()):
+                process.terminate()
+            raise
+
+
+def _work(job: Job, places: Places, ticks: Any) -> Record | None:  # noqa: ANN401 - a proxy of a queue
+    return run(job, places, ticker(job, ticks.put))
+
+
+def _drain(ticks: Any, show: Show) -> None:  # noqa: ANN401
+    while True:
+        try:
+            show(ticks.get_nowait())
+        except Empty:
+            return

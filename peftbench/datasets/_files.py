@@ -83,6 +83,7 @@ def assemble(
     Raises SplitError for a class without a training image.
     """
     key = card.group_key or "byte-identical picture"
+    parts = {name: parts[name] for name in ("train", "val", "test")}
     absent = {name: _absent(found, card.classes) for name, found in parts.items()}
     if absent["train"]:
         raise SplitError(f"{card.title}: no training image of class {', '.join(map(repr, absent['train']))}; add some.")

@@ -1,0 +1,151 @@
+"""Anybody's own images: `folder:PATH`, a folder of class folders, with or without train, val and test above them.
+
+    PATH/benign/*.png                PATH/train/benign/*.png
+    PATH/malignant/*.png             PATH/val/benign/*.png, PATH/test/...
+
+Class names in sorted order are the label order. What is given is kept; parts that are not given are cut off by class,
+files of the same bytes together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from peftbench.contract import Card, Part, Splits
+from peftbench.datasets import _files
+from peftbench.errors import DataError, MissingDataError, SplitError
+from peftbench.splits import carve, join_duplicates, split
+
+NAMES = {"train": "train", "training": "train", "test": "test", "testing": "test"} | dict.fromkeys(
+    ("val", "valid", "validation"), "val"
+)
+SHARES = (0.7, 0.1, 0.2)  # train, val, test where nothing is given
+VAL_SHARE, TEST_SHARE = SHARES[1], SHARES[2]  # of train where only that part is missing
+
+
+@dataclass(frozen=True)
+class Folder:
+    """The images under `path`: what follows the colon, relative to the working folder or `~`."""
+
+    path: str
+
+    @property
+    def home(self) -> Path:
+        """The folder itself."""
+        return Path(self.path).expanduser().resolve()
+
+    @property
+    def card(self) -> Card:
+        """Its classes are the class folders; raises as `load` does."""
+        folders, _ = _layout(self.home)
+        return Card(
+            title=f"folder {self.home.name}",
+            modality="unknown",
+            classes=_classes(self.home, folders),
+            licence="the user's own",
+            source="a folder of the user's",
+        )
+
+    def load(self, root: Path, seed: int) -> Splits:  # noqa: ARG002  a path is no matter of the data folder
+        """Read the class folders, cut off what parts are missing.
+
+        Raises MissingDataError (no such folder), DataError (no classes, an empty class) and SplitError (a class that
+        training lacks).
+        """
+        card = self.card
+        folders, ignored = _layout(self.home)
+        given = _join({name: _part(self.home, folder, card.classes) for name, folder in folders.items()})
+        parts, rule = _complete(given, seed)
+        notes = (f"Folders beside the parts are left out: {len(ignored)}.",) if ignored else ()
+        clash = _contradicting(given.values())
+        carved = "train" in given and "val" not in given
+        return _files.assemble(parts, card, rule, (*notes, *clash), carved=carved)
+
+
+def _layout(home: Path) -> tuple[dict[str, Path], list[Path]]:
+    """Folders by part (`train`, `val`, `test`, or `all` where there are no parts), and the others beside them."""
+    if not home.is_dir():
+        raise MissingDataError(f"{home} is no folder; give a folder of class folders: folder:PATH.")
+    below = _files.subfolders(home)
+    named = [folder for folder in below if folder.name.lower() in NAMES]
+    parts = {NAMES[folder.name.lower()]: folder for folder in named}
+    if not named or (len(named) < len(below) and "train" not in parts):
+        return {"all": home}, []
+    twice = [folder.name for folder in named if parts[NAMES[folder.name.lower()]] != folder]
+    if twice:
+        raise DataError(
+            f"{home} holds the part {NAMES[twice[0].lower()]} under two names, {twice[0]} is one; merge them."
+        )
+    if "train" not in parts:
+        raise DataError(f"{home} holds {', '.join(f.name for f in named)} but no folder train; add it.")
+    return parts, [folder for folder in below if folder not in named]
+
+
+def _classes(home: Path, folders: Mapping[str, Path]) -> tuple[str, ...]:
+    """The class folders of the training images; those of other parts must be among them."""
+    names = {part: [child.name for child in _files.subfolders(folder)] for part, folder in folders.items()}
+    train = names.get("train", names.get("all", []))
+    if len(train) < 2:  # noqa: PLR2004  one class is no classification
+        where = folders.get("train", home)
+        raise DataError(
+            f"{where} must hold two class folders or more, it holds {len(train)}; name the folder above them."
+        )
+    for part, found in names.items():
+        unknown = sorted(set(found) - set(train))
+        if unknown:
+            raise SplitError(
+                f"{folders[part]} holds class {unknown[0]!r}, which {folders['train']} lacks; add or remove it."
+            )
+    return tuple(train)
+
+
+def _part(home: Path, folder: Path, classes: tuple[str, ...]) -> Part:
+    by_class = [_images(folder / label) for label in classes]
+    files = [file for one_class in by_class for file in one_class]
+    return _files.part(home, files, [label for label, one_class in enumerate(by_class) for _ in one_class])
+
+
+def _images(folder: Path) -> list[Path]:
+    """The images of a class folder, none if the part has no such folder; an empty folder is a mistake."""
+    files = _files.images_in(folder)
+    if folder.is_dir() and not files:
+        raise DataError(f"{folder} holds no image ({', '.join(sorted(_files.EXTENSIONS))}); fill or remove it.")
+    return files
+
+
+def _join(parts: Mapping[str, Part]) -> dict[str, Part]:
+    """The same parts, files of the same bytes in one group, also across parts."""
+    files = [Path(file) for part in parts.values() for file in part.images]
+    groups = iter(join_duplicates(_files.digests(files), [name for part in parts.values() for name in part.names]))
+    return {
+        name: Part(part.images, part.labels, part.names, tuple(next(groups) for _ in part.names))
+        for name, part in parts.items()
+    }
+
+
+def _complete(given: Mapping[str, Part], seed: int) -> tuple[dict[str, Part], str]:
+    """All three parts, and the rule in words."""
+    if "all" in given:
+        whole = given["all"]
+        cuts = split(whole.labels, whole.groups, SHARES, seed)
+        return {
+            name: whole.take(cut) for name, cut in zip(("train", "val", "test"), cuts, strict=True)
+        }, "70/10/20 stratified"
+    missing = {"val": VAL_SHARE, "test": TEST_SHARE}
+    parts, rule = dict(given), "as given"
+    for name, share in missing.items():
+        if name not in parts:
+            parts["train"], parts[name] = carve(parts["train"], share, seed)
+            rule += f", {name} {share:.0%} of train, stratified"
+    return parts, rule
+
+
+def _contradicting(parts: Iterable[Part]) -> list[str]:
+    found = [(group, int(label)) for part in parts for group, label in zip(part.groups, part.labels, strict=True)]
+    clash = len(_files.contradicting([label for _, label in found], [group for group, _ in found]))
+    return [f"Byte-identical images with contradicting labels, kept: {clash}."] if clash else []
+
+
+plugin = Folder

@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from peftbench.contract import Splits
+from peftbench.datasets.folder import plugin
+from peftbench.errors import DataError, MissingDataError, SplitError
+
+
+def fill(home: Path, images: int, *folders: str, suffix: str = ".png") -> None:
+    """Files of their own bytes in each of the folders."""
+    for folder in folders:
+        (home / folder).mkdir(parents=True, exist_ok=True)
+        for i in range(images):
+            (home / folder / f"{i}{suffix}").write_text(f"{folder} {i}")
+
+
+def load(home: Path, seed: int = 0) -> Splits:
+    return plugin(str(home)).load(Path("unused"), seed)
+
+
+def sizes(splits: Splits) -> list[list[int]]:
+    return [np.bincount(part.labels).tolist() for part in splits.parts.values()]
+
+
+# --- what is accepted ------------------------------------------------------------------------------------------------
+
+
+def test_class_folders_alone_are_split_70_10_20(tmp_path: Path) -> None:
+    fill(tmp_path, 20, "b", "a")
+    splits = load(tmp_path)
+    assert sizes(splits) == [[14, 14], [2, 2], [4, 4]]
+    assert splits.rule == "70/10/20 stratified"
+    assert not splits.carved
+
+
+def test_class_names_in_sorted_order_are_the_label_order(tmp_path: Path) -> None:
+    fill(tmp_path, 10, "malignant", "benign", "Normal")
+    assert plugin(str(tmp_path)).card.classes == ("Normal", "benign", "malignant")
+
+
+@pytest.mark.parametrize("val", ["val", "valid", "Validation"])
+def test_three_given_parts_are_kept(tmp_path: Path, val: str) -> None:
+    fill(tmp_path, 4, "Training/a", "Training/b", f"{val}/a", f"{val}/b", "testing/a", "testing/b")
+    splits = load(tmp_path)
+    assert sizes(splits) == [[4, 4]] * 3
+    assert splits.rule == "as given"
+    assert {name.split("/")[0] for name in splits.val.names} == {val}
+    assert splits.notes == ()
+
+
+def test_validation_is_cut_off_train_where_only_test_is_given(tmp_path: Path) -> None:
+    fill(tmp_path, 20, "train/a", "train/b", "test/a", "test/b")
+    splits = load(tmp_path)
+    assert sizes(splits) == [[18, 18], [2, 2], [20, 20]]
+    assert splits.carved
+    assert splits.rule == "as given, val 10% of train, stratified"
+
+
+def test_test_is_cut_off_train_where_only_validation_is_given(tmp_path: Path) -> None:
+    fill(tmp_path, 20, "train/a", "train/b", "val/a", "val/b")
+    assert sizes(load(tmp_path)) == [[16, 16], [20, 20], [4, 4]]
+
+
+def test_train_alone_is_split_in_three(tmp_path: Path) -> None:
+    fill(tmp_path, 20, "train/a", "train/b")
+    assert sizes(load(tmp_path)) == [[14, 14], [2, 2], [4, 4]]
+
+
+@pytest.mark.parametrize("suffix", [".png", ".JPG", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"])
+def test_images_of_every_usual_format_are_read(tmp_path: Path, suffix: str) -> None:
+    fill(tmp_path, 10, "a", "b", suffix=suffix)
+    assert sum(len(part) for part in load(tmp_path).parts.values()) == 20
+
+
+def test_other_and_hidden_files_are_no_images(tmp_path: Path) -> None:
+    fill(tmp_path, 10, "a", "b")
+    for name in ("a/notes.txt", "a/._0.png", "a/Thumbs.db", "readme.md"):
+        (tmp_path / name).write_text("x")
+    assert sum(len(part) for part in load(tmp_path).parts.values()) == 20
+
+
+def test_the_path_may_be_relative_to_home_or_to_the_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(tmp_path / "clinic", 10, "a", "b")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert plugin("~/clinic").card == plugin("clinic").card
+    assert plugin("clinic").card.title == "folder clinic"
+
+
+# --- duplicates ------------------------------------------------------------------------------------------------------
+
+
+def test_equal_files_stay_in_one_part(tmp_path: Path) -> None:
+    fill(tmp_path, 20, "a", "b")
+    for i in range(5):
+        (tmp_path / "a" / f"{i}.png").write_text("the same")
+    for seed in range(3):
+        splits = load(tmp_path, seed)
+        assert sum(any(f"a/{i}.png" in part.names for i in range(5)) for part in splits.parts.values()) == 1
+
+
+def test_equal_files_in_two_given_parts_are_reported(tmp_path: Path) -> None:
+    fill(tmp_path, 4, "train/a", "train/b", "val/a", "val/b", "test/a", "test/b")
+    (tmp_path / "test/a/0.png").write_text("train/a 0")
+    assert load(tmp_path).notes == ("1 byte-identical picture lies in both train and test (2 images).",)
+
+
+def test_equal_files_of_two_classes_are_reported(tmp_path: Path) -> None:
+    fill(tmp_path, 20, "a", "b")
+    (tmp_path / "b/0.png").write_text("a 0")
+    assert load(tmp_path).notes == ("Byte-identical images with contradicting labels, kept: 1.",)
+
+
+# --- what is refused or noted ----------------------------------------------------------------------------------------
+
+
+def test_a_class_that_test_lacks_is_noted(tmp_path: Path) -> None:
+    fill(tmp_path, 4, "train/a", "train/b", "val/a", "val/b", "test/a")
+    assert load(tmp_path).notes == ("No image of class 'b' in test.",)
+
+
+def test_folders_beside_the_parts_are_counted(tmp_path: Path) -> None:
+    fill(tmp_path, 20, "train/a", "train/b", "test/a", "test/b", "masks")
+    assert load(tmp_path).notes == ("Folders beside the parts are left out: 1.",)
+
+
+def test_no_such_path(tmp_path: Path) -> None:
+    with pytest.raises(MissingDataError, match="nowhere is no folder; give a folder of class folders"):
+        load(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("folders", "error", "message"),
+    [
+        (["a"], DataError, "must hold two class folders or more, it holds 1; name the folder above"),
+        ([], DataError, "it holds 0"),
+        (["train/a", "test/a", "test/b"], DataError, "train must hold two class folders"),
+        (["train/a", "train/b", "test/a", "test/c"], SplitError, "test holds class 'c', which .*train lacks"),
+        (["test/a", "test/b", "val/a", "val/b"], DataError, "holds test, val but no folder train"),
+        (["train/a", "train/b", "val/a", "valid/a"], DataError, "the part val under two names, val is one"),
+    ],
+)
+def test_a_layout_that_cannot_be_used_is_refused(
+    tmp_path: Path, folders: list[str], error: type[Exception], message: str
+) -> None:
+    fill(tmp_path, 3, *folders)
+    with pytest.raises(error, match=message):
+        load(tmp_path)
+
+
+def test_a_class_folder_without_images_is_named(tmp_path: Path) -> None:
+    fill(tmp_path, 10, "a", "b")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="empty holds no image"):
+        load(tmp_path)
+
+
+def test_a_class_too_small_to_split_is_noted(tmp_path: Path) -> None:
+    fill(tmp_path, 10, "a", "b")
+    fill(tmp_path, 1, "rare")
+    assert load(tmp_path).notes == ("No image of class 'rare' in val.", "No image of class 'rare' in test.")
+
+
+def test_the_real_oct_sample_is_read_as_given(data_root: Path) -> None:
+    home = data_root / "oct/OCT2017"
+    if not home.is_dir():
+        pytest.skip(f"no OCT sample in {data_root}")
+    splits = load(home)
+    assert sizes(splits) == [[13, 10, 13, 10], [7, 8, 8, 8], [15, 15, 15, 15]]

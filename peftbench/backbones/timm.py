@@ -1,0 +1,91 @@
+"""Any plain vision transformer of timm: `timm:vit_small_patch14_dinov2`, `timm:NAME[depth=8,img_size=112]`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import timm
+from timm.models import PretrainedCfg, get_pretrained_cfg
+from timm.models.vision_transformer import VisionTransformer
+from torch import device
+
+from peftbench.backbones._shared import fill, find_weights, image_side, own_file, preprocessing, refuse_depth
+from peftbench.contract import BackboneCard, Preprocessing
+from peftbench.errors import UnknownNameError
+
+KIND = "plain vision transformer of timm"
+MODULES = ("vision_transformer", "deit")  # where timm keeps them
+
+
+@dataclass(frozen=True)
+class Timm:
+    """A network of timm, pooled as in its pretraining (by its class token, where that is what it used)."""
+
+    argument: str  # timm's name, with or without the tag of its weights after a dot
+    depth: int | None = None  # use only the first blocks
+    img_size: int | None = None  # pixels
+
+    def __post_init__(self) -> None:
+        known = _names(tagged="." in self.argument)
+        if self.argument not in known:
+            raise UnknownNameError(KIND, self.argument, known)
+        refuse_depth(f"timm:{self.argument}", self.depth)
+
+    @property
+    def _config(self) -> PretrainedCfg:
+        return get_pretrained_cfg(self.argument) or PretrainedCfg()
+
+    @property
+    def card(self) -> BackboneCard:
+        """What timm says of the weights."""
+        config = self._config
+        return BackboneCard(
+            title=self.argument if self.depth is None else f"{self.argument}, first {self.depth} blocks",
+            source=_origin(config),
+            licence=config.license or "unknown to timm",
+            notes=tuple(config.notes or ()),
+        )
+
+    def preprocessing(self, image_size: int | None) -> Preprocessing:
+        """What its pretraining used, at `image_size` pixels if given."""
+        told = self._config
+        return preprocessing(self._side(image_size), told.mean, told.std, told.interpolation)
+
+    def network(self, image_size: int | None) -> VisionTransformer:
+        """The bare network with fresh random values. Raises UnknownNameError if it is no plain vision transformer."""
+        return self._create(self._side(image_size))
+
+    def weights(self, given: Path | None) -> Path:
+        """`given`, or the file in the user's data folder. Raises WeightsError."""
+        return find_weights(given, own_file(f"timm-{self.argument}"), f"Get them from {_origin(self._config)}.")
+
+    def load(self, vit: VisionTransformer, file: Path) -> None:
+        """Fill `vit` from `file`, strictly but for blocks beyond `depth`. Raises WeightsError."""
+        fill(vit, file, self.depth)
+
+    def _side(self, asked: int | None) -> int:
+        with device("meta"):
+            (patch, _) = self._create(None).patch_embed.patch_size
+        return image_side(asked, self.img_size, self._config.input_size[-1], patch)
+
+    def _create(self, side: int | None) -> VisionTransformer:
+        vit = timm.create_model(self.argument, num_classes=0, depth=self.depth, img_size=side)
+        if type(vit) is not VisionTransformer:
+            raise UnknownNameError(KIND, self.argument, _names(tagged=False) - {self.argument})
+        return vit
+
+
+def _names(*, tagged: bool) -> frozenset[str]:
+    lists = [timm.list_models(module=module, pretrained=tagged) for module in MODULES]
+    return frozenset(str(name) for names in lists for name in names)
+
+
+def _origin(config: PretrainedCfg) -> str:
+    """Where the weights are to be had, in words."""
+    if config.hf_hub_id:
+        return f"{config.hf_hub_id} on the Hugging Face hub, file {config.hf_hub_filename or 'model.safetensors'}"
+    return str(config.url) or "its authors: timm knows no place"
+
+
+plugin = Timm

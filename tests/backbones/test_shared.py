@@ -1,0 +1,150 @@
+"""Files of weights: what fits is loaded, what does not is refused with the file and the first name that differs."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from peftbench.backbones._shared import fill, find_weights, image_side
+from peftbench.errors import RequestError, WeightsError
+
+
+def small(depth: int = 2, side: int = 32, width: int = 16) -> VisionTransformer:
+    return VisionTransformer(img_size=side, patch_size=8, embed_dim=width, depth=depth, num_heads=2, num_classes=0)
+
+
+def tensors(vit: VisionTransformer) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in vit.state_dict().items()}
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "weights.safetensors"
+
+
+def test_a_loaded_network_computes_the_same(file: Path) -> None:
+    one, two, x = small(), small(), torch.randn(1, 3, 32, 32)
+    save_file(tensors(one), file)
+    fill(two, file)
+    assert torch.equal(one(x), two(x))
+
+
+def test_half_precision_files_become_float32(file: Path) -> None:
+    save_file({name: tensor.half() for name, tensor in tensors(small()).items()}, file)
+    vit = small()
+    fill(vit, file)
+    assert {p.dtype for p in vit.parameters()} == {torch.float32}
+
+
+def test_a_classifier_in_the_file_is_left_out(file: Path) -> None:
+    save_file(tensors(small()) | {"head.weight": torch.zeros(5, 16), "head.bias": torch.zeros(5)}, file)
+    fill(small(), file)
+
+
+def test_the_position_embedding_is_resampled_to_the_image_size(file: Path) -> None:
+    one, two = small(side=32), small(side=48)
+    save_file(tensors(one), file)
+    fill(two, file)
+    assert torch.equal(two.pos_embed[:, 0], one.pos_embed[:, 0])  # the class token keeps its own
+    assert not torch.equal(two.pos_embed[:, 1:17], one.pos_embed[:, 1:])
+
+
+def test_depth_takes_the_first_blocks_of_a_deeper_file(file: Path) -> None:
+    deep, shallow = small(depth=3), small(depth=2)
+    save_file(tensors(deep), file)
+    fill(shallow, file, depth=2)
+    assert torch.equal(shallow.blocks[1].attn.qkv.weight, deep.blocks[1].attn.qkv.weight)
+
+
+def test_a_deeper_file_is_refused_unless_depth_was_asked_for(file: Path) -> None:
+    save_file(tensors(small(depth=3)), file)
+    with pytest.raises(WeightsError, match=r"weights\.safetensors .*has, and the network has not, blocks\.2\."):
+        fill(small(depth=2), file)
+
+
+def test_a_file_that_lacks_a_tensor_is_refused_by_name(file: Path) -> None:
+    content = tensors(small())
+    del content["norm.weight"]
+    save_file(content, file)
+    with pytest.raises(WeightsError, match=r"weights\.safetensors .*it lacks norm\.weight"):
+        fill(small(), file)
+
+
+def test_a_file_of_another_width_is_refused_with_both_shapes(file: Path) -> None:
+    save_file(tensors(small(width=32)), file)
+    with pytest.raises(WeightsError, match=r"cls_token is \(1, 1, 32\) there and \(1, 1, 16\) in the network"):
+        fill(small(), file)
+
+
+def test_torch_files_are_read_without_running_code(tmp_path: Path) -> None:
+    one, two = small(), small()
+    torch.save({"state_dict": one.state_dict(), "epoch": 3}, tmp_path / "weights.pth")
+    fill(two, tmp_path / "weights.pth")
+    assert torch.equal(one.blocks[0].mlp.fc1.weight, two.blocks[0].mlp.fc1.weight)
+
+
+class Trap:
+    """Unpickled, it would leave a file behind."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[object, tuple[Path]]:
+        return Path.touch, (self.mark,)
+
+
+@pytest.mark.parametrize("write", [torch.save, lambda what, to: to.write_bytes(pickle.dumps(what))])
+def test_a_pickle_is_refused_and_its_code_not_run(write: object, tmp_path: Path) -> None:
+    assert callable(write)
+    write({"cls_token": Trap(tmp_path / "mark")}, tmp_path / "weights.pt")
+    with pytest.raises(WeightsError, match=r"weights\.pt is refused"):
+        fill(small(), tmp_path / "weights.pt")
+    assert not (tmp_path / "mark").exists()
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "weights.pt"])
+@pytest.mark.parametrize("content", [b"", b"no weights at all"])
+def test_a_broken_file_is_refused(name: str, content: bytes, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(WeightsError, match=name):
+        fill(small(), tmp_path / name)
+
+
+def test_a_file_of_something_else_is_refused(file: Path) -> None:
+    save_file({"lm_head.weight": torch.zeros(2)}, file)
+    with pytest.raises(WeightsError, match=r"it lacks cls_token .* lm_head\.weight"):
+        fill(small(), file)
+
+
+def test_a_file_that_was_named_but_is_not_there_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="--weights"):
+        find_weights(tmp_path / "none.safetensors", tmp_path / "own.safetensors", "")
+
+
+def test_missing_weights_say_where_to_get_them(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"own\.safetensors. Get them there.* --weights FILE"):
+        find_weights(None, tmp_path / "own.safetensors", "Get them there.")
+
+
+def test_an_image_size_that_patches_do_not_fill_is_refused_with_the_near_ones() -> None:
+    with pytest.raises(RequestError, match=r"100 px is no multiple of the patch size 14 px; take 98 or 112"):
+        image_side(100, None, 224, 14)
+
+
+def test_two_different_image_sizes_are_refused() -> None:
+    with pytest.raises(RequestError, match=r"--image-size says 56 .* img_size=112"):
+        image_side(56, 112, 224, 14)
+
+
+def test_the_image_size_is_the_asked_or_the_written_or_the_usual_one() -> None:
+    assert [image_side(56, None, 224, 14), image_side(None, 112, 224, 14), image_side(None, None, 224, 14)] == [
+        56,
+        112,
+        224,
+    ]

@@ -58,8 +58,11 @@ class Probe(Protocol):
         """One dict a training batch: the gradient of the batch's mean loss for every backbone tensor."""
         ...
 
-    def estimate(self, kind: str) -> tuple[Scores, Scores]:
-        """A sum over batches, kept on disk, as two dicts for the even and the odd batches (ESTIMATES says which sums there are)."""
+    def estimate(self, kind: str, batches: int | None = None) -> tuple[Scores, Scores]:
+        """A sum over the first `batches` batches (None: one pass over train), kept on disk, for even and odd batches apart.
+
+        Which sums there are, says `probe.ESTIMATES`.
+        """
         ...
 
 
@@ -202,6 +205,6 @@ class NoProbe:
         """Refuses."""
         raise PluginError("A method asked for gradients while it was only being counted; let it override `count`.")
 
-    def estimate(self, kind: str) -> tuple[Scores, Scores]:
+    def estimate(self, kind: str, batches: int | None = None) -> tuple[Scores, Scores]:
         """Refuses."""
         raise PluginError(f"A method asked for the estimate {kind!r} while it was only being counted; let it override `count`.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -39,22 +40,22 @@ class GradientProbe:
         """For each batch, the gradient of its mean loss for every backbone tensor."""
         return self._gradients(self.batches())
 
-    def estimate(self, kind: str) -> tuple[Scores, Scores]:
-        """The sum of ESTIMATES[kind] over the even and over the odd batches; from disk where it was made before."""
+    def estimate(self, kind: str, batches: int | None = None) -> tuple[Scores, Scores]:
+        """The sum of ESTIMATES[kind] over the even and over the odd of the first `batches` batches, from disk where it was made before."""
         if kind not in ESTIMATES:
             raise PluginError(f"There is no estimate {kind!r}; there are {', '.join(ESTIMATES)}.")
-        file = self.keep / f"{kind}.safetensors" if self.keep else None
+        file = self.keep / f"{kind}_{batches or 'all'}.safetensors" if self.keep else None
         kept = _read(file)
         if kept is None:
-            kept = self._sum(kind)
+            kept = self._sum(kind, batches)
             _write(file, kept)
         return tuple({n.partition("/")[2]: t for n, t in kept.items() if n.startswith(half)} for half in ("even/", "odd/"))  # type: ignore[return-value]
 
-    def _sum(self, kind: str) -> Scores:
-        batches = self.batches() if kind != "sample_squares" else _singles(self.batches())
+    def _sum(self, kind: str, batches: int | None) -> Scores:
+        seen = islice(self.batches(), batches)
         vit: nn.Module = self.model.get_submodule("vit")
         sums = {f"{half}/{n}": torch.zeros_like(p) for half in ("even", "odd") for n, p in vit.named_parameters()}
-        for number, gradients in enumerate(self._gradients(batches)):
+        for number, gradients in enumerate(self._gradients(_singles(seen) if kind == "sample_squares" else seen)):
             half = ("even", "odd")[number % 2]
             for name, gradient in gradients.items():
                 sums[f"{half}/{name}"] += ESTIMATES[kind](gradient)

@@ -42,12 +42,15 @@ class SHPEFT(Method):
     ta: Literal["L2", "L1", "none"] = "L2"
     candidates: Literal["all", "linear"] = "all"  # linear: weights of Linear layers only
     scaling: Literal["global", "tensor"] = "global"  # over what the two terms are brought to one scale
+    batches: int | None = None  # how many training batches the estimate sees; None: one pass over train
 
     def __post_init__(self) -> None:
         if self.td == "none" and self.ta == "none":
             raise RequestError("shpeft: td and ta are both none, so nothing says which weights matter; keep one.")
         if not 0 < self.ratio <= 1:
             raise RequestError(f"shpeft: ratio = {self.ratio} will not do: it lies above 0 and at most at 1.")
+        if self.batches is not None and self.batches < 2:  # noqa: PLR2004 - the two halves of the stability
+            raise RequestError(f"shpeft: batches = {self.batches} will not do: at least 2, for an estimate and its stability.")
         if self.lam < 0:
             raise RequestError(f"shpeft: lam = {self.lam} will not do: it is not negative.")
 
@@ -58,7 +61,7 @@ class SHPEFT(Method):
         if self.td == "none":
             return Plan(entries=_split(top(_flat(ta), k), names, ta))
         estimate, shape = TASK[self.td]
-        halves = probe.estimate(estimate)
+        halves = probe.estimate(estimate, self.batches)
         even, odd = ([half[name].double().flatten() for name in names] for half in halves)
         masks = [top(self._importance(_shaped(td, shape), ta), k) for td in ([e + o for e, o in zip(even, odd, strict=True)], even, odd)]
         shared = torch.isin(masks[1], masks[2]).sum().item() / k

@@ -43,7 +43,7 @@ class Folder:
         return Card(
             title=f"folder {self.home.name}",
             modality="unknown",
-            classes=_classes(self.home, folders),
+            classes=_classes(folders),
             licence="the user's own",
             source="a folder of the user's",
         )
@@ -65,7 +65,7 @@ class Folder:
 
 
 def _layout(home: Path) -> tuple[dict[str, Path], list[Path]]:
-    """Folders by part (`train`, `val`, `test`, or `all` where there are no parts), and the others beside them."""
+    """Folders by part (`train`, `val`, `test`, or `all` where nothing is held out), and the others beside them."""
     if not home.is_dir():
         raise MissingDataError(f"{home} is no folder; give a folder of class folders: folder:PATH.")
     below = _files.subfolders(home)
@@ -80,15 +80,16 @@ def _layout(home: Path) -> tuple[dict[str, Path], list[Path]]:
         )
     if "train" not in parts:
         raise DataError(f"{home} holds {', '.join(f.name for f in named)} but no folder train; add it.")
-    return parts, [folder for folder in below if folder not in named]
+    others = [folder for folder in below if folder not in named]
+    return ({"all": parts["train"]} if len(parts) == 1 else parts), others
 
 
-def _classes(home: Path, folders: Mapping[str, Path]) -> tuple[str, ...]:
+def _classes(folders: Mapping[str, Path]) -> tuple[str, ...]:
     """The class folders of the training images; those of other parts must be among them."""
     names = {part: [child.name for child in _files.subfolders(folder)] for part, folder in folders.items()}
-    train = names.get("train", names.get("all", []))
+    train = names["all" if "all" in names else "train"]
     if len(train) < 2:  # noqa: PLR2004  one class is no classification
-        where = folders.get("train", home)
+        where = folders["all" if "all" in folders else "train"]
         raise DataError(
             f"{where} must hold two class folders or more, it holds {len(train)}; name the folder above them."
         )

@@ -66,8 +66,10 @@ def test_test_is_cut_off_train_where_only_validation_is_given(tmp_path: Path) ->
 
 
 def test_train_alone_is_split_in_three(tmp_path: Path) -> None:
-    fill(tmp_path, 20, "train/a", "train/b")
-    assert sizes(load(tmp_path)) == [[14, 14], [2, 2], [4, 4]]
+    fill(tmp_path, 100, "train/a", "train/b")
+    splits = load(tmp_path)
+    assert sizes(splits) == [[70, 70], [10, 10], [20, 20]]
+    assert splits.rule == "70/10/20 stratified"
 
 
 @pytest.mark.parametrize("suffix", [".png", ".JPG", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"])

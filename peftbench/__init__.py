@@ -1,0 +1,52 @@
+"""peftbench: which parameter-efficient fine-tuning method for these medical images, this budget and this card?
+
+    import peftbench
+    peftbench.run(methods=["shpeft", "lora"], datasets="all")
+    table = peftbench.load("runs")  # a pandas DataFrame, one row a job
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pandas as pd
+
+__version__ = version("peftbench")
+__all__ = ["__version__", "load", "run"]
+
+
+def run(
+    store: str | Path = "runs",
+    *,
+    data: str | Path | None = None,
+    weights: str | Path | None = None,
+    device: str = "auto",
+    jobs: int = 0,
+    **asked: Any,  # noqa: ANN401 - the fields of a Study
+) -> int:
+    """`peftbench run` from Python; `asked` takes the long options with underscores. Returns 0, or 1 when some jobs failed.
+
+    A script must call it under `if __name__ == "__main__":`, because jobs run in processes of their own.
+    """
+    from pathlib import Path  # noqa: PLC0415 - this and what follows, only when it is needed
+
+    from peftbench import show, spec, study  # noqa: PLC0415
+
+    places = study.places(Path(store), data and Path(data), None, weights and Path(weights), device)
+    many = ("methods", "datasets", "ratios")
+    values = {k: spec.texts(v) if k in many and isinstance(v, str) else v for k, v in asked.items()}
+    return show.run_study(spec.make(spec.Study, values, "peftbench.run"), places, jobs, skip_broken=False)
+
+
+def load(store: str | Path = "runs") -> pd.DataFrame:
+    """Every finished or failed job of a store: one row a job, the metrics of each selection rule as columns."""
+    from pathlib import Path  # noqa: PLC0415
+
+    from peftbench.store import Store  # noqa: PLC0415
+    from peftbench.tables import frame  # noqa: PLC0415
+
+    return frame(result for result in Store(Path(store)).results() if result.record.role == "final")

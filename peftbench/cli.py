@@ -158,23 +158,9 @@ def _study(file: Path | None, given: dict[str, object]) -> Study:
 
 
 def _places(store: Path, data: Path | None, cache: Path | None, weights: Path | None, device: str) -> Places:
-    from platformdirs import user_cache_path, user_data_path  # noqa: PLC0415
+    from peftbench.study import places  # noqa: PLC0415
 
-    from peftbench.errors import RequestError  # noqa: PLC0415
-    from peftbench.measure import auto_device  # noqa: PLC0415
-    from peftbench.spec import Places  # noqa: PLC0415
-
-    if device not in {"auto", "cpu", "cuda"}:
-        raise RequestError(f"--device {device}: it is auto, cpu or cuda.")
-    if device == "cuda" and auto_device() != "cuda":
-        raise RequestError("--device cuda: torch sees no CUDA card on this machine; use --device cpu.")
-    return Places(
-        store=store,
-        data=data or user_data_path("peftbench") / "data",
-        cache=cache or user_cache_path("peftbench"),
-        weights=weights,
-        device=auto_device() if device == "auto" else device,
-    )
+    return places(store, data, cache, weights, device)
 
 
 def main() -> None:

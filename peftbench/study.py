@@ -7,7 +7,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from peftbench import backbone, catalogue, measure, pixels
+from platformdirs import user_cache_path, user_data_path
+
+from peftbench import backbone, measure, pixels
 from peftbench.backbone import Source
 from peftbench.contract import Dataset, Record, Splits
 from peftbench.errors import DataError, MissingDataError, RequestError, SplitError, WeightsError
@@ -51,6 +53,23 @@ class Resolved:
     study: Study
     drafts: tuple[Draft, ...]
     says: tuple[str, ...]
+
+
+def places(
+    store: Path, data: Path | None = None, cache: Path | None = None, weights: Path | None = None, device: str = "auto"
+) -> Places:
+    """Folders as given, or the platform's own for this user; the device that `auto` means."""
+    if device not in {"auto", "cpu", "cuda"}:
+        raise RequestError(f"--device {device}: it is auto, cpu or cuda.")
+    if device == "cuda" and measure.auto_device() != "cuda":
+        raise RequestError("--device cuda: torch sees no CUDA card on this machine; use --device cpu.")
+    return Places(
+        store=store,
+        data=data or user_data_path("peftbench") / "data",
+        cache=cache or user_cache_path("peftbench"),
+        weights=weights,
+        device=measure.auto_device() if device == "auto" else device,
+    )
 
 
 # --- asking ----------------------------------------------------------------------------------------------------------

@@ -58,11 +58,12 @@ def f1(entry: Entry) -> Scored:
 
 
 def f1_average(row: Row, datasets: Sequence[str]) -> Scored:
-    """Of one data set or the average of several; nothing stands in for a missing one."""
-    if len(datasets) == 1 and datasets[0] in row.entries:
-        return f1(row.entries[datasets[0]])
+    """Macro F1 of one data set or averaged over several; nothing stands in for a missing one."""
     found = row.estimate(datasets)
-    return (found.value, Cell(points(found.value), _bounds(found))) if found else (math.nan, Cell(NONE))
+    if found:
+        return found.value, Cell(points(found.value), _bounds(found))
+    failed = any(name in row.entries and not row.entries[name].done for name in datasets)
+    return math.nan, Cell("failed" if failed else NONE)
 
 
 def score(value: float) -> Scored:
@@ -72,7 +73,7 @@ def score(value: float) -> Scored:
 
 def points(value: float) -> str:
     """A share of 1 in percent, one decimal."""
-    return NONE if math.isnan(value) else f"{100 * value:.1f}"
+    return NONE if math.isnan(value) else f"{round(100 * value, 1) + 0.0:.1f}"  # + 0.0: no negative zero
 
 
 def _bounds(found: stats.Estimate) -> str:

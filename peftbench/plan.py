@@ -90,7 +90,7 @@ class Plan:
         """Freeze `vit`, then change it in place. New tensors are drawn from torch's generator, on the device of `vit`."""
         vit.requires_grad_(requires_grad=False)
         tensors: dict[str, Tensor] = {f"tune/{n}": vit.get_parameter(n).requires_grad_() for n in sorted(self.tune)}
-        for name in sorted(self.entries):
+        for name in sorted(self.entries, key=lambda n: (not n.endswith("weight"), n)):  # a layer's weight swaps the layer
             tensors[f"values/{name}"] = sparse.pack(vit, name, self.entries[name])
         grafts = []
         for site in sorted(self.grafts, key=lambda name: (-name.count("."), name)):  # inner modules before outer ones

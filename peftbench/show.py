@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ from peftbench.spec import Job, Places, Study
 from peftbench.store import Store
 
 SHORT = {"md": "markdown", "tex": "latex", "png": "figure"}
-console = Console(highlight=False)
+console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
 
 
 def run_study(asked: Study, places: Places, jobs: int, *, skip_broken: bool) -> int:

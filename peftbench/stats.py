@@ -111,6 +111,9 @@ class Interval:
     clusters: int  # groups that were resampled
 
 
+UNKNOWN = Interval(np.nan, np.nan, LEVEL, 0)
+
+
 @dataclass(frozen=True, eq=False)
 class Estimate:
     """A score and its bootstrap distribution, so that averages of scores have intervals too."""

@@ -48,9 +48,14 @@ class Setting:
         return cls(backbone, size, name, selection, json.dumps(others, sort_keys=True, default=str))
 
     @property
+    def short(self) -> str:
+        """Backbone and image size."""
+        return f"{self.backbone}, {self.size} px"
+
+    @property
     def network(self) -> str:
-        """Backbone and image size; the built-in backbone is said to be none of the paper's."""
-        return f"{self.backbone}, {self.size} px" + (": not the paper's backbone" if self.backbone == "mini" else "")
+        """The same, where the built-in backbone is said to be none of the paper's."""
+        return self.short + (": not the paper's backbone" if self.backbone == "mini" else "")
 
 
 @dataclass(frozen=True, eq=False)
@@ -231,10 +236,9 @@ def untuned(record: Record) -> bool:
 
 
 def notes(record: Record) -> list[str]:
-    """Of one job: untuned, at the edge of what its method can reach, and what the run noted."""
-    edge = record.budget.edge if record.budget else None
+    """Of one job: untuned, without validation, and what the run noted."""
     asked = record.recipe["selection"] == record.rule
-    found = ["untuned" if untuned(record) else "", edge or "", "" if asked else "no validation part: last step"]
+    found = ["untuned" if untuned(record) else "", "" if asked else "no validation part: last step"]
     return [note for note in found if note] + [public(note) for note in record.notes]
 
 

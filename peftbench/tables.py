@@ -1,18 +1,19 @@
 """What every report shows, before it is Markdown, LaTeX, a page or a terminal: captions, columns, marks.
 
-One overview of a setting where it has several data sets, then a table a data set, the selection rules side by side, and
-the jobs that failed. Scores are in percent with one decimal; best and second are marked as shown, so ties share a mark.
+One overview of a setting where it has several data sets and their averages, then a table a data set, the selection
+rules side by side, and the jobs that failed. Scores are in percent with one decimal; best and second are marked as shown, so ties share a mark.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from peftbench import cells, summary
+from peftbench import cells, stats, summary
 from peftbench.cells import Cell
 from peftbench.contract import Record, Result
 from peftbench.summary import Block, Row
@@ -33,18 +34,23 @@ class Table:
     """One table, ready to be set."""
 
     name: str  # of a file or label: letters, digits and _
-    title: str
+    subject: str  # "busi", "average (3 of 6)"
+    setting: str  # backbone and image size
     caption: str
     columns: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
-    prose: frozenset[str] = frozenset({"method", "data set", "notes", "reason"})  # columns set flush left
+
+    def flush_left(self, column: str) -> bool:
+        """Words are set flush left, numbers flush right."""
+        return column in {"method", "data set", "notes", "reason"}
 
 
 def tables(results: Iterable[Result]) -> list[Table]:
     """All tables of all settings, in the order they should be read. Raises StoreError for unreadable predictions."""
     found: list[Table] = []
     for number, block in enumerate(summary.summarise(results), 1):
-        made = [*_overview(block), *_data_sets(block), *_averages(block), _rules(block), _failures(block)]
+        rules = [_rules(block, name) for name in block.datasets]
+        made = [*_overview(block), *_averages(block), *_data_sets(block), *rules, _failures(block)]
         found += [replace(table, name=f"{table.name}_{number}") for table in made if table.rows]
     return found
 
@@ -61,7 +67,7 @@ def _overview(block: Block) -> list[Table]:
     columns = ("method", "target", "trained", "share", *block.datasets, *averages)
     scores = [cells.marked([cells.f1_average(row, group) for row in block.rows]) for group in groups]
     rows = tuple(zip(*_methods(block.rows), *scores, strict=True))
-    return [Table("overview", f"Macro F1: {block.setting.network}", caption(block), columns, rows)]
+    return [Table("overview", "macro F1", block.setting.short, _caption(block, block.datasets), columns, rows)]
 
 
 def _methods(rows: Sequence[Row]) -> list[list[Cell]]:
@@ -86,8 +92,8 @@ def _averages(block: Block) -> list[Table]:
             "ACC": cells.marked([cells.score(row.mean("accuracy", names)) for row in block.rows]),
             "AUC": cells.marked([cells.score(row.mean("auc", names)) for row in block.rows]),
         }
-        text = f"{title.capitalize()}: {', '.join(names)}. {caption(block)}"
-        made.append(Table(f"average{number}", f"{title}: {block.setting.network}", text, *_transposed(facts)))
+        text = f"{title.capitalize()}: {', '.join(names)}. {_caption(block, names)}"
+        made.append(Table(f"average{number}", title, block.setting.short, text, *_transposed(facts)))
     return made
 
 
@@ -109,24 +115,27 @@ def _data_set(block: Block, name: str) -> Table:
         "lr": [Cell(cells.rates(entry.records)) for entry in entries],
         "notes": [Cell("; ".join(entry.notes)) for entry in entries],
     }
-    return Table(f"data_{name}", f"{name}: {block.setting.network}", caption(block, name), *_transposed(facts))
+    subject = f"{name} (synthetic data)" if block.synthetic(name) else name
+    return Table(f"data_{_stem(name)}", subject, block.setting.short, _caption(block, [name]), *_transposed(facts))
 
 
-def _rules(block: Block) -> Table:
+def _rules(block: Block, name: str) -> Table:
     """Macro F1 under the three selection rules, and what choosing on the test set would have added."""
-    pairs = [(name, row) for name in block.datasets for row in block.rows if name in row.entries]
-    done = [(name, row, row.entries[name]) for name, row in pairs if row.entries[name].done]
+    pairs = [(row, row.entries[name]) for row in block.rows if name in row.entries]
+    done = [(row, entry) for row, entry in pairs if entry.done]
     facts: dict[str, list[Cell]] = {
-        "data set": [Cell(name) for name, _, _ in done],
-        "method": [cells.label(row) for _, row, _ in done],
-        "target": [cells.target(row, entry.records) for _, row, entry in done],
+        "method": [cells.label(row) for row, _ in done],
+        "target": [cells.target(row, entry.records) for row, entry in done],
     }
     for rule, title in RULES.items():
-        facts[title] = [Cell(cells.points(entry.score("macro_f1", rule))) for _, _, entry in done]
-    gains = [entry.score("macro_f1", "oracle") - entry.score("macro_f1") for _, _, entry in done]
+        facts[title] = [Cell(cells.points(entry.score("macro_f1", rule))) for _, entry in done]
+    gains = [entry.score("macro_f1", "oracle") - entry.score("macro_f1") for _, entry in done]
     facts["inflation"] = [Cell(cells.points(gain)) for gain in gains]
-    text = "Macro F1 in % under each selection rule; inflation is what choosing the step on the test set would add."
-    return Table("rules", f"Selection rules: {block.setting.network}", text, *_transposed(facts))
+    text = (
+        f"{name}: macro F1 in % under each selection rule{_synthetic(block, [name])}; {block.setting.network}. "
+        f"Inflation: what choosing the step on the test set would add to {RULES[block.setting.selection]}."
+    )
+    return Table(f"rules_{_stem(name)}", f"{name}: selection rules", block.setting.short, text, *_transposed(facts))
 
 
 def _failures(block: Block) -> Table:
@@ -140,62 +149,158 @@ def _failures(block: Block) -> Table:
         "seed": [Cell(str(record.seed)) for _, _, record in failed],
         "reason": [Cell(summary.public(record.reason)) for _, _, record in failed],
     }
-    return Table("failed", f"Failed jobs: {block.setting.network}", "Jobs that failed and why.", *_transposed(facts))
+    text = f"{block.setting.network}. Jobs that failed and why."
+    return Table("failed", "failed jobs", block.setting.short, text, *_transposed(facts))
+
+
+def _stem(name: str) -> str:
+    return re.sub(r"\W+", "_", name).strip("_")
 
 
 def _transposed(facts: dict[str, list[Cell]]) -> tuple[tuple[str, ...], tuple[tuple[Cell, ...], ...]]:
     return tuple(facts), tuple(zip(*facts.values(), strict=True))
 
 
-def caption(block: Block, dataset: str = "") -> str:
+def caption(results: Iterable[Result]) -> list[str]:
+    """What stands under the terminal's table: one paragraph a setting."""
+    return [_caption(block, block.datasets) for block in summary.summarise(results)]
+
+
+def _caption(block: Block, names: Sequence[str]) -> str:
     """How the numbers came about: network, recipe, rule, seeds, data, intervals."""
-    setting, several = block.setting, not dataset
+    setting = block.setting
     seeds = sorted({result.record.seed for result in block.results})
-    data = f"{len(block.datasets)} data sets{_synthetic(block)}" if several else _data(block.records[dataset])
     values = json.loads(setting.fields)
-    details = "".join(f", {values[key]} {unit}" for key, unit in DETAILS.items() if key in values)
+    details = "".join(f", {values[key]} {unit}" for key, unit in _DETAILS.items() if key in values)
+    data = _data(block.records[names[0]]) if len(names) == 1 else f"{len(names)} data sets"
     return (
         f"{setting.network}. Recipe {setting.recipe}{details}; step: {RULES[setting.selection]}; "
-        f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}. {data}. Scores in %{_seeds(seeds)}; "
-        "brackets: 95% bootstrap over groups of test images. Best bold, second underlined; "
-        "lr*: chosen on validation."
+        f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}. {data}{_synthetic(block, names)}. "
+        f"Scores in %{', mean ± standard deviation over seeds' if len(seeds) > 1 else ''}; brackets: 95% bootstrap "
+        "over groups of test images. Best bold, second underlined. lr*: chosen on validation."
     )
 
 
-def _seeds(seeds: Sequence[int]) -> str:
-    return ", mean ± standard deviation over seeds" if len(seeds) > 1 else ""
-
-
-def _synthetic(block: Block) -> str:
-    drawn = [name for name in block.datasets if block.synthetic(name)]
-    which = "" if len(drawn) == len(block.datasets) else f" ({', '.join(drawn)})"
+def _synthetic(block: Block, names: Sequence[str]) -> str:
+    drawn = [name for name in names if block.synthetic(name)]
+    which = "" if len(drawn) == len(names) else f" ({', '.join(drawn)})"
     return f"; synthetic data{which}" if drawn else ""
 
 
 def _data(record: Record) -> str:
     card, data = record.data.card, record.data
-    groups, key = data.groups.get("test", 0), card.get("group_key") or "nothing known, each image for itself"
-    drawn = "; synthetic data" if card.get("synthetic") else ""
-    return f"{card.get('title', data.name)}: {data.sizes.get('test', 0)} test images in {groups} groups ({key}){drawn}"
+    images, groups = data.sizes.get("test", 0), data.groups.get("test", 0)
+    key = card.get("group_key") or "nothing known, so each image for itself"
+    return f"{card.get('title', data.name)}: {images} test images in {groups} groups ({key})"
 
 
 # --- for the terminal and for pandas -------------------------------------------------------------------------------
 
 
 def terminal(results: Iterable[Result]) -> rich.table.Table:
-    """The end of a run in 120 columns: a block of rows a data set, then the averages, then what failed."""
-    from rich import box  # noqa: PLC0415 - as above
+    """The end of a run, in 120 columns: a block of rows a data set, then the averages."""
+    from rich import box  # noqa: PLC0415 - the start of the command line must not wait for what it may not need
     from rich.table import Table as Screen  # noqa: PLC0415
 
-    made = tables(results)
-    failed = [" · ".join(map(str, row)) for table in made if table.name.startswith("failed") for row in table.rows]
-    captions = dict.fromkeys(table.caption for table in made if table.name.startswith(("data", "average")))
-    screen = Screen(box=box.SIMPLE_HEAD, caption="\n".join([*captions, *(f"failed: {one}" for one in failed)]))
-    screen.caption_justify = "left"
-    screen.add_column("", ratio=1)
+    screen = Screen(box=box.SIMPLE_HEAD)
+    screen.add_column("method", min_width=24)
     for column in _IN_TERMINAL:
         screen.add_column(column, justify="right", no_wrap=True)
-    for table in made:
-        if table.name.startswith(("data", "average")):
-            _add_block(screen, table)
+    blocks = summary.summarise(results)
+    for block in blocks:
+        for table in [*_data_sets(block), *_averages(block)]:
+            title = f"{table.subject} · {table.setting}" if len(blocks) > 1 else table.subject
+            _show(table, title, screen)
     return screen
+
+
+def _plain(text: str) -> str:
+    from rich.markup import escape  # noqa: PLC0415 - likewise
+
+    return escape(text)
+
+
+def _show(table: Table, title: str, screen: rich.table.Table) -> None:
+    """Add a table as a section under its title; columns it has not stay empty."""
+    styles = {"": "", "best": "bold", "second": "underline"}
+    screen.add_row(f"[italic]{_plain(title)}[/italic]")
+    for row in table.rows:
+        cell = dict(zip(table.columns, row, strict=True))
+        budget = "" if cell["target"].text == cells.NONE else f" @ {cell['target']}"
+        shown = [cell.get(column, Cell("")) for column in _IN_TERMINAL]
+        screen.add_row(_plain(cell["method"].text + budget), *(_styled(one, styles[one.mark]) for one in shown))
+    screen.add_section()
+
+
+def _styled(cell: Cell, style: str) -> str:
+    text = f"[{style}]{_plain(cell.text)}[/{style}]" if style else _plain(cell.text)
+    return f"{text} [dim]{_plain(cell.aside)}[/dim]" if cell.aside else text
+
+
+def frame(results: Iterable[Result]) -> pandas.DataFrame:
+    """One row a job, failed ones and trials too: everything of its record, at full precision, and its interval.
+
+    Metrics are columns `test/<rule>/<metric>` and `val/<rule>/<metric>`. Raises StoreError for unreadable predictions.
+    """
+    import pandas  # noqa: PLC0415, ICN001 - likewise
+
+    return pandas.DataFrame([_job(result) for result in results])
+
+
+def _job(result: Result) -> dict[str, Any]:
+    record = result.record
+    reason = {"reason": summary.public(record.reason), "notes": "; ".join(summary.notes(record))}
+    return {**_identity(record), **reason, **_sizes(record), **_interval(result), **_metrics(record), **_costs(record)}
+
+
+def _identity(record: Record) -> dict[str, Any]:
+    """What was run: the columns every row has."""
+    return {
+        "id": record.id,
+        "role": record.role,
+        "status": record.status,
+        "label": record.label,
+        "method": record.method.name,
+        "fields": json.dumps(record.method.fields, sort_keys=True, default=list),
+        "dataset": record.data.name,
+        "synthetic": bool(record.data.card.get("synthetic")),
+        "backbone": record.backbone.name,
+        "image_size": record.backbone.preprocessing["size"],
+        "recipe": record.recipe.get("name"),
+        "seed": record.seed,
+        "rule": record.rule,
+        "lr": record.recipe.get("lr"),
+        "tuned": record.tuning is not None,
+    }
+
+
+def _sizes(record: Record) -> dict[str, Any]:
+    budget, counts = record.budget, record.counts
+    return {
+        "target": budget.target if budget else None,
+        "edge": budget.edge if budget else None,
+        "trainable": counts.trainable if counts else None,
+        "head": counts.head if counts else None,
+        "share": summary.share(record),
+        "backbone_parameters": record.backbone.parameters,
+    }
+
+
+def _interval(result: Result) -> dict[str, float]:
+    done = result.record.status == "done"
+    found = summary.Entry((result,), ()).f1.interval if done else stats.UNKNOWN
+    score = summary.value(result.record, result.record.rule, "macro_f1")
+    return {"macro_f1": score, "macro_f1_low": found.low, "macro_f1_high": found.high}
+
+
+def _metrics(record: Record) -> dict[str, float | None]:
+    """Under each rule, with the step it chose."""
+    steps = {f"step/{rule}": choice.step for rule, choice in record.choices.items()}
+    test = {f"test/{rule}/{k}": v for rule, choice in record.choices.items() for k, v in choice.test.items()}
+    val = {f"val/{rule}/{k}": v for rule, choice in record.choices.items() for k, v in choice.val.items()}
+    return {**steps, **test, **val}
+
+
+def _costs(record: Record) -> dict[str, Any]:
+    costs = record.costs.model_dump() if record.costs else {}
+    return {**costs, **{f"fact/{name}": value for name, value in record.facts.items()}}

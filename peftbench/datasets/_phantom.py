@@ -1,0 +1,203 @@
+"""What the six phantoms share: who is imaged, fields of noise, soft outlines, grey levels, and the plug-in itself.
+
+A phantom is a synthetic data set: a caricature of a modality, drawn by numpy from a fixed seed. The class is told by
+shape, texture and arrangement only. Grey levels are given last, by rank, from a curve that is the patient's own, so
+no statistic of an image's histogram can hold the class. All of it is float64: a last bit that differs between two
+machines then does not reach the 8-bit pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from peftbench.catalogue import dataset_card
+from peftbench.contract import Card, Labels, Part, Splits
+
+SIDE = 64
+PATIENTS = {"train": 120, "val": 40, "test": 80}
+VISITS = (3, 3, 2, 4)  # images a patient, in turn: three on average
+OUTLINE = 256  # directions in which an outline is known
+
+Field: TypeAlias = NDArray[np.float64]  # (n, SIDE, SIDE), or (n, 1, 1) for one number an image
+Flags: TypeAlias = NDArray[np.bool_]
+Pixels: TypeAlias = NDArray[np.uint8]  # (n, SIDE, SIDE, 3)
+
+Y, X = np.meshgrid(np.linspace(0, 1, SIDE), np.linspace(0, 1, SIDE), indexing="ij")  # image coordinates, 0 to 1
+
+
+# --- who is imaged -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Cohort:
+    """The images to draw and the source of chance. Every draw is (n, 1, 1): one number an image."""
+
+    labels: Labels
+    patients: Labels  # (n,) the number of each image's patient, from 0
+    rng: np.random.Generator
+
+    def each(self, low: float, high: float) -> Field:
+        """A number for each image."""
+        return self.rng.uniform(low, high, (len(self.labels), 1, 1))
+
+    def shared(self, low: float, high: float) -> Field:
+        """A number for each patient, the same in all of the patient's images."""
+        return self.rng.uniform(low, high, (int(self.patients.max()) + 1, 1, 1))[self.patients]
+
+    def by_class(self, *values: float) -> Field:
+        """The value of each image's class."""
+        return np.asarray(values, dtype=np.float64)[self.labels][:, None, None]
+
+    def chance(self, probability: float | Field) -> Flags:
+        """Whether it happens, for each image."""
+        return self.each(0, 1) < probability
+
+    def noise(self, high: float, wide: float | None = None) -> Field:
+        """Smooth noise of mean 0 and variance 1; its grain is `high` by `wide` pixels (standard deviations)."""
+        white = self.rng.standard_normal((len(self.labels), SIDE, SIDE))
+        down, across = _gaussian(high), _gaussian(wide or high)
+        spread = np.sqrt((down**2).sum(1))[:, None] * np.sqrt((across**2).sum(1))
+        return np.asarray(down @ white @ across.T / spread)
+
+    def outline(self, first: int, last: int, amplitude: float | Field) -> NDArray[np.float64]:
+        """A radius about 1 in OUTLINE directions (n, OUTLINE): waves of `first` to `last` periods, spread `amplitude`."""
+        angle = np.linspace(0, 2 * np.pi, OUTLINE, endpoint=False)
+        waves = np.arange(first, last + 1)
+        phase = self.rng.uniform(0, 2 * np.pi, (len(self.labels), len(waves), 1))
+        height = self.rng.uniform(0.5, 1.5, phase.shape) / np.sqrt(len(waves) / 2)
+        radius = (height * np.cos(waves[:, None] * angle + phase)).sum(1)
+        return np.asarray(1 + np.reshape(amplitude, (-1, 1)) * radius)
+
+    def wave(self, periods: float, amplitude: float | Field) -> Field:
+        """A curve over the image's width (n, 1, SIDE): two smooth waves of up to `periods`, shared by a patient."""
+        slow, fast = self.shared(0.3, 0.6) * periods, self.shared(0.6, 1.0) * periods
+        turn, other = self.shared(0, 2 * np.pi), self.shared(0, 2 * np.pi)
+        curve = np.sin(2 * np.pi * slow * X[:1] + turn) + 0.5 * np.sin(2 * np.pi * fast * X[:1] + other)
+        return np.asarray(amplitude * curve)
+
+
+def blur(field: Field, pixels: float) -> Field:
+    """The field smoothed by a Gaussian of standard deviation `pixels`."""
+    kernel = _gaussian(pixels)
+    return np.asarray(kernel @ field @ kernel.T)
+
+
+@lru_cache
+def _gaussian(pixels: float) -> NDArray[np.float64]:
+    """Gaussian smoothing of SIDE values as a matrix whose rows sum to 1."""
+    step = np.arange(SIDE)[:, None] - np.arange(SIDE)
+    weight = np.exp(-0.5 * (step / pixels) ** 2)
+    return np.asarray(weight / weight.sum(1, keepdims=True))
+
+
+# --- shapes --------------------------------------------------------------------------------------------------------
+
+
+def soft(distance: Field, width: float | Field) -> Field:
+    """1 inside (distance below 0), 0 outside, with an edge of `width`."""
+    inside = np.clip(0.5 - distance / width, 0, 1)
+    return np.asarray(inside * inside * (3 - 2 * inside))
+
+
+def blob(y: Field, x: Field, high: Field, wide: Field, outline: NDArray[np.float64] | None = None) -> Field:
+    """Distance from the rim of an ellipse in units of its radius: -1 in the middle, 0 on the rim, above 0 outside.
+
+    `y`, `x` is the middle and `high`, `wide` the radii, all (n, 1, 1) in image widths; `outline` (n, OUTLINE) bends it.
+    """
+    down, across = (Y - y) / high, (X - x) / wide
+    radius = np.sqrt(down**2 + across**2)
+    if outline is not None:
+        turn = (np.arctan2(down, across) * (OUTLINE / (2 * np.pi))).astype(np.int64) % OUTLINE
+        rim = np.take_along_axis(outline, turn.reshape(len(turn), -1), axis=1).reshape(turn.shape)
+        radius = radius / rim
+    return np.asarray(radius - 1)
+
+
+# --- grey levels ---------------------------------------------------------------------------------------------------
+
+
+def grey_levels(field: Field, dark: Field, bright: Field, bend: Field) -> Field:
+    """The field's values replaced, by rank, by `dark` to `bright` along u**bend: the histogram is the curve's alone."""
+    flat = field.reshape(len(field), -1)
+    share = (np.arange(flat.shape[1]) + 0.5) / flat.shape[1]
+    curve = dark[:, 0] + (bright - dark)[:, 0] * share ** bend[:, 0]
+    levels = np.empty_like(flat)
+    np.put_along_axis(levels, np.argsort(flat, axis=1, kind="stable"), curve, axis=1)
+    return levels.reshape(field.shape)
+
+
+def to_pixels(field: Field) -> Pixels:
+    """Values of 0 to 1, (n, SIDE, SIDE) or with three channels, as 8-bit RGB."""
+    colour = field if field.ndim == 4 else np.repeat(field[..., None], 3, axis=-1)
+    return np.asarray(np.rint(np.clip(colour, 0, 1) * 255).astype(np.uint8))
+
+
+def lettering(cohort: Cohort, probability: float) -> Field:
+    """Burnt-in writing, as scanners leave it: 1 where it is, in a corner and of a text that are the patient's."""
+    n = len(cohort.labels)
+    text = np.zeros((n, SIDE, SIDE))
+    glyphs = cohort.rng.random((int(cohort.patients.max()) + 1, 5, 15)) < 0.6
+    glyphs[:, :, 3::4] = False
+    text[:, 3:8, 3:18] = glyphs[cohort.patients]
+    low, right = cohort.shared(0, 1) < 0.5, cohort.shared(0, 1) < 0.5
+    text = np.where(low, np.roll(text, SIDE - 11, axis=1), text)
+    text = np.where(right, np.roll(text, SIDE - 21, axis=2), text)
+    return text * (cohort.shared(0, 1) < probability)
+
+
+# --- the plug-in ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Phantom:
+    """A synthetic data set: `draw` makes the images of a cohort; `shares` says how common each class is."""
+
+    name: str
+    seed: int
+    shares: tuple[float, ...]
+    draw: Callable[[Cohort], Pixels]
+    by_patient: bool = True  # whether all images of a patient are of one class
+
+    @property
+    def card(self) -> Card:
+        """From `datasets/<name>.toml`."""
+        return dataset_card(self.name)
+
+    def load(self, root: Path, seed: int) -> Splits:  # noqa: ARG002 -- the contract's; nothing is read, nothing is split
+        """The same images and parts for every `root` and `seed`; no patient is in two parts."""
+        return _drawn(self)
+
+
+@lru_cache(maxsize=6)
+def _drawn(phantom: Phantom) -> Splits:
+    rng = np.random.Generator(np.random.PCG64(phantom.seed))
+    parts = [_enrol(phantom, patients, rng) for patients in PATIENTS.values()]
+    first = np.cumsum([0, *PATIENTS.values()])
+    patients = np.concatenate([p + start for (_, p), start in zip(parts, first, strict=False)])
+    images = phantom.draw(Cohort(np.concatenate([labels for labels, _ in parts]), patients, rng))
+    ends = np.cumsum([len(labels) for labels, _ in parts])[:-1]
+    pieces = zip(PATIENTS, np.split(images, ends), np.split(patients, ends), parts, strict=True)
+    return Splits(*(_part(f"{phantom.name}/{part}", i, labels, p) for part, i, p, (labels, _) in pieces), "official (drawn)")
+
+
+def _enrol(phantom: Phantom, patients: int, rng: np.random.Generator) -> tuple[Labels, Labels]:
+    """Labels and patient numbers (from 0) of one part's images, patient by patient."""
+    of = np.repeat(np.arange(patients), rng.permutation(np.resize(VISITS, patients)))
+    units = patients if phantom.by_patient else len(of)
+    bounds = np.rint(np.cumsum(phantom.shares) * units)
+    drawn = rng.permutation(np.searchsorted(bounds, np.arange(units), side="right")).astype(np.int64)
+    return (drawn[of] if phantom.by_patient else drawn), of
+
+
+def _part(where: str, images: Pixels, labels: Labels, patients: Labels) -> Part:
+    """Images named `phantom_oct/train/p012_2`: patient and visit."""
+    visit = np.arange(len(patients)) - np.searchsorted(patients, patients)
+    names = tuple(f"{where}/p{p:03d}_{v + 1}" for p, v in zip(patients, visit, strict=True))
+    return Part(images, labels, names, tuple(f"p{p:03d}" for p in patients))

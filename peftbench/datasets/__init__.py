@@ -1,0 +1,1 @@
+"""Data sets, one a file; `_` begins the names of files that are none."""

@@ -1,0 +1,1 @@
+"""Methods, one a file; `_` begins the names of files that are none."""

@@ -1,0 +1,1 @@
+"""Metrics, one a file; `_` begins the names of files that are none."""

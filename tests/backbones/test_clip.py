@@ -22,9 +22,9 @@ QUICK = "ViT-B-16-quickgelu/openai"
 
 def their_tower(architecture: str, layers: int) -> nn.Module:
     """open_clip's image tower, its first blocks, with random values that give every part of it a say."""
-    config = open_clip.get_model_config(architecture)
+    config = open_clip.get_model_config(architecture) or {}
     shape = config["vision_cfg"] | {"layers": layers}
-    tower = _build_vision_tower(config["embed_dim"], shape, config.get("quick_gelu", False)).eval()
+    tower: nn.Module = _build_vision_tower(config["embed_dim"], shape, config.get("quick_gelu", False)).eval()
     torch.manual_seed(0)
     for parameter in tower.parameters():
         nn.init.normal_(parameter, 1.0 if parameter.dim() == 1 else 0.0, 0.05)
@@ -38,7 +38,7 @@ def as_file(tower: nn.Module, file: Path) -> Path:
 
 
 def features(tower: nn.Module, x: Tensor) -> Tensor:
-    tower.proj = None
+    setattr(tower, "proj", None)  # noqa: B010 - the projection is no module
     with torch.inference_mode():
         return torch.as_tensor(tower(x))
 

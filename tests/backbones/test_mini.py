@@ -28,9 +28,9 @@ def test_minis_shipped_weights_fit_it_and_are_small() -> None:
 def test_minis_shipped_weights_are_no_random_ones() -> None:
     mini = Mini()
     vit = mini.network(None)
-    assert vit.norm.weight.std() == 0  # all ones, until it is trained
+    assert vit.get_parameter("norm.weight").std() == 0  # all ones, until it is trained
     mini.load(vit, mini.weights(None))
-    assert vit.norm.weight.std() > 0.01
+    assert vit.get_parameter("norm.weight").std() > 0.01
 
 
 def test_mini_says_that_it_is_for_research_and_demonstration() -> None:

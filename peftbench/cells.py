@@ -14,7 +14,7 @@ from peftbench.summary import Entry, Row
 
 Mark: TypeAlias = Literal["", "best", "second"]
 
-NONE = "–"
+NONE = "\N{EN DASH}"
 _RATES_LISTED = 3  # more learning rates than this are shown as a range
 _GIB = 1024  # MiB
 
@@ -109,13 +109,15 @@ def _peak(records: Sequence[Record]) -> str:
     return NONE if math.isnan(peak) else f"{peak:,.0f} MiB" if peak < _GIB else f"{peak / _GIB:,.1f} GiB"
 
 
-COSTS: Mapping[str, Callable[[Sequence[Record]], str]] = MappingProxyType({
-    "trained": lambda records: span(trainable(records), count),
-    "with head": lambda records: span(_with_head(records), count),
-    "share": lambda records: span(map(summary.share, records), percent),
-    "seconds": _mean_seconds,
-    "memory": _peak,
-})
+COSTS: Mapping[str, Callable[[Sequence[Record]], str]] = MappingProxyType(
+    {
+        "trained": lambda records: span(trainable(records), count),
+        "with head": lambda records: span(_with_head(records), count),
+        "share": lambda records: span(map(summary.share, records), percent),
+        "seconds": _mean_seconds,
+        "memory": _peak,
+    }
+)
 
 
 def rates(records: Sequence[Record]) -> str:

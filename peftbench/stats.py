@@ -53,8 +53,8 @@ def confusions(logits: Logits, labels: Labels, groups: Sequence[int]) -> Values:
 
 
 def confusion(logits: Logits, labels: Labels) -> Values:
-    """The confusion matrix (classes, classes) of all images, rows true, columns predicted."""
-    total: Values = confusions(logits, labels, [0] * len(labels)).sum(0)
+    """The confusion matrix of all images (1, classes, classes), rows true, columns predicted."""
+    total: Values = confusions(logits, labels, [0] * len(labels)).sum(0, keepdims=True)
     return total
 
 
@@ -146,7 +146,7 @@ def estimate(runs: Sequence[Run], metric: str = "macro_f1") -> Estimate:
         return average([estimate([run], metric) for run in runs])
     tables = np.stack([confusions(*run) for run in runs], 1)
     statistic = _mean_over_runs(metric)
-    return Estimate(float(statistic(tables.sum(0))), _draws(tables, statistic), len(tables))
+    return Estimate(statistic(tables.sum(0, keepdims=True)).item(), _draws(tables, statistic), len(tables))
 
 
 def average(estimates: Sequence[Estimate]) -> Estimate:
@@ -180,9 +180,9 @@ def _draws(tables: Values, statistic: Callable[[Values], Values]) -> Values:
 
     kinds, kind = np.unique(tables.reshape(groups, -1), axis=0, return_inverse=True)
 
-    def of_resamples(drawn: Values, axis: int = -1) -> Values:
+    def of_resamples(drawn: NDArray[np.int64], axis: int = -1) -> Values:
         drawn = np.moveaxis(drawn, axis, -1)
-        total = _tally(drawn.reshape(-1, groups).astype(np.int64), len(kinds)) @ kinds
+        total = _tally(drawn.reshape(-1, groups), len(kinds)) @ kinds
         return statistic(total.reshape(*drawn.shape[:-1], *tables.shape[1:]))
 
     done = stats.bootstrap(

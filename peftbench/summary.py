@@ -145,7 +145,8 @@ class Block:
     @cached_property
     def records(self) -> Mapping[str, Record]:
         """One job's record for each data set, for what is known of the data."""
-        return {result.record.data.name: result.record for result in self.results}
+        records = [result.record for result in self.results]
+        return {record.data.name: record for record in sorted(records, key=lambda record: record.status == "done")}
 
     def synthetic(self, dataset: str) -> bool:
         """Drawn, not photographed."""
@@ -174,10 +175,11 @@ def summarise(results: Iterable[Result]) -> list[Block]:
 
 
 def _block(setting: Setting, results: list[Result]) -> Block:
-    synthetic = {result.record.data.name: bool(result.record.data.card.get("synthetic")) for result in results}
-    datasets = sorted(synthetic, key=lambda name: (synthetic[name], _place(name, PAPER), name))
+    drawn = {result.record.data.name for result in results if result.record.data.card.get("synthetic")}
+    datasets = {result.record.data.name for result in results}
+    order = sorted(datasets, key=lambda name: (name in drawn, _place(name, PAPER), name))
     rows = [row for jobs in _by_row(results).values() for row in _rows(jobs)]
-    return Block(setting, tuple(datasets), tuple(sorted(rows, key=_order)))
+    return Block(setting, tuple(order), tuple(sorted(rows, key=_order)))
 
 
 def _place(name: str, names: Sequence[str]) -> int:

@@ -1,7 +1,8 @@
 """What every report shows, before it is Markdown, LaTeX, a page or a terminal: captions, columns, marks.
 
 One overview of a setting where it has several data sets and their averages, then a table a data set, the selection
-rules side by side, and the jobs that failed. Scores are in percent with one decimal; best and second are marked as shown, so ties share a mark.
+rules side by side, and the jobs that failed. Scores are in percent with one decimal; best and second are marked as
+shown, so ties share a mark.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from peftbench.contract import Record, Result
 from peftbench.summary import Block, Row
 
 if TYPE_CHECKING:
-    import pandas
+    import pandas as pd
     import rich.table
 
 RULES = MappingProxyType(
@@ -237,14 +238,14 @@ def _styled(cell: Cell, style: str) -> str:
     return f"{text} [dim]{_plain(cell.aside)}[/dim]" if cell.aside else text
 
 
-def frame(results: Iterable[Result]) -> pandas.DataFrame:
+def frame(results: Iterable[Result]) -> pd.DataFrame:
     """One row a job, failed ones and trials too: everything of its record, at full precision, and its interval.
 
     Metrics are columns `test/<rule>/<metric>` and `val/<rule>/<metric>`. Raises StoreError for unreadable predictions.
     """
-    import pandas  # noqa: PLC0415, ICN001 - likewise
+    import pandas as pd  # noqa: PLC0415 - likewise
 
-    return pandas.DataFrame([_job(result) for result in results])
+    return pd.DataFrame([_job(result) for result in results])
 
 
 def _job(result: Result) -> dict[str, Any]:

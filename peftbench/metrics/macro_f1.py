@@ -1,0 +1,14 @@
+"""Macro F1: the mean over classes of the harmonic mean of precision and recall. A rare class counts as much as any."""
+
+from __future__ import annotations
+
+from peftbench import stats
+from peftbench.contract import Labels, Logits
+
+
+def plugin(logits: Logits, labels: Labels) -> float:
+    """Macro F1 in 0..1 over all classes of the logits (n, classes); nan without images.
+
+    A class that is neither in the labels (n,) nor predicted scores 0, as in scikit-learn with `zero_division=0`.
+    """
+    return stats.macro_f1(stats.confusion(logits, labels)).item()

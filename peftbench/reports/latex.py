@@ -1,0 +1,92 @@
+"""Tables for a paper, by booktabs alone: a document of one's own can input them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from peftbench.cells import NONE, Cell
+from peftbench.contract import Result
+from peftbench.tables import Table, tables
+
+_MARKS = {"": "{}", "best": r"\textbf{{{}}}", "second": r"\underline{{{}}}"}
+_SPECIAL = str.maketrans(
+    {
+        **{sign: f"\\{sign}" for sign in "#$%&_{}"},
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        "|": r"\textbar{}",
+        "[": "{[}",  # after \\ a bracket would be taken for a length
+        "]": "{]}",
+        NONE: "--",
+        "±": r"$\pm$",
+        "…": r"\ldots{}",
+        "·": r"\textperiodcentered{}",
+        "\n": " ",
+    }
+)
+_LATIN = 0x24F  # the last letter of Latin Extended-B
+
+
+@dataclass(frozen=True)
+class Latex:
+    r"""`tables.tex` holds every table, `standalone.tex` a document around it; yours needs \usepackage{booktabs}."""
+
+    suffix: ClassVar[str] = ".tex"
+
+    def write(self, results: Sequence[Result], out: Path) -> list[Path]:
+        """Write into `out`."""
+        files = [out / "tables.tex", out / "standalone.tex"]
+        files[0].write_text("\n\n".join(_float(table) for table in tables(results)) + "\n", encoding="utf-8")
+        files[1].write_text(_DOCUMENT, encoding="utf-8")
+        return files
+
+
+_DOCUMENT = r"""\documentclass[a4paper,landscape]{article}
+\usepackage[T1]{fontenc}
+\usepackage[utf8]{inputenc}
+\usepackage{booktabs}
+\usepackage[margin=1.5cm]{geometry}
+\begin{document}
+\input{tables}
+\end{document}
+"""
+
+
+def _float(table: Table) -> str:
+    letters = "".join("l" if table.flush_left(column) else "r" for column in table.columns)
+    lines = [" & ".join(escaped(column) for column in table.columns) + r" \\", r"\midrule"]
+    lines += [" & ".join(_cell(cell) for cell in row) + r" \\" for row in table.rows]
+    return "\n".join(
+        [
+            r"\begin{table}[p]",
+            r"\centering\footnotesize\setlength{\tabcolsep}{3pt}",
+            rf"\caption{{{escaped(table.subject)}. {escaped(table.caption)}}}",
+            rf"\label{{tab:{table.name.replace('_', '-')}}}",
+            rf"\begin{{tabular}}{{@{{}}{letters}@{{}}}}",
+            r"\toprule",
+            *lines,
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+        ]
+    )
+
+
+def _cell(cell: Cell) -> str:
+    text = _MARKS[cell.mark].format(escaped(cell.text))
+    return rf"{text} {{\scriptsize {escaped(cell.aside)}}}" if cell.aside else text
+
+
+def escaped(text: str) -> str:
+    """Any text so that LaTeX prints it as it stands; a letter that plain LaTeX cannot print becomes a question mark."""
+    known = "".join(sign if ord(sign) <= _LATIN or ord(sign) in _SPECIAL else "?" for sign in text)
+    return known.translate(_SPECIAL)
+
+
+plugin = Latex()

@@ -1,0 +1,129 @@
+"""The bootstrap: over groups, the same as the plain one, reproducible, silent where nothing can be said."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from sklearn.metrics import f1_score
+
+from peftbench import stats
+from peftbench.contract import Labels, Logits
+from peftbench.errors import RequestError
+
+
+def run(images: int = 120, classes: int = 3, seed: int = 0) -> tuple[Logits, Labels]:
+    rng = np.random.default_rng(seed)
+    labels = np.arange(images) % classes
+    logits = rng.normal(size=(images, classes)).astype(np.float32)
+    logits[np.arange(images), labels] += 1.5
+    return logits, labels
+
+
+def plain(logits: Logits, labels: Labels, groups: list[int]) -> tuple[float, float]:
+    """The interval as anybody would write it: draw groups, gather their images, score."""
+    rng = np.random.default_rng(1)
+    members = [np.flatnonzero(np.array(groups) == group) for group in sorted(set(groups))]
+    drawn = []
+    for _ in range(400):
+        index = np.concatenate([members[i] for i in rng.integers(0, len(members), len(members))])
+        predicted = logits[index].argmax(1)
+        drawn.append(f1_score(labels[index], predicted, labels=range(3), average="macro", zero_division=0))
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return float(low), float(high)
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_the_interval_is_that_of_drawing_groups_and_scoring_their_images(size: int) -> None:
+    logits, labels = run()
+    groups = [image // size for image in range(120)]
+    found = stats.interval(logits, labels, groups)
+    assert (found.low, found.high) == pytest.approx(plain(logits, labels, groups), abs=0.03)
+
+
+def test_images_of_one_patient_that_agree_widen_the_interval() -> None:
+    logits, labels = run(60)
+    alone = stats.interval(logits.repeat(5, axis=0), labels.repeat(5), range(300))
+    together = stats.interval(logits.repeat(5, axis=0), labels.repeat(5), [image // 5 for image in range(300)])
+    assert (alone.clusters, together.clusters) == (300, 60)
+    assert together.high - together.low > 1.5 * (alone.high - alone.low)
+
+
+def test_group_numbers_are_only_names() -> None:
+    logits, labels = run()
+    groups = [image // 4 for image in range(120)]
+    assert stats.interval(logits, labels, groups) == stats.interval(logits, labels, [7 * group + 3 for group in groups])
+
+
+def test_a_report_written_twice_says_the_same() -> None:
+    logits, labels = run()
+    assert stats.interval(logits, labels, range(120)) == stats.interval(logits, labels, range(120))
+
+
+@pytest.mark.parametrize("metric", ["macro_f1", "accuracy", "balanced_accuracy"])
+def test_the_score_lies_in_its_interval(metric: str) -> None:
+    logits, labels = run()
+    found = stats.estimate([(logits, labels, range(120))], metric)
+    assert found.interval.low < found.value < found.interval.high
+    assert found.interval.level == 0.95
+
+
+def test_one_group_has_no_interval() -> None:
+    logits, labels = run()
+    found = stats.interval(logits, labels, [0] * 120)
+    assert math.isnan(found.low)
+    assert math.isnan(found.high)
+    assert found.clusters == 1
+
+
+def test_a_score_that_cannot_vary_has_an_interval_of_no_width() -> None:
+    _, labels = run()
+    found = stats.interval(10 * np.eye(3, dtype=np.float32)[labels], labels, range(120), "accuracy")
+    assert (found.low, found.high) == (1.0, 1.0)
+
+
+def test_a_metric_without_interval_is_refused_by_name() -> None:
+    logits, labels = run()
+    with pytest.raises(RequestError, match="no interval for 'auc'; there is one for macro_f1, accuracy"):
+        stats.interval(logits, labels, range(120), "auc")
+
+
+def test_seeds_are_averaged() -> None:
+    (first, labels), (second, _) = run(seed=0), run(seed=1)
+    alone = [stats.estimate([(logits, labels, range(120))]).value for logits in (first, second)]
+    both = stats.estimate([(first, labels, range(120)), (second, labels, range(120))])
+    assert both.value == pytest.approx(np.mean(alone))
+
+
+def test_seeds_that_agree_do_not_pass_for_more_patients() -> None:
+    logits, labels = run()
+    once = stats.estimate([(logits, labels, range(120))])
+    thrice = stats.estimate([(logits, labels, range(120))] * 3)
+    assert thrice.clusters == 120
+    assert (thrice.interval.low, thrice.interval.high) == pytest.approx((once.interval.low, once.interval.high))
+
+
+def test_test_sets_of_their_own_narrow_the_interval() -> None:
+    logits, labels = run()
+    once = stats.estimate([(logits, labels, range(120))]).interval
+    runs = [(*run(seed=0), range(120)), (*run(119, seed=1), range(119)), (*run(118, seed=2), range(118))]
+    other = stats.estimate(runs).interval
+    assert other.clusters == 357
+    assert other.high - other.low == pytest.approx((once.high - once.low) / math.sqrt(3), rel=0.25)
+
+
+def test_data_sets_of_one_size_are_not_resampled_in_step() -> None:
+    logits, labels = run()
+    one = stats.estimate([(logits, labels, range(120))])
+    mean = stats.average([one, one]).interval
+    width = one.interval.high - one.interval.low
+    assert mean.high - mean.low == pytest.approx(width / math.sqrt(2), rel=0.15)
+
+
+def test_an_average_with_an_unknown_part_has_no_interval() -> None:
+    logits, labels = run()
+    unknown = stats.Estimate(0.5, np.empty(0), 0)
+    found = stats.average([stats.estimate([(logits, labels, range(120))]), unknown])
+    assert math.isnan(found.interval.low)
+    assert not math.isnan(found.value)

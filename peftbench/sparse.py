@@ -141,9 +141,9 @@ def decays(leaf: str, tensor: Tensor) -> bool:
 
 def unpack(root: nn.Module) -> None:
     """Make every packed tensor plain again, with its trained values in place."""
-    for name, module in list(root.named_modules()):
-        if isinstance(module, SparseLinear):
-            root.set_submodule(name, module.merged())
     for module in list(root.modules()):
         for leaf in list(getattr(module, "parametrizations", {})):
             parametrize.remove_parametrizations(module, leaf, leave_parametrized=True)
+    for name, module in list(root.named_modules()):
+        if isinstance(module, SparseLinear):
+            root.set_submodule(name, module.merged())

@@ -141,6 +141,14 @@ def show(
     show_one(kind, name, as_json=json)
 
 
+@app.command()
+def bench(out: Annotated[Path | None, typer.Option("--out", help="Write the figures to this JSON file.")] = None) -> None:
+    """The speed and memory gates, as ratios; fails on equality and memory only."""
+    from peftbench.show import show_bench  # noqa: PLC0415
+
+    raise typer.Exit(show_bench(out))
+
+
 def _study(file: Path | None, given: dict[str, object]) -> Study:
     """The study file's values, with those given as options put over them."""
     from dataclasses import fields, replace  # noqa: PLC0415

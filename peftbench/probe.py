@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from peftbench.errors import PluginError
+from peftbench.kept import kept
 from peftbench.plan import Scores
 
 Batch = tuple[Tensor, Tensor]  # images (B, 3, H, W), labels (B,)
@@ -45,11 +45,9 @@ class GradientProbe:
         if kind not in ESTIMATES:
             raise PluginError(f"There is no estimate {kind!r}; there are {', '.join(ESTIMATES)}.")
         file = self.keep / f"{kind}_{batches or 'all'}.safetensors" if self.keep else None
-        kept = _read(file)
-        if kept is None:
-            kept = self._sum(kind, batches)
-            _write(file, kept)
-        return tuple({n.partition("/")[2]: t for n, t in kept.items() if n.startswith(half)} for half in ("even/", "odd/"))  # type: ignore[return-value]
+        sums = kept(file, partial(self._sum, kind, batches))
+        even, odd = ({n.partition("/")[2]: t for n, t in sums.items() if n.startswith(half)} for half in ("even/", "odd/"))
+        return even, odd
 
     def _sum(self, kind: str, batches: int | None) -> Scores:
         seen = islice(self.batches(), batches)
@@ -89,20 +87,3 @@ def _as_probed(model: nn.Module) -> Iterator[None]:
 def _singles(batches: Iterator[Batch]) -> Iterator[Batch]:
     for images, labels in batches:
         yield from zip(images.split(1), labels.split(1), strict=True)
-
-
-def _read(file: Path | None) -> Scores | None:
-    """A kept estimate; None where there is none or it is damaged, so that it is made again."""
-    try:
-        return load_file(file) if file and file.exists() else None
-    except (SafetensorError, OSError):
-        return None
-
-
-def _write(file: Path | None, sums: Scores) -> None:
-    if file is None:
-        return
-    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    draft = file.with_name(f"{file.name}.{torch.randint(2**62, (1,)).item():x}")
-    save_file(sums, draft)
-    draft.replace(file)

@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from peftbench import backbone, delta, measure, pixels, store
 from peftbench.checkpoint import Checkpoint
 from peftbench.contract import BackboneFacts, Budget, Choice, Costs, Counts, DataFacts, Labels, Logits, MethodFacts, Record, Tuning
-from peftbench.engine import Chosen, Learner, Progress, Task, Watch, fit, forward, make_loss
+from peftbench.engine import Chosen, Inputs, Learner, Progress, Task, Watch, fit, forward, make_loss
 from peftbench.errors import PeftbenchError
 from peftbench.head import Classifier, Head
+from peftbench.kept import kept
 from peftbench.pixels import Data, Features, Images
 from peftbench.plan import Method
 from peftbench.probe import Batch, GradientProbe
@@ -105,7 +106,7 @@ def _work(job: Job, places: Places, data: Data, watch: Watch | None) -> Outcome:
     learner = Learner(model, {**tuned.tensors, **head})
     autocast = PRECISIONS[job.recipe.precision]
     if plan.empty and job.recipe.augmentation == "none":  # nothing before the head changes: look at each image once
-        learner, task = Learner(model.head, head), _features(model, task, autocast)
+        learner, task = Learner(model.head, head), _features(job, places, model, task)
     checkpoint = Checkpoint(folder)
     progress = fit(learner, task, job.recipe, job.seed, autocast, checkpoint.read(), checkpoint.write, watch)
 
@@ -150,10 +151,17 @@ def _probe(job: Job, places: Places, model: Classifier, task: Task) -> GradientP
     return GradientProbe(model, batches, make_loss(job.recipe, task), PRECISIONS[job.recipe.precision], keep)
 
 
-def _features(model: Classifier, task: Task, autocast: torch.dtype | None) -> Task:
-    """The task with every image replaced by the frozen backbone's features of it."""
-    parts = {name: (Features(forward(model.vit, images, autocast).clone()), labels) for name, (images, labels) in task.parts.items()}
-    return replace(task, train=Features(forward(model.vit, task.train, autocast).clone()), parts=parts)
+def _features(job: Job, places: Places, model: Classifier, task: Task) -> Task:
+    """The task with every image replaced by the frozen backbone's features of it, which all jobs of a sweep share."""
+    decides = {key: job.identity()[key] for key in ("data", "backbone", "threads")}
+    folder = places.cache / "features" / digest([decides, job.recipe.precision, places.device])[:24]
+
+    def features(part: str, images: Inputs) -> Features:
+        make = lambda: {"features": forward(model.vit, images, PRECISIONS[job.recipe.precision]).cpu().clone()}  # noqa: E731
+        return Features(kept(folder / f"{part}.safetensors", make)["features"].to(task.labels.device))
+
+    parts = {name: (features(name, images), labels) for name, (images, labels) in task.parts.items()}
+    return replace(task, train=features("train", task.train), parts=parts)
 
 
 def _untrained(job: Job, data: Data) -> Progress:

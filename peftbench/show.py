@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from peftbench import bench, tables, workers
 from peftbench import study as studies
-from peftbench import tables, workers
 from peftbench.contract import Record, Result
 from peftbench.errors import RequestError
 from peftbench.registry import registry
@@ -165,3 +165,16 @@ def show_status(root: Path, *, as_json: bool) -> None:
     for name in (n for n, state in states.items() if state == "failed"):
         record = store.record(name)
         console.print(f"{name} {record.label if record else ''}: {record.reason if record else ''}", markup=False)
+
+
+def show_bench(out: Path | None) -> int:
+    """Print every gate; 1 when one that decides is broken."""
+    gates = bench.run()
+    table = Table("", "figure", "value", "bound")
+    for gate in gates:
+        sign = ">=" if gate.at_least else "<="
+        table.add_row("PASS" if gate.passed else "FAIL", gate.name, f"{gate.value:.3g}", f"{sign} {gate.bound:g}")
+    console.print(table)
+    if out:
+        bench.write(gates, out)
+    return 1 if any(gate.decides and not gate.passed for gate in gates) else 0

@@ -1,0 +1,253 @@
+"""`peftbench bench`: what the engine costs against the straightforward way, as ratios within one process.
+
+Times are process CPU seconds of one thread, variants in turn, the median of the pairwise ratios. A time prints PASS or
+FAIL and nothing more; equality and memory, which do not depend on the machine's mood, decide the exit code.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from copy import deepcopy
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from peftbench import engine, measure
+from peftbench.contract import Preprocessing
+from peftbench.head import Classifier, Head
+from peftbench.pixels import Features, Images
+from peftbench.plan import Plan
+from peftbench.probe import GradientProbe
+from peftbench.spec import Recipe
+
+BATCH, CLASSES, SIDE = 32, 4, 64
+RECIPE = Recipe("bench", optimiser="sgd", lr=0.05, weight_decay=0.01, batch=BATCH, steps=50, evaluations=1)
+PREPROCESSING = Preprocessing(SIDE, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One measured figure and the bound it should keep."""
+
+    name: str
+    value: float
+    bound: float
+    at_least: bool = False  # else: at most
+    decides: bool = False  # whether a failure fails the bench
+
+    @property
+    def passed(self) -> bool:
+        """Whether the bound is kept."""
+        return self.value >= self.bound if self.at_least else self.value <= self.bound
+
+
+def run(rounds: int = 5) -> list[Gate]:
+    """Every gate; about two minutes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return [gate for part in (_exact, _memory, partial(_steps, rounds), _bf16, _head, _data, _importance) for gate in part()]
+    finally:
+        torch.set_num_threads(threads)
+
+
+# --- what is compared ------------------------------------------------------------------------------------------------
+
+
+def network() -> Classifier:
+    """A ViT-Ti at 64 px, the same at each call."""
+    torch.manual_seed(0)
+    vit = VisionTransformer(img_size=SIDE, patch_size=8, embed_dim=192, depth=12, num_heads=3, num_classes=0)
+    return Classifier(vit, Head(192, CLASSES, "plain", 1.0, 0))
+
+
+def picks(vit: nn.Module, share: float, clustered: bool) -> dict[str, Tensor]:  # noqa: FBT001
+    """Single weights spread at random, or as importance on a real ViT puts them: half in the patch kernel, the rest near each other."""
+    draw = np.random.default_rng(0)
+    k = round(share * sum(p.numel() for p in vit.parameters()))
+    sizes = {n: p.numel() for n, p in vit.named_parameters() if not clustered or n == "patch_embed.proj.weight" or "fc1.weight" in n}
+    if not clustered:
+        ends = np.cumsum(list(sizes.values()))
+        flat = np.sort(draw.choice(int(ends[-1]), k, replace=False))
+        cut = np.split(flat, np.searchsorted(flat, ends))
+        return {n: torch.from_numpy(c - e + s) for (n, s), c, e in zip(sizes.items(), cut, ends, strict=False) if len(c)}
+    heavy = {n: (k // 2 if n.startswith("patch") else k // 2 // (len(sizes) - 1)) for n in sizes}
+    span = {n: sizes[n] if n.startswith("patch") else sizes[n] // 8 for n in sizes}
+    return {n: torch.from_numpy(np.sort(draw.choice(span[n], min(heavy[n], span[n]), replace=False))) for n in sizes if heavy[n]}
+
+
+def batch(number: int = 0) -> tuple[Tensor, Tensor]:
+    """Random images and labels."""
+    draw = torch.Generator().manual_seed(number)
+    return torch.randn(BATCH, 3, SIDE, SIDE, generator=draw), torch.randint(CLASSES, (BATCH,), generator=draw)
+
+
+def stepper(plan: Plan, mask: Mapping[str, Tensor] | None = None, autocast: torch.dtype | None = None) -> tuple[Classifier, Callable[[int], float]]:
+    """A model after `plan`, and a function that does one training step. With `mask`, dense gradients are masked: the usual way."""
+    model = network()
+    plan.carry_out(model.vit)
+    keep = {model.vit.get_parameter(n): _dense(model.vit.get_parameter(n), index) for n, index in (mask or {}).items()}
+    if mask:
+        keep[model.head.linear.weight] = torch.ones_like(model.head.linear.weight)  # decays as everywhere
+    optimiser = engine.make_optimiser(model, replace(RECIPE, weight_decay=0.0) if mask else RECIPE)
+
+    def step(number: int) -> float:
+        x, y = batch(number)
+        with torch.autocast("cpu", autocast, enabled=autocast is not None):
+            logits = model(x)
+        loss = F.cross_entropy(logits, y)
+        optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        for parameter, chosen in keep.items():  # weight decay by hand: the optimiser's own would reach past the mask
+            assert parameter.grad is not None
+            decay = RECIPE.weight_decay if parameter.dim() == 2 or parameter.dim() == 4 else 0.0  # noqa: PLR1714, PLR2004
+            parameter.grad.add_(parameter.detach(), alpha=decay).mul_(chosen)
+        optimiser.step()
+        return loss.item()
+
+    return model, step
+
+
+def _dense(tensor: Tensor, index: Tensor) -> Tensor:
+    return torch.zeros(tensor.numel()).index_fill(0, index, 1.0).view_as(tensor)
+
+
+def ratios(variants: Mapping[str, Callable[[], object]], base: str, rounds: int) -> dict[str, float]:
+    """Median over rounds of each variant's CPU seconds over the base's, variants in turn, after one round of warm-up."""
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for _ in range(rounds + 1):
+        for name, work in variants.items():
+            started = time.process_time()
+            work()
+            seconds[name].append(time.process_time() - started)
+    return {name: median(s / b for s, b in zip(found[1:], seconds[base][1:], strict=True)) for name, found in seconds.items()}
+
+
+# --- the gates -------------------------------------------------------------------------------------------------------
+
+
+def _exact() -> Iterator[Gate]:
+    for clustered in (False, True):
+        entries = picks(network().vit, 0.001, clustered)
+        _, sparse = stepper(Plan(entries=entries))
+        _, masked = stepper(Plan(tune=frozenset(entries)), entries)
+        gap = max(abs(sparse(0) - masked(0)) for _ in range(10))
+        yield Gate(f"losses of sparse against masked training, largest gap ({_where(clustered)})", gap, 1e-5, decides=True)
+
+
+def _memory() -> Iterator[Gate]:
+    for share, bound in ((0.0001, 0.80), (0.001, 0.80)):
+        entries = picks(network().vit, share, clustered=False)
+        ratio = counted(Plan(entries=entries)) / counted(Plan(tune=frozenset(n for n, _ in network().vit.named_parameters())))
+        yield Gate(f"counted memory of a sparse step over a full one, {share:.2%}", ratio, bound, decides=True)
+
+
+def counted(plan: Plan) -> int:
+    """Bytes that a training step holds: weights, what backward saved, gradients, optimiser state."""
+    model, _ = stepper(plan)
+    optimiser, saved = engine.make_optimiser(model, RECIPE), dict[int, int]()
+
+    def pack(tensor: Tensor) -> Tensor:
+        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = F.cross_entropy(model(batch()[0]), batch()[1])
+    weights = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in [*model.parameters(), *model.buffers()]}
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimiser.step()
+    grads = sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
+    return sum({**saved, **weights}.values()) + grads + sum(t.nbytes for t in engine.optimiser_tensors(optimiser).values())
+
+
+def _steps(rounds: int) -> Iterator[Gate]:
+    names = [n for n, _ in network().vit.named_parameters()]
+    tuned = {
+        "full": names,
+        "BitFit": [n for n in names if n.endswith("bias")],
+        "LayerNorm": [n for n in names if "norm" in n],
+        "attention": [n for n in names if ".attn." in n],
+        "last block": [n for n in names if n.startswith(("blocks.11.", "norm."))],
+        "head": [],
+    }
+    plans = {name: (Plan(tune=frozenset(chosen)), None) for name, chosen in tuned.items()}
+    for share in (0.0001, 0.001):
+        entries = picks(network().vit, share, clustered=False)
+        plans |= {f"masked {share:.2%}": (Plan(tune=frozenset(entries)), entries), f"sparse {share:.2%}": (Plan(entries=entries), None)}
+    clustered = picks(network().vit, 0.001, clustered=True)
+    plans["sparse clustered"] = (Plan(entries=clustered), None)
+    found = ratios({name: partial(stepper(*plan)[1], 0) for name, plan in plans.items()}, "full", rounds)
+    bounds = {"BitFit": 0.78, "LayerNorm": 0.78, "attention": 0.84, "last block": 0.44, "head": 0.38, "sparse clustered": 0.80}
+    yield from (Gate(f"step of {name} over full", found[name], bound) for name, bound in bounds.items())
+    for share, bound in (("0.01%", 0.80), ("0.10%", 0.87)):
+        yield Gate(f"sparse step over masked, {share}", found[f"sparse {share}"] / found[f"masked {share}"], bound)
+
+
+def _bf16() -> Iterator[Gate]:
+    if measure.auto_precision("cpu") != "bf16":
+        return
+    everything = Plan(tune=frozenset(n for n, _ in network().vit.named_parameters()))
+    steps = {"fp32": partial(stepper(everything)[1], 0), "bf16": partial(stepper(everything, None, torch.bfloat16)[1], 0)}
+    yield Gate("bf16 step over fp32", ratios(steps, "fp32", 5)["bf16"], 0.70)
+
+
+def _head() -> Iterator[Gate]:
+    model = network()
+    Plan().carry_out(model.vit)
+    features = Features(torch.randn(BATCH, 192))
+    steps = {"through the network": lambda: _train(model, batch()[0]), "stored": lambda: _train(model.head, features.batch(np.arange(BATCH)))}
+    yield Gate("head-only step on stored features over one through the network", ratios(steps, "through the network", 7)["stored"], 0.03)
+
+
+def _train(model: nn.Module, x: Tensor) -> None:
+    optimiser = engine.make_optimiser(model, RECIPE)
+    F.cross_entropy(model(x), batch()[1]).backward()  # type: ignore[no-untyped-call]
+    optimiser.step()
+
+
+def _data() -> Iterator[Gate]:
+    draw = np.random.default_rng(0)
+    smooth = np.asarray(Image.fromarray(draw.integers(0, 255, (16, 16, 3), dtype=np.uint8)).resize((512, 512)))
+    buffer = io.BytesIO()
+    Image.fromarray(smooth).save(buffer, "JPEG", quality=90)
+    images = Images(draw.integers(0, 255, (256, 3, 224, 224), dtype=np.uint8), PREPROCESSING, torch.device("cpu"))
+    mean = np.full(3, 0.5, np.float32)
+
+    def decode() -> None:
+        for _ in range(BATCH):
+            picture = Image.open(io.BytesIO(buffer.getvalue())).convert("RGB").resize((224, 224), Image.Resampling.BICUBIC)
+            _ = (np.asarray(picture, np.float32) / 255 - mean) / mean
+
+    index = draw.permutation(256)[:BATCH]
+    found = ratios({"decoding": decode, "cached": lambda: images.batch(index)}, "cached", 7)
+    yield Gate("decoding 512 px JPEGs over a batch from the cache", found["decoding"], 25, at_least=True)
+
+
+def _importance() -> Iterator[Gate]:
+    model = network()
+    batches = [batch(i) for i in range(4)]
+    probe = GradientProbe(deepcopy(model), lambda: iter(batches), F.cross_entropy)
+    _, step = stepper(Plan(tune=frozenset(n for n, _ in model.vit.named_parameters())))
+    work = {"training": lambda: [step(i) for i in range(4)], "estimate": lambda: probe.estimate("squares")}
+    yield Gate("importance pass over an epoch of training", ratios(work, "training", 5)["estimate"], 1.10)
+
+
+def _where(clustered: bool) -> str:  # noqa: FBT001
+    return "clustered picks" if clustered else "random picks"
+
+
+def write(gates: list[Gate], file: Path) -> None:
+    """The figures with the machine they were taken on."""
+    rows = [asdict(gate) | {"passed": gate.passed} for gate in gates]
+    file.write_text(json.dumps({"environment": measure.environment("cpu"), "gates": rows}, indent=1))

@@ -91,7 +91,8 @@ def _work(job: Job, places: Places, data: Data, watch: Watch | None) -> Outcome:
         _write_results(job, places, data, progress)
         return Outcome(progress, Counts(trainable=0, head=0), {}, 0.0, 0)
 
-    vit = backbone.find(job.backbone, job.image_size, places.weights).build(job.seed)
+    weights = None if job.digest.startswith("random:") else places.weights
+    vit = backbone.find(job.backbone, job.image_size, weights).build(job.seed)
     model = Classifier(vit, _head(job, vit, data)).to(places.device)
     task = _task(job, places, data)
 

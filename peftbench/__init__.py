@@ -1,8 +1,8 @@
 """peftbench: which parameter-efficient fine-tuning method for these medical images, this budget and this card?
 
-    import peftbench
-    peftbench.run(methods=["shpeft", "lora"], datasets="all")
-    table = peftbench.load("runs")  # a pandas DataFrame, one row a job
+import peftbench
+peftbench.run(methods=["shpeft", "lora"], datasets="all")
+table = peftbench.load("runs")  # a pandas DataFrame, one row a job
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ def run(
 
     A script must call it under `if __name__ == "__main__":`, because jobs run in processes of their own.
     """
-    from pathlib import Path  # noqa: PLC0415 - this and what follows, only when it is needed
+    from pathlib import Path
 
-    from peftbench import show, spec, study  # noqa: PLC0415
+    from peftbench import show, spec, study
 
     places = study.places(Path(store), data and Path(data), None, weights and Path(weights), device)
     many = ("methods", "datasets", "ratios")
@@ -44,9 +44,9 @@ def run(
 
 def load(store: str | Path = "runs") -> pd.DataFrame:
     """Every finished or failed job of a store: one row a job, the metrics of each selection rule as columns."""
-    from pathlib import Path  # noqa: PLC0415
+    from pathlib import Path
 
-    from peftbench.store import Store  # noqa: PLC0415
-    from peftbench.tables import frame  # noqa: PLC0415
+    from peftbench.store import Store
+    from peftbench.tables import frame
 
     return frame(result for result in Store(Path(store)).results() if result.record.role == "final")

@@ -57,7 +57,11 @@ def run(rounds: int = 5) -> list[Gate]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return [gate for part in (_exact, _memory, partial(_steps, rounds), _bf16, _head, _data, _importance) for gate in part()]
+        return [
+            gate
+            for part in (_exact, _memory, partial(_steps, rounds), _bf16, _head, _data, _importance)
+            for gate in part()
+        ]
     finally:
         torch.set_num_threads(threads)
 
@@ -76,15 +80,25 @@ def picks(vit: nn.Module, share: float, clustered: bool) -> dict[str, Tensor]:  
     """Single weights spread at random, or as importance on a real ViT puts them: half in the patch kernel, the rest near each other."""
     draw = np.random.default_rng(0)
     k = round(share * sum(p.numel() for p in vit.parameters()))
-    sizes = {n: p.numel() for n, p in vit.named_parameters() if not clustered or n == "patch_embed.proj.weight" or "fc1.weight" in n}
+    sizes = {
+        n: p.numel()
+        for n, p in vit.named_parameters()
+        if not clustered or n == "patch_embed.proj.weight" or "fc1.weight" in n
+    }
     if not clustered:
         ends = np.cumsum(list(sizes.values()))
         flat = np.sort(draw.choice(int(ends[-1]), k, replace=False))
         cut = np.split(flat, np.searchsorted(flat, ends))
-        return {n: torch.from_numpy(c - e + s) for (n, s), c, e in zip(sizes.items(), cut, ends, strict=False) if len(c)}
+        return {
+            n: torch.from_numpy(c - e + s) for (n, s), c, e in zip(sizes.items(), cut, ends, strict=False) if len(c)
+        }
     heavy = {n: (k // 2 if n.startswith("patch") else k // 2 // (len(sizes) - 1)) for n in sizes}
     span = {n: sizes[n] if n.startswith("patch") else sizes[n] // 8 for n in sizes}
-    return {n: torch.from_numpy(np.sort(draw.choice(span[n], min(heavy[n], span[n]), replace=False))) for n in sizes if heavy[n]}
+    return {
+        n: torch.from_numpy(np.sort(draw.choice(span[n], min(heavy[n], span[n]), replace=False)))
+        for n in sizes
+        if heavy[n]
+    }
 
 
 def batch(number: int = 0) -> tuple[Tensor, Tensor]:
@@ -93,7 +107,9 @@ def batch(number: int = 0) -> tuple[Tensor, Tensor]:
     return torch.randn(BATCH, 3, SIDE, SIDE, generator=draw), torch.randint(CLASSES, (BATCH,), generator=draw)
 
 
-def stepper(plan: Plan, mask: Mapping[str, Tensor] | None = None, autocast: torch.dtype | None = None) -> tuple[Classifier, Callable[[int], float]]:
+def stepper(
+    plan: Plan, mask: Mapping[str, Tensor] | None = None, autocast: torch.dtype | None = None
+) -> tuple[Classifier, Callable[[int], float]]:
     """A model after `plan`, and a function that does one training step. With `mask`, dense gradients are masked: the usual way."""
     model = network()
     plan.carry_out(model.vit)
@@ -111,7 +127,7 @@ def stepper(plan: Plan, mask: Mapping[str, Tensor] | None = None, autocast: torc
         loss.backward()  # type: ignore[no-untyped-call]
         for parameter, chosen in keep.items():  # weight decay by hand: the optimiser's own would reach past the mask
             assert parameter.grad is not None
-            decay = RECIPE.weight_decay if parameter.dim() == 2 or parameter.dim() == 4 else 0.0  # noqa: PLR1714, PLR2004
+            decay = RECIPE.weight_decay if parameter.dim() == 2 or parameter.dim() == 4 else 0.0  # noqa: PLR2004
             parameter.grad.add_(parameter.detach(), alpha=decay).mul_(chosen)
         optimiser.step()
         return loss.item()
@@ -131,7 +147,10 @@ def ratios(variants: Mapping[str, Callable[[], object]], base: str, rounds: int)
             started = time.process_time()
             work()
             seconds[name].append(time.process_time() - started)
-    return {name: median(s / b for s, b in zip(found[1:], seconds[base][1:], strict=True)) for name, found in seconds.items()}
+    return {
+        name: median(s / b for s, b in zip(found[1:], seconds[base][1:], strict=True))
+        for name, found in seconds.items()
+    }
 
 
 # --- the gates -------------------------------------------------------------------------------------------------------
@@ -143,13 +162,17 @@ def _exact() -> Iterator[Gate]:
         _, sparse = stepper(Plan(entries=entries))
         _, masked = stepper(Plan(tune=frozenset(entries)), entries)
         gap = max(abs(sparse(0) - masked(0)) for _ in range(10))
-        yield Gate(f"losses of sparse against masked training, largest gap ({_where(clustered)})", gap, 1e-5, decides=True)
+        yield Gate(
+            f"losses of sparse against masked training, largest gap ({_where(clustered)})", gap, 1e-5, decides=True
+        )
 
 
 def _memory() -> Iterator[Gate]:
     for share, bound in ((0.0001, 0.80), (0.001, 0.80)):
         entries = picks(network().vit, share, clustered=False)
-        ratio = counted(Plan(entries=entries)) / counted(Plan(tune=frozenset(n for n, _ in network().vit.named_parameters())))
+        ratio = counted(Plan(entries=entries)) / counted(
+            Plan(tune=frozenset(n for n, _ in network().vit.named_parameters()))
+        )
         yield Gate(f"counted memory of a sparse step over a full one, {share:.2%}", ratio, bound, decides=True)
 
 
@@ -164,11 +187,15 @@ def counted(plan: Plan) -> int:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         loss = F.cross_entropy(model(batch()[0]), batch()[1])
-    weights = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in [*model.parameters(), *model.buffers()]}
+    weights = {
+        p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in [*model.parameters(), *model.buffers()]
+    }
     loss.backward()  # type: ignore[no-untyped-call]
     optimiser.step()
     grads = sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
-    return sum({**saved, **weights}.values()) + grads + sum(t.nbytes for t in engine.optimiser_tensors(optimiser).values())
+    return (
+        sum({**saved, **weights}.values()) + grads + sum(t.nbytes for t in engine.optimiser_tensors(optimiser).values())
+    )
 
 
 def _steps(rounds: int) -> Iterator[Gate]:
@@ -184,11 +211,21 @@ def _steps(rounds: int) -> Iterator[Gate]:
     plans = {name: (Plan(tune=frozenset(chosen)), None) for name, chosen in tuned.items()}
     for share in (0.0001, 0.001):
         entries = picks(network().vit, share, clustered=False)
-        plans |= {f"masked {share:.2%}": (Plan(tune=frozenset(entries)), entries), f"sparse {share:.2%}": (Plan(entries=entries), None)}
+        plans |= {
+            f"masked {share:.2%}": (Plan(tune=frozenset(entries)), entries),
+            f"sparse {share:.2%}": (Plan(entries=entries), None),
+        }
     clustered = picks(network().vit, 0.001, clustered=True)
     plans["sparse clustered"] = (Plan(entries=clustered), None)
     found = ratios({name: partial(stepper(*plan)[1], 0) for name, plan in plans.items()}, "full", rounds)
-    bounds = {"BitFit": 0.78, "LayerNorm": 0.78, "attention": 0.84, "last block": 0.44, "head": 0.38, "sparse clustered": 0.80}
+    bounds = {
+        "BitFit": 0.78,
+        "LayerNorm": 0.78,
+        "attention": 0.84,
+        "last block": 0.44,
+        "head": 0.38,
+        "sparse clustered": 0.80,
+    }
     yield from (Gate(f"step of {name} over full", found[name], bound) for name, bound in bounds.items())
     for share, bound in (("0.01%", 0.80), ("0.10%", 0.87)):
         yield Gate(f"sparse step over masked, {share}", found[f"sparse {share}"] / found[f"masked {share}"], bound)
@@ -198,7 +235,10 @@ def _bf16() -> Iterator[Gate]:
     if measure.auto_precision("cpu") != "bf16":
         return
     everything = Plan(tune=frozenset(n for n, _ in network().vit.named_parameters()))
-    steps = {"fp32": partial(stepper(everything)[1], 0), "bf16": partial(stepper(everything, None, torch.bfloat16)[1], 0)}
+    steps = {
+        "fp32": partial(stepper(everything)[1], 0),
+        "bf16": partial(stepper(everything, None, torch.bfloat16)[1], 0),
+    }
     yield Gate("bf16 step over fp32", ratios(steps, "fp32", 5)["bf16"], 0.70)
 
 
@@ -206,8 +246,15 @@ def _head() -> Iterator[Gate]:
     model = network()
     Plan().carry_out(model.vit)
     features = Features(torch.randn(BATCH, 192))
-    steps = {"through the network": lambda: _train(model, batch()[0]), "stored": lambda: _train(model.head, features.batch(np.arange(BATCH)))}
-    yield Gate("head-only step on stored features over one through the network", ratios(steps, "through the network", 7)["stored"], 0.03)
+    steps = {
+        "through the network": lambda: _train(model, batch()[0]),
+        "stored": lambda: _train(model.head, features.batch(np.arange(BATCH))),
+    }
+    yield Gate(
+        "head-only step on stored features over one through the network",
+        ratios(steps, "through the network", 7)["stored"],
+        0.03,
+    )
 
 
 def _train(model: nn.Module, x: Tensor) -> None:
@@ -226,7 +273,9 @@ def _data() -> Iterator[Gate]:
 
     def decode() -> None:
         for _ in range(BATCH):
-            picture = Image.open(io.BytesIO(buffer.getvalue())).convert("RGB").resize((224, 224), Image.Resampling.BICUBIC)
+            picture = (
+                Image.open(io.BytesIO(buffer.getvalue())).convert("RGB").resize((224, 224), Image.Resampling.BICUBIC)
+            )
             _ = (np.asarray(picture, np.float32) / 255 - mean) / mean
 
     index = draw.permutation(256)[:BATCH]

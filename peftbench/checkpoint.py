@@ -31,9 +31,13 @@ class Checkpoint:
 
     def write(self, progress: Progress, learner: Mapping[str, Tensor], optimiser: Mapping[str, Tensor]) -> None:
         """Save everything that the rest of the run depends on."""
-        logits = {f"{rule}|{part}": torch.from_numpy(a) for rule, c in progress.chosen.items() for part, a in c.logits.items()}
+        logits = {
+            f"{rule}|{part}": torch.from_numpy(a) for rule, c in progress.chosen.items() for part, a in c.logits.items()
+        }
         groups = {"learner": learner, "optimiser": optimiser, "kept": progress.kept, "logits": logits}
-        tensors = {f"{g}|{n}": t.detach().cpu().contiguous().clone() for g, named in groups.items() for n, t in named.items()}
+        tensors = {
+            f"{g}|{n}": t.detach().cpu().contiguous().clone() for g, named in groups.items() for n, t in named.items()
+        }
         plain = {k: v for k, v in vars(progress).items() if k not in {"chosen", "kept"}}
         chosen = {rule: {"step": c.step, "score": c.score} for rule, c in progress.chosen.items()}
         self.file.parent.mkdir(exist_ok=True, mode=0o700)
@@ -48,7 +52,10 @@ class Checkpoint:
         except (FileNotFoundError, SafetensorError, KeyError, ValueError):
             return None
         rules = facts.pop("chosen")
-        chosen = {rule: Chosen(c["step"], c["score"], _arrays(_under(tensors, f"logits|{rule}|"))) for rule, c in rules.items()}
+        chosen = {
+            rule: Chosen(c["step"], c["score"], _arrays(_under(tensors, f"logits|{rule}|")))
+            for rule, c in rules.items()
+        }
         progress = Progress(**facts, chosen=chosen, kept=_under(tensors, "kept|"))
         return progress, _under(tensors, "learner|"), _under(tensors, "optimiser|")
 

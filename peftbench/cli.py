@@ -25,25 +25,38 @@ app = typer.Typer(
 
 # One name for each option, so that every verb spells it the same.
 StoreOption = Annotated[Path, typer.Option("--store", help="Folder of the results.")]
-DataOption = Annotated[Path | None, typer.Option("--data", envvar="PEFTBENCH_DATA", help="Folder that holds the data sets.")]
-CacheOption = Annotated[Path | None, typer.Option("--cache", envvar="PEFTBENCH_CACHE", help="Folder for decoded images and estimates.")]
+DataOption = Annotated[
+    Path | None, typer.Option("--data", envvar="PEFTBENCH_DATA", help="Folder that holds the data sets.")
+]
+CacheOption = Annotated[
+    Path | None, typer.Option("--cache", envvar="PEFTBENCH_CACHE", help="Folder for decoded images and estimates.")
+]
 MethodsOption = Annotated[str, typer.Option("--methods", help="Such as lora,shpeft or 'lora[r=4],shpeft[lam=0.5]'.")]
 DatasetsOption = Annotated[str, typer.Option("--datasets", help="Names, all, paper, phantoms, or folder:PATH.")]
-RatiosOption = Annotated[str, typer.Option("--ratios", help="Budgets: shares (0.1%,1%) or counts (100k) of trainable weights.")]
+RatiosOption = Annotated[
+    str, typer.Option("--ratios", help="Budgets: shares (0.1%,1%) or counts (100k) of trainable weights.")
+]
 SeedsOption = Annotated[str, typer.Option("--seeds", help="Such as 0,1,2.")]
-BackboneOption = Annotated[str, typer.Option("--backbone", help="mini, clip_vit_b16, timm:NAME[depth=8], open_clip:ARCH/TAG; @random behind it.")]
+BackboneOption = Annotated[
+    str,
+    typer.Option("--backbone", help="mini, clip_vit_b16, timm:NAME[depth=8], open_clip:ARCH/TAG; @random behind it."),
+]
 WeightsOption = Annotated[Path | None, typer.Option("--weights", help="File of pretrained weights for the backbone.")]
 SizeOption = Annotated[int | None, typer.Option("--image-size", help="Pixels; default: the backbone's own.")]
 RecipeOption = Annotated[str, typer.Option("--recipe", help="quick, standard or paper.")]
-TuneOption = Annotated[int | None, typer.Option("--tune", help="Learning rates to try for each method, on validation; 0 = none.")]
-BaselinesOption = Annotated[bool, typer.Option("--baselines/--no-baselines", help="Add majority, linear and linear on random weights.")]
+TuneOption = Annotated[
+    int | None, typer.Option("--tune", help="Learning rates to try for each method, on validation; 0 = none.")
+]
+BaselinesOption = Annotated[
+    bool, typer.Option("--baselines/--no-baselines", help="Add majority, linear and linear on random weights.")
+]
 PrecisionOption = Annotated[str, typer.Option("--precision", help="auto, fp32 or bf16.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 
 
 @app.command()
-def run(  # noqa: PLR0913 - one parameter an option
+def run(
     study: Annotated[Path | None, typer.Argument(help="A study.toml; options given beside it win.")] = None,
     methods: MethodsOption = "",
     datasets: DatasetsOption = "",
@@ -69,7 +82,7 @@ def run(  # noqa: PLR0913 - one parameter an option
     cache: CacheOption = None,
 ) -> None:
     """Train every method on every data set; without arguments, the quick study."""
-    from peftbench.show import run_study  # noqa: PLC0415
+    from peftbench.show import run_study
 
     wanted = _study(study, locals())
     code = run_study(wanted, _places(store, data, cache, weights, device), jobs, skip_broken=skip_broken)
@@ -77,7 +90,7 @@ def run(  # noqa: PLR0913 - one parameter an option
 
 
 @app.command()
-def plan(  # noqa: PLR0913
+def plan(
     study: Annotated[Path | None, typer.Argument(help="A study.toml; options given beside it win.")] = None,
     methods: MethodsOption = "",
     datasets: DatasetsOption = "",
@@ -92,7 +105,7 @@ def plan(  # noqa: PLR0913
     json: JsonOption = False,  # noqa: FBT002
 ) -> None:
     """List the jobs of a study with exact counts; needs neither weights nor images and trains nothing."""
-    from peftbench.show import show_plan  # noqa: PLC0415
+    from peftbench.show import show_plan
 
     wanted = _study(study, locals())
     show_plan(wanted, _places(Path("runs"), data, None, None, "auto"), as_json=json)
@@ -101,19 +114,25 @@ def plan(  # noqa: PLR0913
 @app.command()
 def report(
     store: Annotated[Path, typer.Argument(help="Folder of the results.")] = Path("runs"),
-    formats: Annotated[str, typer.Option("--format", help="Some of markdown (md), latex, csv, figure.")] = "markdown,latex,csv,figure",
-    out: Annotated[Path | None, typer.Option("--out", help="Where to write; default reports/NAME OF THE STORE.")] = None,
+    formats: Annotated[
+        str, typer.Option("--format", help="Some of markdown (md), latex, csv, figure.")
+    ] = "markdown,latex,csv,figure",
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Where to write; default reports/NAME OF THE STORE.")
+    ] = None,
 ) -> None:
     """Write tables and figures from finished jobs; trains nothing."""
-    from peftbench.show import write_report  # noqa: PLC0415
+    from peftbench.show import write_report
 
     write_report(store, formats, out or Path("reports") / store.resolve().name)
 
 
 @app.command()
-def status(store: Annotated[Path, typer.Argument(help="Folder of the results.")] = Path("runs"), json: JsonOption = False) -> None:  # noqa: FBT002
+def status(
+    store: Annotated[Path, typer.Argument(help="Folder of the results.")] = Path("runs"), json: JsonOption = False
+) -> None:  # noqa: FBT002
     """What is done, running, interrupted and failed."""
-    from peftbench.show import show_status  # noqa: PLC0415
+    from peftbench.show import show_status
 
     show_status(store, as_json=json)
 
@@ -124,7 +143,7 @@ def list_(
     json: JsonOption = False,  # noqa: FBT002
 ) -> None:
     """What there is."""
-    from peftbench.listing import show_list  # noqa: PLC0415
+    from peftbench.listing import show_list
 
     show_list(kind, as_json=json)
 
@@ -136,24 +155,26 @@ def show(
     json: JsonOption = False,  # noqa: FBT002
 ) -> None:
     """All about one of them."""
-    from peftbench.listing import show_one  # noqa: PLC0415
+    from peftbench.listing import show_one
 
     show_one(kind, name, as_json=json)
 
 
 @app.command()
-def bench(out: Annotated[Path | None, typer.Option("--out", help="Write the figures to this JSON file.")] = None) -> None:
+def bench(
+    out: Annotated[Path | None, typer.Option("--out", help="Write the figures to this JSON file.")] = None,
+) -> None:
     """The speed and memory gates, as ratios; fails on equality and memory only."""
-    from peftbench.show import show_bench  # noqa: PLC0415
+    from peftbench.show import show_bench
 
     raise typer.Exit(show_bench(out))
 
 
 def _study(file: Path | None, given: dict[str, object]) -> Study:
     """The study file's values, with those given as options put over them."""
-    from dataclasses import fields, replace  # noqa: PLC0415
+    from dataclasses import fields, replace
 
-    from peftbench.spec import Study, load_study, make, texts  # noqa: PLC0415
+    from peftbench.spec import Study, load_study, make, texts
 
     base = load_study(file) if file else Study()
     many = {"methods", "datasets", "ratios", "seeds"}
@@ -166,7 +187,7 @@ def _study(file: Path | None, given: dict[str, object]) -> Study:
 
 
 def _places(store: Path, data: Path | None, cache: Path | None, weights: Path | None, device: str) -> Places:
-    from peftbench.study import places  # noqa: PLC0415
+    from peftbench.study import places
 
     return places(store, data, cache, weights, device)
 

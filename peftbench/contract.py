@@ -6,8 +6,8 @@ point of the group `peftbench.datasets` names. The contract of methods is in `pl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, TypeAlias
 
@@ -59,7 +59,9 @@ class Part:
     def take(self, index: Sequence[int] | NDArray[np.int64]) -> Self:
         """The images at `index`, in that order."""
         chosen = [int(i) for i in index]
-        images: Images = self.images[chosen] if isinstance(self.images, np.ndarray) else [self.images[i] for i in chosen]
+        images: Images = (
+            self.images[chosen] if isinstance(self.images, np.ndarray) else [self.images[i] for i in chosen]
+        )
         names, groups = tuple(self.names[i] for i in chosen), tuple(self.groups[i] for i in chosen)
         return type(self)(images, self.labels[chosen], names, groups)
 
@@ -67,7 +69,9 @@ class Part:
         """This part's images, then the other's."""
         arrays = isinstance(self.images, np.ndarray) and isinstance(other.images, np.ndarray)
         images: Images = np.concatenate([self.images, other.images]) if arrays else [*self.images, *other.images]  # type: ignore[list-item,arg-type]
-        return Part(images, np.concatenate([self.labels, other.labels]), self.names + other.names, self.groups + other.groups)
+        return Part(
+            images, np.concatenate([self.labels, other.labels]), self.names + other.names, self.groups + other.groups
+        )
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,9 @@ class Splits:
         names = [set(part.names) for part in self.parts.values()]
         twice = (names[0] & names[1]) | (names[0] & names[2]) | (names[1] & names[2])
         if twice:
-            raise SplitError(f"{len(twice)} images lie in two parts, the first is {sorted(twice)[0]!r}; each may lie in one.")
+            raise SplitError(
+                f"{len(twice)} images lie in two parts, the first is {sorted(twice)[0]!r}; each may lie in one."
+            )
 
     @property
     def parts(self) -> dict[str, Part]:
@@ -313,5 +319,3 @@ class Report(Protocol):
     def write(self, results: Sequence[Result], out: Path) -> list[Path]:
         """Write into the folder `out`; returns what was written."""
         ...
-
-

@@ -114,7 +114,9 @@ def fit(
     evaluations = evaluation_steps(recipe)
     for until in stops(recipe, progress.step):
         started = time.perf_counter()
-        for total, step in _train(learner.model, optimiser, task, recipe, seed, (progress.step, until), loss_of, autocast):
+        for total, step in _train(
+            learner.model, optimiser, task, recipe, seed, (progress.step, until), loss_of, autocast
+        ):
             progress.step, progress.loss_sum = step, progress.loss_sum + total
             _refuse_divergence(total, step, recipe)
             if watch:
@@ -159,14 +161,23 @@ def _train(
 
 
 def _evaluate(
-    learner: Learner, task: Task, recipe: Recipe, progress: Progress, evaluations: list[int], autocast: torch.dtype | None
+    learner: Learner,
+    task: Task,
+    recipe: Recipe,
+    progress: Progress,
+    evaluations: list[int],
+    autocast: torch.dtype | None,
 ) -> None:
     """Predict every part, note the curve and let each selection rule keep this step or not."""
     started, macro_f1 = time.perf_counter(), registry("metrics").get("macro_f1")
     logits = {name: predict(learner.model, inputs, autocast) for name, (inputs, _) in task.parts.items()}
     scores = {name: float(macro_f1(logits[name], labels)) for name, (_, labels) in task.parts.items()}
     since = max((e for e in evaluations if e < progress.step), default=0)
-    row = {"step": progress.step, "lr": learning_rate(progress.step - 1, recipe), "train_loss": progress.loss_sum / (progress.step - since)}
+    row = {
+        "step": progress.step,
+        "lr": learning_rate(progress.step - 1, recipe),
+        "train_loss": progress.loss_sum / (progress.step - since),
+    }
     if "val" in scores:
         row |= {"val_macro_f1": scores["val"], "val_loss": _cross_entropy(logits["val"], task.parts["val"][1])}
     progress.curve.append(row)
@@ -249,7 +260,9 @@ def make_loss(recipe: Recipe, task: Task) -> Callable[[Tensor, Tensor], Tensor]:
 def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Its state as flat names `<parameter number>/<key>`."""
     state: dict[int, dict[str, Any]] = optimiser.state_dict()["state"]
-    return {f"{i}/{key}": value for i, values in state.items() for key, value in values.items() if isinstance(value, Tensor)}
+    return {
+        f"{i}/{key}": value for i, values in state.items() for key, value in values.items() if isinstance(value, Tensor)
+    }
 
 
 def _go_on(
@@ -271,7 +284,9 @@ def _go_on(
 
 def _refuse_divergence(total: float, step: int, recipe: Recipe) -> None:
     if not math.isfinite(total):
-        message = f"The loss was no longer a number by step {step} at learning rate {recipe.lr:g}; a smaller one may do."
+        message = (
+            f"The loss was no longer a number by step {step} at learning rate {recipe.lr:g}; a smaller one may do."
+        )
         raise DivergedError(message)
 
 

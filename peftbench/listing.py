@@ -35,7 +35,10 @@ def _rows(kind: str) -> dict[str, dict[str, Any]]:
     if kind == "recipes":
         from peftbench.spec import RECIPES  # noqa: PLC0415 - kept off the way of the other kinds
 
-        return {name: {"optimiser": r.optimiser, "steps": r.steps, "batch": r.batch, "head": r.head} for name, r in RECIPES.items()}
+        return {
+            name: {"optimiser": r.optimiser, "steps": r.steps, "batch": r.batch, "head": r.head}
+            for name, r in RECIPES.items()
+        }
     if kind not in FOLDERS:
         raise UnknownNameError("kind", kind, (*FOLDERS, "recipes"))
     return {name: _row(kind, name) for name in registry(kind).names()}
@@ -86,8 +89,17 @@ def _facts(kind: str, name: str) -> dict[str, Any]:
 def _method(name: str) -> dict[str, Any]:
     plugin = registry("methods").get(name)
     options = {f.name: f"{f.type} = {f.default!r}" for f in fields(plugin)}
-    entry = catalogue.method_entry(name).model_dump() if name in catalogue.method_names() else {"trains": (plugin.__doc__ or "").strip()}
-    return {**entry, "knob": plugin.knob, "options": options, "counts": {b: _count(plugin, b) for b in ("mini", "clip_vit_b16")}}
+    entry = (
+        catalogue.method_entry(name).model_dump()
+        if name in catalogue.method_names()
+        else {"trains": (plugin.__doc__ or "").strip()}
+    )
+    return {
+        **entry,
+        "knob": plugin.knob,
+        "options": options,
+        "counts": {b: _count(plugin, b) for b in ("mini", "clip_vit_b16")},
+    }
 
 
 def _count(plugin: Any, name: str) -> str:  # noqa: ANN401
@@ -115,7 +127,11 @@ def _backbone(name: str) -> dict[str, Any]:
 
     source = backbone.find(name, blank=True)
     parameters = sum(p.numel() for p in source.blank().parameters())
-    return {**asdict(source.plugin.card), "parameters": f"{parameters:,}", "preprocessing": asdict(source.preprocessing)}
+    return {
+        **asdict(source.plugin.card),
+        "parameters": f"{parameters:,}",
+        "preprocessing": asdict(source.preprocessing),
+    }
 
 
 def _recipe(name: str) -> dict[str, Any]:

@@ -22,7 +22,13 @@ def environment(device: str) -> dict[str, str]:
     """Versions and hardware, for the record."""
     packages = {name: version(name) for name in ("torch", "timm", "peft", "numpy", "peftbench")}
     card = torch.cuda.get_device_name() if device == "cuda" else _processor()
-    return {"python": platform.python_version(), "system": platform.system(), "device": device, "hardware": card, **packages}
+    return {
+        "python": platform.python_version(),
+        "system": platform.system(),
+        "device": device,
+        "hardware": card,
+        **packages,
+    }
 
 
 def _processor() -> str:

@@ -56,7 +56,9 @@ class Data:
 # --- the cache -------------------------------------------------------------------------------------------------------
 
 
-def prepare(card: Card, splits: Splits, preprocessing: Preprocessing, cache: Path, *, skip_broken: bool = False) -> Data:
+def prepare(
+    card: Card, splits: Splits, preprocessing: Preprocessing, cache: Path, *, skip_broken: bool = False
+) -> Data:
     """Decode what is not in the cache yet. Raises BrokenImagesError, unless `skip_broken` leaves such images out and says so."""
     print_ = fingerprint(splits)
     folder = _place(print_, preprocessing, cache)
@@ -83,7 +85,16 @@ def find(print_: str, preprocessing: Preprocessing, cache: Path) -> Data:
         raise DataError(f"The decoded images in {folder} are gone; run the study again to decode them anew.") from None
     card = Card(**{k: tuple(v) if isinstance(v, list) else v for k, v in facts["card"].items()})
     labels = {part: np.asarray(values, dtype=np.int64) for part, values in facts["labels"].items()}
-    return Data(folder, card, facts["rule"], tuple(facts["notes"]), facts["fingerprint"], labels, facts["names"], facts["groups"])
+    return Data(
+        folder,
+        card,
+        facts["rule"],
+        tuple(facts["notes"]),
+        facts["fingerprint"],
+        labels,
+        facts["names"],
+        facts["groups"],
+    )
 
 
 def _facts(card: Card, splits: Splits, print_: str) -> dict[str, Any]:
@@ -115,7 +126,9 @@ def _without(splits: Splits, broken: dict[str, list[int]], *, skip: bool) -> Spl
     names = [splits.parts[part].names[i] for part, bad in broken.items() for i in bad]
     if not skip:
         shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")  # noqa: PLR2004
-        raise BrokenImagesError(f"{len(names)} images do not open: {shown}. Mend them, or leave them out with --skip-broken.")
+        raise BrokenImagesError(
+            f"{len(names)} images do not open: {shown}. Mend them, or leave them out with --skip-broken."
+        )
     kept = {n: p.take([i for i in range(len(p)) if i not in set(broken.get(n, []))]) for n, p in splits.parts.items()}
     return replace(splits, **kept, notes=(*splits.notes, f"{len(names)} broken images left out"))
 
@@ -200,8 +213,12 @@ def order(images: int, batch: int, seed: int, first: int, last: int) -> Iterator
     """The index batches of steps first..last-1: permutation after permutation, the same on every device and after a resume."""
     for step in range(first, last):
         places = np.arange(step * batch, (step + 1) * batch)
-        rounds = {r: np.random.default_rng([seed, 7, r]).permutation(images) for r in np.unique(places // images).tolist()}
-        yield np.asarray([rounds[r][i] for r, i in zip((places // images).tolist(), (places % images).tolist(), strict=True)])
+        rounds = {
+            r: np.random.default_rng([seed, 7, r]).permutation(images) for r in np.unique(places // images).tolist()
+        }
+        yield np.asarray(
+            [rounds[r][i] for r, i in zip((places // images).tolist(), (places % images).tolist(), strict=True)]
+        )
 
 
 def augment(batch: Tensor, kind: Literal["none", "light"], seed: int, step: int) -> Tensor:

@@ -71,7 +71,9 @@ class Plan:
     """What a method will change, in the names of the bare backbone, before anything is changed."""
 
     tune: frozenset[str] = frozenset()  # tensors to train whole
-    entries: Mapping[str, Tensor] = field(default_factory=dict)  # tensor -> ascending flat indices of the entries that learn
+    entries: Mapping[str, Tensor] = field(
+        default_factory=dict
+    )  # tensor -> ascending flat indices of the entries that learn
     grafts: Mapping[str, tuple[type[Graft], Sizes]] = field(default_factory=dict)  # module -> what to put around it
     facts: Mapping[str, float] = field(default_factory=dict)  # what the record should say of it
 
@@ -84,13 +86,19 @@ class Plan:
         """Trainable parameters without the head; changes nothing and works on the meta device."""
         whole = sum(vit.get_parameter(name).numel() for name in self.tune)
         single = sum(len(index) for index in self.entries.values())
-        return whole + single + sum(kind.size(vit.get_submodule(site), **sizes) for site, (kind, sizes) in self.grafts.items())
+        return (
+            whole
+            + single
+            + sum(kind.size(vit.get_submodule(site), **sizes) for site, (kind, sizes) in self.grafts.items())
+        )
 
     def carry_out(self, vit: nn.Module) -> Tuned:
         """Freeze `vit`, then change it in place. New tensors are drawn from torch's generator, on the device of `vit`."""
         vit.requires_grad_(requires_grad=False)
         tensors: dict[str, Tensor] = {f"tune/{n}": vit.get_parameter(n).requires_grad_() for n in sorted(self.tune)}
-        for name in sorted(self.entries, key=lambda n: (not n.endswith("weight"), n)):  # a layer's weight swaps the layer
+        for name in sorted(
+            self.entries, key=lambda n: (not n.endswith("weight"), n)
+        ):  # a layer's weight swaps the layer
             tensors[f"values/{name}"] = sparse.pack(vit, name, self.entries[name])
         grafts = []
         for site in sorted(self.grafts, key=lambda name: (-name.count("."), name)):  # inner modules before outer ones
@@ -128,10 +136,14 @@ class Tuned:
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Take over a state. Raises DeltaError when it is not exactly this plan's."""
         if wrong := sorted(state.keys() ^ self.tensors.keys()):
-            raise DeltaError(f"The saved state does not fit this plan: {wrong[0]} is in one of them only ({len(wrong)} such names).")
+            raise DeltaError(
+                f"The saved state does not fit this plan: {wrong[0]} is in one of them only ({len(wrong)} such names)."
+            )
         for name, tensor in self.tensors.items():
             if tensor.shape != state[name].shape:
-                raise DeltaError(f"The saved {name} has the shape {tuple(state[name].shape)}, the network wants {tuple(tensor.shape)}.")
+                raise DeltaError(
+                    f"The saved {name} has the shape {tuple(state[name].shape)}, the network wants {tuple(tensor.shape)}."
+                )
             with torch.no_grad():
                 tensor.copy_(state[name])
 
@@ -207,4 +219,6 @@ class NoProbe:
 
     def estimate(self, kind: str, batches: int | None = None) -> tuple[Scores, Scores]:
         """Refuses."""
-        raise PluginError(f"A method asked for the estimate {kind!r} while it was only being counted; let it override `count`.")
+        raise PluginError(
+            f"A method asked for the estimate {kind!r} while it was only being counted; let it override `count`."
+        )

@@ -46,7 +46,9 @@ class GradientProbe:
             raise PluginError(f"There is no estimate {kind!r}; there are {', '.join(ESTIMATES)}.")
         file = self.keep / f"{kind}_{batches or 'all'}.safetensors" if self.keep else None
         sums = kept(file, partial(self._sum, kind, batches))
-        even, odd = ({n.partition("/")[2]: t for n, t in sums.items() if n.startswith(half)} for half in ("even/", "odd/"))
+        even, odd = (
+            {n.partition("/")[2]: t for n, t in sums.items() if n.startswith(half)} for half in ("even/", "odd/")
+        )
         return even, odd
 
     def _sum(self, kind: str, batches: int | None) -> Scores:

@@ -35,7 +35,13 @@ class Registry:
         """The names that installed packages bring. Raises PluginError when one of them is taken."""
         found: dict[str, EntryPoint] = {}
         for point in entry_points(group=f"peftbench.{self.folder}"):
-            rival = "peftbench itself" if point.name in self.own() else found[point.name].value if point.name in found else None
+            rival = (
+                "peftbench itself"
+                if point.name in self.own()
+                else found[point.name].value
+                if point.name in found
+                else None
+            )
             if rival is not None:
                 message = f"Two plug-ins call a {self.kind} {point.name!r}: {rival} and {point.value}; uninstall one."
                 raise PluginError(message)

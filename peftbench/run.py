@@ -17,7 +17,19 @@ from numpy.typing import NDArray
 
 from peftbench import backbone, delta, measure, pixels, store
 from peftbench.checkpoint import Checkpoint
-from peftbench.contract import BackboneFacts, Budget, Choice, Costs, Counts, DataFacts, Labels, Logits, MethodFacts, Record, Tuning
+from peftbench.contract import (
+    BackboneFacts,
+    Budget,
+    Choice,
+    Costs,
+    Counts,
+    DataFacts,
+    Labels,
+    Logits,
+    MethodFacts,
+    Record,
+    Tuning,
+)
 from peftbench.engine import Chosen, Inputs, Learner, Progress, Task, Watch, fit, forward, make_loss
 from peftbench.errors import PeftbenchError
 from peftbench.head import Classifier, Head
@@ -146,8 +158,17 @@ def _probe(job: Job, places: Places, model: Classifier, task: Task) -> GradientP
         for index in np.split(first, range(job.recipe.batch, len(first), job.recipe.batch)):
             yield task.train.batch(index), task.labels[torch.from_numpy(index).to(task.labels.device)]
 
-    decides = {**job.identity(), "method": "probe", "recipe": [job.recipe.batch, job.recipe.head, job.recipe.head_scale]}
-    decides |= {"precision": job.recipe.precision, "loss": job.recipe.class_weights, "role": "", "device": places.device}
+    decides = {
+        **job.identity(),
+        "method": "probe",
+        "recipe": [job.recipe.batch, job.recipe.head, job.recipe.head_scale],
+    }
+    decides |= {
+        "precision": job.recipe.precision,
+        "loss": job.recipe.class_weights,
+        "role": "",
+        "device": places.device,
+    }
     keep = places.cache / "probes" / digest(decides)[:24]
     return GradientProbe(model, batches, make_loss(job.recipe, task), PRECISIONS[job.recipe.precision], keep)
 

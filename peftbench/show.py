@@ -11,7 +11,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from peftbench import bench, tables, workers
@@ -59,8 +67,16 @@ class Board:
 
     def __init__(self, what: str, jobs: Sequence[Job]) -> None:
         self._jobs = {job.id: job for job in jobs}
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-        self._bars = Progress(*columns, TextColumn("{task.fields[note]}"), console=console, disable=not console.is_terminal)
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        self._bars = Progress(
+            *columns, TextColumn("{task.fields[note]}"), console=console, disable=not console.is_terminal
+        )
         self._all = self._bars.add_task(what, total=len(jobs), note="")
         self._of: dict[str, TaskID] = {}
         self._finished = 0
@@ -118,7 +134,9 @@ def _conclude(finals: Sequence[Job], store: Store, seconds: float) -> int:
     figures = registry("reports").get("figure").write(results, store.root) if len(failed) < len(results) else []
     for file in figures:
         console.print(f"Figure: {file}", markup=False)
-    console.print(f"{len(ids) - len(failed)} of {len(ids)} jobs done in {seconds:.0f} s; results in {store.root}.", markup=False)
+    console.print(
+        f"{len(ids) - len(failed)} of {len(ids)} jobs done in {seconds:.0f} s; results in {store.root}.", markup=False
+    )
     console.print(f"Next: peftbench report {store.root}", markup=False)
     return 1 if failed else 0
 

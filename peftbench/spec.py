@@ -6,8 +6,8 @@ import hashlib
 import json
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -20,7 +20,9 @@ T = TypeVar("T")
 
 # --- the language: lora[r=4,sites=qkv+proj], timm:NAME[depth=8]@random, 1%, 100k -------------------------------------
 
-_SPEC = re.compile(r"(?P<name>[A-Za-z0-9_\-]+)(:(?P<argument>[^\[\]@]+))?(\[(?P<fields>[^\[\]]*)\])?(?P<random>@random)?")
+_SPEC = re.compile(
+    r"(?P<name>[A-Za-z0-9_\-]+)(:(?P<argument>[^\[\]@]+))?(\[(?P<fields>[^\[\]]*)\])?(?P<random>@random)?"
+)
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,9 @@ def parse(text: str) -> Spec:
     pairs = [pair.partition("=") for pair in (found["fields"] or "").split(",") if pair.strip()]
     if bad := [key for key, equals, _ in pairs if not equals]:
         raise RequestError(f"In {text!r}, {bad[0]!r} has no value: write field=value.")
-    return Spec(found["name"], found["argument"], {k.strip(): _value(v.strip()) for k, _, v in pairs}, bool(found["random"]))
+    return Spec(
+        found["name"], found["argument"], {k.strip(): _value(v.strip()) for k, _, v in pairs}, bool(found["random"])
+    )
 
 
 def texts(text: str) -> tuple[str, ...]:
@@ -65,7 +69,13 @@ def _value(text: str) -> Any:  # noqa: ANN401 - typed by the field it is for
 
 
 def _show(value: object) -> str:
-    return "+".join(map(str, value)) if isinstance(value, (tuple, list)) else f"{value:g}" if isinstance(value, float) else str(value)
+    return (
+        "+".join(map(str, value))
+        if isinstance(value, (tuple, list))
+        else f"{value:g}"
+        if isinstance(value, float)
+        else str(value)
+    )
 
 
 def _number(text: str, whole: str) -> float:
@@ -78,7 +88,7 @@ def _number(text: str, whole: str) -> float:
 def budget(text: str) -> float | int:
     """A share of the backbone's weights (`1%`, `0.01`) as a float in (0, 1], or a count (`100k`, `0.3M`, `5000`) as an int."""
     text = text.strip()
-    scale = {"k": 1_000, "M": 1_000_000}.get(text[-1:], None)
+    scale = {"k": 1_000, "M": 1_000_000}.get(text[-1:])
     number = _number(text[:-1], text) if scale or text.endswith("%") else _number(text, text)
     if scale:
         value: float | int = round(number * scale)
@@ -87,7 +97,9 @@ def budget(text: str) -> float | int:
     else:
         value = number if number <= 1 and not text.isdigit() else round(number)
     if value <= 0 or (isinstance(value, float) and value > 1):
-        raise RequestError(f"The ratio {text!r} is out of range: shares lie above 0% and at most at 100%, counts are positive.")
+        raise RequestError(
+            f"The ratio {text!r} is out of range: shares lie above 0% and at most at 100%, counts are positive."
+        )
     return value
 
 
@@ -98,9 +110,19 @@ def make(kind: type[T], values: Mapping[str, Any], who: str) -> T:
     if strange := sorted(set(values) - set(known)):
         has = f"its fields are {', '.join(known)}" if known else "it has none"
         raise RequestError(f"{who} has no field {strange[0]!r}; {has}.")
-    if missing := [f.name for f in fields(kind) if f.init and f.default is MISSING and f.default_factory is MISSING and f.name not in values]:
+    if missing := [
+        f.name
+        for f in fields(kind)
+        if f.init and f.default is MISSING and f.default_factory is MISSING and f.name not in values
+    ]:
         raise RequestError(f"{who} needs a value for {missing[0]!r}.")
-    wanted = {f.name: (values[f.name],) if str(f.type).startswith("tuple") and isinstance(values[f.name], str) else values[f.name] for f in fields(kind) if f.name in values}
+    wanted = {
+        f.name: (values[f.name],)
+        if str(f.type).startswith("tuple") and isinstance(values[f.name], str)
+        else values[f.name]
+        for f in fields(kind)
+        if f.name in values
+    }
     try:
         return TypeAdapter(kind).validate_python(wanted)
     except ValidationError as error:
@@ -143,9 +165,7 @@ class Recipe:
 RECIPES: Mapping[str, Recipe] = {
     "quick": Recipe("quick", batch=32, steps=80, evaluations=5),
     "standard": Recipe("standard"),
-    "paper": Recipe(
-        "paper", optimiser="sgd", weight_decay=0.0, steps=40_000, warmup=0.0, head="l2", selection="last"
-    ),
+    "paper": Recipe("paper", optimiser="sgd", weight_decay=0.0, steps=40_000, warmup=0.0, head="l2", selection="last"),
 }
 CPU_STANDARD = {"batch": 32, "steps": 150, "evaluations": 10}  # what recipe standard does where there is no GPU
 # Learning rates of recipe `quick`, found once on the validation parts of the phantoms with four trials a method.
@@ -243,7 +263,11 @@ class Job:
     def identity(self) -> dict[str, Any]:
         """The resolved values that decide the result, fields at their default left out."""
         return {
-            "method": {"name": self.method, "version": self.version, "fields": {k: v for k, v in self.fields.items() if v != self.defaults.get(k, MISSING)}},
+            "method": {
+                "name": self.method,
+                "version": self.version,
+                "fields": {k: v for k, v in self.fields.items() if v != self.defaults.get(k, MISSING)},
+            },
             "data": {"fingerprint": self.fingerprint, "split": self.split, "preprocessing": asdict(self.preprocessing)},
             "backbone": {"name": self.backbone, "digest": self.digest},
             "recipe": {k: v for k, v in asdict(self.recipe).items() if k == "name" or v != getattr(Recipe(), k)},

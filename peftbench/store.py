@@ -1,12 +1,12 @@
 """A folder a job, `record.json` written last: what lies on disk is the state of a study.
 
-    jobs/<id>/job.json             the resolved request
-              state/               checkpoint while running; gone when done
-              curve.csv            the learning curve
-              predictions.npz      logits of the chosen steps, labels, group numbers
-              private.json         image names and group keys; never copied by a report
-              delta.safetensors, delta.json
-              record.json          last
+jobs/<id>/job.json             the resolved request
+          state/               checkpoint while running; gone when done
+          curve.csv            the learning curve
+          predictions.npz      logits of the chosen steps, labels, group numbers
+          private.json         image names and group keys; never copied by a report
+          delta.safetensors, delta.json
+          record.json          last
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ class Store:
             probe.touch()
             probe.unlink()
         except OSError as error:
-            raise StoreError(f"Cannot write results into {self.root} ({error.strerror}); choose another folder with --store.") from None
+            raise StoreError(
+                f"Cannot write results into {self.root} ({error.strerror}); choose another folder with --store."
+            ) from None
 
     def state(self, job_id: str) -> State:
         """From the disk alone."""
@@ -97,7 +99,15 @@ class Store:
 
     def forget(self, job_id: str) -> None:
         """Remove what a failed job left, so that it can run again."""
-        for name in ("record.json", "state", "curve.csv", "predictions.npz", "private.json", "delta.safetensors", "delta.json"):
+        for name in (
+            "record.json",
+            "state",
+            "curve.csv",
+            "predictions.npz",
+            "private.json",
+            "delta.safetensors",
+            "delta.json",
+        ):
             path = self.folder(job_id) / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 

@@ -16,7 +16,22 @@ from peftbench.errors import DataError, MissingDataError, RequestError, SplitErr
 from peftbench.pixels import Data
 from peftbench.plan import Fit, Method
 from peftbench.registry import registry
-from peftbench.spec import CPU_STANDARD, PAPER_SIX, QUICK, QUICK_RATES, RECIPES, Job, Places, Recipe, Spec, Study, budget, grid, make, parse
+from peftbench.spec import (
+    CPU_STANDARD,
+    PAPER_SIX,
+    QUICK,
+    QUICK_RATES,
+    RECIPES,
+    Job,
+    Places,
+    Recipe,
+    Spec,
+    Study,
+    budget,
+    grid,
+    make,
+    parse,
+)
 from peftbench.store import Store, write_json
 
 BASELINES = (("majority", False), ("linear", False), ("linear", True))  # method, on random weights
@@ -81,7 +96,9 @@ def complete(study: Study, places: Places) -> tuple[Study, list[str]]:
     quick = not study.methods and not study.datasets and study.recipe in {"", "quick"}
     if quick:
         study = replace(study, methods=QUICK["methods"], datasets=QUICK["datasets"], recipe="quick")
-        says.append("The quick study: synthetic phantoms, to see that everything works. For real ones see --datasets and --data.")
+        says.append(
+            "The quick study: synthetic phantoms, to see that everything works. For real ones see --datasets and --data."
+        )
     methods = study.methods or QUICK["methods"]
     names, about = _datasets(study.datasets or ("all",), places.data)
     recipe = study.recipe or "standard"
@@ -123,8 +140,12 @@ def _group(word: str, root: Path) -> tuple[list[str], list[str]]:
     here = [name for name in PAPER_SIX if name in registry("datasets").names() and _present(name, root)]
     missing = [name for name in PAPER_SIX if name not in here]
     if not here:
-        return phantoms, [f"None of the paper's six data sets lies under {root}: the built-in synthetic phantoms run instead."]
-    return here, [f"all = {len(here)} of the paper's 6 data sets; not under {root}: {', '.join(missing)}."] if missing else []
+        return phantoms, [
+            f"None of the paper's six data sets lies under {root}: the built-in synthetic phantoms run instead."
+        ]
+    return here, [
+        f"all = {len(here)} of the paper's 6 data sets; not under {root}: {', '.join(missing)}."
+    ] if missing else []
 
 
 def _present(name: str, root: Path) -> bool:
@@ -149,7 +170,11 @@ def resolve(study: Study, places: Places, *, skip_broken: bool = False) -> Resol
     asked = [_method(text) for text in study.methods]
     source = backbone.find(study.backbone, study.image_size, places.weights)
     rows = _rows(asked, study, source)
-    tables = {(name, seed): load(name, seed, recipe, source, places, skip_broken=skip_broken) for name in study.datasets for seed in study.seeds}
+    tables = {
+        (name, seed): load(name, seed, recipe, source, places, skip_broken=skip_broken)
+        for name in study.datasets
+        for seed in study.seeds
+    }
     drafts: dict[str, Draft] = {}
     for (name, seed), data in tables.items():
         for row in rows:
@@ -182,7 +207,11 @@ def _rows(asked: Sequence[tuple[str, Method]], study: Study, source: Source) -> 
     total = sum(p.numel() for p in blank.parameters())
     targets = [round(b * total) if isinstance(b, float) else b for b in map(budget, study.ratios)]
     rows = [row for name, method in asked for row in _sized(name, method, targets, source, blank)]
-    bases = [Row(n, registry("methods").get(n)(), _random(source) if r else source, None, None) for n, r in BASELINES if study.baselines]
+    bases = [
+        Row(n, registry("methods").get(n)(), _random(source) if r else source, None, None)
+        for n, r in BASELINES
+        if study.baselines
+    ]
     have = [(row.name, str(row.source.spec)) for row in rows]
     return [*(b for b in bases if (b.name, str(b.source.spec)) not in have), *rows]
 
@@ -232,13 +261,21 @@ def open_dataset(text: str) -> Dataset:
 
 
 def _whole_train(splits: Splits) -> Splits:
-    return replace(splits, train=splits.train.joined(splits.val), val=splits.val.take([]), rule=f"{splits.rule}, all of train", carved=False)
+    return replace(
+        splits,
+        train=splits.train.joined(splits.val),
+        val=splits.val.take([]),
+        rule=f"{splits.rule}, all of train",
+        carved=False,
+    )
 
 
 def _refuse_missing_classes(name: str, splits: Splits, classes: int) -> None:
     missing = set(range(classes)) - set(splits.train.labels.tolist())
     if missing:
-        raise SplitError(f"{name}: class {min(missing)} of {classes} has no image in train; every class must be trained on.")
+        raise SplitError(
+            f"{name}: class {min(missing)} of {classes} has no image in train; every class must be trained on."
+        )
 
 
 def _draft(row: Row, study: Study, recipe: Recipe, name: str, seed: int, data: Data, tuning_data: Data) -> Draft:
@@ -285,12 +322,18 @@ def outline(study: Study, places: Places) -> list[dict[str, Any]]:
         for row in rows:
             count = row.fit.reached if row.fit else row.method.count(blank)
             shown = {"method": row.name, "data set": name, "backbone": str(row.source.spec), "target": row.target}
-            shown |= {"trainable": count, "share": f"{count / total:.4%}", "with head": count + (head if row.method.trains else 0)}
+            shown |= {
+                "trainable": count,
+                "share": f"{count / total:.4%}",
+                "with head": count + (head if row.method.trains else 0),
+            }
             jobs += [{**shown, "seed": seed, "recipe": recipe.name, "steps": recipe.steps} for seed in study.seeds]
     return jobs
 
 
 def note_study(resolved: Resolved, finals: Sequence[Job], store: Store) -> None:
     """Write down what was asked and which jobs answer it."""
-    targets: Mapping[str, Any] = {job.id: {"target": job.target, "label": job.label, "dataset": job.dataset} for job in finals}
+    targets: Mapping[str, Any] = {
+        job.id: {"target": job.target, "label": job.label, "dataset": job.dataset} for job in finals
+    }
     write_json(store.root / "study.json", {"asked": asdict(resolved.study), "jobs": targets, "says": resolved.says})

@@ -78,7 +78,9 @@ def _side_by_side(jobs: Sequence[Job], places: Places, workers: int, show: Show)
                 for future in finished:
                     yield pending.pop(future), future.result()
         except BrokenProcessPool:
-            message = "A worker process died, perhaps for want of memory; run the same command again, with fewer --jobs."
+            message = (
+                "A worker process died, perhaps for want of memory; run the same command again, with fewer --jobs."
+            )
             raise JobError(message) from None
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)

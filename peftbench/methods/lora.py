@@ -29,7 +29,9 @@ class LoRA(Method):
 
     def __post_init__(self) -> None:
         if strange := [site for site in self.sites if site not in SITES] or ([] if self.sites else ["nothing"]):
-            raise RequestError(f"lora: sites = {strange[0]!r} will not do: there are {', '.join(SITES)}; join several with +.")
+            raise RequestError(
+                f"lora: sites = {strange[0]!r} will not do: there are {', '.join(SITES)}; join several with +."
+            )
         if self.r < 1:
             raise RequestError(f"lora: r = {self.r} will not do: the rank is at least 1.")
 
@@ -38,7 +40,9 @@ class LoRA(Method):
         alpha = self.r if self.alpha == "r" else self.alpha
         blocks = [name for name, _ in vit.get_submodule("blocks").named_children()]
         places = [f"blocks.{block}.{SITES[site]}" for block in blocks for site in self.sites]
-        return Plan(grafts={place: (LoRATuner, {"r": self.r, "alpha": alpha, "dropout": self.dropout}) for place in places})
+        return Plan(
+            grafts={place: (LoRATuner, {"r": self.r, "alpha": alpha, "dropout": self.dropout}) for place in places}
+        )
 
     def sizes(self, vit: nn.Module) -> Sequence[int]:
         """Every rank up to the width."""

@@ -36,9 +36,9 @@ class SHPEFT(Method):
 
     ratio: float = 0.01  # share of the backbone's weights
     lam: float = 1.0  # lambda
-    td: Literal["L2_sum_of_sq", "L2_sq_of_sum", "L2_per_sample", "L1_abs_of_sum", "L1_sum_of_abs", "L1_signed", "none"] = (
-        "L2_sum_of_sq"
-    )
+    td: Literal[
+        "L2_sum_of_sq", "L2_sq_of_sum", "L2_per_sample", "L1_abs_of_sum", "L1_sum_of_abs", "L1_signed", "none"
+    ] = "L2_sum_of_sq"
     ta: Literal["L2", "L1", "none"] = "L2"
     candidates: Literal["all", "linear"] = "all"  # linear: weights of Linear layers only
     scaling: Literal["global", "tensor"] = "global"  # over what the two terms are brought to one scale
@@ -50,7 +50,9 @@ class SHPEFT(Method):
         if not 0 < self.ratio <= 1:
             raise RequestError(f"shpeft: ratio = {self.ratio} will not do: it lies above 0 and at most at 1.")
         if self.batches is not None and self.batches < 2:  # noqa: PLR2004 - the two halves of the stability
-            raise RequestError(f"shpeft: batches = {self.batches} will not do: at least 2, for an estimate and its stability.")
+            raise RequestError(
+                f"shpeft: batches = {self.batches} will not do: at least 2, for an estimate and its stability."
+            )
         if self.lam < 0:
             raise RequestError(f"shpeft: lam = {self.lam} will not do: it is not negative.")
 
@@ -63,7 +65,10 @@ class SHPEFT(Method):
         estimate, shape = TASK[self.td]
         halves = probe.estimate(estimate, self.batches)
         even, odd = ([half[name].double().flatten() for name in names] for half in halves)
-        masks = [top(self._importance(_shaped(td, shape), ta), k) for td in ([e + o for e, o in zip(even, odd, strict=True)], even, odd)]
+        masks = [
+            top(self._importance(_shaped(td, shape), ta), k)
+            for td in ([e + o for e, o in zip(even, odd, strict=True)], even, odd)
+        ]
         shared = torch.isin(masks[1], masks[2]).sum().item() / k
         return Plan(entries=_split(masks[0], names, ta), facts={"mask_split_half_overlap": shared})
 
@@ -93,7 +98,9 @@ class SHPEFT(Method):
         if self.ta == "none" or self.lam == 0:
             return _flat(td)
         if self.scaling == "tensor":
-            return _flat([t + self.lam * (t.sum() / w.sum().clamp_min(1e-300)) * w for t, w in zip(td, ta, strict=True)])
+            return _flat(
+                [t + self.lam * (t.sum() / w.sum().clamp_min(1e-300)) * w for t, w in zip(td, ta, strict=True)]
+            )
         task, own = _flat(td), _flat(ta)
         return task + self.lam * (task.sum() / own.sum()) * own
 

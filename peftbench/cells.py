@@ -143,3 +143,22 @@ def count(value: float) -> str:
 def percent(value: float) -> str:
     """A share of 1 in percent, three digits: shares span five orders of magnitude."""
     return f"{100 * value:.3g}%"
+
+
+# --- in a terminal -------------------------------------------------------------------------------------------------
+
+_STYLES = MappingProxyType({"": "", "best": "bold", "second": "underline"})
+
+
+def styled(cell: Cell) -> str:
+    """A cell in rich's markup."""
+    style = _STYLES[cell.mark]
+    text = f"[{style}]{plain(cell.text)}[/{style}]" if style else plain(cell.text)
+    return f"{text} [dim]{plain(cell.aside)}[/dim]" if cell.aside else text
+
+
+def plain(text: str) -> str:
+    """A text that rich shows as it stands: the brackets of `lora[r=4]` are no markup."""
+    from rich.markup import escape  # noqa: PLC0415 - reports need no rich
+
+    return escape(text)

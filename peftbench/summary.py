@@ -269,7 +269,7 @@ def _run(result: Result) -> stats.Run:
         return result.predictions(result.record.rule)
     except FileNotFoundError:
         raise
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise StoreError(
             f"The predictions in {result.folder} cannot be read ({type(error).__name__}); "
             "move that folder away and run the study again."

@@ -20,7 +20,7 @@ from peftbench.contract import Record, Result
 from peftbench.summary import Block, Row
 
 if TYPE_CHECKING:
-    import pandas as pd
+    import pandas  # noqa: ICN001 - by its full name the run-time type checks of the tests find it
     import rich.table
 
 RULES = MappingProxyType(
@@ -215,30 +215,18 @@ def terminal(results: Iterable[Result]) -> rich.table.Table:
     return screen
 
 
-def _plain(text: str) -> str:
-    from rich.markup import escape  # noqa: PLC0415 - likewise
-
-    return escape(text)
-
-
 def _show(table: Table, title: str, screen: rich.table.Table) -> None:
     """Add a table as a section under its title; columns it has not stay empty."""
-    styles = {"": "", "best": "bold", "second": "underline"}
-    screen.add_row(f"[italic]{_plain(title)}[/italic]")
+    screen.add_row(f"[italic]{cells.plain(title)}[/italic]")
     for row in table.rows:
         cell = dict(zip(table.columns, row, strict=True))
         budget = "" if cell["target"].text == cells.NONE else f" @ {cell['target']}"
         shown = [cell.get(column, Cell("")) for column in _IN_TERMINAL]
-        screen.add_row(_plain(cell["method"].text + budget), *(_styled(one, styles[one.mark]) for one in shown))
+        screen.add_row(cells.plain(cell["method"].text + budget), *map(cells.styled, shown))
     screen.add_section()
 
 
-def _styled(cell: Cell, style: str) -> str:
-    text = f"[{style}]{_plain(cell.text)}[/{style}]" if style else _plain(cell.text)
-    return f"{text} [dim]{_plain(cell.aside)}[/dim]" if cell.aside else text
-
-
-def frame(results: Iterable[Result]) -> pd.DataFrame:
+def frame(results: Iterable[Result]) -> pandas.DataFrame:
     """One row a job, failed ones and trials too: everything of its record, at full precision, and its interval.
 
     Metrics are columns `test/<rule>/<metric>` and `val/<rule>/<metric>`. Raises StoreError for unreadable predictions.
@@ -296,10 +284,11 @@ def _interval(result: Result) -> dict[str, float]:
 
 def _metrics(record: Record) -> dict[str, float | None]:
     """Under each rule, with the step it chose."""
-    steps = {f"step/{rule}": choice.step for rule, choice in record.choices.items()}
-    test = {f"test/{rule}/{k}": v for rule, choice in record.choices.items() for k, v in choice.test.items()}
-    val = {f"val/{rule}/{k}": v for rule, choice in record.choices.items() for k, v in choice.val.items()}
-    return {**steps, **test, **val}
+    found: dict[str, float | None] = {f"step/{rule}": choice.step for rule, choice in record.choices.items()}
+    for rule, choice in record.choices.items():
+        found |= {f"test/{rule}/{metric}": score for metric, score in choice.test.items()}
+        found |= {f"val/{rule}/{metric}": score for metric, score in choice.val.items()}
+    return found
 
 
 def _costs(record: Record) -> dict[str, Any]:

@@ -1,0 +1,156 @@
+"""Every format on one realistic study: readable by its readers, repeatable, and silent about patients."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from csv import DictReader
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from PIL import Image
+
+from peftbench.contract import Report, Result
+from peftbench.reports import csv, figure, latex, markdown
+from tests.results import Fake, study
+
+FORMATS: dict[str, Report] = {
+    "csv": csv.plugin,
+    "figure": figure.plugin,
+    "latex": latex.plugin,
+    "markdown": markdown.plugin,
+}
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> list[Result]:
+    return study(tmp_path_factory.mktemp("store"), ("busi", "phantom_ct"), (0,))
+
+
+@pytest.fixture(scope="module")
+def written(results: list[Result], tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Path]]:
+    return {name: report.write(results, tmp_path_factory.mktemp(name)) for name, report in FORMATS.items()}
+
+
+@pytest.fixture(params=FORMATS)
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def test_a_report_returns_what_it_wrote(name: str, written: dict[str, list[Path]]) -> None:
+    files = written[name]
+    assert sorted(files) == sorted(files[0].parent.iterdir())
+    assert FORMATS[name].suffix in {file.suffix for file in files}
+
+
+def test_a_report_written_twice_is_the_same(
+    name: str, written: dict[str, list[Path]], results: list[Result], tmp_path: Path
+) -> None:
+    again = FORMATS[name].write(results, tmp_path)
+    assert [file.read_bytes() for file in again] == [file.read_bytes() for file in written[name]]
+
+
+def test_no_report_names_an_image(name: str, written: dict[str, list[Path]]) -> None:
+    assert not any(b"patient_17" in file.read_bytes() for file in written[name])
+
+
+def test_a_store_with_nothing_but_failures_is_reported(name: str, tmp_path: Path) -> None:
+    FORMATS[name].write([Fake(reason="out of memory").write(tmp_path / "store")], tmp_path)
+
+
+# --- markdown ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def text(written: dict[str, list[Path]]) -> str:
+    return written["markdown"][0].read_text()
+
+
+def test_markdown_marks_best_and_second(text: str) -> None:
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert any("**" in line and "shpeft" in line for line in rows)
+    assert any("<ins>" in line for line in rows)
+
+
+def test_markdown_tables_keep_their_columns(text: str) -> None:
+    for section in text.split("## ")[1:]:
+        rows = [line for line in section.splitlines() if line.startswith("|")]
+        assert len({line.replace(r"\|", "").count("|") for line in rows}) == 1
+
+
+def test_markdown_shows_names_as_they_are_written(text: str) -> None:
+    assert r"my\_own\_method" in text
+    assert markdown._escaped("a|b\n*c*") == r"a\|b \*c\*"
+
+
+# --- latex ---------------------------------------------------------------------------------------------------------
+
+
+def test_latex_escapes_what_it_would_read_as_its_own() -> None:
+    assert latex.escaped("my_own 5% & #1 {x} ~^\\") == (
+        r"my\_own 5\% \& \#1 \{x\} \textasciitilde{}\textasciicircum{}\textbackslash{}"
+    )
+    assert latex.escaped("10 ± 2 → 肺") == r"10 $\pm$ 2 ? ?"
+
+
+def test_latex_uses_booktabs_and_no_rules_of_its_own(written: dict[str, list[Path]]) -> None:
+    tables = written["latex"][0].read_text()
+    assert tables.count(r"\toprule") == tables.count(r"\bottomrule") == tables.count(r"\begin{table}")
+    assert r"\hline" not in tables
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex on this machine")
+def test_latex_compiles(results: list[Result], tmp_path: Path) -> None:
+    latex.plugin.write(results, tmp_path)
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "standalone.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, check=False)
+    assert done.returncode == 0, done.stdout.decode("latin-1")[-2000:]
+    assert b"Overfull" not in done.stdout
+
+
+# --- csv -----------------------------------------------------------------------------------------------------------
+
+
+def test_csv_has_a_row_a_final_job_and_nothing_else(results: list[Result], tmp_path: Path) -> None:
+    trial = Fake("lora", lr=7e-3, role="trial").write(tmp_path / "store")
+    (file,) = csv.plugin.write([*results, trial], tmp_path)
+    table = pd.read_csv(file)
+    assert list(table["id"]) == [result.record.id for result in results]
+    assert (table["status"] == "failed").sum() == 1
+
+
+def test_csv_loses_no_digit(results: list[Result], written: dict[str, list[Path]]) -> None:
+    with written["csv"][0].open(newline="") as file:
+        rows = list(DictReader(file))
+    for rule, choice in results[3].record.choices.items():
+        assert float(rows[3][f"test/{rule}/macro_f1"]) == choice.test["macro_f1"]
+
+
+# --- figure --------------------------------------------------------------------------------------------------------
+
+
+def test_the_figure_is_a_picture_and_a_drawing(written: dict[str, list[Path]]) -> None:
+    png, svg = written["figure"]
+    with Image.open(png) as image:
+        assert image.width > image.height > 300
+    assert svg.read_text().startswith("<?xml")
+
+
+def test_settings_have_figures_of_their_own(tmp_path: Path) -> None:
+    results = [Fake().write(tmp_path / "store"), Fake(backbone="clip_vit_b16").write(tmp_path / "store")]
+    names = [file.name for file in figure.plugin.write(results, tmp_path)]
+    assert names == ["figure_1.png", "figure_1.svg", "figure_2.png", "figure_2.svg"]
+
+
+def test_a_study_of_baselines_alone_has_level_lines(tmp_path: Path) -> None:
+    fakes = [Fake("majority", trainable=0), Fake("linear", trainable=0)]
+    assert figure.plugin.write([fake.write(tmp_path / "store") for fake in fakes], tmp_path)
+
+
+def test_points_of_one_share_are_drawn_side_by_side() -> None:
+    one = (0.01, 0.8, 0.7, 0.9)
+    shifts = figure._apart({"a": [one], "b": [one], "c": [(0.5, *one[1:])]})
+    assert shifts["a", 0.01] == pytest.approx(-shifts["b", 0.01])
+    assert shifts["a", 0.01] < 0
+    assert shifts["c", 0.5] == 0

@@ -1,0 +1,154 @@
+"""What tables say: marks, budgets, captions, and a terminal of 120 columns."""
+
+from __future__ import annotations
+
+import math
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from peftbench import cells, summary, tables
+from peftbench.cells import Cell
+from peftbench.contract import Result
+from peftbench.tables import Table
+from tests.results import PARAMETERS, Fake, study
+
+
+def write(store: Path, *fakes: Fake) -> list[Result]:
+    return [fake.write(store) for fake in fakes]
+
+
+def find(results: list[Result], name: str) -> Table:
+    (found,) = [table for table in tables.tables(results) if table.name == f"{name}_1"]
+    return found
+
+
+def column(table: Table, name: str) -> list[str]:
+    return [str(row[table.columns.index(name)]) for row in table.rows]
+
+
+def test_best_and_second_are_marked_as_far_as_they_are_shown() -> None:
+    scores = [0.8123, 0.8121, math.nan, 0.79, 0.5]
+    found = cells.marked([(value, Cell("")) for value in scores])
+    assert [cell.mark for cell in found] == ["best", "best", "", "second", ""]
+
+
+def test_a_single_row_is_the_best() -> None:
+    assert [cell.mark for cell in cells.marked([(0.5, Cell(""))])] == ["best"]
+
+
+def test_baselines_compete_for_the_marks_and_are_called_baselines(tmp_path: Path) -> None:
+    table = find(write(tmp_path, Fake("linear", skill=3.0), Fake("lora", skill=1.0)), "data_busi")
+    assert column(table, "method") == ["linear (baseline)", "lora"]
+    assert [row[table.columns.index("macro F1")].mark for row in table.rows] == ["best", "second"]
+
+
+def test_target_and_reached_stand_side_by_side(tmp_path: Path) -> None:
+    fake = Fake(target=round(0.0001 * PARAMETERS), trainable=4_096, edge="floor")
+    table = find(write(tmp_path, fake), "data_busi")
+    assert table.columns.index("target") < table.columns.index("trained")
+    assert column(table, "target") == ["0.01% (floor)"]
+    assert column(table, "trained") == ["4,096"]
+    assert column(table, "with head") == ["4,675"]
+    assert column(table, "share") == ["0.152%"]
+
+
+def test_costs_and_rates_are_shown_with_their_units(tmp_path: Path) -> None:
+    table = find(write(tmp_path, Fake(seed=0, lr=1e-3), Fake(seed=1, lr=1e-2)), "data_busi")
+    assert column(table, "memory") == ["431 MiB"]
+    assert column(table, "seconds") == ["12.3"]
+    assert column(table, "lr") == ["0.001, 0.01*"]
+
+
+def test_an_undefined_auc_is_a_dash(tmp_path: Path) -> None:
+    assert column(find(write(tmp_path, Fake(absent=2)), "data_busi"), "AUC") == [cells.NONE]
+
+
+def test_a_failed_job_is_in_its_table_and_in_that_of_failures(tmp_path: Path) -> None:
+    results = write(tmp_path, Fake(), Fake("ssf", reason="out of memory"))
+    assert column(find(results, "data_busi"), "macro F1")[1] == "failed"
+    assert [str(cell) for cell in find(results, "failed").rows[0]] == ["ssf", "busi", "0", "out of memory"]
+
+
+def test_nothing_failed_no_table_of_failures(tmp_path: Path) -> None:
+    assert [table.name for table in tables.tables(write(tmp_path, Fake()))] == ["data_busi_1", "rules_busi_1"]
+
+
+def test_the_overview_averages_only_complete_rows(tmp_path: Path) -> None:
+    results = write(tmp_path, Fake(dataset="busi"), Fake(dataset="oct"), Fake("full", dataset="busi"))
+    table = find(results, "overview")
+    assert table.columns[-3:] == ("busi", "oct", "average (2 of 6)")
+    full, lora = table.rows
+    assert [str(cell) for cell in full[-2:]] == [cells.NONE, cells.NONE]
+    assert "[" in str(lora[-1])
+
+
+def test_the_three_rules_stand_side_by_side(tmp_path: Path) -> None:
+    fake = Fake()
+    table = find(write(tmp_path, fake), "rules_busi")
+    choices = fake.record().choices
+    shown = [f"{100 * (choices[rule].test['macro_f1'] or 0):.1f}" for rule in tables.RULES]
+    assert [column(table, title)[0] for title in tables.RULES.values()] == shown
+    assert "test oracle: not a result" in table.columns
+
+
+def test_the_caption_says_how_the_numbers_came_about(tmp_path: Path) -> None:
+    fakes = [Fake(dataset="phantom_ct", synthetic=True, seed=seed) for seed in (0, 1)]
+    caption = find(write(tmp_path, *fakes), "data_phantom_ct").caption
+    for words in (
+        "mini, 64 px: not the paper's backbone",
+        "Recipe standard, 80 steps",
+        "best on validation",
+        "seeds 0, 1",
+        "90 test images in 15 groups (patient); synthetic data",
+        "95% bootstrap over groups",
+    ):
+        assert words in caption
+
+
+def test_another_backbone_needs_no_excuse(tmp_path: Path) -> None:
+    (caption,) = tables.caption(write(tmp_path, Fake(backbone="clip_vit_b16")))
+    assert caption.startswith("clip_vit_b16, 64 px. Recipe")
+
+
+def test_three_data_sets_fit_120_columns(tmp_path: Path) -> None:
+    console = Console(width=120, record=True, file=StringIO())
+    console.print(tables.terminal(study(tmp_path)))
+    lines = console.export_text().splitlines()
+    assert max(map(len, lines)) <= 120
+    assert any("shpeft[lam=0.5] @ 0.1% (floor)" in line and "431 MiB" in line for line in lines)
+
+
+def test_the_terminal_marks_best_and_second(tmp_path: Path) -> None:
+    results = write(tmp_path, Fake("full", skill=3.0), Fake("lora", skill=1.0))
+    file = StringIO()
+    Console(width=120, force_terminal=True, color_system="standard", file=file).print(tables.terminal(results))
+    screen = file.getvalue()
+    best, second = (summary.value(result.record, "validation", "macro_f1") for result in results)
+    assert f"\x1b[1m{100 * best:.1f}\x1b[0m" in screen
+    assert f"\x1b[4m{100 * second:.1f}\x1b[0m" in screen
+
+
+def test_the_frame_has_a_row_a_job_at_full_precision(tmp_path: Path) -> None:
+    results = study(tmp_path)
+    frame = tables.frame(results)
+    assert len(frame) == len(results)
+    first = results[0].record
+    assert frame["test/oracle/macro_f1"][0] == first.choices["oracle"].test["macro_f1"]
+    assert frame["macro_f1_low"][0] <= frame["macro_f1"][0] <= frame["macro_f1_high"][0]
+    assert frame["reason"].iloc[-1] == "out of memory at batch 32; the last image was [name]"
+
+
+def test_no_results_no_tables() -> None:
+    assert tables.tables([]) == []
+    assert tables.terminal([]).row_count == 0
+
+
+@pytest.mark.parametrize(("bytes_", "shown"), [(3 * 2**20, "3 MiB"), (1023 * 2**20, "1,023 MiB"), (2**31, "2.0 GiB")])
+def test_memory_is_read_at_a_glance(bytes_: int, shown: str) -> None:
+    record = Fake().record()
+    assert record.costs
+    costs = record.costs.model_copy(update={"peak_memory": bytes_})
+    assert cells.COSTS["memory"]([record.model_copy(update={"costs": costs})]) == shown

@@ -74,6 +74,13 @@ def assert_members(wheel: Path) -> None:
     assert not absent, f"{wheel.name} lacks {', '.join(absent)}"
 
 
+@nox.session
+def bench(session: nox.Session) -> None:
+    """The speed gates, as ratios: a time is printed and never fails; equality and memory may."""
+    session.install("-e", ".", *PINNED)
+    session.run("peftbench", "bench", *session.posargs, env=ONE_THREAD)
+
+
 @nox.session(default=False)
 def distil(session: nox.Session) -> None:
     """Remake mini's weights: `nox -s distil -- --teacher FILE --images FILE`."""

@@ -28,8 +28,9 @@ def run(
     jobs: int = 0,
     **asked: Any,  # noqa: ANN401 - the fields of a Study
 ) -> int:
-    """`peftbench run` from Python; `asked` takes the long options with underscores. Returns 0, or 1 when some jobs failed.
+    """`peftbench run` from Python; `asked` takes the long options with underscores.
 
+    Returns 0, or 1 when some jobs failed.
     A script must call it under `if __name__ == "__main__":`, because jobs run in processes of their own.
     """
     from pathlib import Path

@@ -52,7 +52,10 @@ class Source:
 
 
 def find(text: str, image_size: int | None = None, weights: Path | None = None, *, blank: bool = False) -> Source:
-    """The backbone a spec names. With `blank`, weights are not looked for: enough for counting. Raises WeightsError, RequestError."""
+    """The backbone a spec names. With `blank`, weights are not looked for: enough for counting.
+
+    Raises WeightsError, RequestError.
+    """
     spec = parse(text)
     kind = registry("backbones").get(spec.name)
     values = dict(spec.fields) | ({"argument": spec.argument} if spec.argument is not None else {})

@@ -77,7 +77,7 @@ def network() -> Classifier:
 
 
 def picks(vit: nn.Module, share: float, clustered: bool) -> dict[str, Tensor]:  # noqa: FBT001
-    """Single weights spread at random, or as importance on a real ViT puts them: half in the patch kernel, the rest near each other."""
+    """Single weights at random, or as importance puts them on a real ViT: half in the patch kernel."""
     draw = np.random.default_rng(0)
     k = round(share * sum(p.numel() for p in vit.parameters()))
     sizes = {
@@ -110,7 +110,10 @@ def batch(number: int = 0) -> tuple[Tensor, Tensor]:
 def stepper(
     plan: Plan, mask: Mapping[str, Tensor] | None = None, autocast: torch.dtype | None = None
 ) -> tuple[Classifier, Callable[[int], float]]:
-    """A model after `plan`, and a function that does one training step. With `mask`, dense gradients are masked: the usual way."""
+    """A model after `plan`, and a function that does one training step.
+
+    With `mask`, dense gradients are masked: the usual way.
+    """
     model = network()
     plan.carry_out(model.vit)
     keep = {model.vit.get_parameter(n): _dense(model.vit.get_parameter(n), index) for n, index in (mask or {}).items()}
@@ -126,9 +129,9 @@ def stepper(
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         for parameter, chosen in keep.items():  # weight decay by hand: the optimiser's own would reach past the mask
-            assert parameter.grad is not None
+            grad = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
             decay = RECIPE.weight_decay if parameter.dim() == 2 or parameter.dim() == 4 else 0.0  # noqa: PLR2004
-            parameter.grad.add_(parameter.detach(), alpha=decay).mul_(chosen)
+            grad.add_(parameter.detach(), alpha=decay).mul_(chosen)
         optimiser.step()
         return loss.item()
 
@@ -140,7 +143,7 @@ def _dense(tensor: Tensor, index: Tensor) -> Tensor:
 
 
 def ratios(variants: Mapping[str, Callable[[], object]], base: str, rounds: int) -> dict[str, float]:
-    """Median over rounds of each variant's CPU seconds over the base's, variants in turn, after one round of warm-up."""
+    """Median over rounds of each variant's CPU seconds over the base's; variants in turn, one round of warm-up."""
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(rounds + 1):
         for name, work in variants.items():

@@ -6,7 +6,7 @@ import os
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -15,9 +15,12 @@ from peftbench.errors import PeftbenchError
 if TYPE_CHECKING:
     from peftbench.spec import Places, Study
 
+# Of click, which some versions of typer bring under another name.
+UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__bases__[0])
+INTERRUPTED = 130
+
 app = typer.Typer(
     help="Compare parameter-efficient fine-tuning methods for vision transformers on medical images.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -75,7 +78,7 @@ def run(
     precision: PrecisionOption = "",
     device: DeviceOption = "auto",
     threads: Annotated[int | None, typer.Option(help="CPU threads of a job; part of its identity.")] = None,
-    jobs: Annotated[int, typer.Option(help="Jobs side by side; 0 = one a core on CPU, one on a GPU.")] = 0,
+    jobs: Annotated[int, typer.Option(min=0, help="Jobs side by side; 0 = one a core on CPU, one on a GPU.")] = 0,
     skip_broken: Annotated[bool, typer.Option("--skip-broken", help="Leave out images that do not open.")] = False,  # noqa: FBT002
     store: StoreOption = Path("runs"),
     data: DataOption = None,
@@ -130,7 +133,7 @@ def report(
 @app.command()
 def status(
     store: Annotated[Path, typer.Argument(help="Folder of the results.")] = Path("runs"), json: JsonOption = False
-) -> None:  # noqa: FBT002
+) -> None:
     """What is done, running, interrupted and failed."""
     from peftbench.show import show_status
 
@@ -195,16 +198,28 @@ def _places(store: Path, data: Path | None, cache: Path | None, weights: Path | 
 def main() -> None:
     """Entry point: errors of the user's making are one sentence and exit code 2."""
     debug = "--debug" in sys.argv
-    sys.argv = [word for word in sys.argv if word != "--debug"]
+    words = [word for word in sys.argv[1:] if word != "--debug"]
     try:
-        app()
-    except PeftbenchError as error:
-        if debug:
-            traceback.print_exc()
-        typer.echo(f"peftbench: {error}", err=True)
-        sys.exit(2)
-    except KeyboardInterrupt:
+        code = app(words or ["--help"], prog_name="peftbench", standalone_mode=False)
+        if code == INTERRUPTED:  # what typer makes of Ctrl-C
+            raise KeyboardInterrupt  # noqa: TRY301 - one place for both
+    except (KeyboardInterrupt, typer.Abort):
         typer.echo("peftbench: interrupted; the same command goes on from the last checkpoint.", err=True)
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of our output went away
+        sys.exit(0)
+    except (PeftbenchError, UsageError, OSError) as error:
+        if debug:
+            traceback.print_exc()
+        typer.echo(f"peftbench: {_sentence(error)}", err=True)
+        sys.exit(2)
+    sys.exit(code)
+
+
+def _sentence(error: Exception) -> str:
+    """What an error says, on one line."""
+    if isinstance(error, OSError):
+        return f"{error.filename or 'The system'}: {error.strerror or error}."
+    said = error.format_message() if isinstance(error, UsageError) else str(error)
+    return " ".join(said.split())

@@ -89,9 +89,7 @@ class Splits:
         names = [set(part.names) for part in self.parts.values()]
         twice = (names[0] & names[1]) | (names[0] & names[2]) | (names[1] & names[2])
         if twice:
-            raise SplitError(
-                f"{len(twice)} images lie in two parts, the first is {sorted(twice)[0]!r}; each may lie in one."
-            )
+            raise SplitError(f"{len(twice)} images lie in two parts, the first is {min(twice)!r}; each may lie in one.")
 
     @property
     def parts(self) -> dict[str, Part]:
@@ -140,7 +138,10 @@ class BackboneCard:
 
 
 class Backbone(Protocol):
-    """A pretrained network. Built by its plug-in from what follows the colon and stands in brackets: `timm:NAME[depth=8]`."""
+    """A pretrained network.
+
+    Built by its plug-in from what follows the colon and stands in brackets: `timm:NAME[depth=8]`.
+    """
 
     @property
     def card(self) -> BackboneCard:
@@ -152,11 +153,17 @@ class Backbone(Protocol):
         ...
 
     def network(self, image_size: int | None) -> VisionTransformer:
-        """The bare network (no head, `num_classes=0`) with fresh random values; must work under `torch.device("meta")`."""
+        """The bare network (no head, `num_classes=0`) with fresh random values.
+
+        Must work under `torch.device("meta")`.
+        """
         ...
 
     def weights(self, given: Path | None) -> Path:
-        """The file of pretrained weights: `given` (the user's --weights), or its own. Raises WeightsError with the way to get it."""
+        """The file of pretrained weights: `given` (the user's --weights), or its own.
+
+        Raises WeightsError with the way to get it.
+        """
         ...
 
     def load(self, vit: VisionTransformer, file: Path) -> None:

@@ -21,7 +21,10 @@ FORMAT = 1
 
 
 def write(folder: Path, plan: Plan, state: Mapping[str, Tensor], about: Mapping[str, Any]) -> int:
-    """Save a state of `plan` (and of the head, under `head/`); `about` says base digest, method and head. Returns bytes."""
+    """Save a state of `plan` (and of the head, under `head/`); `about` says base digest, method and head.
+
+    Returns bytes.
+    """
     index = {f"index/{name}": chosen.to(torch.int32) for name, chosen in plan.entries.items()}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in (*state.items(), *index.items())}
     grafts = {site: {"kind": _name(kind), "sizes": dict(sizes)} for site, (kind, sizes) in plan.grafts.items()}
@@ -31,14 +34,18 @@ def write(folder: Path, plan: Plan, state: Mapping[str, Tensor], about: Mapping[
 
 
 def read(folder: Path, base: str) -> tuple[Plan, dict[str, Tensor], dict[str, Any]]:
-    """The plan, its state and what was said about it. Raises DeltaError when it is damaged or made for weights other than `base`."""
+    """The plan, its state and what was said about it.
+
+    Raises DeltaError when it is damaged or made for weights other than `base`.
+    """
     try:
         about: dict[str, Any] = json.loads((folder / "delta.json").read_text())
         tensors = load_file(folder / "delta.safetensors")
     except (OSError, ValueError, SafetensorError) as error:
         raise DeltaError(f"The delta in {folder} cannot be read ({type(error).__name__}: {error}).") from None
     if about.get("format") != FORMAT or about.get("base") != base:
-        message = f"The delta in {folder} was made for weights {str(about.get('base'))[:12]}, these are {base[:12]}; use those it was made for."
+        theirs = str(about.get("base"))[:12]
+        message = f"The delta in {folder} was made for weights {theirs}, not for these, {base[:12]}."
         raise DeltaError(message)
     registry("methods").get(about["method"]["name"])  # brings the kinds of its grafts
     kinds = {_name(kind): kind for kind in _kinds(Graft)}
@@ -51,7 +58,10 @@ def read(folder: Path, base: str) -> tuple[Plan, dict[str, Tensor], dict[str, An
 
 
 def restore(vit: nn.Module, folder: Path, base: str) -> tuple[Tuned, dict[str, Tensor]]:
-    """Bring a fresh backbone, whose weights have the digest `base`, to the saved state; returns it and the head's tensors."""
+    """Bring a fresh backbone, whose weights have the digest `base`, to the saved state.
+
+    Returns it and the head's tensors.
+    """
     plan, tensors, _ = read(folder, base)
     with torch.random.fork_rng():
         tuned = plan.carry_out(vit)

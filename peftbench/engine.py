@@ -94,7 +94,7 @@ Watch = Callable[[Progress], None]
 Save = Callable[[Progress, Mapping[str, Tensor], Mapping[str, Tensor]], None]  # progress, learner, optimiser
 
 
-def fit(
+def fit(  # noqa: PLR0913 - what a run is made of
     learner: Learner,
     task: Task,
     recipe: Recipe,
@@ -129,7 +129,7 @@ def fit(
     return progress
 
 
-def _train(
+def _train(  # noqa: PLR0913 - likewise
     model: nn.Module,
     optimiser: torch.optim.Optimizer,
     task: Task,
@@ -251,7 +251,10 @@ def make_optimiser(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
 
 def make_loss(recipe: Recipe, task: Task) -> Callable[[Tensor, Tensor], Tensor]:
-    """Mean cross-entropy of logits (B, classes) and labels (B,); `balanced` weighs each class by its rarity in train."""
+    """Mean cross-entropy of logits (B, classes) and labels (B,).
+
+    `balanced` weighs each class by its rarity in train.
+    """
     counts = torch.bincount(task.labels, minlength=task.classes).float()
     weight = None if recipe.class_weights == "none" else counts.sum() / (task.classes * counts.clamp_min(1))
     return lambda logits, labels: F.cross_entropy(logits, labels, weight=weight)

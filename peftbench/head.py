@@ -8,10 +8,13 @@ from torch.nn import functional as F
 
 
 class Head(nn.Module):
-    """Class-token features (B, D) -> logits (B, classes); drawn from its own seed, so every method starts from the same one."""
+    """Class-token features (B, D) -> logits (B, classes).
+
+    Drawn from its own seed, so every method starts from the same one.
+    """
 
     def __init__(self, width: int, classes: int, kind: str, scale: float, seed: int) -> None:
-        """`kind`: plain, l2 (features brought to length `scale`, the paper's) or batchnorm (no affine part, AdaptFormer's)."""
+        """`kind`: plain, l2 (features brought to length `scale`, the paper's) or batchnorm (AdaptFormer's)."""
         super().__init__()
         self.kind, self.scale = kind, scale
         self.norm = nn.BatchNorm1d(width, affine=False, eps=1e-6) if kind == "batchnorm" else nn.Identity()

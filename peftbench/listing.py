@@ -115,11 +115,10 @@ def _count(plugin: Any, name: str) -> str:  # noqa: ANN401
 
 
 def _dataset(name: str) -> dict[str, Any]:
-    registry("datasets").get(name)
-    try:
+    plugin = registry("datasets").get(name)
+    if name in catalogue.dataset_names():
         return catalogue.dataset_entry(name).model_dump()
-    except (CatalogueError, UnknownNameError):
-        return asdict(registry("datasets").get(name).card)
+    return {"use": (plugin.__doc__ or "").strip()} if isinstance(plugin, type) else asdict(plugin.card)
 
 
 def _backbone(name: str) -> dict[str, Any]:

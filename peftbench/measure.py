@@ -7,7 +7,7 @@ import gc
 import platform
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -80,10 +80,8 @@ def _reset(device: str) -> int:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc: what earlier jobs freed goes back to the system
     if trim:
         trim(0)
-    try:
+    with suppress(OSError):  # not Linux, or not allowed: the peak is then that of the whole process
         _CLEAR.write_text("5")
-    except OSError:
-        pass  # not Linux, or not allowed: the peak is then that of the whole process
     return int(psutil.Process().memory_info().rss)
 
 

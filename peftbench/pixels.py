@@ -59,7 +59,10 @@ class Data:
 def prepare(
     card: Card, splits: Splits, preprocessing: Preprocessing, cache: Path, *, skip_broken: bool = False
 ) -> Data:
-    """Decode what is not in the cache yet. Raises BrokenImagesError, unless `skip_broken` leaves such images out and says so."""
+    """Decode what is not in the cache yet.
+
+    Raises BrokenImagesError, unless `skip_broken` leaves such images out and says so.
+    """
     print_ = fingerprint(splits)
     folder = _place(print_, preprocessing, cache)
     if not (folder / "parts.json").exists():
@@ -176,7 +179,7 @@ def fit(picture: Image.Image, preprocessing: Preprocessing) -> Image.Image:
 
 
 class Images:
-    """uint8 images as float batches: standardised with the backbone's mean and spread, into buffers that are used again."""
+    """uint8 images as float batches, standardised as the backbone wants them, in buffers that are used again."""
 
     def __init__(self, pixels: NDArray[np.uint8], preprocessing: Preprocessing, device: torch.device) -> None:
         self.pixels, self.device = pixels, device
@@ -210,7 +213,7 @@ class Features:
 
 
 def order(images: int, batch: int, seed: int, first: int, last: int) -> Iterator[NDArray[np.int64]]:
-    """The index batches of steps first..last-1: permutation after permutation, the same on every device and after a resume."""
+    """The index batches of steps first..last-1, permutation after permutation, the same after a resume."""
     for step in range(first, last):
         places = np.arange(step * batch, (step + 1) * batch)
         rounds = {

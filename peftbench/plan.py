@@ -59,7 +59,7 @@ class Probe(Protocol):
         ...
 
     def estimate(self, kind: str, batches: int | None = None) -> tuple[Scores, Scores]:
-        """A sum over the first `batches` batches (None: one pass over train), kept on disk, for even and odd batches apart.
+        """A sum over the first `batches` batches (None: one pass over train), even and odd ones apart, kept on disk.
 
         Which sums there are, says `probe.ESTIMATES`.
         """
@@ -93,7 +93,10 @@ class Plan:
         )
 
     def carry_out(self, vit: nn.Module) -> Tuned:
-        """Freeze `vit`, then change it in place. New tensors are drawn from torch's generator, on the device of `vit`."""
+        """Freeze `vit`, then change it in place.
+
+        New tensors are drawn from torch's generator, on the device of `vit`.
+        """
         vit.requires_grad_(requires_grad=False)
         tensors: dict[str, Tensor] = {f"tune/{n}": vit.get_parameter(n).requires_grad_() for n in sorted(self.tune)}
         for name in sorted(
@@ -142,7 +145,7 @@ class Tuned:
         for name, tensor in self.tensors.items():
             if tensor.shape != state[name].shape:
                 raise DeltaError(
-                    f"The saved {name} has the shape {tuple(state[name].shape)}, the network wants {tuple(tensor.shape)}."
+                    f"The saved {name} has the shape {tuple(state[name].shape)}, not {tuple(tensor.shape)} as here."
                 )
             with torch.no_grad():
                 tensor.copy_(state[name])
@@ -184,14 +187,13 @@ class Method:
         """Trainable parameters without the head. Override where `plan` would need data for it."""
         return self.plan(vit, NoProbe()).count(vit)
 
-    def sizes(self, vit: nn.Module) -> Sequence[float]:
+    def sizes(self, vit: nn.Module) -> Sequence[float]:  # noqa: ARG002 - for those that have some
         """The legal values of the knob on this network, those worth trying."""
         message = f"{type(self).__name__} names the knob {self.knob} but lists no legal values for it (method `sizes`)."
         raise PluginError(message) if self.knob else RequestError(f"{type(self).__name__} has no size to choose.")
 
     def within(self, budget: int, vit: nn.Module) -> Fit:
         """The legal size whose count is nearest to the budget, ties to the smaller."""
-        assert self.knob
         options = [(self.turned(value).count(vit), value) for value in self.sizes(vit)]
         reached, value = min(options, key=lambda option: (abs(option[0] - budget), option[0]))
         return Fit(self.turned(value), reached, edge(budget, [count for count, _ in options]))
@@ -217,7 +219,7 @@ class NoProbe:
         """Refuses."""
         raise PluginError("A method asked for gradients while it was only being counted; let it override `count`.")
 
-    def estimate(self, kind: str, batches: int | None = None) -> tuple[Scores, Scores]:
+    def estimate(self, kind: str, batches: int | None = None) -> tuple[Scores, Scores]:  # noqa: ARG002 - the protocol's
         """Refuses."""
         raise PluginError(
             f"A method asked for the estimate {kind!r} while it was only being counted; let it override `count`."

@@ -41,7 +41,10 @@ class GradientProbe:
         return self._gradients(self.batches())
 
     def estimate(self, kind: str, batches: int | None = None) -> tuple[Scores, Scores]:
-        """The sum of ESTIMATES[kind] over the even and over the odd of the first `batches` batches, from disk where it was made before."""
+        """The sum of ESTIMATES[kind] over the even and over the odd batches, of the first `batches` or of all.
+
+        Read from disk where it was made before.
+        """
         if kind not in ESTIMATES:
             raise PluginError(f"There is no estimate {kind!r}; there are {', '.join(ESTIMATES)}.")
         file = self.keep / f"{kind}_{batches or 'all'}.safetensors" if self.keep else None

@@ -90,7 +90,7 @@ def _guarded(job: Job, places: Places, data: Data, watch: Watch | None) -> Outco
     except PeftbenchError as error:
         return str(error)
     except (MemoryError, torch.OutOfMemoryError) as error:
-        return f"Out of memory: {str(error).splitlines()[0] if str(error) else 'the machine has no more'}; a smaller --batch may do."
+        return f"Out of memory ({next(iter(str(error).splitlines()), 'no more')}); a smaller --batch may do."
     except Exception as error:  # noqa: BLE001 - a plug-in may raise anything, and the study must go on
         return f"{type(error).__name__}: {error}"
 

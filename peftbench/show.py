@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
 from rich.console import Console
 from rich.progress import (
@@ -41,11 +42,11 @@ def run_study(asked: Study, places: Places, jobs: int, *, skip_broken: bool) -> 
     store.prepare()
     resolved = studies.resolve(asked, places, skip_broken=skip_broken)
     for line in resolved.says:
-        console.print(line)
+        _say(line)
     count = jobs or (1 if places.device == "cuda" else len(os.sched_getaffinity(0)))
     trials = list({t.id: t for draft in resolved.drafts for t in draft.trials}.values())
     _run_jobs("trials", trials, places, count)
-    finals = list({j.id: j for j in (draft.final(store) for draft in resolved.drafts)}.values())
+    finals = [draft.final(store) for draft in resolved.drafts]
     studies.note_study(resolved, finals, store)
     _run_jobs("jobs", finals, places, count)
     return _conclude(finals, store, time.perf_counter() - started)
@@ -54,12 +55,17 @@ def run_study(asked: Study, places: Places, jobs: int, *, skip_broken: bool) -> 
 def _run_jobs(what: str, jobs: Sequence[Job], places: Places, count: int) -> None:
     store = Store(places.store)
     todo = [job for job in jobs if store.state(job.id) != "done"]
+    if len(todo) < len(jobs):
+        _say(f"{len(jobs) - len(todo)} of {len(jobs)} {what} were done before.")
     if not todo:
         return
-    if len(todo) < len(jobs):
-        console.print(f"{len(jobs) - len(todo)} of {len(jobs)} {what} were done before.")
     with Board(what, todo) as board:
         workers.run_all(todo, places, count, board.tick, board.done)
+
+
+def _say(line: str) -> None:
+    """One line as it is: neither markup nor line breaks."""
+    console.print(line, markup=False, soft_wrap=True)
 
 
 class Board:
@@ -81,7 +87,7 @@ class Board:
         self._of: dict[str, TaskID] = {}
         self._finished = 0
 
-    def __enter__(self) -> Board:
+    def __enter__(self) -> Self:
         self._bars.start()
         return self
 
@@ -103,7 +109,7 @@ class Board:
             self._bars.remove_task(self._of.pop(job.id))
         self._bars.update(self._all, completed=self._finished)
         if not console.is_terminal or record.status == "failed":
-            console.print(f"[{self._finished}/{len(self._jobs)}] {_name(job)}: {_outcome(record)}", markup=False)
+            _say(f"[{self._finished}/{len(self._jobs)}] {_name(job)}: {_outcome(record)}")
 
 
 def _name(job: Job) -> str:
@@ -128,16 +134,16 @@ def _conclude(finals: Sequence[Job], store: Store, seconds: float) -> int:
     failed = [r.record for r in results if r.record.status == "failed"]
     console.print(tables.terminal(results))
     for line in tables.caption(results):
-        console.print(line, markup=False)
+        _say(line)
     for record in failed:
-        console.print(f"FAILED {record.label} on {record.data.name}: {record.reason}", markup=False)
+        _say(f"FAILED {record.label} on {record.data.name}: {record.reason}")
     figures = registry("reports").get("figure").write(results, store.root) if len(failed) < len(results) else []
     for file in figures:
-        console.print(f"Figure: {file}", markup=False)
+        _say(f"Figure: {file}")
     console.print(
         f"{len(ids) - len(failed)} of {len(ids)} jobs done in {seconds:.0f} s; results in {store.root}.", markup=False
     )
-    console.print(f"Next: peftbench report {store.root}", markup=False)
+    _say(f"Next: peftbench report {store.root}")
     return 1 if failed else 0
 
 
@@ -151,8 +157,15 @@ def show_plan(asked: Study, places: Places, *, as_json: bool) -> None:
     for column in rows[0]:
         table.add_column(column, justify="right" if isinstance(rows[0][column], int) else "left")
     for row in rows:
-        table.add_row(*(f"{v:,}" if isinstance(v, int) else str(v if v is not None else "") for v in row.values()))
+        table.add_row(*(_cell(value) for value in row.values()))
     console.print(table)
+
+
+def _cell(value: object) -> str:
+    """Thousands apart, several numbers in one cell."""
+    if isinstance(value, (tuple, list)):
+        return ", ".join(map(_cell, value))
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def write_report(root: Path, formats: str, out: Path) -> None:
@@ -165,7 +178,7 @@ def write_report(root: Path, formats: str, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     for writer in writers:
         for file in writer.write(results, out):
-            console.print(str(file), markup=False)
+            _say(str(file))
 
 
 def show_status(root: Path, *, as_json: bool) -> None:
@@ -179,10 +192,10 @@ def show_status(root: Path, *, as_json: bool) -> None:
         console.print_json(json.dumps(states))
         return
     for state, count in sorted(Counter(states.values()).items()):
-        console.print(f"{count:5d} {state}", markup=False)
+        _say(f"{count:5d} {state}")
     for name in (n for n, state in states.items() if state == "failed"):
         record = store.record(name)
-        console.print(f"{name} {record.label if record else ''}: {record.reason if record else ''}", markup=False)
+        _say(f"{name} {record.label if record else ''}: {record.reason if record else ''}")
 
 
 def show_bench(out: Path | None) -> int:

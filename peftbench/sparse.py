@@ -1,8 +1,8 @@
-"""Training single weights of a tensor: the chosen values packed in one vector, so that gradient and optimiser state exist for them only.
+"""Training single weights: their values packed in one vector, so that optimiser state exists for them only.
 
 A Linear weight gets `SparseLinear`, whose backward computes the gradient of no more than the rows x columns that hold
-chosen entries, where that block is small. Every other tensor (norms, biases, embeddings, the patch kernel) gets `Packed`:
-its dense gradient is small beside the layers' products, is gathered and at once freed.
+chosen entries, where that block is small. Every other tensor (norms, biases, embeddings, the patch kernel) gets
+`Packed`: its dense gradient is small beside the layers' products, is gathered and at once freed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ BLOCK = 0.25  # largest share of a matrix for which the product on chosen rows x
 
 
 class SparseProduct(torch.autograd.Function):
-    """`x @ weight.T + bias`, with a gradient for `values`, the entries of `weight` at `index`, and none for the rest."""
+    """`x @ weight.T + bias`, with a gradient for `values`, the chosen entries of `weight`, and none for the rest."""
 
     @staticmethod
     def forward(
@@ -50,7 +50,7 @@ class SparseProduct(torch.autograd.Function):
 
 
 class Pattern(nn.Module):
-    """Where the chosen entries of a matrix lie: the rows and columns that hold any, and each entry's place in that block."""
+    """Where the chosen entries of a matrix lie: rows and columns that hold any, and places in that block."""
 
     index: Tensor
     rows: Tensor
@@ -68,7 +68,7 @@ class Pattern(nn.Module):
             self.register_buffer(name, value, persistent=False)
 
     def gather(self, grad: Tensor, seen: Tensor) -> Tensor:
-        """The gradient (k,) of the chosen entries from grad (B, out) and the input seen (B, in), or (B, columns) where small."""
+        """The gradient (k,) of the chosen entries from grad (B, out) and input (B, in), or (B, columns) where small."""
         if self.small:
             return (grad.index_select(1, self.rows).T @ seen).flatten()[self.place]
         return (grad.T @ seen).flatten()[self.index]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import tomllib
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from peftbench.contract import Preprocessing
-from peftbench.errors import RequestError
+from peftbench.errors import PluginError, RequestError
 
 T = TypeVar("T")
 
@@ -80,13 +81,16 @@ def _show(value: object) -> str:
 
 def _number(text: str, whole: str) -> float:
     try:
-        return float(text)
+        number = float(text)
     except ValueError:
-        raise RequestError(f"Cannot read {whole!r} as a number.") from None
+        number = math.nan
+    if not math.isfinite(number):
+        raise RequestError(f"Cannot read {whole!r} as a number.")
+    return number
 
 
 def budget(text: str) -> float | int:
-    """A share of the backbone's weights (`1%`, `0.01`) as a float in (0, 1], or a count (`100k`, `0.3M`, `5000`) as an int."""
+    """A share of the backbone's weights (`1%`, `0.01`) as a float in (0, 1], or a count (`100k`, `0.3M`) as an int."""
     text = text.strip()
     scale = {"k": 1_000, "M": 1_000_000}.get(text[-1:])
     number = _number(text[:-1], text) if scale or text.endswith("%") else _number(text, text)
@@ -95,7 +99,7 @@ def budget(text: str) -> float | int:
     elif text.endswith("%"):
         value = number / 100
     else:
-        value = number if number <= 1 and not text.isdigit() else round(number)
+        value = round(number) if text.isdigit() or (number > 1 and number.is_integer()) else number
     if value <= 0 or (isinstance(value, float) and value > 1):
         raise RequestError(
             f"The ratio {text!r} is out of range: shares lie above 0% and at most at 100%, counts are positive."
@@ -104,8 +108,12 @@ def budget(text: str) -> float | int:
 
 
 def make(kind: type[T], values: Mapping[str, Any], who: str) -> T:
-    """Build a dataclass from written values, converted to the types of its fields. Raises RequestError in the user's words."""
-    assert is_dataclass(kind)
+    """Build a dataclass from written values, converted to the types of its fields.
+
+    Raises RequestError in the user's words.
+    """
+    if not is_dataclass(kind):
+        raise PluginError(f"{who}: a plug-in must be a dataclass, {kind.__name__} is none.")
     known = [f.name for f in fields(kind) if f.init]
     if strange := sorted(set(values) - set(known)):
         has = f"its fields are {', '.join(known)}" if known else "it has none"
@@ -156,7 +164,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name in ("lr", "batch", "steps", "evaluations", "head_scale"):
-            if not getattr(self, name) > 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise RequestError(f"Recipe {self.name}: {name} must be above 0, not {getattr(self, name)}.")
         if not 0 <= self.warmup < 1 or self.weight_decay < 0 or not 0 <= self.momentum < 1:
             raise RequestError(f"Recipe {self.name}: warmup and momentum lie in [0, 1), weight_decay is not negative.")
@@ -209,6 +217,16 @@ class Study:
     evaluations: int | None = None
     lr: float | None = None
     threads: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("image_size", "steps", "batch", "evaluations", "lr", "threads"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise RequestError(f"--{name.replace('_', '-')} {value}: it must be above 0.")
+        if not self.seeds or min(self.seeds) < 0:
+            raise RequestError("--seeds: give one whole number or more, none below 0.")
+        if self.tune and self.lr is not None:
+            raise RequestError("--tune and --lr contradict each other: a rate is looked for or given.")
 
 
 def load_study(file: Path) -> Study:

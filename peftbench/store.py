@@ -73,7 +73,8 @@ class Store:
         except FileNotFoundError:
             return None
         except (ValidationError, OSError) as error:
-            message = f"The record {file} cannot be read ({type(error).__name__}); move its folder away and run the study again."
+            why = type(error).__name__
+            message = f"The record {file} cannot be read ({why}); move its folder away and run the study again."
             raise StoreError(message) from None
 
     def results(self) -> list[Result]:
@@ -86,7 +87,10 @@ class Store:
 
     @contextmanager
     def claim(self, job_id: str) -> Iterator[bool]:
-        """Hold a job against other processes; False when another holds it. Let go when the process ends, however it ends."""
+        """Hold a job against other processes; False when another holds it.
+
+        Let go when the process ends, however it ends.
+        """
         folder = self.folder(job_id)
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with (folder / ".lock").open("w") as lock:

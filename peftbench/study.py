@@ -1,4 +1,4 @@
-"""Study -> jobs -> results: what was asked for becomes a list of jobs, those not done are run, side by side if wished."""
+"""Study -> jobs: what was asked for, resolved and refused or turned into jobs before anything trains."""
 
 from __future__ import annotations
 
@@ -42,6 +42,7 @@ class Draft:
     """A job to come: without trials it is the job itself, with trials its learning rate is still to be found."""
 
     job: Job
+    targets: tuple[int, ...] = ()  # the budgets that it answers
     trials: tuple[Job, ...] = ()
 
     def final(self, store: Store) -> Job:
@@ -97,14 +98,15 @@ def complete(study: Study, places: Places) -> tuple[Study, list[str]]:
     if quick:
         study = replace(study, methods=QUICK["methods"], datasets=QUICK["datasets"], recipe="quick")
         says.append(
-            "The quick study: synthetic phantoms, to see that everything works. For real ones see --datasets and --data."
+            "The quick study: synthetic phantoms, to see that everything works. For real images see --datasets."
         )
     methods = study.methods or QUICK["methods"]
     names, about = _datasets(study.datasets or ("all",), places.data)
+    seeds = tuple(dict.fromkeys(study.seeds))
     recipe = study.recipe or "standard"
     chosen, why = (study.backbone, "") if study.backbone else _default_backbone(places)
     tune = study.tune if study.tune is not None else 4 if recipe == "standard" and study.lr is None else 0
-    study = replace(study, methods=tuple(methods), datasets=tuple(names), recipe=recipe, backbone=chosen, tune=tune)
+    study = replace(study, methods=methods, datasets=tuple(names), seeds=seeds, recipe=recipe, backbone=chosen, tune=tune)
     return study, [*says, *about, *([why] if why else [])]
 
 
@@ -170,17 +172,26 @@ def resolve(study: Study, places: Places, *, skip_broken: bool = False) -> Resol
     asked = [_method(text) for text in study.methods]
     source = backbone.find(study.backbone, study.image_size, places.weights)
     rows = _rows(asked, study, source)
+    _refuse_bad_weights(source)
     tables = {
         (name, seed): load(name, seed, recipe, source, places, skip_broken=skip_broken)
         for name in study.datasets
         for seed in study.seeds
     }
-    drafts: dict[str, Draft] = {}
-    for (name, seed), data in tables.items():
-        for row in rows:
-            draft = _draft(row, study, recipe, name, seed, data, tables[name, study.seeds[0]])
-            drafts.setdefault(draft.job.id, draft)
-    return Resolved(study, tuple(drafts.values()), tuple(says))
+    if study.tune and (unheld := [name for (name, _), data in tables.items() if not data.sizes["val"]]):
+        raise RequestError(f"--tune {study.tune} chooses on validation, of which {unheld[0]} has no part; use --lr.")
+    drafts = [
+        _draft(row, study, recipe, name, seed, data, tables[name, study.seeds[0]])
+        for (name, seed), data in tables.items()
+        for row in rows
+    ]
+    return Resolved(study, tuple({draft.job.id: draft for draft in drafts}.values()), tuple(says))
+
+
+def _refuse_bad_weights(source: Source) -> None:
+    """Raise WeightsError before anything trains if the file is not what the network needs."""
+    if source.file:
+        source.plugin.load(source.blank().to_empty(device="cpu"), source.file)
 
 
 @dataclass(frozen=True)
@@ -190,8 +201,8 @@ class Row:
     name: str
     method: Method
     source: Source
-    target: int | None
-    fit: Fit | None
+    targets: tuple[int, ...] = ()  # several may reach the same size
+    fit: Fit | None = None
 
 
 def _method(text: str) -> tuple[str, Method]:
@@ -207,23 +218,24 @@ def _rows(asked: Sequence[tuple[str, Method]], study: Study, source: Source) -> 
     total = sum(p.numel() for p in blank.parameters())
     targets = [round(b * total) if isinstance(b, float) else b for b in map(budget, study.ratios)]
     rows = [row for name, method in asked for row in _sized(name, method, targets, source, blank)]
-    bases = [
-        Row(n, registry("methods").get(n)(), _random(source) if r else source, None, None)
-        for n, r in BASELINES
-        if study.baselines
-    ]
-    have = [(row.name, str(row.source.spec)) for row in rows]
-    return [*(b for b in bases if (b.name, str(b.source.spec)) not in have), *rows]
+    bases = [Row(n, registry("methods").get(n)(), _random(source) if r else source) for n, r in BASELINES]
+    merged: dict[tuple[Method, str], Row] = {}
+    for row in [*(bases if study.baselines else []), *rows]:
+        first = merged.setdefault((row.method, str(row.source.spec)), row)
+        if first is not row:
+            targets = tuple(dict.fromkeys(first.targets + row.targets))
+            merged[row.method, str(row.source.spec)] = replace(first, targets=targets)
+    return list(merged.values())
 
 
 def _sized(name: str, method: Method, targets: Sequence[int], source: Source, blank: Any) -> Iterator[Row]:  # noqa: ANN401
     if not targets or method.knob is None:
         method.count(blank)  # refuses an impossible size before anything trains
-        yield Row(name, method, source, None, None)
+        yield Row(name, method, source)
         return
     for target in targets:
         fit = method.within(target, blank)
-        yield Row(name, fit.method, source, target, fit)
+        yield Row(name, fit.method, source, (target,), fit)
 
 
 def _random(source: Source) -> Source:
@@ -256,7 +268,10 @@ def open_dataset(text: str) -> Dataset:
     """The data set that a spec names: a plug-in, or `folder:PATH`."""
     spec: Spec = parse(text)
     found: Any = registry("datasets").get(spec.name)
-    dataset: Dataset = found(spec.argument) if spec.argument else found
+    takes = isinstance(found, type)  # folder:PATH
+    if takes != (spec.argument is not None) or spec.fields or spec.random:
+        raise RequestError(f"Cannot read the data set {text!r}: write {spec.name}{':PATH' if takes else ''}.")
+    dataset: Dataset = found(spec.argument) if takes else found
     return dataset
 
 
@@ -298,14 +313,15 @@ def _draft(row: Row, study: Study, recipe: Recipe, name: str, seed: int, data: D
         seed=seed,
         threads=study.threads,
         knob=row.method.knob,
-        target=row.target,
+        target=row.targets[0] if row.targets else None,
         edge=row.fit.edge if row.fit else None,
     )
     if not tuned:
-        return Draft(job)
+        return Draft(job, row.targets)
     first = replace(job, seed=study.seeds[0], fingerprint=tuning_data.fingerprint, split=tuning_data.rule, role="trial")
     first = replace(first, digest=row.source.digest(first.seed))
-    return Draft(job, tuple(replace(first, recipe=replace(recipe, lr=rate)) for rate in grid(study.tune or 0)))
+    trials = tuple(replace(first, recipe=replace(recipe, lr=rate)) for rate in grid(study.tune or 0))
+    return Draft(job, row.targets, trials)
 
 
 def outline(study: Study, places: Places) -> list[dict[str, Any]]:
@@ -321,7 +337,7 @@ def outline(study: Study, places: Places) -> list[dict[str, Any]]:
         head = (width + 1) * len(open_dataset(name).card.classes)
         for row in rows:
             count = row.fit.reached if row.fit else row.method.count(blank)
-            shown = {"method": row.name, "data set": name, "backbone": str(row.source.spec), "target": row.target}
+            shown = {"method": row.name, "data set": name, "backbone": str(row.source.spec), "targets": row.targets}
             shown |= {
                 "trainable": count,
                 "share": f"{count / total:.4%}",
@@ -333,7 +349,8 @@ def outline(study: Study, places: Places) -> list[dict[str, Any]]:
 
 def note_study(resolved: Resolved, finals: Sequence[Job], store: Store) -> None:
     """Write down what was asked and which jobs answer it."""
-    targets: Mapping[str, Any] = {
-        job.id: {"target": job.target, "label": job.label, "dataset": job.dataset} for job in finals
+    answers = {
+        job.id: {"targets": draft.targets, "label": job.label, "dataset": job.dataset, "seed": job.seed}
+        for draft, job in zip(resolved.drafts, finals, strict=True)
     }
-    write_json(store.root / "study.json", {"asked": asdict(resolved.study), "jobs": targets, "says": resolved.says})
+    write_json(store.root / "study.json", {"asked": asdict(resolved.study), "jobs": answers, "says": resolved.says})

@@ -68,7 +68,7 @@ def _overview(block: Block) -> list[Table]:
     columns = ("method", "target", "trained", "share", *block.datasets, *averages)
     scores = [cells.marked([cells.f1_average(row, group) for row in block.rows]) for group in groups]
     rows = tuple(zip(*_methods(block.rows), *scores, strict=True))
-    return [Table("overview", "macro F1", block.setting.short, _caption(block, block.datasets), columns, rows)]
+    return [Table("overview", "Macro F1", block.setting.short, _caption(block, block.datasets), columns, rows)]
 
 
 def _methods(rows: Sequence[Row]) -> list[list[Cell]]:
@@ -94,7 +94,7 @@ def _averages(block: Block) -> list[Table]:
             "AUC": cells.marked([cells.score(row.mean("auc", names)) for row in block.rows]),
         }
         text = f"{title.capitalize()}: {', '.join(names)}. {_caption(block, names)}"
-        made.append(Table(f"average{number}", title, block.setting.short, text, *_transposed(facts)))
+        made.append(Table(f"average{number}", title.capitalize(), block.setting.short, text, *_transposed(facts)))
     return made
 
 
@@ -151,7 +151,7 @@ def _failures(block: Block) -> Table:
         "reason": [Cell(summary.public(record.reason)) for _, _, record in failed],
     }
     text = f"{block.setting.network}. Jobs that failed and why."
-    return Table("failed", "failed jobs", block.setting.short, text, *_transposed(facts))
+    return Table("failed", "Failed jobs", block.setting.short, text, *_transposed(facts))
 
 
 def _stem(name: str) -> str:
@@ -178,8 +178,12 @@ def _caption(block: Block, names: Sequence[str]) -> str:
         f"{setting.network}. Recipe {setting.recipe}{details}; step: {RULES[setting.selection]}; "
         f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}. {data}{_synthetic(block, names)}. "
         f"Scores in %{', mean ± standard deviation over seeds' if len(seeds) > 1 else ''}; brackets: 95% bootstrap "
-        "over groups of test images. Best bold, second underlined. lr*: chosen on validation."
+        f"over groups of test images. Best bold, second underlined.{_searched(block)}"
     )
+
+
+def _searched(block: Block) -> str:
+    return " lr*: chosen on validation." if any(result.record.tuning for result in block.results) else ""
 
 
 def _synthetic(block: Block, names: Sequence[str]) -> str:

@@ -46,12 +46,17 @@ def ticker(job: Job, send: Show) -> Callable[[Progress], None]:
 
 
 def run_all(jobs: Sequence[Job], places: Places, workers: int, show: Show, done: Done) -> None:
-    """Run jobs, `workers` at a time; jobs that another process holds are waited for. Raises JobError when a worker dies."""
-    attempt = _one_by_one if min(workers, len(jobs)) <= 1 else _side_by_side
+    """Run jobs, `workers` at a time; jobs that another process holds are waited for.
+
+    Raises JobError when a worker dies.
+    """
     waiting = list(jobs)
     while waiting:
         held = []
-        for job, record in attempt(waiting, places, workers, show):
+        alone = min(workers, len(waiting)) == 1
+        for job, record in (
+            _one_by_one(waiting, places, show) if alone else _side_by_side(waiting, places, workers, show)
+        ):
             if record is None:
                 held.append(job)
             else:
@@ -61,7 +66,7 @@ def run_all(jobs: Sequence[Job], places: Places, workers: int, show: Show, done:
         waiting = held
 
 
-def _one_by_one(jobs: Sequence[Job], places: Places, workers: int, show: Show) -> Iterator[tuple[Job, Record | None]]:
+def _one_by_one(jobs: Sequence[Job], places: Places, show: Show) -> Iterator[tuple[Job, Record | None]]:
     for job in jobs:
         yield job, run(job, places, ticker(job, show))
 

@@ -9,7 +9,10 @@ from peftbench.plan import Method, Plan, Probe
 
 @dataclass(frozen=True)
 class BitFit(Method):
-    """Biases of linear layers, norms and the patch embedding. The key bias among them has no gradient: softmax ignores it."""
+    """Biases of linear layers, norms and the patch embedding.
+
+    The key bias among them has no gradient: softmax ignores it.
+    """
 
     def plan(self, vit: nn.Module, probe: Probe) -> Plan:
         """Every tensor whose own name says bias, as the authors' code chooses."""

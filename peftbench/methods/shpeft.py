@@ -1,7 +1,8 @@
 """SH-PEFT: the single weights that matter most to the task and to the backbone (Liu et al., MICCAI 2024).
 
     I = I_td + lambda (sum I_td / sum I_ta) I_ta            equation 1, both terms brought to one scale
-    td, task-dependent: from gradients of the training loss at the pretrained weights;  ta, task-agnostic: from the weights
+    td, task-dependent: from gradients of the training loss at the pretrained weights
+    ta, task-agnostic: from the weights themselves
 
 Exactly k = round(ratio N) entries of the whole backbone learn: the largest I, ties to the lower index.
 """
@@ -30,7 +31,10 @@ TASK = {
 
 @dataclass(frozen=True)
 class SHPEFT(Method):
-    """Gradient-times-nothing-but-itself importance plus weight magnitude; see the catalogue for what the paper leaves open."""
+    """Gradient-times-nothing-but-itself importance plus weight magnitude.
+
+    See the catalogue for what the paper leaves open.
+    """
 
     knob: ClassVar[str | None] = "ratio"
 
@@ -129,7 +133,10 @@ def _share(k: int, total: int) -> float:
 
 
 def top(scores: Tensor, k: int) -> Tensor:
-    """The ascending indices of the k largest scores (n,), ties to the lower index. Raises JobError if any is not finite."""
+    """The ascending indices of the k largest scores (n,), ties to the lower index.
+
+    Raises JobError if any is not finite.
+    """
     if not scores.isfinite().all():
         raise JobError("shpeft: some importance is not finite; the gradients overflowed (try --precision fp32).")
     least = scores.topk(k, sorted=False).values.min()

@@ -38,8 +38,7 @@ def _section(table: Table) -> str:
         disable_numparse=True,
         colalign=["left" if table.flush_left(column) else "right" for column in table.columns],
     )
-    title = table.subject[:1].upper() + table.subject[1:] if " " in table.subject else table.subject
-    return f"## {_escaped(title)} · {_escaped(table.setting)}\n\n{grid}\n\n{_escaped(table.caption)}\n"
+    return f"## {_escaped(table.subject)} · {_escaped(table.setting)}\n\n{grid}\n\n{_escaped(table.caption)}\n"
 
 
 def _cell(cell: Cell) -> str:

@@ -68,6 +68,7 @@ def run(job: Job, places: Places, watch: Watch | None = None) -> Record | None:
         done = here.record(job.id)
         if done is not None and done.status == "done":
             return done
+        here.sweep(job.id)
         if done is not None:
             here.forget(job.id)
         started = time.perf_counter()

@@ -225,6 +225,8 @@ class Study:
                 raise RequestError(f"--{name.replace('_', '-')} {value}: it must be above 0.")
         if not self.seeds or min(self.seeds) < 0:
             raise RequestError("--seeds: give one whole number or more, none below 0.")
+        if self.tune:
+            grid(self.tune)  # refuses a number below 2
         if self.tune and self.lr is not None:
             raise RequestError("--tune and --lr contradict each other: a rate is looked for or given.")
 

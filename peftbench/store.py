@@ -30,6 +30,7 @@ from pydantic import ValidationError
 from peftbench.contract import Record, Result
 from peftbench.errors import StoreError
 
+DRAFTS = ".*.draft"
 State = Literal["new", "interrupted", "running", "failed", "done"]
 
 
@@ -46,7 +47,8 @@ class Store:
     def prepare(self) -> None:
         """Make the folder, readable by its owner only. Raises StoreError where that cannot be."""
         try:
-            (self.root / "jobs").mkdir(parents=True, exist_ok=True, mode=0o700)
+            for folder in (self.root, self.root / "jobs"):
+                folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             probe = self.root / f".{uuid.uuid4().hex}"
             probe.touch()
             probe.unlink()
@@ -101,6 +103,11 @@ class Store:
                 return
             yield True
 
+    def sweep(self, job_id: str) -> None:
+        """Remove the drafts that a killed process left; only for who holds the job."""
+        for draft in self.folder(job_id).rglob(DRAFTS):
+            draft.unlink()
+
     def forget(self, job_id: str) -> None:
         """Remove what a failed job left, so that it can run again."""
         for name in (
@@ -118,7 +125,7 @@ class Store:
 
 def write_bytes(file: Path, content: bytes) -> None:
     """All or nothing: written beside, flushed to the disk, renamed."""
-    draft = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
+    draft = file.with_name(f".{file.name}.{uuid.uuid4().hex}.draft")
     try:
         with draft.open("xb") as out:
             out.write(content)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from queue import Empty
 from typing import Any
 
@@ -73,9 +76,13 @@ def _one_by_one(jobs: Sequence[Job], places: Places, show: Show) -> Iterator[tup
 
 def _side_by_side(jobs: Sequence[Job], places: Places, workers: int, show: Show) -> Iterator[tuple[Job, Record | None]]:
     context = multiprocessing.get_context("spawn")
-    with context.Manager() as manager, ProcessPoolExecutor(min(workers, len(jobs)), context) as pool:
-        ticks = manager.Queue()
-        pending: dict[Future[Record | None], Job] = {pool.submit(_work, job, places, ticks): job for job in jobs}
+    others = set(multiprocessing.active_children())
+    with ExitStack() as stack:
+        with _deaf():
+            ticks = stack.enter_context(context.Manager()).Queue()
+            pool = stack.enter_context(ProcessPoolExecutor(min(workers, len(jobs)), context))
+            pending: dict[Future[Record | None], Job] = {pool.submit(_work, job, places, ticks): job for job in jobs}
+        ours = set(multiprocessing.active_children()) - others
         try:
             while pending:
                 finished, _ = wait(pending, timeout=POLL, return_when=FIRST_COMPLETED)
@@ -89,9 +96,20 @@ def _side_by_side(jobs: Sequence[Job], places: Places, workers: int, show: Show)
             raise JobError(message) from None
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
-            for process in list(multiprocessing.active_children()):
+            for process in ours:
                 process.terminate()
             raise
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Processes that start in here do not hear Ctrl-C, which goes to all of a terminal's; their parent ends them."""
+    resource_tracker.ensure_running()  # else it starts with the first process and lets the signal through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _work(job: Job, places: Places, ticks: Any) -> Record | None:  # noqa: ANN401 - a proxy of a queue

@@ -132,7 +132,7 @@ def report(
 
 @app.command()
 def status(
-    store: Annotated[Path, typer.Argument(help="Folder of the results.")] = Path("runs"), json: JsonOption = False
+    store: Annotated[Path, typer.Argument(help="Folder of the results.")] = Path("runs"), json: JsonOption = False  # noqa: FBT002
 ) -> None:
     """What is done, running, interrupted and failed."""
     from peftbench.show import show_status

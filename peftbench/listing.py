@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from peftbench import catalogue
-from peftbench.errors import CatalogueError, PeftbenchError, UnknownNameError
+from peftbench.errors import PeftbenchError, UnknownNameError
 from peftbench.registry import FOLDERS, registry
 
 console = Console(highlight=False)

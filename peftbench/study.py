@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -106,7 +106,9 @@ def complete(study: Study, places: Places) -> tuple[Study, list[str]]:
     recipe = study.recipe or "standard"
     chosen, why = (study.backbone, "") if study.backbone else _default_backbone(places)
     tune = study.tune if study.tune is not None else 4 if recipe == "standard" and study.lr is None else 0
-    study = replace(study, methods=methods, datasets=tuple(names), seeds=seeds, recipe=recipe, backbone=chosen, tune=tune)
+    study = replace(
+        study, methods=methods, datasets=tuple(names), seeds=seeds, recipe=recipe, backbone=chosen, tune=tune
+    )
     return study, [*says, *about, *([why] if why else [])]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import nox
 
@@ -54,9 +55,10 @@ def package(session: nox.Session) -> None:
     wheel = build_wheel(session)
     assert_members(wheel)
     session.install(str(wheel), *PINNED)
-    with session.chdir(session.create_tmp()):
-        session.run("peftbench", "run", env=ONE_THREAD)
-        session.run("peftbench", "report", "--out", "report")
+    with TemporaryDirectory() as empty, session.chdir(empty):
+        fresh = ONE_THREAD | {"PEFTBENCH_CACHE": f"{empty}/cache", "PEFTBENCH_DATA": f"{empty}/data"}
+        session.run("peftbench", "run", env=fresh)
+        session.run("peftbench", "report", "--out", "report", env=fresh)
 
 
 def build_wheel(session: nox.Session) -> Path:

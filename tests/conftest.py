@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,16 @@ from beartype.claw import beartype_package
 beartype_package("peftbench", conf=BeartypeConf(is_pep484_tower=True))  # before any test imports it: 1 is a float, too
 
 ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test reads or writes the caches, data and weights of whoever runs it."""
+    home = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        for variable in ("PEFTBENCH_CACHE", "PEFTBENCH_DATA", "XDG_DATA_HOME", "XDG_CACHE_HOME"):
+            patch.setenv(variable, str(home / variable.lower()))
+        yield
 
 
 def _folder(variable: str, default: str) -> Path:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,6 +97,7 @@ class Splits:
         return {"train": self.train, "val": self.val, "test": self.test}
 
 
+@runtime_checkable
 class Dataset(Protocol):
     """A data set: a card, and a way from a folder on this machine to three parts."""
 
@@ -137,6 +138,7 @@ class BackboneCard:
     notes: tuple[str, ...] = ()
 
 
+@runtime_checkable
 class Backbone(Protocol):
     """A pretrained network.
 
@@ -174,6 +176,7 @@ class Backbone(Protocol):
 # --- metrics -------------------------------------------------------------------------------------------------------
 
 
+@runtime_checkable
 class Metric(Protocol):
     """A number, or several by name, from stored logits (n, classes); nan where it is undefined."""
 
@@ -318,6 +321,7 @@ class Result:
             return stored[f"{part}/{rule}/logits"], stored[f"{part}/labels"], tuple(stored[f"{part}/groups"].tolist())
 
 
+@runtime_checkable
 class Report(Protocol):
     """One output format. Reads results only: no torch, no images."""
 

@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ SAVE = 200  # steps between two checkpoints, at most
 EVALUATION_BATCH = 64
 
 
+@runtime_checkable
 class Inputs(Protocol):
     """Images or stored features by position."""
 

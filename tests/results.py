@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from peftbench import stats
-from peftbench.contract import (
+from peftbench.contract import Result
+from peftbench.record import (
     SCHEMA,
     BackboneFacts,
     Budget,
@@ -19,7 +20,6 @@ from peftbench.contract import (
     DataFacts,
     MethodFacts,
     Record,
-    Result,
     Tuning,
 )
 from peftbench.store import write_predictions

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from peftbench import stats, summary
-from peftbench.contract import Record, Result
+from peftbench.contract import Result
 from peftbench.errors import StoreError
+from peftbench.record import Record
 from peftbench.store import write_predictions
 from peftbench.summary import Block, Row
 from tests.results import PARAMETERS, Fake, study

@@ -1,0 +1,142 @@
+"""What a job found out, and how it is written down: curve, predictions, the record."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from peftbench import backbone, measure, store
+from peftbench.contract import Labels, Logits
+from peftbench.engine import Chosen, Progress
+from peftbench.pixels import Data
+from peftbench.record import BackboneFacts, Budget, Choice, Costs, Counts, DataFacts, MethodFacts, Record, Tuning
+from peftbench.registry import registry
+from peftbench.spec import Job, Places
+from peftbench.store import Store
+
+UNCONVERGED = 0.9  # of the entropy of the class frequencies: a training loss above it has learnt next to nothing
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a job found out, before it is written down."""
+
+    progress: Progress
+    counts: Counts
+    facts: Mapping[str, float]
+    selection_seconds: float
+    delta_bytes: int
+
+
+def write_results(job: Job, places: Places, data: Data, progress: Progress) -> None:
+    """Curve, predictions and, apart from them, what may name a patient."""
+    folder = Store(places.store).folder(job.id)
+    arrays: dict[str, NDArray[Any]] = {}
+    for part in next(iter(progress.chosen.values())).logits:
+        arrays[f"{part}/labels"] = data.labels[part]
+        arrays[f"{part}/groups"] = np.unique(data.groups[part], return_inverse=True)[1].astype(np.int64)
+        arrays |= {f"{part}/{rule}/logits": chosen.logits[part] for rule, chosen in progress.chosen.items()}
+    store.write_predictions(folder / "predictions.npz", arrays)
+    if progress.curve:
+        store.write_curve(folder / "curve.csv", progress.curve)
+    private = folder / "private.json"
+    store.write_json(private, {"names": data.names, "groups": data.groups})
+    private.chmod(0o600)
+
+
+def about(job: Job, data: Data) -> dict[str, Any]:
+    """What a delta must say of itself."""
+    return {
+        "base": job.digest,
+        "backbone": job.backbone,
+        "method": {"name": job.method, "version": job.version, "fields": dict(job.fields)},
+        "head": {"kind": job.recipe.head, "scale": job.recipe.head_scale, "classes": list(data.card.classes)},
+        "preprocessing": asdict(job.preprocessing),
+        "image_size": job.image_size,
+        "job": job.id,
+        "use": "For research only; not a medical device.",
+    }
+
+
+def make_record(job: Job, places: Places, data: Data, outcome: Outcome | str, seconds: float, peak: int) -> Record:
+    """The record of a job that ended, well or not."""
+    blank = backbone.find(job.backbone, job.image_size, blank=True).blank()
+    facts = {
+        "id": job.id,
+        "role": job.role,
+        "method": MethodFacts(name=job.method, version=job.version, fields=dict(job.fields), label=job.label),
+        "data": DataFacts(
+            name=job.dataset,
+            fingerprint=data.fingerprint,
+            split=data.rule,
+            sizes=data.sizes,
+            groups={part: len(set(keys)) for part, keys in data.groups.items()},
+            card=asdict(data.card),
+            notes=list(data.notes),
+        ),
+        "backbone": BackboneFacts(
+            name=job.backbone.removesuffix("@random"),
+            digest=job.digest,
+            random=job.backbone.endswith("@random"),
+            parameters=sum(p.numel() for p in blank.parameters()),
+            preprocessing=asdict(job.preprocessing),
+        ),
+        "recipe": asdict(job.recipe),
+        "seed": job.seed,
+        "threads": job.threads,
+        "tuning": Tuning.model_validate(job.tuning) if job.tuning else None,
+        "environment": measure.environment(places.device),
+    }
+    if isinstance(outcome, str):
+        return Record(status="failed", reason=outcome, **facts)
+    return Record(status="done", **facts, **_found(job, data, outcome, seconds, peak))
+
+
+def _found(job: Job, data: Data, outcome: Outcome, seconds: float, peak: int) -> dict[str, Any]:
+    """What only a finished job can say."""
+    progress, reached = outcome.progress, outcome.counts.trainable
+    rate = progress.step * job.recipe.batch / progress.train_seconds if progress.train_seconds else None
+    return {
+        "budget": Budget(target=job.target, reached=reached, knob=job.knob, edge=job.edge),
+        "counts": outcome.counts,
+        "choices": {rule: _choice(chosen, data) for rule, chosen in progress.chosen.items()},
+        "costs": Costs(
+            seconds=seconds,
+            selection_seconds=outcome.selection_seconds,
+            train_seconds=progress.train_seconds,
+            evaluation_seconds=progress.evaluation_seconds,
+            images_per_second=rate,
+            peak_memory=peak,
+            delta_bytes=outcome.delta_bytes,
+        ),
+        "facts": dict(outcome.facts),
+        "notes": _notes(progress, data),
+    }
+
+
+def _choice(chosen: Chosen, data: Data) -> Choice:
+    scores = {part: score(logits, data.labels[part]) for part, logits in chosen.logits.items()}
+    return Choice(step=chosen.step, val=scores.get("val", {}), test=scores.get("test", {}))
+
+
+def score(logits: Logits, labels: Labels) -> dict[str, float | None]:
+    """Every registered metric; None where it is undefined."""
+    scores: dict[str, float | None] = {}
+    for name in registry("metrics").names():
+        value = registry("metrics").get(name)(logits, labels)
+        named = value if isinstance(value, Mapping) else {name: value}
+        scores |= {key: float(v) if math.isfinite(v) else None for key, v in named.items()}
+    return scores
+
+
+def _notes(progress: Progress, data: Data) -> list[str]:
+    """What a reader of the row must know."""
+    share = np.bincount(data.labels["train"]) / data.sizes["train"]
+    entropy = -float(np.sum(share * np.log(share, where=share > 0, out=np.zeros_like(share))))
+    stuck = progress.curve and progress.curve[-1]["train_loss"] > UNCONVERGED * entropy
+    return ["not converged"] if stuck else []

@@ -35,9 +35,9 @@ def run(
     """
     from pathlib import Path
 
-    from peftbench import show, spec, study
+    from peftbench import request, show, spec
 
-    places = study.places(Path(store), data and Path(data), None, weights and Path(weights), device)
+    places = request.places(Path(store), data and Path(data), None, weights and Path(weights), device)
     many = ("methods", "datasets", "ratios")
     values = {k: spec.texts(v) if k in many and isinstance(v, str) else v for k, v in asked.items()}
     return show.run_study(spec.make(spec.Study, values, "peftbench.run"), places, jobs, skip_broken=False)

@@ -29,7 +29,7 @@ from peftbench.head import Classifier, Head
 from peftbench.pixels import Features, Images
 from peftbench.plan import Plan
 from peftbench.probe import GradientProbe
-from peftbench.spec import Recipe
+from peftbench.recipe import Recipe
 
 BATCH, CLASSES, SIDE = 32, 4, 64
 RECIPE = Recipe("bench", optimiser="sgd", lr=0.05, weight_decay=0.01, batch=BATCH, steps=50, evaluations=1)
@@ -160,14 +160,12 @@ def ratios(variants: Mapping[str, Callable[[], object]], base: str, rounds: int)
 
 
 def _exact() -> Iterator[Gate]:
-    for clustered in (False, True):
+    for name, clustered in (("random", False), ("clustered", True)):
         entries = picks(network().vit, 0.001, clustered)
         _, sparse = stepper(Plan(entries=entries))
         _, masked = stepper(Plan(tune=frozenset(entries)), entries)
         gap = max(abs(sparse(0) - masked(0)) for _ in range(10))
-        yield Gate(
-            f"losses of sparse against masked training, largest gap ({_where(clustered)})", gap, 1e-5, decides=True
-        )
+        yield Gate(f"losses of sparse against masked training, {name} picks: largest gap", gap, 1e-5, decides=True)
 
 
 def _memory() -> Iterator[Gate]:
@@ -293,10 +291,6 @@ def _importance() -> Iterator[Gate]:
     _, step = stepper(Plan(tune=frozenset(n for n, _ in model.vit.named_parameters())))
     work = {"training": lambda: [step(i) for i in range(4)], "estimate": lambda: probe.estimate("squares")}
     yield Gate("importance pass over an epoch of training", ratios(work, "training", 5)["estimate"], 1.10)
-
-
-def _where(clustered: bool) -> str:  # noqa: FBT001
-    return "clustered picks" if clustered else "random picks"
 
 
 def write(gates: list[Gate], file: Path) -> None:

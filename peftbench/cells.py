@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Literal, TypeAlias
 
 from peftbench import stats, summary
-from peftbench.contract import Record
+from peftbench.record import Record
 from peftbench.summary import Entry, Row
 
 Mark: TypeAlias = Literal["", "best", "second"]

@@ -132,7 +132,8 @@ def report(
 
 @app.command()
 def status(
-    store: Annotated[Path, typer.Argument(help="Folder of the results.")] = Path("runs"), json: JsonOption = False  # noqa: FBT002
+    store: Annotated[Path, typer.Argument(help="Folder of the results.")] = Path("runs"),
+    json: JsonOption = False,  # noqa: FBT002
 ) -> None:
     """What is done, running, interrupted and failed."""
     from peftbench.show import show_status
@@ -190,7 +191,7 @@ def _study(file: Path | None, given: dict[str, object]) -> Study:
 
 
 def _places(store: Path, data: Path | None, cache: Path | None, weights: Path | None, device: str) -> Places:
-    from peftbench.study import places
+    from peftbench.request import places
 
     return places(store, data, cache, weights, device)
 

@@ -22,8 +22,8 @@ from peftbench import sparse
 from peftbench.contract import Logits
 from peftbench.errors import DivergedError
 from peftbench.pixels import augment, order
+from peftbench.recipe import Recipe
 from peftbench.registry import registry
-from peftbench.spec import Recipe
 
 REPORT = 50  # steps between two looks at the loss; on a GPU each look waits for the card
 SAVE = 200  # steps between two checkpoints, at most

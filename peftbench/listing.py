@@ -33,7 +33,7 @@ def show_list(kind: str, *, as_json: bool) -> None:
 
 def _rows(kind: str) -> dict[str, dict[str, Any]]:
     if kind == "recipes":
-        from peftbench.spec import RECIPES  # noqa: PLC0415 - kept off the way of the other kinds
+        from peftbench.recipe import RECIPES  # noqa: PLC0415 - kept off the way of the other kinds
 
         return {
             name: {"optimiser": r.optimiser, "steps": r.steps, "batch": r.batch, "head": r.head}
@@ -134,7 +134,7 @@ def _backbone(name: str) -> dict[str, Any]:
 
 
 def _recipe(name: str) -> dict[str, Any]:
-    from peftbench.spec import QUICK_RATES, RECIPES  # noqa: PLC0415
+    from peftbench.recipe import QUICK_RATES, RECIPES  # noqa: PLC0415
 
     if name not in RECIPES:
         raise UnknownNameError("recipe", name, RECIPES)

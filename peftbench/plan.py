@@ -9,10 +9,10 @@ The head is no part of a plan: it always trains and belongs to the recipe.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, ClassVar, Literal, Protocol, Self, TypeAlias, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, Self, TypeAlias, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from peftbench import sparse
 from peftbench.errors import DeltaError, PluginError, RequestError
 
+T = TypeVar("T")
 Sizes: TypeAlias = Mapping[str, int | float | bool | str]
 Scores: TypeAlias = dict[str, Tensor]  # backbone tensor -> one number an entry
 
@@ -72,9 +73,7 @@ class Plan:
     """What a method will change, in the names of the bare backbone, before anything is changed."""
 
     tune: frozenset[str] = frozenset()  # tensors to train whole
-    entries: Mapping[str, Tensor] = field(
-        default_factory=dict
-    )  # tensor -> ascending flat indices of the entries that learn
+    entries: Mapping[str, Tensor] = field(default_factory=dict)  # tensor -> ascending flat indices of what learns in it
     grafts: Mapping[str, tuple[type[Graft], Sizes]] = field(default_factory=dict)  # module -> what to put around it
     facts: Mapping[str, float] = field(default_factory=dict)  # what the record should say of it
 
@@ -85,24 +84,22 @@ class Plan:
 
     def count(self, vit: nn.Module) -> int:
         """Trainable parameters without the head; changes nothing and works on the meta device."""
-        whole = sum(vit.get_parameter(name).numel() for name in self.tune)
+        whole = sum(_named(vit.get_parameter, name).numel() for name in self.tune)
         single = sum(len(index) for index in self.entries.values())
-        return (
-            whole
-            + single
-            + sum(kind.size(vit.get_submodule(site), **sizes) for site, (kind, sizes) in self.grafts.items())
-        )
+        added = [kind.size(_named(vit.get_submodule, site), **sizes) for site, (kind, sizes) in self.grafts.items()]
+        return whole + single + sum(added)
 
     def carry_out(self, vit: nn.Module) -> Tuned:
         """Freeze `vit`, then change it in place.
 
-        New tensors are drawn from torch's generator, on the device of `vit`.
+        New tensors are drawn from torch's generator, on the device of `vit`. Raises PluginError, before any change, when
+        the plan is not of this network.
         """
+        self._refuse_misfit(vit)
         vit.requires_grad_(requires_grad=False)
         tensors: dict[str, Tensor] = {f"tune/{n}": vit.get_parameter(n).requires_grad_() for n in sorted(self.tune)}
-        for name in sorted(
-            self.entries, key=lambda n: (not n.endswith("weight"), n)
-        ):  # a layer's weight swaps the layer
+        weights_first = sorted(self.entries, key=lambda n: (not n.endswith("weight"), n))  # a weight swaps its layer
+        for name in weights_first:
             tensors[f"values/{name}"] = sparse.pack(vit, name, self.entries[name])
         grafts = []
         for site in sorted(self.grafts, key=lambda name: (-name.count("."), name)):  # inner modules before outer ones
@@ -112,14 +109,37 @@ class Plan:
             grafts.append(graft)
         return Tuned(self, vit, tensors, tuple(grafts))
 
+    def _refuse_misfit(self, vit: nn.Module) -> None:
+        for name in self.tune:
+            _named(vit.get_parameter, name)
+        for site in self.grafts:
+            _named(vit.get_submodule, site)
+        for name, index in self.entries.items():
+            size = _named(vit.get_parameter, name).numel()
+            if name in self.tune:
+                raise PluginError(f"A plan trains {name} whole and entry by entry; it must choose one.")
+            if not len(index) or index[0] < 0 or index[-1] >= size or not bool((index.diff() > 0).all()):
+                raise PluginError(f"A plan's entries of {name} must be one or more ascending places below {size}.")
+
+
+def _named(get: Callable[[str], T], name: str) -> T:
+    """What a network holds under `name`. Raises PluginError when it holds nothing."""
+    try:
+        return get(name)
+    except AttributeError:
+        raise PluginError(f"A plan names {name!r}, which is not in this network.") from None
+
 
 def _graft(vit: nn.Module, site: str, kind: type[Graft], sizes: Sizes) -> tuple[Graft, dict[str, Tensor]]:
     """Put a graft around the module at `site`; returns it and the tensors that are its own by identity."""
     base = vit.get_submodule(site)
     device = next((p.device for p in base.parameters()), torch.device("cpu"))
+    flags = {parameter: parameter.requires_grad for parameter in base.parameters()}
     theirs = {id(t) for t in base.state_dict(keep_vars=True).values()}
     with device:
         graft = kind(base, **sizes)
+    for parameter, free in flags.items():  # peft freezes what it finds, chosen or not
+        parameter.requires_grad_(free)
     vit.set_submodule(site, graft)
     return graft, {n: t for n, t in graft.state_dict(keep_vars=True).items() if id(t) not in theirs}
 
@@ -153,13 +173,13 @@ class Tuned:
 
     def merge(self) -> bool:
         """Fold what folds; True when the backbone is plain again, of the same tensors as before."""
+        sparse.unpack(self.vit)  # first: a graft folds into the weight below it
         plain = True
         for graft in self.grafts:
             folded = graft.merged()
             plain &= folded is not None
             if folded is not None:
                 self.vit.set_submodule(next(n for n, m in self.vit.named_modules() if m is graft), folded)
-        sparse.unpack(self.vit)
         return plain
 
 

@@ -5,55 +5,30 @@ data -> network -> plan -> carry out -> fit -> logits -> delta -> record, the re
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from peftbench import backbone, delta, measure, pixels, store
 from peftbench.checkpoint import Checkpoint
-from peftbench.contract import (
-    BackboneFacts,
-    Budget,
-    Choice,
-    Costs,
-    Counts,
-    DataFacts,
-    Labels,
-    Logits,
-    MethodFacts,
-    Record,
-    Tuning,
-)
 from peftbench.engine import Chosen, Inputs, Learner, Progress, Task, Watch, fit, forward, make_loss
 from peftbench.errors import PeftbenchError
 from peftbench.head import Classifier, Head
 from peftbench.kept import kept
+from peftbench.outcome import Outcome, about, make_record, write_results
 from peftbench.pixels import Data, Features, Images
 from peftbench.plan import Method
 from peftbench.probe import Batch, GradientProbe
+from peftbench.record import Counts, Record
 from peftbench.registry import registry
 from peftbench.spec import Job, Places, digest, make
 from peftbench.store import Store
 
 PRECISIONS: Mapping[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16}
-UNCONVERGED = 0.9  # of the entropy of the class frequencies: a training loss above it has learnt next to nothing
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a job found out, before it is written down."""
-
-    progress: Progress
-    counts: Counts
-    facts: Mapping[str, float]
-    selection_seconds: float
-    delta_bytes: int
 
 
 def run(job: Job, places: Places, watch: Watch | None = None) -> Record | None:
@@ -78,7 +53,7 @@ def run(job: Job, places: Places, watch: Watch | None = None) -> Record | None:
         data = pixels.find(job.fingerprint, job.preprocessing, places.cache)
         with measure.peak_memory(places.device) as peak:
             outcome = _guarded(job, places, data, watch)
-        record = _record(job, places, data, outcome, time.perf_counter() - started, peak.bytes)
+        record = make_record(job, places, data, outcome, time.perf_counter() - started, peak.bytes)
         store.write_bytes(here.folder(job.id) / "record.json", record.model_dump_json(indent=1).encode())
         Checkpoint(here.folder(job.id)).clear()
         return record
@@ -101,7 +76,7 @@ def _work(job: Job, places: Places, data: Data, watch: Watch | None) -> Outcome:
     method, folder = make_method(job), Store(places.store).folder(job.id)
     if not method.trains:
         progress = _untrained(job, data)
-        _write_results(job, places, data, progress)
+        write_results(job, places, data, progress)
         return Outcome(progress, Counts(trainable=0, head=0), {}, 0.0, 0)
 
     weights = None if job.digest.startswith("random:") else places.weights
@@ -124,8 +99,8 @@ def _work(job: Job, places: Places, data: Data, watch: Watch | None) -> Outcome:
     checkpoint = Checkpoint(folder)
     progress = fit(learner, task, job.recipe, job.seed, autocast, checkpoint.read(), checkpoint.write, watch)
 
-    _write_results(job, places, data, progress)
-    size = delta.write(folder, plan, progress.kept, _about(job, data)) if job.role == "final" else 0
+    write_results(job, places, data, progress)
+    size = delta.write(folder, plan, progress.kept, about(job, data)) if job.role == "final" else 0
     return Outcome(progress, counts, plan.facts, selection_seconds, size)
 
 
@@ -195,115 +170,3 @@ def _untrained(job: Job, data: Data) -> Progress:
     logits = {part: np.tile(row, (data.sizes[part], 1)) for part in parts}
     rules = ["last", *(["validation"] if "val" in parts else []), *(["oracle"] if "test" in parts else [])]
     return Progress(chosen={rule: Chosen(0, 0.0, logits) for rule in rules})
-
-
-# --- what a job leaves -----------------------------------------------------------------------------------------------
-
-
-def _write_results(job: Job, places: Places, data: Data, progress: Progress) -> None:
-    """Curve, predictions and, apart from them, what may name a patient."""
-    folder = Store(places.store).folder(job.id)
-    arrays: dict[str, NDArray[Any]] = {}
-    for part in next(iter(progress.chosen.values())).logits:
-        arrays[f"{part}/labels"] = data.labels[part]
-        arrays[f"{part}/groups"] = np.unique(data.groups[part], return_inverse=True)[1].astype(np.int64)
-        arrays |= {f"{part}/{rule}/logits": chosen.logits[part] for rule, chosen in progress.chosen.items()}
-    store.write_predictions(folder / "predictions.npz", arrays)
-    if progress.curve:
-        store.write_curve(folder / "curve.csv", progress.curve)
-    private = folder / "private.json"
-    store.write_json(private, {"names": data.names, "groups": data.groups})
-    private.chmod(0o600)
-
-
-def _about(job: Job, data: Data) -> dict[str, Any]:
-    """What a delta must say of itself."""
-    return {
-        "base": job.digest,
-        "backbone": job.backbone,
-        "method": {"name": job.method, "version": job.version, "fields": dict(job.fields)},
-        "head": {"kind": job.recipe.head, "scale": job.recipe.head_scale, "classes": list(data.card.classes)},
-        "preprocessing": asdict(job.preprocessing),
-        "image_size": job.image_size,
-        "job": job.id,
-        "use": "For research only; not a medical device.",
-    }
-
-
-def _record(job: Job, places: Places, data: Data, outcome: Outcome | str, seconds: float, peak: int) -> Record:
-    """The record of a job that ended, well or not."""
-    blank = backbone.find(job.backbone, job.image_size, blank=True).blank()
-    facts = {
-        "id": job.id,
-        "role": job.role,
-        "method": MethodFacts(name=job.method, version=job.version, fields=dict(job.fields), label=job.label),
-        "data": DataFacts(
-            name=job.dataset,
-            fingerprint=data.fingerprint,
-            split=data.rule,
-            sizes=data.sizes,
-            groups={part: len(set(keys)) for part, keys in data.groups.items()},
-            card=asdict(data.card),
-            notes=list(data.notes),
-        ),
-        "backbone": BackboneFacts(
-            name=job.backbone.removesuffix("@random"),
-            digest=job.digest,
-            random=job.backbone.endswith("@random"),
-            parameters=sum(p.numel() for p in blank.parameters()),
-            preprocessing=asdict(job.preprocessing),
-        ),
-        "recipe": asdict(job.recipe),
-        "seed": job.seed,
-        "threads": job.threads,
-        "tuning": Tuning.model_validate(job.tuning) if job.tuning else None,
-        "environment": measure.environment(places.device),
-    }
-    if isinstance(outcome, str):
-        return Record(status="failed", reason=outcome, **facts)
-    return Record(status="done", **facts, **_found(job, data, outcome, seconds, peak))
-
-
-def _found(job: Job, data: Data, outcome: Outcome, seconds: float, peak: int) -> dict[str, Any]:
-    """What only a finished job can say."""
-    progress, reached = outcome.progress, outcome.counts.trainable
-    rate = progress.step * job.recipe.batch / progress.train_seconds if progress.train_seconds else None
-    return {
-        "budget": Budget(target=job.target, reached=reached, knob=job.knob, edge=job.edge),
-        "counts": outcome.counts,
-        "choices": {rule: _choice(chosen, data) for rule, chosen in progress.chosen.items()},
-        "costs": Costs(
-            seconds=seconds,
-            selection_seconds=outcome.selection_seconds,
-            train_seconds=progress.train_seconds,
-            evaluation_seconds=progress.evaluation_seconds,
-            images_per_second=rate,
-            peak_memory=peak,
-            delta_bytes=outcome.delta_bytes,
-        ),
-        "facts": dict(outcome.facts),
-        "notes": _notes(progress, data),
-    }
-
-
-def _choice(chosen: Chosen, data: Data) -> Choice:
-    scores = {part: score(logits, data.labels[part]) for part, logits in chosen.logits.items()}
-    return Choice(step=chosen.step, val=scores.get("val", {}), test=scores.get("test", {}))
-
-
-def score(logits: Logits, labels: Labels) -> dict[str, float | None]:
-    """Every registered metric; None where it is undefined."""
-    scores: dict[str, float | None] = {}
-    for name in registry("metrics").names():
-        value = registry("metrics").get(name)(logits, labels)
-        named = value if isinstance(value, Mapping) else {name: value}
-        scores |= {key: float(v) if math.isfinite(v) else None for key, v in named.items()}
-    return scores
-
-
-def _notes(progress: Progress, data: Data) -> list[str]:
-    """What a reader of the row must know."""
-    share = np.bincount(data.labels["train"]) / data.sizes["train"]
-    entropy = -float(np.sum(share * np.log(share, where=share > 0, out=np.zeros_like(share))))
-    stuck = progress.curve and progress.curve[-1]["train_loss"] > UNCONVERGED * entropy
-    return ["not converged"] if stuck else []

@@ -25,8 +25,9 @@ from rich.table import Table
 
 from peftbench import bench, tables, workers
 from peftbench import study as studies
-from peftbench.contract import Record, Result
+from peftbench.contract import Result
 from peftbench.errors import RequestError
+from peftbench.record import Record
 from peftbench.registry import registry
 from peftbench.spec import Job, Places, Study
 from peftbench.store import Store

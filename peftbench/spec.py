@@ -16,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from peftbench.contract import Preprocessing
 from peftbench.errors import PluginError, RequestError
+from peftbench.recipe import Recipe, grid
 
 T = TypeVar("T")
 
@@ -137,56 +138,6 @@ def make(kind: type[T], values: Mapping[str, Any], who: str) -> T:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "a value"
         raise RequestError(f"{who}: {where} = {first['input']!r} will not do: {first['msg']}.") from None
-
-
-# --- recipes ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How to train; the same for every method of a study but for the learning rate."""
-
-    name: str = "standard"
-    optimiser: Literal["adamw", "sgd"] = "adamw"
-    lr: float = 1e-3  # at the end of the warm-up
-    momentum: float = 0.9  # sgd
-    weight_decay: float = 0.01  # on matrices, not on vectors
-    batch: int = 64
-    steps: int = 2000
-    warmup: float = 0.1  # share of the steps; then half a cosine to 0, a step at a time
-    evaluations: int = 20  # evenly spaced, the last step included
-    head: Literal["plain", "l2", "batchnorm"] = "plain"
-    head_scale: float = 1.0  # l2: the length of the features
-    selection: Literal["validation", "last"] = "validation"
-    class_weights: Literal["none", "balanced"] = "none"
-    augmentation: Literal["none", "light"] = "none"
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-
-    def __post_init__(self) -> None:
-        for name in ("lr", "batch", "steps", "evaluations", "head_scale"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise RequestError(f"Recipe {self.name}: {name} must be above 0, not {getattr(self, name)}.")
-        if not 0 <= self.warmup < 1 or self.weight_decay < 0 or not 0 <= self.momentum < 1:
-            raise RequestError(f"Recipe {self.name}: warmup and momentum lie in [0, 1), weight_decay is not negative.")
-
-
-RECIPES: Mapping[str, Recipe] = {
-    "quick": Recipe("quick", batch=32, steps=80, evaluations=5),
-    "standard": Recipe("standard"),
-    "paper": Recipe("paper", optimiser="sgd", weight_decay=0.0, steps=40_000, warmup=0.0, head="l2", selection="last"),
-}
-CPU_STANDARD = {"batch": 32, "steps": 150, "evaluations": 10}  # what recipe standard does where there is no GPU
-# Learning rates of recipe `quick`, found once on the validation parts of the phantoms with four trials a method.
-QUICK_RATES: Mapping[str, float] = {"linear": 1e-2, "bitfit": 1e-2, "lora": 1e-2, "shpeft": 1e-3, "full": 1e-3}
-GRID = (1e-5, 1e-4, 1e-3, 1e-2)  # what --tune 4 tries
-
-
-def grid(points: int) -> tuple[float, ...]:
-    """`points` learning rates, evenly spaced in the logarithm over the range of GRID."""
-    if points < 2:  # noqa: PLR2004 - one point is no choice
-        raise RequestError(f"--tune {points}: at least 2 learning rates are needed to choose between.")
-    step = (GRID[-1] / GRID[0]) ** (1 / (points - 1))
-    return tuple(float(f"{GRID[0] * step**i:.2g}") for i in range(points))
 
 
 # --- studies ---------------------------------------------------------------------------------------------------------

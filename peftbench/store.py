@@ -27,8 +27,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from peftbench.contract import Record, Result
+from peftbench.contract import Result
 from peftbench.errors import StoreError
+from peftbench.record import Record
 
 DRAFTS = ".*.draft"
 State = Literal["new", "interrupted", "running", "failed", "done"]

@@ -4,34 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from platformdirs import user_cache_path, user_data_path
-
-from peftbench import backbone, measure, pixels
+from peftbench import backbone, pixels
 from peftbench.backbone import Source
-from peftbench.contract import Dataset, Record, Splits
-from peftbench.errors import DataError, MissingDataError, RequestError, SplitError, WeightsError
+from peftbench.contract import Dataset, Splits
+from peftbench.errors import RequestError, SplitError
 from peftbench.pixels import Data
 from peftbench.plan import Fit, Method
+from peftbench.recipe import QUICK_RATES, Recipe, grid
+from peftbench.record import Record
 from peftbench.registry import registry
-from peftbench.spec import (
-    CPU_STANDARD,
-    PAPER_SIX,
-    QUICK,
-    QUICK_RATES,
-    RECIPES,
-    Job,
-    Places,
-    Recipe,
-    Spec,
-    Study,
-    budget,
-    grid,
-    make,
-    parse,
-)
+from peftbench.request import complete, make_recipe
+from peftbench.spec import Job, Places, Spec, Study, budget, make, parse
 from peftbench.store import Store, write_json
 
 BASELINES = (("majority", False), ("linear", False), ("linear", True))  # method, on random weights
@@ -69,97 +54,6 @@ class Resolved:
     study: Study
     drafts: tuple[Draft, ...]
     says: tuple[str, ...]
-
-
-def places(
-    store: Path, data: Path | None = None, cache: Path | None = None, weights: Path | None = None, device: str = "auto"
-) -> Places:
-    """Folders as given, or the platform's own for this user; the device that `auto` means."""
-    if device not in {"auto", "cpu", "cuda"}:
-        raise RequestError(f"--device {device}: it is auto, cpu or cuda.")
-    if device == "cuda" and measure.auto_device() != "cuda":
-        raise RequestError("--device cuda: torch sees no CUDA card on this machine; use --device cpu.")
-    return Places(
-        store=store,
-        data=data or user_data_path("peftbench") / "data",
-        cache=cache or user_cache_path("peftbench"),
-        weights=weights,
-        device=measure.auto_device() if device == "auto" else device,
-    )
-
-
-# --- asking ----------------------------------------------------------------------------------------------------------
-
-
-def complete(study: Study, places: Places) -> tuple[Study, list[str]]:
-    """Fill in what was left open, and say what was chosen."""
-    says: list[str] = []
-    quick = not study.methods and not study.datasets and study.recipe in {"", "quick"}
-    if quick:
-        study = replace(study, methods=QUICK["methods"], datasets=QUICK["datasets"], recipe="quick")
-        says.append(
-            "The quick study: synthetic phantoms, to see that everything works. For real images see --datasets."
-        )
-    methods = study.methods or QUICK["methods"]
-    names, about = _datasets(study.datasets or ("all",), places.data)
-    seeds = tuple(dict.fromkeys(study.seeds))
-    recipe = study.recipe or "standard"
-    chosen, why = (study.backbone, "") if study.backbone else _default_backbone(places)
-    tune = study.tune if study.tune is not None else 4 if recipe == "standard" and study.lr is None else 0
-    study = replace(
-        study, methods=methods, datasets=tuple(names), seeds=seeds, recipe=recipe, backbone=chosen, tune=tune
-    )
-    return study, [*says, *about, *([why] if why else [])]
-
-
-def _default_backbone(places: Places) -> tuple[str, str]:
-    if places.device == "cuda":
-        try:
-            backbone.find("clip_vit_b16", None, places.weights)
-        except WeightsError as error:
-            return "mini", f"Backbone mini, 64 px: not the paper's backbone. {error}"
-        return "clip_vit_b16", ""
-    return "mini", "Backbone mini, 64 px: not the paper's backbone (--backbone clip_vit_b16 is)."
-
-
-def _datasets(asked: Sequence[str], root: Path) -> tuple[list[str], list[str]]:
-    """Names with groups (`all`, `paper`, `phantoms`) written out, and what to say about those that are missing."""
-    names: list[str] = []
-    says: list[str] = []
-    for word in asked:
-        found, about = _group(word, root)
-        names += [name for name in found if name not in names]
-        says += about
-    return names, says
-
-
-def _group(word: str, root: Path) -> tuple[list[str], list[str]]:
-    phantoms = [name for name in registry("datasets").names() if name.startswith("phantom_")]
-    if word == "phantoms":
-        return phantoms, []
-    if word == "paper":
-        return list(PAPER_SIX), []
-    if word != "all":
-        return [word], []
-    here = [name for name in PAPER_SIX if name in registry("datasets").names() and _present(name, root)]
-    missing = [name for name in PAPER_SIX if name not in here]
-    if not here:
-        return phantoms, [
-            f"None of the paper's six data sets lies under {root}: the built-in synthetic phantoms run instead."
-        ]
-    return here, [
-        f"all = {len(here)} of the paper's 6 data sets; not under {root}: {', '.join(missing)}."
-    ] if missing else []
-
-
-def _present(name: str, root: Path) -> bool:
-    try:
-        registry("datasets").get(name).load(root, 0)
-    except MissingDataError:
-        return False
-    except DataError:
-        return True  # here, but broken: running it says how
-    return True
 
 
 # --- resolving -------------------------------------------------------------------------------------------------------
@@ -242,18 +136,6 @@ def _sized(name: str, method: Method, targets: Sequence[int], source: Source, bl
 
 def _random(source: Source) -> Source:
     return replace(source, spec=replace(source.spec, random=True), file=None)
-
-
-def make_recipe(study: Study, device: str) -> Recipe:
-    """The study's recipe with every choice made."""
-    if study.recipe not in RECIPES:
-        raise RequestError(f"No recipe is called {study.recipe!r}. There are: {', '.join(RECIPES)}.")
-    recipe = RECIPES[study.recipe]
-    if recipe.name == "standard" and device == "cpu":
-        recipe = replace(recipe, **CPU_STANDARD)
-    written = {k: v for k in ("steps", "batch", "evaluations", "lr") if (v := getattr(study, k)) is not None}
-    precision = measure.auto_precision(device) if study.precision == "auto" else study.precision
-    return replace(recipe, precision=precision, **written)
 
 
 def load(name: str, seed: int, recipe: Recipe, source: Source, places: Places, *, skip_broken: bool) -> Data:

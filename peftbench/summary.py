@@ -19,8 +19,9 @@ from functools import cached_property
 import numpy as np
 
 from peftbench import stats
-from peftbench.contract import Record, Result
+from peftbench.contract import Result
 from peftbench.errors import StoreError
+from peftbench.record import Record
 
 PAPER = ("covid_ct", "busi", "chest_xray", "chaoyang", "oct", "limuc")
 BASELINES = ("majority", "linear")

@@ -16,16 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 from peftbench import cells, stats, summary
 from peftbench.cells import Cell
-from peftbench.contract import Record, Result
+from peftbench.contract import Result
+from peftbench.record import Record
 from peftbench.summary import Block, Row
 
 if TYPE_CHECKING:
     import pandas  # noqa: ICN001 - by its full name the run-time type checks of the tests find it
     import rich.table
 
-RULES = MappingProxyType(
-    {"validation": "best on validation", "last": "last step", "oracle": "test oracle: not a result"}
-)
+RULES = MappingProxyType({"validation": "best on validation", "last": "last", "oracle": "test oracle: not a result"})
 _DETAILS = MappingProxyType({"steps": "steps", "batch": "images a step", "head": "head"})  # of a recipe, in captions
 _IN_TERMINAL = ("macro F1", "ACC", "AUC", "trained", "with head", "seconds", "memory")
 

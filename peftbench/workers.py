@@ -14,9 +14,9 @@ from multiprocessing import resource_tracker
 from queue import Empty
 from typing import Any
 
-from peftbench.contract import Record
 from peftbench.engine import Progress
 from peftbench.errors import JobError
+from peftbench.record import Record
 from peftbench.run import run
 from peftbench.spec import Job, Places
 

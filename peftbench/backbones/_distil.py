@@ -23,7 +23,7 @@ import numpy as np
 import timm
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -128,6 +128,8 @@ def distil(images: Tensor, teacher: VisionTransformer, asked: argparse.Namespace
     """Train the student; prints a line a pass and saves after every view."""
     views, passes, batch, lr = asked.views, asked.passes, asked.batch, asked.lr
     student = Student(192, 384)
+    if asked.init:
+        student.vit.load_state_dict({n: t.float() for n, t in load_file(asked.init).items()})
     matrices = [p for p in student.parameters() if p.dim() == MATRIX]
     others = [p for p in student.parameters() if p.dim() != MATRIX]
     groups = [{"params": matrices, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
@@ -169,13 +171,15 @@ def main() -> None:
     parser.add_argument("--teacher", type=Path, required=True)
     parser.add_argument("--images", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("mini.safetensors"))
+    parser.add_argument("--init", type=Path, help="go on from these weights, the heads drawn anew")
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--views", type=int, default=6)
     parser.add_argument("--passes", type=int, default=3)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--limit", type=int, default=None, help="use only the first images, to try the script out")
     asked = parser.parse_args()
-    torch.manual_seed(0)
+    torch.manual_seed(asked.seed)
     images = read_images(asked.images)
     if asked.limit:
         images = images[:: len(images) // asked.limit][: asked.limit]

@@ -92,8 +92,8 @@ class Plan:
     def carry_out(self, vit: nn.Module) -> Tuned:
         """Freeze `vit`, then change it in place.
 
-        New tensors are drawn from torch's generator, on the device of `vit`. Raises PluginError, before any change, when
-        the plan is not of this network.
+        New tensors are drawn from torch's generator, on the device of `vit`. Raises PluginError, before any change,
+        when the plan is not of this network.
         """
         self._refuse_misfit(vit)
         vit.requires_grad_(requires_grad=False)

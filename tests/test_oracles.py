@@ -1,0 +1,191 @@
+"""The authors' own numbers: logits, loss, gradients, three SGD steps and merged weights, to 1e-9 in float64.
+
+Every test runs a method's plan, carried out by us and trained by our loop, on the network and the batch of a file that
+was made with the method's original code. PEFTBENCH_TEST_ORACLES names the folder of these files.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from peftbench import engine
+from peftbench.engine import Learner, Task, fit
+from peftbench.head import Classifier, Head
+from peftbench.methods.bitfit import BitFit
+from peftbench.methods.full import Full
+from peftbench.methods.linear import Linear
+from peftbench.methods.lora import LoRA
+from peftbench.pixels import Features
+from peftbench.plan import Method, NoProbe, Tuned
+from peftbench.probe import GradientProbe
+from peftbench.recipe import Recipe
+from tests.networks import CLASSES, network
+
+ROOT = Path(__file__).parents[1]
+NEAR = {"rtol": 1e-9, "atol": 1e-9}
+THREE_STEPS = Recipe(
+    "oracle", optimiser="sgd", lr=0.1, momentum=0.0, weight_decay=0.0, batch=8, steps=3, warmup=0.0, evaluations=3
+)
+RUNS: list[tuple[str, str, Method]] = [
+    ("full", "", Full()),
+    ("linear", "", Linear()),
+    ("bitfit", "", BitFit()),
+    ("lora", "init/", LoRA(r=4, alpha=8)),
+    ("lora", "rand/", LoRA(r=4, alpha=8)),
+]
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """One file, or one scenario of it."""
+
+    arrays: Mapping[str, NDArray[np.generic]]
+    scenario: str
+
+    def __getitem__(self, key: str) -> Tensor:
+        return torch.from_numpy(np.asarray(self.arrays[self.scenario + key]))
+
+    def under(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors of a group by their timm names."""
+        names = [name for name in self.arrays if name.startswith(self.scenario + prefix)]
+        return {n.removeprefix(self.scenario + prefix): torch.from_numpy(np.asarray(self.arrays[n])) for n in names}
+
+    @property
+    def batch(self) -> tuple[Tensor, Tensor]:
+        return torch.from_numpy(np.asarray(self.arrays["x"])), torch.from_numpy(np.asarray(self.arrays["y"]))
+
+    def model(self) -> Classifier:
+        """The network and the head that the file starts from."""
+        given = {
+            n.removeprefix("base/"): torch.from_numpy(np.asarray(self.arrays[n]))
+            for n in self.arrays
+            if n[:5] == "base/"
+        }
+        model = Classifier(network(), Head(32, CLASSES, "plain", 1.0, seed=0).double())
+        model.vit.load_state_dict({n: t for n, t in given.items() if not n.startswith("head.")})
+        model.head.linear.load_state_dict({n[5:]: t for n, t in given.items() if n.startswith("head.")})
+        return model
+
+
+def oracle(name: str, scenario: str = "") -> Oracle:
+    folder = Path(os.environ.get("PEFTBENCH_TEST_ORACLES") or ROOT / "../shared/oracles")
+    if not (folder / f"{name}.npz").is_file():
+        pytest.skip(f"no {name}.npz in {folder}; PEFTBENCH_TEST_ORACLES names another folder")
+    with np.load(folder / f"{name}.npz", allow_pickle=False) as stored:
+        return Oracle(dict(stored), scenario)
+
+
+@dataclass(frozen=True)
+class Trainee:
+    """A method carried out on an oracle's network, its added tensors as the oracle gives them."""
+
+    model: Classifier
+    tuned: Tuned
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """What trains, under the oracle's names."""
+        head = {f"head.{n}": p for n, p in self.model.head.linear.named_parameters()}
+        return {plain(name): tensor for name, tensor in self.tuned.tensors.items()} | head
+
+
+def plain(name: str) -> str:
+    """tune/NAME -> NAME; graft/SITE/base.lora_A.default.weight -> SITE.lora_A.weight."""
+    kind, _, rest = name.partition("/")
+    return rest if kind == "tune" else rest.replace("/base.", ".").replace(".default.", ".")
+
+
+def carry_out(method: Method, given: Oracle) -> Trainee:
+    model = given.model()
+    trainee = Trainee(model, method.plan(model.vit, NoProbe()).carry_out(model.vit))
+    with torch.no_grad():
+        for name, tensor in given.under("init/").items():
+            trainee.tensors[name].copy_(tensor)
+    return trainee
+
+
+def assert_near(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name].detach(), tensor, **NEAR, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize(("file", "scenario", "method"), RUNS, ids=lambda value: str(value) or None)
+def test_logits_loss_and_gradients(file: str, scenario: str, method: Method) -> None:
+    given = oracle(file, scenario)
+    trainee = carry_out(method, given)
+    x, y = given.batch
+    logits = trainee.model.train()(x)
+    loss = F.cross_entropy(logits, y)
+    loss.backward()
+    assert_near({"logits": logits, "loss": loss}, {"logits": given["logits"], "loss": given["loss"]})
+    assert_near({n: t.grad for n, t in trainee.tensors.items() if t.grad is not None}, given.under("grad/"))
+
+
+@pytest.mark.parametrize(("file", "scenario", "method"), RUNS, ids=lambda value: str(value) or None)
+def test_three_steps(file: str, scenario: str, method: Method, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "learning_rate", lambda _step, recipe: recipe.lr)  # theirs was constant
+    given = oracle(file, scenario)
+    trainee = carry_out(method, given)
+    x, y = given.batch
+    learner = Learner(trainee.model, trainee.tensors)
+    progress = fit(learner, Task(Features(x), y, {"test": (Features(x), y.numpy())}, CLASSES), THREE_STEPS, seed=0)
+    assert_near(trainee.tensors, given.under("after3/"))
+    trajectory = torch.tensor([row["train_loss"] for row in progress.curve], dtype=torch.float64)
+    logits = trainee.model.eval()(x)
+    assert_near(
+        {"losses": trajectory, "last loss": F.cross_entropy(logits, y), "logits": logits},
+        {"losses": given["loss_traj"][:3], "last loss": given["loss_traj"][3], "logits": given["logits_after3"]},
+    )
+
+
+@pytest.mark.parametrize(("file", "scenario", "method"), RUNS, ids=lambda value: str(value) or None)
+def test_as_much_trains_as_in_the_original(file: str, scenario: str, method: Method) -> None:
+    given = oracle(file, scenario)
+    assert method.plan(given.model().vit, NoProbe()).count(given.model().vit) == int(
+        given.arrays["n_trainable_no_head"]
+    )
+    trainee = carry_out(method, given)
+    assert sum(p.numel() for p in trainee.model.parameters() if p.requires_grad) == int(given.arrays["n_trainable"])
+
+
+def test_merged_lora_is_the_weights_that_peft_merges(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "learning_rate", lambda _step, recipe: recipe.lr)
+    given = oracle("lora", "rand/")
+    trainee = carry_out(LoRA(r=4, alpha=8), given)
+    x, y = given.batch
+    fit(Learner(trainee.model, trainee.tensors), Task(Features(x), y, {}, CLASSES), THREE_STEPS, seed=0)
+    assert trainee.tuned.merge()
+    head = {f"head.{n}": t for n, t in trainee.model.head.linear.state_dict().items()}
+    assert_near({**trainee.model.vit.state_dict(), **head}, given.under("merged_after3/"))
+
+
+def test_the_bare_network_is_that_of_the_oracles() -> None:
+    base, full = oracle("base"), oracle("full")
+    x, _ = base.batch
+    assert sum(p.numel() for p in base.model().parameters()) == 32_323
+    with torch.no_grad():
+        assert_near({"logits": base.model().eval()(x)}, {"logits": full["logits"]})
+
+
+def test_the_probe_sums_the_squares_that_spt_sums() -> None:
+    """Its own code, with q, k and v in tensors of their own, on the four selection batches."""
+    base, spt = oracle("base"), oracle("spt_sensitivity")
+    pairs = [(base[f"sel/x{i}"], base[f"sel/y{i}"]) for i in range(4)]
+    even, odd = GradientProbe(base.model(), lambda: iter(pairs), F.cross_entropy).estimate("squares")
+    found: dict[str, Tensor] = {}
+    for name in even:
+        letters = ("q", "k", "v") if "attn.qkv" in name else ("qkv",)
+        parts = (even[name] + odd[name]).chunk(len(letters))
+        found |= {name.replace("attn.qkv", f"attn.{letter}"): part for letter, part in zip(letters, parts, strict=True)}
+    assert_near(found, {n: t for n, t in spt.under("sens/").items() if not n.startswith("head.")})

@@ -88,9 +88,8 @@ def _group(word: str, root: Path) -> tuple[list[str], list[str]]:
         return phantoms, [
             f"None of the paper's six data sets lies under {root}: the built-in synthetic phantoms run instead."
         ]
-    return here, [
-        f"all = {len(here)} of the paper's 6 data sets; not under {root}: {', '.join(missing)}."
-    ] if missing else []
+    says = f"all = {len(here)} of the paper's 6 data sets; not under {root}: {', '.join(missing)}."
+    return here, [f"{says} `peftbench show dataset NAME` says how to get one."] if missing else []
 
 
 def _present(name: str, root: Path) -> bool:

@@ -20,7 +20,7 @@ from PIL import Image
 
 from peftbench import study as studies
 from peftbench.cli import main
-from peftbench.contract import Record
+from peftbench.record import Record
 from peftbench.spec import Job, Places, Study
 
 SIDE = 64  # pixels, what `mini` takes as it is

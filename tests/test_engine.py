@@ -19,7 +19,7 @@ from peftbench.engine import Learner, Progress, Task, fit
 from peftbench.errors import DivergedError
 from peftbench.head import Classifier, Head
 from peftbench.pixels import Features, order
-from peftbench.spec import Recipe
+from peftbench.recipe import Recipe
 
 CLASSES, WIDTH, SEED = 3, 6, 3
 RECIPE = Recipe("tiny", lr=0.05, batch=4, steps=12, evaluations=4, precision="fp32", weight_decay=0.1)
@@ -135,7 +135,9 @@ def test_every_rule_keeps_the_logits_of_its_step(monkeypatch: pytest.MonkeyPatch
     progress = fit(learner(model), on, RECIPE, SEED)
     np.testing.assert_array_equal(progress.chosen["last"].logits["test"], engine.predict(model, on.parts["test"][0]))
     model.load_state_dict(progress.kept)
-    np.testing.assert_array_equal(progress.chosen["validation"].logits["val"], engine.predict(model, on.parts["val"][0]))
+    np.testing.assert_array_equal(
+        progress.chosen["validation"].logits["val"], engine.predict(model, on.parts["val"][0])
+    )
     assert np.abs(progress.chosen["oracle"].logits["test"] - progress.chosen["last"].logits["test"]).max() > 0
 
 

@@ -9,7 +9,18 @@ from __future__ import annotations
 
 import numpy as np
 
-from peftbench.datasets._phantom import OUTLINE, SIDE, Cohort, Field, Phantom, Pixels, blob, grey_levels, soft, to_pixels
+from peftbench.datasets._phantom import (
+    OUTLINE,
+    SIDE,
+    Cohort,
+    Field,
+    Phantom,
+    Pixels,
+    blob,
+    grey_levels,
+    soft,
+    to_pixels,
+)
 
 ROW = 24  # nuclei of a gland, at most
 STROMA = 16  # nuclei between the glands, at most
@@ -69,7 +80,15 @@ def _scatter(cohort: Cohort, nuclei: Field, size: Field) -> None:
     for _ in range(STROMA):
         y, x = ((cohort.each(0, SIDE - 1))[:, 0, 0] for _ in range(2))
         stretch = np.where(cohort.chance(round_), 1.0, 1.6)
-        _stamp(nuclei, y, x, size * stretch, size / stretch, cohort.each(0, np.pi), cohort.chance(busy) * cohort.each(0.7, 1))
+        _stamp(
+            nuclei,
+            y,
+            x,
+            size * stretch,
+            size / stretch,
+            cohort.each(0, np.pi),
+            cohort.chance(busy) * cohort.each(0.7, 1),
+        )
 
 
 def _stamp(nuclei: Field, y: Field, x: Field, long: Field, short: Field, turn: Field, dark: Field) -> None:
@@ -80,7 +99,11 @@ def _stamp(nuclei: Field, y: Field, x: Field, long: Field, short: Field, turn: F
     down, across = (top - y)[:, None, None] + step[:, None], (left - x)[:, None, None] + step
     along, aside = across * np.cos(turn) + down * np.sin(turn), down * np.cos(turn) - across * np.sin(turn)
     ellipse = soft(np.sqrt((along / long) ** 2 + (aside / short) ** 2) - 1, 0.8) * dark
-    window = np.arange(len(y))[:, None, None], (top + REACH)[:, None, None] + step[:, None], (left + REACH)[:, None, None] + step
+    window = (
+        np.arange(len(y))[:, None, None],
+        (top + REACH)[:, None, None] + step[:, None],
+        (left + REACH)[:, None, None] + step,
+    )
     nuclei[window] = np.maximum(nuclei[window], ellipse)
 
 
@@ -95,7 +118,7 @@ def _clefts(cohort: Cohort) -> Field:
 
 
 def _coloured(cohort: Cohort, stain: Field) -> Pixels:
-    """Light through eosin up to half of the stain, through haematoxylin above; stains and thickness are the patient's."""
+    """Light through eosin up to half of the stain, through haematoxylin above; the stains are the patient's."""
     depth = grey_levels(stain, cohort.shared(0.0, 0.08), cohort.shared(0.85, 1.2), cohort.shared(0.8, 1.5))
     eosin = [cohort.shared(low, high) for low, high in ((0.02, 0.2), (0.6, 1.2), (0.25, 0.7))]
     blue = [cohort.shared(low, high) for low, high in ((1.1, 2.2), (1.2, 2.2), (0.4, 1.0))]

@@ -8,9 +8,22 @@ from __future__ import annotations
 
 import numpy as np
 
-from peftbench.datasets._phantom import Cohort, Field, Phantom, Pixels, X, Y, blob, grey_levels, lettering, soft, to_pixels
+from peftbench.datasets._phantom import (
+    Cohort,
+    Field,
+    Phantom,
+    Pixels,
+    X,
+    Y,
+    blob,
+    grey_levels,
+    lettering,
+    soft,
+    to_pixels,
+)
 
-DEPTH = (-0.06, 0.0, 0.06, 0.16, 0.24, 0.34, 0.44, 0.5, 0.58, 0.66, 0.78, 0.82, 0.86, 0.9, 0.94, 1.04, 1.1)  # 1 = the lowest layer
+# Reflectivity at depths from the inner limiting membrane (0) to the pigment epithelium (1).
+DEPTH = (-0.06, 0.0, 0.06, 0.16, 0.24, 0.34, 0.44, 0.5, 0.58, 0.66, 0.78, 0.82, 0.86, 0.9, 0.94, 1.04, 1.1)
 BRIGHT = (0.0, 0.7, 0.8, 0.65, 0.5, 0.5, 0.25, 0.25, 0.5, 0.22, 0.2, 0.6, 0.6, 0.3, 0.9, 0.95, 0.4)
 
 
@@ -24,15 +37,22 @@ def draw(cohort: Cohort) -> Pixels:
     light = light * (1 - 0.9 * soft(np.abs(Y - raised + 0.05 + fluid / 2) - fluid / 2, 0.03) * (fluid > 0.01))
     light = light * (1 - 0.9 * _cysts(cohort, top, raised)) * (1 - _vessels(cohort, top))
     light = (light + 0.5 * _exudates(cohort, top, raised)) * (0.85 + 0.15 * cohort.noise(1, 3)) + 0.05
-    speckled = light * (1 + cohort.shared(0.1, 0.22) * cohort.noise(0.4, 0.7)) + cohort.shared(0.02, 0.05) * cohort.noise(0.4)
-    grey = grey_levels(speckled, cohort.shared(0, 0.1), cohort.shared(0.65, 1), cohort.shared(1.6, 3) * cohort.each(0.9, 1.1))
+    grain = 1 + cohort.shared(0.1, 0.22) * cohort.noise(0.4, 0.7)
+    speckled = light * grain + cohort.shared(0.02, 0.05) * cohort.noise(0.4)
+    grey = grey_levels(
+        speckled, cohort.shared(0, 0.1), cohort.shared(0.65, 1), cohort.shared(1.6, 3) * cohort.each(0.9, 1.1)
+    )
     return to_pixels(np.maximum(grey, 0.8 * lettering(cohort, 0.3)))
 
 
 def _surfaces(cohort: Cohort) -> tuple[Field, Field]:
     """Height of the inner limiting membrane and of the pigment epithelium over the width (n, 1, SIDE)."""
     across = X[:1] - 0.5
-    course = cohort.each(-0.25, 0.25) * across + cohort.shared(-0.5, 0.5) * across**2 + cohort.wave(1.5, cohort.shared(0, 0.015))
+    course = (
+        cohort.each(-0.25, 0.25) * across
+        + cohort.shared(-0.5, 0.5) * across**2
+        + cohort.wave(1.5, cohort.shared(0, 0.015))
+    )
     base = cohort.each(0.6, 0.8) + course
     off = (across - cohort.each(-0.35, 0.35)) / cohort.shared(0.08, 0.16)
     pit = cohort.chance(0.6) * cohort.shared(0.03, 0.12) / (1 + off**2) ** 2

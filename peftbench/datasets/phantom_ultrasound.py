@@ -1,14 +1,26 @@
 """Breast ultrasound, synthetic: no lesion, a benign one or a malignant one, under speckle.
 
 Benign is smooth and wider than tall, malignant is spiculated, taller and casts a shadow; each of these signs fails now
-and then, as in the clinic. Fat lobules look like lesions at a glance; shadows, calipers and writing come in every class.
+and then, as in the clinic. Fat lobules look like lesions; shadows, calipers and writing come in every class.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from peftbench.datasets._phantom import Cohort, Field, Phantom, Pixels, X, Y, blob, grey_levels, lettering, soft, to_pixels
+from peftbench.datasets._phantom import (
+    Cohort,
+    Field,
+    Phantom,
+    Pixels,
+    X,
+    Y,
+    blob,
+    grey_levels,
+    lettering,
+    soft,
+    to_pixels,
+)
 
 
 def draw(cohort: Cohort) -> Pixels:
@@ -16,7 +28,9 @@ def draw(cohort: Cohort) -> Pixels:
     echo = _layers(cohort) * (1 - 0.6 * _lobules(cohort))
     echo = _lesion(cohort, echo) * (1 - _stray_shadow(cohort))
     speckled = np.maximum(echo, 0.02) * _speckle(cohort)
-    grey = grey_levels(speckled, cohort.shared(0, 0.08), cohort.shared(0.55, 1), cohort.shared(1.2, 3) * cohort.each(0.85, 1.15))
+    grey = grey_levels(
+        speckled, cohort.shared(0, 0.08), cohort.shared(0.55, 1), cohort.shared(1.2, 3) * cohort.each(0.85, 1.15)
+    )
     return to_pixels(np.maximum(np.maximum(grey, lettering(cohort, 0.4) * 0.8), _calipers(cohort) * 0.9))
 
 

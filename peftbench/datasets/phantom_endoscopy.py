@@ -1,0 +1,107 @@
+"""Colonoscopy, synthetic: activity of colitis in four grades, in order, like the Mayo endoscopic subscore.
+
+Grade by grade the net of vessels blurs and goes, the surface turns granular, and erosions grow into ulcers. Severity
+is continuous within a grade, so neighbours are alike. Tint, light, folds, stool and reflections come in every grade.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from peftbench.datasets._phantom import Cohort, Field, Phantom, Pixels, X, Y, blob, grey_levels, ridges, soft, to_pixels
+
+
+def draw(cohort: Cohort) -> Pixels:
+    """The images of a cohort."""
+    severity = cohort.by_class(0, 1, 2, 3) + cohort.each(-0.25, 0.25)
+    ulcers, stool = _ulcers(cohort, severity), _stool(cohort)
+    hue = 0.15 * cohort.noise(6) + 0.05 * cohort.noise(1) - _vessels(cohort, severity)
+    hue = (hue - 0.5 * _reddening(cohort, ulcers, severity)) * (1 - np.maximum(ulcers, stool)) + ulcers + stool
+    light = _folds(cohort) + _granules(cohort, severity)
+    return _coloured(cohort, hue, light + 0.02 * cohort.noise(0.5))
+
+
+def _vessels(cohort: Cohort, severity: Field) -> Field:
+    """Branching vessels: clear in grade 0, blurred in 1, gone from 2."""
+    course = cohort.noise(2.6)
+    sharp = np.maximum(ridges(course, 0.3), 0.8 * ridges(cohort.noise(1.6), 0.16))
+    seen = np.clip(1.15 - 0.6 * severity, 0, 1)
+    vague = ridges(course, 0.8)
+    return np.asarray(1.5 * seen * (seen * sharp + (1 - seen) * vague) * soft(cohort.noise(9), 5))
+
+
+def _ulcers(cohort: Cohort, severity: Field) -> Field:
+    """Pale spots with ragged rims: few and small from grade 2, large in 3."""
+    ulcers = np.zeros((len(cohort.labels), *Y.shape))
+    size = 0.028 + 0.065 * np.clip(severity - 2, 0, 1)
+    for first in (1.4, 1.4, 1.6, 1.8, 2.4):
+        high = size * cohort.each(0.7, 1.5)
+        spot = blob(
+            cohort.each(0.15, 0.85),
+            cohort.each(0.15, 0.85),
+            high,
+            high * cohort.each(0.6, 2),
+            cohort.outline(3, 7, 0.2),
+        )
+        ulcers = np.maximum(ulcers, soft(spot, 0.4) * (severity > first))
+    return ulcers
+
+
+def _stool(cohort: Cohort) -> Field:
+    """Remains of stool and foam, yellow as ulcers are but smooth and in any grade."""
+    stool = np.zeros((len(cohort.labels), *Y.shape))
+    for probability in (0.5, 0.3):
+        high = cohort.each(0.03, 0.11)
+        smear = blob(cohort.each(0, 1), cohort.each(0, 1), high, high * cohort.each(0.6, 1.8))
+        stool = np.maximum(stool, soft(smear, 0.9) * cohort.chance(probability))
+    return stool
+
+
+def _reddening(cohort: Cohort, ulcers: Field, severity: Field) -> Field:
+    """Red halos of the ulcers and patches of redness, which grow from grade 1."""
+    patches = soft(cohort.noise(4), 1.5)
+    return np.asarray(np.clip(severity, 0, 2) * 0.3 * patches + 0.6 * ridges(ulcers - 0.15, 0.15))
+
+
+def _granules(cohort: Cohort, severity: Field) -> Field:
+    """The coarse grain of an inflamed surface."""
+    return np.asarray((0.03 + 0.015 * severity) * cohort.noise(1.1) + 0.03 * cohort.noise(2.5))
+
+
+def _folds(cohort: Cohort) -> Field:
+    """The light of the endoscope on the haustral folds round a dark lumen, anywhere in the view."""
+    y, x = cohort.each(-0.1, 1.1), cohort.each(-0.1, 1.1)
+    far = blob(y, x, cohort.each(0.3, 0.6), cohort.each(0.3, 0.6), cohort.outline(2, 3, 0.08)) + 1
+    rings = far * cohort.each(0.7, 1.5) + cohort.each(0, 1)
+    fold = np.abs(rings - np.rint(rings)) * cohort.each(0.1, 0.5)
+    return np.asarray(0.45 * np.minimum(far, 1.5) + fold + cohort.each(-0.3, 0.3) * X + cohort.each(-0.3, 0.3) * Y)
+
+
+def _coloured(cohort: Cohort, hue: Field, light: Field) -> Pixels:
+    """Red to yellow by `hue` and dark to bright by `light`, both by rank; then reflections and the round mask."""
+    bright = grey_levels(light, cohort.shared(0.25, 0.45), cohort.shared(0.8, 1), cohort.shared(0.6, 1.2))[..., None]
+    rank = grey_levels(hue, cohort.shared(-1, -0.8), cohort.shared(0.8, 1), cohort.shared(0.85, 1.1))[..., None]
+    yellow = 0.2 * rank + 0.5 * rank**3  # most of the mucosa is of one hue
+    tint = np.stack([cohort.shared(*span) for span in ((0.9, 1.0), (0.42, 0.62), (0.3, 0.52))], axis=-1)
+    gleam = 0.8 * _reflections(cohort)[..., None]
+    colour = bright * tint * (1 + yellow * np.asarray([0.2, 0.9, 0.8])) * (1 - gleam) + gleam
+    return to_pixels(colour * _mask(cohort)[..., None])
+
+
+def _reflections(cohort: Cohort) -> Field:
+    """White gleams of the lamp on wet mucosa, in any grade."""
+    gleams = np.zeros((len(cohort.labels), *Y.shape))
+    for probability in (0.9, 0.7, 0.5):
+        high = cohort.each(0.01, 0.03)
+        gleam = soft(blob(cohort.each(0.1, 0.9), cohort.each(0.1, 0.9), high, high * cohort.each(0.7, 3)), 0.6)
+        gleams = np.maximum(gleams, gleam * cohort.chance(probability))
+    return gleams
+
+
+def _mask(cohort: Cohort) -> Field:
+    """The dark corners of the view, which depend on the patient's endoscope."""
+    middle, reach = np.full((len(cohort.labels), 1, 1), 0.5), cohort.shared(0.52, 0.75)
+    return soft(blob(middle, middle, reach, reach), 0.06)
+
+
+plugin = Phantom("phantom_endoscopy", 6, (0.36, 0.27, 0.21, 0.16), draw, by_patient=False)

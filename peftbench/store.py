@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import csv
 import fcntl
+import io
 import json
 import os
 import shutil
@@ -144,13 +145,15 @@ def write_json(file: Path, value: Mapping[str, Any]) -> None:
 
 def write_curve(file: Path, rows: Sequence[Mapping[str, float]]) -> None:
     """One row an evaluation."""
-    with file.open("w", newline="") as out:
-        table = csv.DictWriter(out, list(rows[0]))
-        table.writeheader()
-        table.writerows(rows)
+    text = io.StringIO(newline="")
+    table = csv.DictWriter(text, list(rows[0]))
+    table.writeheader()
+    table.writerows(rows)
+    write_bytes(file, text.getvalue().encode())
 
 
 def write_predictions(file: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
     """As .npz without pickles."""
-    with file.open("wb") as out:
-        np.savez_compressed(out, **arrays)  # type: ignore[arg-type]
+    packed = io.BytesIO()
+    np.savez_compressed(packed, **arrays)  # type: ignore[arg-type]
+    write_bytes(file, packed.getvalue())

@@ -6,17 +6,15 @@ import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import torch
+from timm.models.vision_transformer import VisionTransformer
 
 from peftbench.contract import Backbone, Preprocessing
 from peftbench.errors import RequestError
 from peftbench.registry import registry
 from peftbench.spec import Spec, make, parse
-
-if TYPE_CHECKING:
-    from timm.models.vision_transformer import VisionTransformer
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,9 @@ table = peftbench.load("runs")  # a pandas DataFrame, one row a job
 
 from __future__ import annotations
 
+import sys
 from importlib.metadata import version
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -17,6 +19,17 @@ if TYPE_CHECKING:
 
 __version__ = version("peftbench")
 __all__ = ["__version__", "load", "run"]
+
+
+class _Package(ModuleType):
+    """Keeps `peftbench.run` the function: Python would put the file run.py in its place once something imports that."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name == "run" and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def run(

@@ -42,6 +42,7 @@ def run(job: Job, places: Places, watch: Watch | None = None) -> Record | None:
             return None
         done = here.record(job.id)
         if done is not None and done.status == "done":
+            Checkpoint(here.folder(job.id)).clear()  # a process may have died between the record and this
             return done
         here.sweep(job.id)
         if done is not None:

@@ -62,7 +62,7 @@ class Store:
     def state(self, job_id: str) -> State:
         """From the disk alone."""
         record = self.record(job_id)
-        if record is not None:
+        if record is not None and not (self.folder(job_id) / "state").exists():
             return record.status
         if not self.folder(job_id).exists():
             return "new"

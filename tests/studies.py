@@ -78,6 +78,16 @@ def call(arguments: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> int:
     return int(ended.value.code or 0)
 
 
+SLOW = (
+    "peftbench.show",
+    "peftbench.backbones.mini",
+    "peftbench.metrics.auc",
+    "peftbench.reports.figure",
+    "peft",
+    "torch._dynamo",
+)
+
+
 def start(arguments: Sequence[str], home: Path, die_at: tuple[str, int] | None = None) -> ForkServerProcess:
     """`peftbench ARGUMENTS` in a process of its own, working in `home`, what it prints in `home/out.txt`.
 
@@ -85,7 +95,7 @@ def start(arguments: Sequence[str], home: Path, die_at: tuple[str, int] | None =
     (NAME, n), it kills itself just before the n-th time that a draft would be renamed to a file of that name.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["peftbench.show", "peftbench.backbones.mini", "peft", "tests.studies"])
+    context.set_forkserver_preload([*SLOW, "tests.studies"])
     process = context.Process(target=_program, args=(list(arguments), home, die_at))
     process.start()
     return process

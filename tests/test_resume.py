@@ -1,0 +1,139 @@
+"""Jobs that are really killed, by SIGKILL, and end with the same bits as jobs that nobody disturbed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests import studies
+
+METHODS = ("--methods", "shpeft,lora,full")
+RECIPES = {
+    "adamw": ("--recipe", "quick", *studies.SHORT),
+    "sgd": ("--recipe", "paper", *studies.SHORT, "--precision", "fp32"),
+}
+DEATHS = [  # before the n-th file of that name is in place
+    ("job.json", 1),  # nothing is there yet
+    ("checkpoint.safetensors", 1),  # the first checkpoint is a draft
+    ("checkpoint.safetensors", 3),  # two steps behind a checkpoint
+    ("delta.safetensors", 1),  # trained, predicted, not written down
+    ("record.json", 1),  # the record alone is missing
+    ("checkpoint.safetensors", 5),  # in a later job of the study
+]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return studies.draw(tmp_path_factory.mktemp("images"))
+
+
+def finish(arguments: tuple[str, ...], home: Path) -> str:
+    """Run to the end; what was printed."""
+    process = studies.start(arguments, home)
+    process.join()
+    printed = (home / "out.txt").read_text()
+    assert process.exitcode == 0, printed
+    return printed
+
+
+def jobs(home: Path) -> dict[str, Path]:
+    return {folder.name: folder for folder in sorted((home / "runs" / "jobs").iterdir())}
+
+
+def assert_same(home: Path, undisturbed: Path) -> None:
+    """Every job of `home` left what it left in `undisturbed`, bit for bit, and nothing else."""
+    assert jobs(home).keys() == jobs(undisturbed).keys()
+    for name, folder in jobs(home).items():
+        ours, theirs = studies.left_by(folder), studies.left_by(jobs(undisturbed)[name])
+        assert {key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)} == set()
+        assert sorted(p.name for p in folder.iterdir()) == sorted(p.name for p in jobs(undisturbed)[name].iterdir())
+
+
+@pytest.fixture(scope="module", params=RECIPES)
+def command(request: pytest.FixtureRequest, images: Path) -> tuple[str, ...]:
+    return ("run", *METHODS, "--datasets", f"folder:{images}", *RECIPES[request.param])
+
+
+@pytest.fixture(scope="module")
+def undisturbed(command: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("undisturbed")
+    finish(command, home)
+    assert len(studies.records(home / "runs")) == 3
+    return home
+
+
+def test_jobs_killed_at_chosen_points_end_with_the_same_bits(
+    command: tuple[str, ...], undisturbed: Path, tmp_path: Path
+) -> None:
+    for death in DEATHS:
+        process = studies.start(command, tmp_path, die_at=death)
+        process.join()
+        assert process.exitcode == -signal.SIGKILL, (death, (tmp_path / "out.txt").read_text())
+    finish(command, tmp_path)
+    assert_same(tmp_path, undisturbed)
+
+
+def test_jobs_killed_from_outside_end_with_the_same_bits(
+    command: tuple[str, ...], undisturbed: Path, tmp_path: Path
+) -> None:
+    def some(pattern: str) -> Callable[[], bool]:
+        return lambda: any(tmp_path.glob(pattern))
+
+    for is_time in (some("runs/jobs/*/state/checkpoint.safetensors"), some("runs/jobs/*/record.json")):
+        process = studies.start(command, tmp_path)
+        while process.is_alive() and not is_time():
+            time.sleep(0.005)
+        process.kill()
+        process.join()
+    finish(command, tmp_path)
+    assert_same(tmp_path, undisturbed)
+
+
+def test_finished_jobs_are_never_run_again(command: tuple[str, ...], undisturbed: Path) -> None:
+    files = [folder / "record.json" for folder in jobs(undisturbed).values()]
+    before = [(file.stat().st_mtime_ns, file.stat().st_ino) for file in files]
+    assert "3 of 3 jobs were done before." in finish(command, undisturbed)
+    assert [(file.stat().st_mtime_ns, file.stat().st_ino) for file in files] == before
+
+
+def test_two_runs_on_one_store_at_once_do_each_job_once(
+    command: tuple[str, ...], undisturbed: Path, tmp_path: Path
+) -> None:
+    first, second = (studies.start(command, home) for home in homes(tmp_path))
+    first.join()
+    second.join()
+    assert (first.exitcode, second.exitcode) == (0, 0)
+    assert_same(tmp_path / "one", undisturbed)
+    printed = "".join((home / "out.txt").read_text() for home in homes(tmp_path))
+    assert printed.count("3 of 3 jobs done") == 2
+
+
+def homes(folder: Path) -> list[Path]:
+    """Two working folders with one store and two caches."""
+    one, two = folder / "one", folder / "two"
+    if not one.exists():
+        (one / "runs").mkdir(parents=True)
+        two.mkdir()
+        (two / "runs").symlink_to(one / "runs")
+    return [one, two]
+
+
+def test_ctrl_c_leaves_one_line_and_a_store_that_goes_on(
+    command: tuple[str, ...], undisturbed: Path, tmp_path: Path
+) -> None:
+    process = studies.start(command, tmp_path)
+    while process.is_alive() and not any(tmp_path.glob("runs/jobs/*/state/checkpoint.safetensors")):
+        time.sleep(0.005)
+    os.kill(process.pid or 0, signal.SIGINT)
+    process.join()
+    printed = (tmp_path / "out.txt").read_text()
+    assert process.exitcode == 130, printed
+    assert printed.splitlines()[-1] == "peftbench: interrupted; the same command goes on from the last checkpoint."
+    assert "Traceback" not in printed
+    finish(command, tmp_path)
+    assert_same(tmp_path, undisturbed)

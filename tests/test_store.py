@@ -1,0 +1,146 @@
+"""What lies on disk: whole files or none, for the owner's eyes, and one clear sentence where that cannot be."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from peftbench import store
+from peftbench.errors import StoreError
+from peftbench.store import Store
+from tests import results
+
+
+class Crash(BaseException):
+    """The machine stops: nothing handles it."""
+
+
+def test_a_crash_between_draft_and_rename_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "record.json"
+    store.write_bytes(file, b"old")
+
+    def crash(*_: object) -> None:
+        raise Crash
+
+    monkeypatch.setattr(Path, "replace", crash)
+    with pytest.raises(Crash):
+        store.write_bytes(file, b"new")
+    assert file.read_bytes() == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["record.json"]
+
+
+def test_what_is_renamed_was_on_the_disk_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    sync, rename = os.fsync, Path.replace
+    monkeypatch.setattr(os, "fsync", lambda number: (done.append("sync"), sync(number)))
+    monkeypatch.setattr(Path, "replace", lambda *files: (done.append("rename"), rename(*files)))
+    store.write_json(tmp_path / "job.json", {"b": 1, "a": 2})
+    assert done == ["sync", "rename"]
+    assert json.loads((tmp_path / "job.json").read_text()) == {"a": 2, "b": 1}
+
+
+def test_predictions_hold_no_pickles(tmp_path: Path) -> None:
+    store.write_predictions(tmp_path / "predictions.npz", {"test/labels": np.arange(3)})
+    with np.load(tmp_path / "predictions.npz", allow_pickle=False) as stored:
+        assert stored["test/labels"].tolist() == [0, 1, 2]
+
+
+def mode(path: Path) -> str:
+    return stat.filemode(path.stat().st_mode)
+
+
+def test_only_the_owner_may_look_into_a_store(tmp_path: Path) -> None:
+    here = Store(tmp_path / "runs")
+    here.prepare()
+    with here.claim("abc") as mine:
+        assert mine
+    assert {mode(path) for path in (here.root, here.root / "jobs", here.folder("abc"))} == {"drwx------"}
+
+
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_a_store_that_is_no_folder_is_refused(place: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError, match=r"Cannot write results into .*file.* choose another folder with --store"):
+        Store(tmp_path / place).prepare()
+
+
+def test_a_store_that_cannot_be_written_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "touch", refuse)  # root may write into a read-only folder, so that none would do here
+    with pytest.raises(StoreError, match=r"Cannot write results into .* \(Permission denied\)"):
+        Store(tmp_path / "runs").prepare()
+
+
+@pytest.mark.parametrize("content", ["", "{", "{}", '{"id": "abc", "more": 1}'])
+def test_a_damaged_record_is_named(content: str, tmp_path: Path) -> None:
+    here = Store(tmp_path)
+    here.folder("abc").mkdir(parents=True)
+    (here.folder("abc") / "record.json").write_text(content)
+    with pytest.raises(StoreError, match=r"The record .*abc.record.json cannot be read .* run the study again"):
+        here.record("abc")
+
+
+def test_states_are_read_from_the_disk(tmp_path: Path) -> None:
+    here = Store(tmp_path)
+    assert here.state("abc") == "new"
+    with here.claim("abc"):
+        assert here.state("abc") == "running"
+    assert here.state("abc") == "interrupted"
+    for status in ("failed", "done"):
+        record = results.Fake().record().model_copy(update={"status": status})
+        (here.folder("abc") / "record.json").write_text(record.model_dump_json())
+        assert here.state("abc") == status
+
+
+def test_a_done_job_with_its_state_left_is_to_be_cleared(tmp_path: Path) -> None:
+    here = Store(tmp_path)
+    (here.folder("abc") / "state").mkdir(parents=True)
+    (here.folder("abc") / "record.json").write_text(results.Fake().record().model_dump_json())
+    assert here.state("abc") == "interrupted"
+
+
+def test_a_job_is_held_by_one_at_a_time(tmp_path: Path) -> None:
+    here = Store(tmp_path)
+    with here.claim("abc") as first, here.claim("abc") as second, here.claim("other") as third:
+        assert (first, second, third) == (True, False, True)
+    with here.claim("abc") as again:
+        assert again
+
+
+def test_forgetting_a_failed_job_leaves_its_request(tmp_path: Path) -> None:
+    here = Store(tmp_path)
+    (here.folder("abc") / "state").mkdir(parents=True)
+    for name in ("job.json", "record.json", "curve.csv", "state/checkpoint.safetensors"):
+        (here.folder("abc") / name).touch()
+    here.forget("abc")
+    assert [path.name for path in here.folder("abc").iterdir()] == ["job.json"]
+
+
+def test_drafts_of_a_killed_process_are_swept(tmp_path: Path) -> None:
+    here = Store(tmp_path)
+    (here.folder("abc") / "state").mkdir(parents=True)
+    for name in (".record.json.0.draft", "state/.checkpoint.safetensors.1.draft", "job.json", ".lock"):
+        (here.folder("abc") / name).touch()
+    here.sweep("abc")
+    assert sorted(path.name for path in here.folder("abc").rglob("*") if path.is_file()) == [".lock", "job.json"]
+
+
+def test_a_folder_without_results_says_so(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="There are no results in"):
+        Store(tmp_path).results()
+
+
+def test_results_are_those_jobs_that_ended(tmp_path: Path) -> None:
+    here = Store(tmp_path)
+    for name in ("b", "a", "running"):
+        here.folder(name).mkdir(parents=True)
+    for name in ("b", "a"):
+        (here.folder(name) / "record.json").write_text(results.Fake().record().model_dump_json())
+    assert [result.folder.name for result in here.results()] == ["a", "b"]

@@ -32,8 +32,14 @@ class LoRA(Method):
             raise RequestError(
                 f"lora: sites = {strange[0]!r} will not do: there are {', '.join(SITES)}; join several with +."
             )
+        if len(set(self.sites)) < len(self.sites):
+            raise RequestError(f"lora: sites = {'+'.join(self.sites)} will not do: each may stand there once.")
         if self.r < 1:
             raise RequestError(f"lora: r = {self.r} will not do: the rank is at least 1.")
+        if self.alpha != "r" and self.alpha < 1:
+            raise RequestError(f"lora: alpha = {self.alpha} will not do: it is at least 1, or r.")
+        if not 0 <= self.dropout < 1:
+            raise RequestError(f"lora: dropout = {self.dropout} will not do: it lies in [0, 1).")
 
     def plan(self, vit: nn.Module, probe: Probe) -> Plan:
         """A graft around every chosen projection of every block."""

@@ -9,6 +9,7 @@ Exactly k = round(ratio N) entries of the whole backbone learn: the largest I, t
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from peftbench.errors import JobError, RequestError
-from peftbench.plan import Fit, Method, Plan, Probe
+from peftbench.plan import Fit, Method, Plan, Probe, edge
 
 # td -> (what the probe adds up over batches, what is made of the sum)
 TASK = {
@@ -57,8 +58,8 @@ class SHPEFT(Method):
             raise RequestError(
                 f"shpeft: batches = {self.batches} will not do: at least 2, for an estimate and its stability."
             )
-        if self.lam < 0:
-            raise RequestError(f"shpeft: lam = {self.lam} will not do: it is not negative.")
+        if not 0 <= self.lam < math.inf:
+            raise RequestError(f"shpeft: lam = {self.lam} will not do: it is a number and not negative.")
 
     def plan(self, vit: nn.Module, probe: Probe) -> Plan:
         """The chosen entries of every tensor, and how far two halves of the data agree on them."""
@@ -73,8 +74,9 @@ class SHPEFT(Method):
             top(self._importance(_shaped(td, shape), ta), k)
             for td in ([e + o for e, o in zip(even, odd, strict=True)], even, odd)
         ]
-        shared = torch.isin(masks[1], masks[2]).sum().item() / k
-        return Plan(entries=_split(masks[0], names, ta), facts={"mask_split_half_overlap": shared})
+        overlap = torch.isin(masks[1], masks[2]).sum().item() / k
+        halved = any(bool(part.any()) for part in odd)  # one batch alone has no second half
+        return Plan(entries=_split(masks[0], names, ta), facts={"mask_split_half_overlap": overlap} if halved else {})
 
     def count(self, vit: nn.Module) -> int:
         """round(ratio N), at most as many as there are candidates."""
@@ -85,10 +87,10 @@ class SHPEFT(Method):
         return k
 
     def within(self, budget: int, vit: nn.Module) -> Fit:
-        """Any count can be had."""
+        """Any count can be had, from one weight to all candidates."""
         there = sum(vit.get_parameter(name).numel() for name in self._candidates(vit))
-        reached = min(budget, there)
-        return Fit(replace(self, ratio=_share(reached, _numel(vit))), reached, "ceiling" if budget > there else None)
+        reached = max(1, min(budget, there))
+        return Fit(replace(self, ratio=_share(reached, _numel(vit))), reached, edge(budget, (1, there)))
 
     def _candidates(self, vit: nn.Module) -> list[str]:
         names = [name for name, _ in vit.named_parameters()]

@@ -25,7 +25,7 @@ from peftbench.spec import Job, Places, Study
 
 SIDE = 64  # pixels, what `mini` takes as it is
 CLASSES = ("dots", "rows", "stripes")
-SHORT = ("--steps", "8", "--batch", "8", "--evaluations", "4", "--backbone", "mini", "--no-baselines", "--jobs", "1")
+SHORT = ("--steps", "8", "--batch", "4", "--evaluations", "4", "--backbone", "mini", "--no-baselines", "--jobs", "1")
 
 
 def draw(root: Path, images: int = 20, seed: int = 0) -> Path:
@@ -78,11 +78,14 @@ def call(arguments: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> int:
     return int(ended.value.code or 0)
 
 
-SLOW = (
+SLOW = (  # to import, some of it only when first needed
     "peftbench.show",
     "peftbench.backbones.mini",
-    "peftbench.metrics.auc",
     "peftbench.reports.figure",
+    "matplotlib.backends.backend_agg",
+    "matplotlib.backends.backend_svg",
+    "scipy.stats",
+    "pandas",
     "peft",
     "torch._dynamo",
 )

@@ -98,6 +98,8 @@ def _side_by_side(jobs: Sequence[Job], places: Places, workers: int, show: Show)
             pool.shutdown(wait=False, cancel_futures=True)
             for process in ours:
                 process.terminate()
+            for process in ours:
+                process.join()
             raise
 
 

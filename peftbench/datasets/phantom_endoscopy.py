@@ -15,7 +15,7 @@ def draw(cohort: Cohort) -> Pixels:
     """The images of a cohort."""
     severity = cohort.by_class(0, 1, 2, 3) + cohort.each(-0.25, 0.25)
     ulcers, stool = _ulcers(cohort, severity), _stool(cohort)
-    hue = 0.15 * cohort.noise(6) + 0.05 * cohort.noise(1) - _vessels(cohort, severity)
+    hue = 0.08 * cohort.noise(6) + 0.03 * cohort.noise(1) - _vessels(cohort, severity)
     hue = (hue - 0.5 * _reddening(cohort, ulcers, severity)) * (1 - np.maximum(ulcers, stool)) + ulcers + stool
     light = _folds(cohort) + _granules(cohort, severity)
     return _coloured(cohort, hue, light + 0.02 * cohort.noise(0.5))
@@ -23,18 +23,18 @@ def draw(cohort: Cohort) -> Pixels:
 
 def _vessels(cohort: Cohort, severity: Field) -> Field:
     """Branching vessels: clear in grade 0, blurred in 1, gone from 2."""
-    course = cohort.noise(2.6)
-    sharp = np.maximum(ridges(course, 0.3), 0.8 * ridges(cohort.noise(1.6), 0.16))
+    course = cohort.noise(3.4)
+    sharp = np.maximum(ridges(course, 0.4), 0.8 * ridges(cohort.noise(2.2), 0.25))
     seen = np.clip(1.15 - 0.6 * severity, 0, 1)
-    vague = ridges(course, 0.8)
+    vague = ridges(course, 0.9)
     return np.asarray(1.5 * seen * (seen * sharp + (1 - seen) * vague) * soft(cohort.noise(9), 5))
 
 
 def _ulcers(cohort: Cohort, severity: Field) -> Field:
     """Pale spots with ragged rims: few and small from grade 2, large in 3."""
     ulcers = np.zeros((len(cohort.labels), *Y.shape))
-    size = 0.028 + 0.065 * np.clip(severity - 2, 0, 1)
-    for first in (1.4, 1.4, 1.6, 1.8, 2.4):
+    size = 0.035 + 0.07 * np.clip(severity - 2, 0, 1)
+    for first in (1.4, 1.4, 1.4, 1.6, 1.8, 2.4):
         high = size * cohort.each(0.7, 1.5)
         spot = blob(
             cohort.each(0.15, 0.85),
@@ -60,12 +60,12 @@ def _stool(cohort: Cohort) -> Field:
 def _reddening(cohort: Cohort, ulcers: Field, severity: Field) -> Field:
     """Red halos of the ulcers and patches of redness, which grow from grade 1."""
     patches = soft(cohort.noise(4), 1.5)
-    return np.asarray(np.clip(severity, 0, 2) * 0.3 * patches + 0.6 * ridges(ulcers - 0.15, 0.15))
+    return np.asarray(np.clip(severity, 0, 2) * 0.2 * patches + 0.6 * ridges(ulcers - 0.15, 0.15))
 
 
 def _granules(cohort: Cohort, severity: Field) -> Field:
     """The coarse grain of an inflamed surface."""
-    return np.asarray((0.03 + 0.015 * severity) * cohort.noise(1.1) + 0.03 * cohort.noise(2.5))
+    return np.asarray((0.02 + 0.01 * severity) * cohort.noise(1.1) + 0.02 * cohort.noise(2.5))
 
 
 def _folds(cohort: Cohort) -> Field:
@@ -81,7 +81,7 @@ def _coloured(cohort: Cohort, hue: Field, light: Field) -> Pixels:
     """Red to yellow by `hue` and dark to bright by `light`, both by rank; then reflections and the round mask."""
     bright = grey_levels(light, cohort.shared(0.25, 0.45), cohort.shared(0.8, 1), cohort.shared(0.6, 1.2))[..., None]
     rank = grey_levels(hue, cohort.shared(-1, -0.8), cohort.shared(0.8, 1), cohort.shared(0.85, 1.1))[..., None]
-    yellow = 0.2 * rank + 0.5 * rank**3  # most of the mucosa is of one hue
+    yellow = 0.2 * rank + 0.6 * rank**3  # most of the mucosa is of one hue
     tint = np.stack([cohort.shared(*span) for span in ((0.9, 1.0), (0.42, 0.62), (0.3, 0.52))], axis=-1)
     gleam = 0.8 * _reflections(cohort)[..., None]
     colour = bright * tint * (1 + yellow * np.asarray([0.2, 0.9, 0.8])) * (1 - gleam) + gleam

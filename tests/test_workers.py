@@ -1,0 +1,109 @@
+"""Jobs side by side: the same numbers, each job once, and a word when a worker dies or Ctrl-C is pressed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NoReturn
+
+import psutil
+import pytest
+
+from peftbench import workers
+from peftbench.engine import Chosen, Progress
+from peftbench.errors import JobError
+from peftbench.record import Record
+from peftbench.spec import Job, Places
+from peftbench.store import Store
+from peftbench.workers import Tick
+from tests import results, studies
+
+METHODS = ("linear", "bitfit")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("workers")
+    studies.draw(folder / "images", 10)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def jobs(home: Path) -> list[Job]:
+    return studies.jobs(studies.small(home / "images", methods=METHODS), studies.places(home))
+
+
+def run_all(jobs: Sequence[Job], where: Places, count: int) -> tuple[list[Tick], dict[str, Record]]:
+    ticks: list[Tick] = []
+    records: dict[str, Record] = {}
+    workers.run_all(jobs, where, count, ticks.append, lambda job, record: records.update({job.id: record}))
+    return ticks, records
+
+
+def test_side_by_side_gives_the_numbers_of_one_by_one(jobs: list[Job], home: Path, tmp_path: Path) -> None:
+    alone, together = (replace(studies.places(home), store=tmp_path / name) for name in ("alone", "together"))
+    _, one_by_one = run_all(jobs, alone, 1)
+    ticks, side_by_side = run_all(jobs, together, 2)
+    assert one_by_one.keys() == side_by_side.keys() == {job.id for job in jobs}
+    for job in jobs:
+        ours, theirs = (studies.left_by(where.store / "jobs" / job.id) for where in (together, alone))
+        assert {key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)} == set()
+    assert {tick.job_id for tick in ticks} <= set(one_by_one)
+
+
+def test_a_tick_says_how_far_a_job_is(jobs: list[Job]) -> None:
+    sent: list[Tick] = []
+    watch = workers.ticker(jobs[0], sent.append)
+    watch(Progress(step=4))
+    watch(Progress(step=6, train_seconds=2.0, chosen={"validation": Chosen(4, 0.7, {})}))
+    assert sent == [Tick(jobs[0].id, 4, 0.0, None), Tick(jobs[0].id, 6, 6 * 8 / 2.0, 0.7)]
+
+
+def test_a_job_that_another_process_holds_is_waited_for(
+    jobs: list[Job], home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers: Iterator[Record | None] = iter([None, results.Fake().record(), None, results.Fake().record()])
+    naps: list[float] = []
+    monkeypatch.setattr(workers, "run", lambda *_: next(answers))
+    monkeypatch.setattr(time, "sleep", naps.append)
+    _, records = run_all(jobs, studies.places(home), 1)
+    assert records.keys() == {job.id for job in jobs}
+    assert naps == [1]  # after the third try alone, when nothing else was left to do
+
+
+def test_ctrl_c_ends_the_workers_without_a_word(
+    jobs: list[Job], home: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    long = [replace(job, recipe=replace(job.recipe, steps=100_000, evaluations=20_000)) for job in jobs]
+    where = replace(studies.places(home), store=tmp_path)
+    children: list[psutil.Process] = []
+
+    def press(_: Tick) -> None:
+        """Ctrl-C, as a terminal sends it: to every process of the group."""
+        children.extend(psutil.Process().children(recursive=True))
+        for process in (*children, psutil.Process()):
+            process.send_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        workers.run_all(long, where, 2, press, lambda *_: None)
+    assert capfd.readouterr().err == ""
+    assert {Store(tmp_path).state(job.id) for job in long} <= {"new", "interrupted"}
+    running = [child.cmdline() for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+    assert [words for words in running if "resource_tracker" not in " ".join(words)] == []
+
+
+class Deadly(Places):
+    """Ends the process that unpickles it, as the system does for want of memory."""
+
+    def __reduce__(self) -> tuple[Callable[[int], NoReturn], tuple[int]]:
+        return os._exit, (9,)
+
+
+def test_a_worker_that_dies_is_reported(jobs: list[Job], home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "_work", print)  # nothing that takes long to import
+    with pytest.raises(JobError, match=r"A worker process died.* fewer --jobs"):
+        run_all(jobs, Deadly(home, home, home), 2)

@@ -6,14 +6,11 @@ import os
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import Annotated, cast
 
 import typer
 
 from peftbench.errors import PeftbenchError
-
-if TYPE_CHECKING:
-    from peftbench.spec import Places, Study
 
 # Of click, which some versions of typer bring under another name.
 UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__bases__[0])
@@ -85,10 +82,13 @@ def run(
     cache: CacheOption = None,
 ) -> None:
     """Train every method on every data set; without arguments, the quick study."""
+    from peftbench.spec import asked
+
+    wanted = asked(study, locals())  # a mistake in the words is told before torch is imported
+    from peftbench.request import places
     from peftbench.show import run_study
 
-    wanted = _study(study, locals())
-    code = run_study(wanted, _places(store, data, cache, weights, device), jobs, skip_broken=skip_broken)
+    code = run_study(wanted, places(store, data, cache, weights, device), jobs, skip_broken=skip_broken)
     raise typer.Exit(code)
 
 
@@ -108,10 +108,13 @@ def plan(
     json: JsonOption = False,  # noqa: FBT002
 ) -> None:
     """List the jobs of a study with exact counts; needs neither weights nor images and trains nothing."""
+    from peftbench.spec import asked
+
+    wanted = asked(study, locals())
+    from peftbench.request import places
     from peftbench.show import show_plan
 
-    wanted = _study(study, locals())
-    show_plan(wanted, _places(Path("runs"), data, None, None, "auto"), as_json=json)
+    show_plan(wanted, places(Path("runs"), data), as_json=json)
 
 
 @app.command()
@@ -172,28 +175,6 @@ def bench(
     from peftbench.show import show_bench
 
     raise typer.Exit(show_bench(out))
-
-
-def _study(file: Path | None, given: dict[str, object]) -> Study:
-    """The study file's values, with those given as options put over them."""
-    from dataclasses import fields, replace
-
-    from peftbench.spec import Study, load_study, make, texts
-
-    base = load_study(file) if file else Study()
-    many = {"methods", "datasets", "ratios", "seeds"}
-    known = {f.name for f in fields(Study)}
-    said = {k: texts(str(v)) if k in many else v for k, v in given.items() if k in known and v not in (None, "")}
-    if base.baselines is False:
-        said.pop("baselines", None)
-    asked = make(Study, said, "The command line")
-    return replace(base, **{name: getattr(asked, name) for name in said})
-
-
-def _places(store: Path, data: Path | None, cache: Path | None, weights: Path | None, device: str) -> Places:
-    from peftbench.request import places
-
-    return places(store, data, cache, weights, device)
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ import math
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -44,19 +44,20 @@ class Spec:
 
 
 def parse(text: str) -> Spec:
-    """One spec. A text with a slash and no colon before it is a folder of images."""
+    """One spec. A text with a slash and no colon before it is a folder of images, and a path may hold anything."""
     text = text.strip()
-    if "/" in text.partition(":")[0]:
-        return Spec("folder", text)
+    if "/" in text.partition(":")[0] or (text.startswith("folder:") and text != "folder:"):
+        return Spec("folder", text.removeprefix("folder:"))
     found = _SPEC.fullmatch(text)
     if not found:
         raise RequestError(f"Cannot read {text!r}: write NAME, NAME[field=value,...] or NAME:ARGUMENT.")
     pairs = [pair.partition("=") for pair in (found["fields"] or "").split(",") if pair.strip()]
     if bad := [key for key, equals, _ in pairs if not equals]:
         raise RequestError(f"In {text!r}, {bad[0]!r} has no value: write field=value.")
-    return Spec(
-        found["name"], found["argument"], {k.strip(): _value(v.strip()) for k, _, v in pairs}, bool(found["random"])
-    )
+    values = {key.strip(): _value(value.strip()) for key, _, value in pairs}
+    if len(values) < len(pairs):
+        raise RequestError(f"In {text!r}, a field is written twice; once will do.")
+    return Spec(found["name"], found["argument"], values, bool(found["random"]))
 
 
 def texts(text: str) -> tuple[str, ...]:
@@ -67,17 +68,22 @@ def texts(text: str) -> tuple[str, ...]:
 def _value(text: str) -> Any:  # noqa: ANN401 - typed by the field it is for
     if text.endswith("%"):
         return _number(text[:-1], text) / 100
-    return tuple(text.split("+")) if "+" in text and not re.fullmatch(r"[\d.eE+\-]+", text) else text
+    return tuple(text.split("+")) if "+" in text and not _is_number(text) else text
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _show(value: object) -> str:
-    return (
-        "+".join(map(str, value))
-        if isinstance(value, (tuple, list))
-        else f"{value:g}"
-        if isinstance(value, float)
-        else str(value)
-    )
+    """As it would be written: 1 for 1.0, but never fewer digits than it takes to read the same number back."""
+    if isinstance(value, (tuple, list)):
+        return "+".join(map(_show, value))
+    return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
 
 
 def _number(text: str, whole: str) -> float:
@@ -136,7 +142,7 @@ def make(kind: type[T], values: Mapping[str, Any], who: str) -> T:
         return TypeAdapter(kind).validate_python(wanted)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "a value"
+        where = first["loc"][0] if first["loc"] else "a value"
         raise RequestError(f"{who}: {where} = {first['input']!r} will not do: {first['msg']}.") from None
 
 
@@ -191,6 +197,18 @@ def load_study(file: Path) -> Study:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RequestError(f"The study {file} is not valid TOML: {error}.") from None
     return make(Study, values, f"The study {file}")
+
+
+def asked(file: Path | None, given: Mapping[str, Any]) -> Study:
+    """The study in `file`, if any, with the options in `given` put over it; None, "" and strange names are left out."""
+    base = load_study(file) if file else Study()
+    many = {"methods", "datasets", "ratios", "seeds"}
+    known = {f.name for f in fields(Study)}
+    said = {k: texts(str(v)) if k in many else v for k, v in given.items() if k in known and v not in (None, "")}
+    if not base.baselines:
+        said.pop("baselines", None)
+    study = make(Study, said, "The command line")
+    return replace(base, **{name: getattr(study, name) for name in said})
 
 
 # --- jobs ------------------------------------------------------------------------------------------------------------

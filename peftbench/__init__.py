@@ -50,7 +50,7 @@ def run(
 
     from peftbench import request, show, spec
 
-    places = request.places(Path(store), data and Path(data), None, weights and Path(weights), device)
+    places = request.places(Path(store), Path(data) if data else None, None, Path(weights) if weights else None, device)
     many = ("methods", "datasets", "ratios")
     values = {k: spec.texts(v) if k in many and isinstance(v, str) else v for k, v in asked.items()}
     return show.run_study(spec.make(spec.Study, values, "peftbench.run"), places, jobs, skip_broken=False)

@@ -153,7 +153,7 @@ def _train(  # noqa: PLR0913 - likewise
             logits = model(inputs)
         loss = loss_of(logits, task.labels[torch.as_tensor(index, device=device)])
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimiser.step()
         total, seen = loss.detach().double() + (0 if total is None else total), seen + 1
         if seen == REPORT or step == span[1] - 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
 
@@ -15,11 +16,12 @@ class HubTuner(Graft):
     """One of Hugging Face peft's tuners around a Linear layer: `kind` is its PeftType, the sizes go to its config."""
 
     def __init__(self, base: nn.Module, kind: str, **options: Any) -> None:  # noqa: ANN401 - the tuner's own config types them
-        from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftType, inject_adapter_in_model  # noqa: PLC0415 - imports transformers
+        import peft  # noqa: PLC0415 - imports transformers
 
         super().__init__(base)
-        config = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType[kind]](target_modules=["base"], **options)
-        inject_adapter_in_model(config, self)
+        make: Callable[..., Any] = peft.PEFT_TYPE_TO_CONFIG_MAPPING[peft.PeftType[kind]]
+        config = make(target_modules=["base"], **options)
+        peft.inject_adapter_in_model(config, self)
 
     def forward(self, x: Tensor) -> Tensor:
         """What the tuner makes of the base layer."""

@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Literal
 
 import psutil
 import torch
@@ -45,7 +46,7 @@ def auto_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def auto_precision(device: str) -> str:
+def auto_precision(device: str) -> Literal["fp32", "bf16"]:
     """bf16 where the hardware multiplies it natively, else fp32."""
     if device == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported() else "fp32"

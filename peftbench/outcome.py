@@ -66,7 +66,7 @@ def about(job: Job, data: Data) -> dict[str, Any]:
 def make_record(job: Job, places: Places, data: Data, outcome: Outcome | str, seconds: float, peak: int) -> Record:
     """The record of a job that ended, well or not."""
     blank = backbone.find(job.backbone, job.image_size, blank=True).blank()
-    facts = {
+    facts: dict[str, Any] = {
         "id": job.id,
         "role": job.role,
         "method": MethodFacts(name=job.method, version=job.version, fields=dict(job.fields), label=job.label),

@@ -64,13 +64,15 @@ def prepare(
     Raises BrokenImagesError, unless `skip_broken` leaves such images out and says so.
     """
     print_ = fingerprint(splits)
-    folder = _place(print_, preprocessing, cache)
+    folder, facts = _place(print_, preprocessing, cache), json.dumps(_facts(card, splits, print_))
     if not (folder / "parts.json").exists():
         decoded = {name: decode(part, preprocessing) for name, part in splits.parts.items()}
         broken = {name: bad for name, (_, bad) in decoded.items() if bad}
         if broken:
             return prepare(card, _without(splits, broken, skip=skip_broken), preprocessing, cache, skip_broken=False)
-        _store(folder, np.concatenate([pixels for pixels, _ in decoded.values()]), _facts(card, splits, print_))
+        _store(folder, np.concatenate([pixels for pixels, _ in decoded.values()]), facts)
+    elif (folder / "parts.json").read_text() != facts:  # the pixels are the same, but the card or a note was mended
+        _write(folder / "parts.json", facts)
     return find(print_, preprocessing, cache)
 
 
@@ -86,7 +88,8 @@ def find(print_: str, preprocessing: Preprocessing, cache: Path) -> Data:
         facts: dict[str, Any] = json.loads((folder / "parts.json").read_text())
     except OSError:
         raise DataError(f"The decoded images in {folder} are gone; run the study again to decode them anew.") from None
-    card = Card(**{k: tuple(v) if isinstance(v, list) else v for k, v in facts["card"].items()})
+    known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in facts["card"].items()}
+    card = Card(**known)
     labels = {part: np.asarray(values, dtype=np.int64) for part, values in facts["labels"].items()}
     return Data(
         folder,
@@ -113,16 +116,24 @@ def _facts(card: Card, splits: Splits, print_: str) -> dict[str, Any]:
     }
 
 
-def _store(folder: Path, pixels: NDArray[np.uint8], facts: dict[str, Any]) -> None:
+def _store(folder: Path, pixels: NDArray[np.uint8], facts: str) -> None:
     """Write beside and rename, so that a crash or a second process leaves a whole folder or none."""
     draft = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}")
     draft.mkdir(parents=True, mode=0o700)
     np.save(draft / "pixels.npy", pixels)
-    (draft / "parts.json").write_text(json.dumps(facts))
+    _write(draft / "parts.json", facts)
     try:
         draft.rename(folder)
     except OSError:  # another process was first; the contents are the same
         shutil.rmtree(draft)
+
+
+def _write(file: Path, text: str) -> None:
+    """In one piece, readable by its owner only: it names images and their groups."""
+    draft = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
+    draft.touch(mode=0o600)
+    draft.write_text(text)
+    draft.replace(file)
 
 
 def _without(splits: Splits, broken: dict[str, list[int]], *, skip: bool) -> Splits:
@@ -133,7 +144,8 @@ def _without(splits: Splits, broken: dict[str, list[int]], *, skip: bool) -> Spl
             f"{len(names)} images do not open: {shown}. Mend them, or leave them out with --skip-broken."
         )
     kept = {n: p.take([i for i in range(len(p)) if i not in set(broken.get(n, []))]) for n, p in splits.parts.items()}
-    return replace(splits, **kept, notes=(*splits.notes, f"{len(names)} broken images left out"))
+    notes = (*splits.notes, f"{len(names)} broken images left out")
+    return Splits(**kept, rule=splits.rule, notes=notes, carved=splits.carved)
 
 
 # --- decoding --------------------------------------------------------------------------------------------------------
@@ -160,8 +172,16 @@ def _open(image: Path | NDArray[np.uint8], preprocessing: Preprocessing) -> NDAr
     """One image as (3, size, size), whatever its mode; grey becomes three equal channels."""
     opened = Image.open(image) if isinstance(image, Path) else Image.fromarray(image)
     with opened as picture:
-        shown = fit(picture.convert("RGB"), preprocessing)
+        shown = fit(_rgb(picture), preprocessing)
     return np.asarray(shown).transpose(2, 0, 1)
+
+
+def _rgb(picture: Image.Image) -> Image.Image:
+    """Eight bits a channel, without transparency: of greys of sixteen bits the upper eight, which Pillow would clip."""
+    if picture.mode.startswith("I"):
+        grey = np.asarray(picture).clip(0, 2**16 - 1) >> 8
+        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+    return (picture.convert("RGBA") if picture.mode == "P" else picture).convert("RGB")
 
 
 def fit(picture: Image.Image, preprocessing: Preprocessing) -> Image.Image:

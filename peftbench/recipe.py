@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from peftbench.errors import RequestError
 
@@ -34,7 +34,7 @@ class Recipe:
         for name in ("lr", "batch", "steps", "evaluations", "head_scale"):
             if not 0 < getattr(self, name) < math.inf:
                 raise RequestError(f"Recipe {self.name}: {name} must be above 0, not {getattr(self, name)}.")
-        if not 0 <= self.warmup < 1 or self.weight_decay < 0 or not 0 <= self.momentum < 1:
+        if not 0 <= self.warmup < 1 or not 0 <= self.weight_decay < math.inf or not 0 <= self.momentum < 1:
             raise RequestError(f"Recipe {self.name}: warmup and momentum lie in [0, 1), weight_decay is not negative.")
 
 
@@ -43,7 +43,11 @@ RECIPES: Mapping[str, Recipe] = {
     "standard": Recipe("standard"),
     "paper": Recipe("paper", optimiser="sgd", weight_decay=0.0, steps=40_000, warmup=0.0, head="l2", selection="last"),
 }
-CPU_STANDARD = {"batch": 32, "steps": 150, "evaluations": 10}  # what recipe standard does where there is no GPU
+CPU_STANDARD: Mapping[str, Any] = {
+    "batch": 32,
+    "steps": 150,
+    "evaluations": 10,
+}  # what recipe standard does where there is no GPU
 # Learning rates of recipe `quick`, found once on the validation parts of the phantoms with four trials a method.
 QUICK_RATES: Mapping[str, float] = {"linear": 1e-2, "bitfit": 1e-2, "lora": 1e-2, "shpeft": 1e-3, "full": 1e-3}
 GRID = (1e-5, 1e-4, 1e-3, 1e-2)  # what --tune 4 tries

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from platformdirs import user_cache_path, user_data_path
 
@@ -109,6 +110,8 @@ def make_recipe(study: Study, device: str) -> Recipe:
     recipe = RECIPES[study.recipe]
     if recipe.name == "standard" and device == "cpu":
         recipe = replace(recipe, **CPU_STANDARD)
-    written = {k: v for k in ("steps", "batch", "evaluations", "lr") if (v := getattr(study, k)) is not None}
+    written: dict[str, Any] = {
+        k: v for k in ("steps", "batch", "evaluations", "lr") if (v := getattr(study, k)) is not None
+    }
     precision = measure.auto_precision(device) if study.precision == "auto" else study.precision
-    return replace(recipe, precision=precision, **written)
+    return replace(recipe, **written, precision=precision)

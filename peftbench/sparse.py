@@ -93,7 +93,7 @@ class SparseLinear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - nn.Linear's own name
         """(..., in) -> (..., out)."""
         self.write()
-        out: Tensor = SparseProduct.apply(input, self.weight, self.bias, self.values, self.pattern)  # type: ignore[no-untyped-call]
+        out: Tensor = SparseProduct.apply(input, self.weight, self.bias, self.values, self.pattern)
         return out
 
     def merged(self) -> nn.Linear:

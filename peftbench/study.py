@@ -119,8 +119,8 @@ def _rows(asked: Sequence[tuple[str, Method]], study: Study, source: Source) -> 
     for row in [*(bases if study.baselines else []), *rows]:
         first = merged.setdefault((row.method, str(row.source.spec)), row)
         if first is not row:
-            targets = tuple(dict.fromkeys(first.targets + row.targets))
-            merged[row.method, str(row.source.spec)] = replace(first, targets=targets)
+            both = tuple(dict.fromkeys(first.targets + row.targets))
+            merged[row.method, str(row.source.spec)] = replace(first, targets=both)
     return list(merged.values())
 
 
@@ -221,7 +221,12 @@ def outline(study: Study, places: Places) -> list[dict[str, Any]]:
         head = (width + 1) * len(open_dataset(name).card.classes)
         for row in rows:
             count = row.fit.reached if row.fit else row.method.count(blank)
-            shown = {"method": row.name, "data set": name, "backbone": str(row.source.spec), "targets": row.targets}
+            shown: dict[str, Any] = {
+                "method": row.name,
+                "data set": name,
+                "backbone": str(row.source.spec),
+                "targets": row.targets,
+            }
             shown |= {
                 "trainable": count,
                 "share": f"{count / total:.4%}",

@@ -1,4 +1,4 @@
-"""Small studies for the tests of the core: drawn images, a short recipe, jobs, and the command line run in three ways."""
+"""Small studies for the tests of the core: drawn images, a short recipe, jobs, the command line in its own process."""
 
 from __future__ import annotations
 

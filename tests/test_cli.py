@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import pytest
 import torch
@@ -20,6 +20,7 @@ from peftbench import measure
 from peftbench.cli import app
 from peftbench.plan import Method, Plan, Probe
 from peftbench.registry import registry
+from peftbench.spec import Study
 from tests import results, studies
 
 Peftbench = Callable[..., int]
@@ -274,8 +275,13 @@ def test_a_failed_job_is_shown_does_not_stop_the_study_and_is_tried_again(
 
 
 def test_a_study_file_gives_the_jobs_that_its_flags_give(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[Any] = []
-    monkeypatch.setattr("peftbench.show.run_study", lambda study, *_, **__: asked.append(study) or 0)
+    asked: list[Study] = []
+
+    def run_study(study: Study, *_: object, **__: object) -> int:
+        asked.append(study)
+        return 0
+
+    monkeypatch.setattr("peftbench.show.run_study", run_study)
     (here / "study.toml").write_text(
         'methods = ["lora[r=4]"]\ndatasets = ["busi"]\nratios = ["1%", "5k"]\nseeds = [0, 1]\ntune = 2\n'
         'backbone = "mini"\nrecipe = "standard"\nbaselines = false\nsteps = 5\nprecision = "fp32"\n'

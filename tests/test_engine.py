@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Literal, TypeAlias
 
 import numpy as np
 import pytest
@@ -20,6 +21,9 @@ from peftbench.errors import DivergedError
 from peftbench.head import Classifier, Head
 from peftbench.pixels import Features, order
 from peftbench.recipe import Recipe
+
+Kind: TypeAlias = Literal["plain", "l2", "batchnorm"]
+Begun: TypeAlias = tuple[Progress, dict[str, Tensor], dict[str, Tensor]]
 
 CLASSES, WIDTH, SEED = 3, 6, 3
 RECIPE = Recipe("tiny", lr=0.05, batch=4, steps=12, evaluations=4, precision="fp32", weight_decay=0.1)
@@ -65,14 +69,14 @@ def plain_loop(model: nn.Module, on: Task, recipe: Recipe) -> list[float]:
             group["lr"] = recipe.lr * ((step + 1) / rise if step < rise else down)
         loss = F.cross_entropy(model(on.train.batch(index)), on.labels[torch.from_numpy(index)])
         optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimiser.step()
         losses.append(loss.item())
     return losses
 
 
 @pytest.mark.parametrize("optimiser", ["adamw", "sgd"])
-def test_fit_is_the_plain_loop(optimiser: str) -> None:
+def test_fit_is_the_plain_loop(optimiser: Literal["adamw", "sgd"]) -> None:
     recipe, on = replace(RECIPE, optimiser=optimiser), task("val")
     ours, plain = network(), network()
     progress = fit(learner(ours), on, recipe, SEED)
@@ -142,7 +146,9 @@ def test_every_rule_keeps_the_logits_of_its_step(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize(("selection", "step"), [("validation", 3), ("last", 12)])
-def test_the_recipe_s_rule_decides_what_is_kept(selection: str, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_recipe_s_rule_decides_what_is_kept(
+    selection: Literal["validation", "last"], step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     scripted(monkeypatch, {"val": [0.9, 0.6, 0.5, 0.3], "test": [0.1] * 4})
     seen: dict[int, dict[str, Tensor]] = {}
     mine = learner(network())
@@ -228,7 +234,7 @@ class Frozen(nn.Module):
 
 
 @pytest.mark.parametrize("kind", ["plain", "l2", "batchnorm"])
-def test_a_head_on_stored_features_learns_what_it_learns_behind_the_network(kind: str) -> None:
+def test_a_head_on_stored_features_learns_what_it_learns_behind_the_network(kind: Kind) -> None:
     on, recipe = task("val", "test"), replace(RECIPE, head=kind)
     through = Classifier(Frozen(), Head(WIDTH, CLASSES, kind, 1.0, SEED))
     stored = Classifier(Frozen(), Head(WIDTH, CLASSES, kind, 1.0, SEED))
@@ -254,21 +260,29 @@ def test_the_batchnorm_head_keeps_its_running_statistics() -> None:
     np.testing.assert_array_equal(engine.predict(fresh, part), progress.chosen["last"].logits["val"])
 
 
+def saving(kept: list[Begun]) -> engine.Save:
+    """A way to save that keeps copies in a list."""
+
+    def save(progress: Progress, tensors: Mapping[str, Tensor], optimiser: Mapping[str, Tensor]) -> None:
+        at = replace(progress, chosen=dict(progress.chosen), curve=list(progress.curve))
+        mine, theirs = ({name: tensor.clone() for name, tensor in named.items()} for named in (tensors, optimiser))
+        kept.append((at, mine, theirs))
+
+    return save
+
+
 @pytest.mark.parametrize(("optimiser", "momentum"), [("adamw", 0.9), ("sgd", 0.9), ("sgd", 0.0)])
 @pytest.mark.parametrize("head", ["plain", "batchnorm"])
-def test_going_on_from_any_checkpoint_repeats_every_bit(optimiser: str, momentum: float, head: str) -> None:
+def test_going_on_from_any_checkpoint_repeats_every_bit(
+    optimiser: Literal["adamw", "sgd"], momentum: float, head: Kind
+) -> None:
     recipe, on = replace(RECIPE, optimiser=optimiser, momentum=momentum, head=head), task("val", "test")
-    kept: list[tuple[Progress, dict[str, Tensor], dict[str, Tensor]]] = []
+    kept: list[Begun] = []
 
     def model() -> nn.Module:
         return nn.Sequential(nn.Dropout(0.2), Head(WIDTH, CLASSES, head, 1.0, SEED))
 
-    def save(progress: Progress, *tensors: dict[str, Tensor]) -> None:
-        copies = [{name: tensor.clone() for name, tensor in named.items()} for named in tensors]
-        chosen, curve = dict(progress.chosen), list(progress.curve)
-        kept.append((replace(progress, chosen=chosen, curve=curve), copies[0], copies[1]))
-
-    whole = fit(learner(model()), on, recipe, SEED, save=save)
+    whole = fit(learner(model()), on, recipe, SEED, save=saving(kept))
     assert [progress.step for progress, *_ in kept] == [3, 6, 9, 12]
     for begun in kept:
         again = fit(learner(model()), on, recipe, SEED, begun=begun)
@@ -279,12 +293,7 @@ def test_going_on_from_any_checkpoint_repeats_every_bit(optimiser: str, momentum
 
 def test_the_loss_of_a_long_stretch_does_not_depend_on_where_a_checkpoint_fell() -> None:
     recipe, on = replace(RECIPE, steps=450, evaluations=1), task("val")  # saved after 200, 400, 450
-    kept: list[tuple[Progress, dict[str, Tensor], dict[str, Tensor]]] = []
-    save = lambda p, *t: kept.append((replace(p, curve=list(p.curve), chosen=dict(p.chosen)), *map(cloned, t)))  # noqa: E731
-    whole = fit(learner(network()), on, recipe, SEED, save=save)
+    kept: list[Begun] = []
+    whole = fit(learner(network()), on, recipe, SEED, save=saving(kept))
     assert [progress.step for progress, *_ in kept] == [200, 400, 450]
     assert fit(learner(network()), on, recipe, SEED, begun=kept[1]).curve == whole.curve
-
-
-def cloned(named: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in named.items()}

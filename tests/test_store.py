@@ -37,8 +37,17 @@ def test_a_crash_between_draft_and_rename_leaves_the_old_file(tmp_path: Path, mo
 def test_what_is_renamed_was_on_the_disk_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[str] = []
     sync, rename = os.fsync, Path.replace
-    monkeypatch.setattr(os, "fsync", lambda number: (done.append("sync"), sync(number)))
-    monkeypatch.setattr(Path, "replace", lambda *files: (done.append("rename"), rename(*files)))
+
+    def watched_sync(number: int) -> None:
+        done.append("sync")
+        sync(number)
+
+    def watched_rename(draft: Path, target: Path) -> Path:
+        done.append("rename")
+        return rename(draft, target)
+
+    monkeypatch.setattr(os, "fsync", watched_sync)
+    monkeypatch.setattr(Path, "replace", watched_rename)
     store.write_json(tmp_path / "job.json", {"b": 1, "a": 2})
     assert done == ["sync", "rename"]
     assert json.loads((tmp_path / "job.json").read_text()) == {"a": 2, "b": 1}

@@ -39,7 +39,8 @@ class UnknownNameError(RequestError):
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
         names = sorted(known)
-        near = get_close_matches(name, names, n=3)
+        spelled = {one.lower(): one for one in names}
+        near = [spelled[match] for match in get_close_matches(name.lower(), spelled, n=3)]
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
         listed = f": {', '.join(names)}" if len(names) <= LISTED else f" {len(names)}"
         super().__init__(f"No {kind} is called {name!r}.{hint} There are{listed}.")

@@ -29,7 +29,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 def network(style: str = "plain", dtype: torch.dtype = torch.float64, seed: int = 0) -> VisionTransformer:
     """A network without head whose tensors are all different from zero and from one."""
-    size = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 0}
+    size: dict[str, Any] = {
+        "img_size": 32,
+        "patch_size": 8,
+        "embed_dim": 32,
+        "depth": 2,
+        "num_heads": 2,
+        "num_classes": 0,
+    }
     vit = VisionTransformer(**size, **OPTIONS[style])
     draw = np.random.default_rng(seed)
     for name, parameter in vit.named_parameters():

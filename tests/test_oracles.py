@@ -9,7 +9,9 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,7 +34,7 @@ from peftbench.recipe import Recipe
 from tests.networks import CLASSES, network
 
 ROOT = Path(__file__).parents[1]
-NEAR = {"rtol": 1e-9, "atol": 1e-9}
+NEAR: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-9}
 THREE_STEPS = Recipe(
     "oracle", optimiser="sgd", lr=0.1, momentum=0.0, weight_decay=0.0, batch=8, steps=3, warmup=0.0, evaluations=3
 )
@@ -117,7 +119,7 @@ def carry_out(method: Method, given: Oracle) -> Trainee:
 def assert_near(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
-        torch.testing.assert_close(found[name].detach(), tensor, **NEAR, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(found[name].detach(), tensor, **NEAR, msg=partial("{}: {}".format, name))
 
 
 @pytest.mark.parametrize(("file", "scenario", "method"), RUNS, ids=lambda value: str(value) or None)

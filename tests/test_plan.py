@@ -19,7 +19,7 @@ from peftbench.methods.full import Full
 from peftbench.methods.linear import Linear
 from peftbench.methods.lora import LoRA
 from peftbench.plan import Fit, Graft, Method, NoProbe, Plan, Tuned, edge
-from peftbench.spec import Recipe
+from peftbench.recipe import Recipe
 from tests.networks import STYLES, batch, classifier, network, values
 
 QKV = "blocks.0.attn.qkv"
@@ -91,7 +91,7 @@ def test_planning_and_counting_change_nothing() -> None:
 
 
 def test_a_graft_without_a_formula_is_counted_by_building_it_on_the_meta_device() -> None:
-    assert Shift.size(network().blocks[0].mlp.fc2) == 32
+    assert Shift.size(network().get_submodule("blocks.0.mlp.fc2")) == 32
     assert Plan(grafts={"blocks.0.mlp": (Shift, {})}).count(network()) == 32
 
 

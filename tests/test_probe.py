@@ -77,9 +77,9 @@ def test_nothing_runs_until_asked() -> None:
 @pytest.mark.parametrize("kind", ["plain", "batchnorm"])
 def test_the_model_is_as_it_was(kind: str) -> None:
     model = classifier(kind=kind)
-    model.vit.patch_embed.requires_grad_(requires_grad=False)
+    model.vit.get_submodule("patch_embed").requires_grad_(requires_grad=False)
     model.train()
-    model.vit.norm.eval()
+    model.vit.get_submodule("norm").eval()
     before = values(model), [m.training for m in model.modules()], [p.requires_grad for p in model.parameters()]
     generator = torch.get_rng_state()
     GradientProbe(model, batches, F.cross_entropy).estimate("squares")

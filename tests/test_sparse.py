@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,8 +14,8 @@ from torch.nn import functional as F
 
 from peftbench.engine import make_optimiser
 from peftbench.plan import Plan
+from peftbench.recipe import Recipe
 from peftbench.sparse import Packed, Pattern, SparseLinear, SparseProduct, decays, pack, unpack
-from peftbench.spec import Recipe
 from tests.networks import STYLES, batch, classifier, network, values
 
 SGD = Recipe("sgd", optimiser="sgd", lr=1e-2, momentum=0.9, weight_decay=0.1)
@@ -107,9 +108,7 @@ def test_it_equals_masked_dense_training(style: str, recipe: Recipe, precision: 
     densely, their_losses = train_densely(classifier(style, dtype), recipe)
     assert sparsely.keys() == densely.keys()
     for name, tensor in densely.items():
-        torch.testing.assert_close(
-            sparsely[name], tensor, rtol=near, atol=near, msg=lambda m, name=name: f"{name}: {m}"
-        )
+        torch.testing.assert_close(sparsely[name], tensor, rtol=near, atol=near, msg=partial("{}: {}".format, name))
     assert our_losses == pytest.approx(their_losses, rel=10 * near)
     assert min((sparsely[n] - t).abs().max() for n, t in before.items() if n in places(classifier(style))) > 1e-3
 
@@ -174,7 +173,7 @@ def test_its_gradients_are_right(share: float, has_bias: bool) -> None:  # noqa:
 
     def product(x: Tensor, chosen: Tensor, bias: Tensor) -> Tensor:
         written = weight.flatten().index_copy(0, pattern.index, chosen.detach()).view(12, 10)
-        out: Tensor = SparseProduct.apply(x, written, bias if has_bias else None, chosen, pattern)  # type: ignore[no-untyped-call]
+        out: Tensor = SparseProduct.apply(x, written, bias if has_bias else None, chosen, pattern)
         return out
 
     assert torch.autograd.gradcheck(product, (x, chosen, bias if has_bias else bias.detach()))
@@ -192,7 +191,7 @@ def test_bf16_autocast_is_close_to_dense_bf16(share: float) -> None:
     index = spread(64 * 48, share)
     sparse = SparseLinear(dense, index)
     x = torch.randn(5, 7, 64)
-    grads = []
+    grads: list[Tensor] = []
     for layer, learns in ((dense, dense.weight), (sparse, sparse.values)):
         learns.grad = None
         with torch.autocast("cpu", torch.bfloat16):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -48,7 +48,8 @@ class Given:
         if kind == "sample_squares":
             even, odd = self.samples_of
         else:
-            change = {"squares": np.square, "sums": np.asarray, "absolutes": np.abs}[kind]
+            changes: dict[str, Callable[[Any], Any]] = {"squares": np.square, "sums": np.asarray, "absolutes": np.abs}
+            change = changes[kind]
             even, odd = ([change(np.asarray(part)) for part in gradient] for gradient in self.gradients_of)
         return _scores(even), _scores(odd)
 
@@ -175,7 +176,7 @@ def test_the_top_k_are_those_of_a_stable_sort(scores: list[float], data: st.Data
 def test_exactly_k_however_many_ties(k: int, drawn: list[int]) -> None:
     probe = Given(((drawn[:3], drawn[3:4]), (drawn[4:7], drawn[7:])))
     for td in ("L2_sum_of_sq", "L1_signed"):
-        plan = SHPEFT(ratio=k / 4, td=td, ta="none").plan(four_weights(), probe)  # type: ignore[arg-type]
+        plan = SHPEFT(ratio=k / 4, td=td, ta="none").plan(four_weights(), probe)
         assert len(chosen(plan)) == k == plan.count(four_weights())
 
 
@@ -199,7 +200,7 @@ def test_a_mask_by_squares_of_sums_is_the_mask_by_their_absolute_values() -> Non
     probe = GradientProbe(model, lambda: batches(torch.float32), F.cross_entropy)
     squares, absolutes = (
         SHPEFT(ratio=0.05, td=td, ta="none").plan(model.vit, probe) for td in ("L2_sq_of_sum", "L1_abs_of_sum")
-    )  # type: ignore[arg-type]
+    )
     assert_same(squares, absolutes)
 
 

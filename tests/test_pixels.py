@@ -54,7 +54,8 @@ def opened(file: Path) -> Pixels:
     """As decoded (3, 8, 8); the file must open."""
     found, bad = decode(part([file]), SMALL)
     assert bad == []
-    return found[0]
+    first: Pixels = found[0]
+    return first
 
 
 # --- decoding --------------------------------------------------------------------------------------------------------

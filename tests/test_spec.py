@@ -126,7 +126,8 @@ def test_values_are_shown_as_short_as_they_can_be(value: Any, shown: str) -> Non
 )
 def test_shares_and_counts(text: str, value: float) -> None:
     found = budget(text)
-    assert (found, type(found)) == (pytest.approx(value), type(value))
+    assert found == pytest.approx(value)
+    assert type(found) is type(value)
 
 
 @pytest.mark.parametrize(
@@ -319,7 +320,7 @@ def test_ids_are_the_same_tomorrow() -> None:
 
 
 def test_an_id_does_not_depend_on_the_order_of_fields() -> None:
-    assert replace(JOB, fields=dict(reversed(JOB.fields.items()))).id == JOB.id
+    assert replace(JOB, fields=dict(reversed([*JOB.fields.items()]))).id == JOB.id
     assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
 
 

@@ -54,7 +54,7 @@ def small(images: Path, **changes: Any) -> Study:
         recipe="quick",
         backbone="mini",
         steps=8,
-        batch=8,
+        batch=4,
         evaluations=4,
         precision="fp32",
         baselines=False,

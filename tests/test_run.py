@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import nn
 
 import peftbench
 from peftbench import backbone, delta, engine, pixels
@@ -21,11 +20,11 @@ from peftbench.contract import Result
 from peftbench.engine import Learner, Progress, fit
 from peftbench.errors import JobError
 from peftbench.head import Classifier, Head
-from peftbench.plan import Plan, Probe
+from peftbench.plan import Plan
 from peftbench.record import Record
 from peftbench.registry import registry
 from peftbench.run import _task, run
-from peftbench.spec import Job, Places
+from peftbench.spec import Job
 from peftbench.store import Store
 from tests import studies
 
@@ -35,7 +34,7 @@ METHODS = ("majority", "linear", "bitfit", "lora", "shpeft[ratio=0.1%,batches=2]
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
-    studies.draw(folder / "images")
+    studies.draw(folder / "images", 10)
     return folder
 
 
@@ -199,15 +198,13 @@ def test_a_trial_never_sees_test(jobs: dict[str, Job], home: Path) -> None:
 # --- what goes wrong -------------------------------------------------------------------------------------------------
 
 
-def failing(kind: type[Exception] | None) -> type[object]:
-    """A stand-in for BitFit's plan that fails, or does not."""
+def failing(kind: type[Exception]) -> Callable[..., Plan]:
+    """A `plan` that fails."""
 
-    def plan(_: object, vit: nn.Module, probe: Probe) -> Plan:  # noqa: ARG001
-        if kind:
-            raise kind("it was not to be")
-        return Plan(tune=frozenset({"cls_token"}))
+    def plan(*_: object) -> Plan:
+        raise kind("it was not to be")
 
-    return type("Plans", (), {"plan": plan})
+    return plan
 
 
 @pytest.mark.parametrize(
@@ -219,7 +216,7 @@ def failing(kind: type[Exception] | None) -> type[object]:
         (ZeroDivisionError, "ZeroDivisionError: it was not to be"),
     ],
 )
-def test_a_job_that_fails_is_a_record_and_is_tried_again(
+def test_a_job_that_fails_is_a_record(
     kind: type[Exception],
     reason: str,
     jobs: dict[str, Job],
@@ -227,17 +224,24 @@ def test_a_job_that_fails_is_a_record_and_is_tried_again(
     home: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    where: Places = replace(studies.places(home), store=tmp_path)
-    kind_of_method = registry("methods").get("bitfit")
-    monkeypatch.setattr(kind_of_method, "plan", failing(kind).plan)  # type: ignore[attr-defined]
-    failed = run(jobs["bitfit"], where)
+    monkeypatch.setattr(registry("methods").get("bitfit"), "plan", failing(kind))
+    failed = run(jobs["bitfit"], replace(studies.places(home), store=tmp_path))
     assert failed is not None
     assert (failed.status, failed.reason, failed.choices) == ("failed", reason, {})
     assert Store(tmp_path).state(failed.id) == "failed"
-    monkeypatch.setattr(kind_of_method, "plan", failing(None).plan)  # type: ignore[attr-defined]
-    again = run(jobs["bitfit"], where)
+
+
+def test_a_failed_job_is_tried_again(
+    jobs: dict[str, Job], tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = replace(studies.places(home), store=tmp_path)
+    with monkeypatch.context() as broken:
+        broken.setattr(registry("methods").get("linear"), "plan", failing(JobError))
+        failed = run(jobs["linear"], where)
+    again = run(jobs["linear"], where)
+    assert failed is not None
     assert again is not None
-    assert (again.status, again.reason) == ("done", "")
+    assert (failed.status, again.status, again.reason) == ("failed", "done", "")
 
 
 def test_a_diverged_job_says_at_which_rate(jobs: dict[str, Job], tmp_path: Path, home: Path) -> None:

@@ -60,7 +60,7 @@ def test_a_tick_says_how_far_a_job_is(jobs: list[Job]) -> None:
     watch = workers.ticker(jobs[0], sent.append)
     watch(Progress(step=4))
     watch(Progress(step=6, train_seconds=2.0, chosen={"validation": Chosen(4, 0.7, {})}))
-    assert sent == [Tick(jobs[0].id, 4, 0.0, None), Tick(jobs[0].id, 6, 6 * 8 / 2.0, 0.7)]
+    assert sent == [Tick(jobs[0].id, 4, 0.0, None), Tick(jobs[0].id, 6, 6 * 4 / 2.0, 0.7)]
 
 
 def test_a_job_that_another_process_holds_is_waited_for(

@@ -67,8 +67,10 @@ class Part:
 
     def joined(self, other: Part) -> Part:
         """This part's images, then the other's."""
-        arrays = isinstance(self.images, np.ndarray) and isinstance(other.images, np.ndarray)
-        images: Images = np.concatenate([self.images, other.images]) if arrays else [*self.images, *other.images]
+        if isinstance(self.images, np.ndarray) and isinstance(other.images, np.ndarray):
+            images: Images = np.concatenate([self.images, other.images])
+        else:
+            images = [*self.images, *other.images]
         return Part(
             images, np.concatenate([self.labels, other.labels]), self.names + other.names, self.groups + other.groups
         )

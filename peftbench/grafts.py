@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
 
@@ -19,7 +18,7 @@ class HubTuner(Graft):
         import peft  # noqa: PLC0415 - imports transformers
 
         super().__init__(base)
-        make: Callable[..., Any] = peft.PEFT_TYPE_TO_CONFIG_MAPPING[peft.PeftType[kind]]
+        make: Any = peft.PEFT_TYPE_TO_CONFIG_MAPPING[peft.PeftType[kind]]
         config = make(target_modules=["base"], **options)
         peft.inject_adapter_in_model(config, self)
 

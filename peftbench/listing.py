@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Any
@@ -14,7 +15,7 @@ from peftbench import catalogue
 from peftbench.errors import PeftbenchError, UnknownNameError
 from peftbench.registry import FOLDERS, registry
 
-console = Console(highlight=False)
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 
 
 def show_list(kind: str, *, as_json: bool) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections import Counter
@@ -23,7 +22,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from peftbench import bench, tables, workers
+from peftbench import bench, measure, tables, workers
 from peftbench import study as studies
 from peftbench.contract import Result
 from peftbench.errors import RequestError
@@ -44,7 +43,7 @@ def run_study(asked: Study, places: Places, jobs: int, *, skip_broken: bool) -> 
     resolved = studies.resolve(asked, places, skip_broken=skip_broken)
     for line in resolved.says:
         _say(line)
-    count = jobs or (1 if places.device == "cuda" else len(os.sched_getaffinity(0)))
+    count = jobs or (1 if places.device == "cuda" else measure.cores())
     trials = list({t.id: t for draft in resolved.drafts for t in draft.trials}.values())
     _run_jobs("trials", trials, places, count)
     finals = [draft.final(store) for draft in resolved.drafts]

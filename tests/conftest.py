@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from beartype import BeartypeConf
 from beartype.claw import beartype_package
+
+# A shell that runs tests in the background lets them ignore Ctrl-C, and every process they start; tests of it must hear.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 beartype_package("peftbench", conf=BeartypeConf(is_pep484_tower=True))  # before any test imports it: 1 is a float, too
 

@@ -11,7 +11,7 @@ import pytest
 from beartype import BeartypeConf
 from beartype.claw import beartype_package
 
-# A shell that runs tests in the background lets them ignore Ctrl-C, and every process they start; tests of it must hear.
+# A shell that runs tests in the background makes them, and what they start, ignore Ctrl-C; tests of it must hear it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 beartype_package("peftbench", conf=BeartypeConf(is_pep484_tower=True))  # before any test imports it: 1 is a float, too

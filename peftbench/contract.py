@@ -1,7 +1,7 @@
 """What a plug-in is, without torch: data sets, metrics and reports.
 
 A plug-in is the module attribute `plugin` of a file in its folder (`peftbench/datasets/busi.py`), or whatever an entry
-point of the group `peftbench.datasets` names. The contract of methods is in `plan.py`: it needs torch.
+point of the group `peftbench.datasets` names. The contract of methods is in `method.py`: it needs torch.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -14,10 +14,11 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from peftbench.errors import DeltaError, PluginError
-from peftbench.plan import Graft, Plan, Tuned
+from peftbench.plan import Graft, Plan, Shared, Sizes, Tuned
 from peftbench.registry import registry
 from peftbench.store import write_bytes, write_json
 
+T = TypeVar("T", bound=nn.Module)
 FORMAT = 1
 
 
@@ -27,11 +28,12 @@ def write(folder: Path, plan: Plan, state: Mapping[str, Tensor], about: Mapping[
     Returns bytes.
     """
     index = {f"index/{name}": chosen.to(torch.int32) for name, chosen in plan.entries.items()}
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in (*state.items(), *index.items())}
-    grafts = {site: {"kind": _name(kind), "sizes": dict(sizes)} for site, (kind, sizes) in plan.grafts.items()}
+    lasting = {name: tensor for name, tensor in state.items() if not name.startswith("callback/")}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in (*lasting.items(), *index.items())}
     content = save(tensors)
     write_bytes(folder / "delta.safetensors", content)
-    write_json(folder / "delta.json", {"format": FORMAT, "sha256": _digest(content), "grafts": grafts, **about})
+    added = {"grafts": _told(plan.grafts), "shared": _told(plan.shared)}
+    write_json(folder / "delta.json", {"format": FORMAT, "sha256": _digest(content), **added, **about})
     return sum((folder / name).stat().st_size for name in ("delta.safetensors", "delta.json"))
 
 
@@ -43,7 +45,8 @@ def read(folder: Path, base: str) -> tuple[Plan, dict[str, Tensor], dict[str, An
     try:
         about: Any = json.loads((folder / "delta.json").read_bytes())
         content = (folder / "delta.safetensors").read_bytes()
-        tensors, made_by, theirs = load(content), about["method"]["name"], about["grafts"]
+        tensors, made_by = load(content), about["method"]["name"]
+        told = {"grafts": about["grafts"], "shared": about.get("shared", {})}
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise DeltaError(f"The delta in {folder} cannot be read ({type(error).__name__}: {error}).") from None
     if about.get("format") != FORMAT:
@@ -54,13 +57,10 @@ def read(folder: Path, base: str) -> tuple[Plan, dict[str, Tensor], dict[str, An
     if about.get("sha256") != _digest(content):
         raise DeltaError(f"The delta in {folder} is damaged: delta.safetensors is not what delta.json was written for.")
     registry("methods").get(made_by)  # brings the kinds of its grafts
-    kinds = {_name(kind): kind for kind in _kinds(Graft)}
-    if strange := [g["kind"] for g in theirs.values() if g["kind"] not in kinds]:
-        raise DeltaError(f"The delta in {folder} needs the graft {strange[0]!r}, which no installed method brings.")
-    grafts = {site: (kinds[g["kind"]], g["sizes"]) for site, g in theirs.items()}
+    grafts, shared = (_found(told[what], kind, folder) for what, kind in (("grafts", Graft), ("shared", Shared)))
     index = {n.removeprefix("index/"): tensors.pop(n).long() for n in list(tensors) if n.startswith("index/")}
     tune = frozenset(n.removeprefix("tune/") for n in tensors if n.startswith("tune/"))
-    return Plan(tune, index, grafts), tensors, about
+    return Plan(tune, index, grafts, shared), tensors, about
 
 
 def restore(vit: nn.Module, folder: Path, base: str) -> tuple[Tuned, dict[str, Tensor]]:
@@ -83,11 +83,27 @@ def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _name(kind: type[Graft]) -> str:
+Modules = Mapping[str, tuple[type[T], Sizes]]
+
+
+def _told(modules: Modules[nn.Module]) -> dict[str, dict[str, Any]]:
+    """Grafts or shared modules as JSON."""
+    return {name: {"kind": _name(kind), "sizes": dict(sizes)} for name, (kind, sizes) in modules.items()}
+
+
+def _found(told: Mapping[str, Any], parent: type[T], folder: Path) -> dict[str, tuple[type[T], Sizes]]:
+    """What `_told` told, its classes found among those that are imported."""
+    kinds = {_name(kind): kind for kind in _kinds(parent)}
+    if strange := [one["kind"] for one in told.values() if one["kind"] not in kinds]:
+        raise DeltaError(f"The delta in {folder} needs the module {strange[0]!r}, which no installed method brings.")
+    return {name: (kinds[one["kind"]], one["sizes"]) for name, one in told.items()}
+
+
+def _name(kind: type[nn.Module]) -> str:
     return f"{kind.__module__}:{kind.__qualname__}"
 
 
-def _kinds(kind: type[Graft]) -> Iterator[type[Graft]]:
+def _kinds(kind: type[T]) -> Iterator[type[T]]:
     for child in kind.__subclasses__():
         yield child
         yield from _kinds(child)

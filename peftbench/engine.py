@@ -22,6 +22,7 @@ from peftbench import sparse
 from peftbench.contract import Logits
 from peftbench.errors import DivergedError
 from peftbench.pixels import augment, order
+from peftbench.plan import Callback
 from peftbench.recipe import Recipe
 from peftbench.registry import registry
 
@@ -47,6 +48,7 @@ class Learner:
 
     model: nn.Module
     tensors: Mapping[str, Tensor]
+    callback: Callback | None = None
 
     def state(self) -> dict[str, Tensor]:
         """A copy of them."""
@@ -115,9 +117,7 @@ def fit(  # noqa: PLR0913 - what a run is made of
     evaluations = evaluation_steps(recipe)
     for until in stops(recipe, progress.step):
         started = time.perf_counter()
-        for total, step in _train(
-            learner.model, optimiser, task, recipe, seed, (progress.step, until), loss_of, autocast
-        ):
+        for total, step in _train(learner, optimiser, task, recipe, seed, (progress.step, until), loss_of, autocast):
             progress.step, progress.loss_sum = step, progress.loss_sum + total
             _refuse_divergence(total, step, recipe)
             if watch:
@@ -131,7 +131,7 @@ def fit(  # noqa: PLR0913 - what a run is made of
 
 
 def _train(  # noqa: PLR0913 - likewise
-    model: nn.Module,
+    learner: Learner,
     optimiser: torch.optim.Optimizer,
     task: Task,
     recipe: Recipe,
@@ -141,20 +141,22 @@ def _train(  # noqa: PLR0913 - likewise
     autocast: torch.dtype | None,
 ) -> Iterator[tuple[float, int]]:
     """Steps span[0] to span[1] - 1; yields the summed loss of up to REPORT steps and the number of steps done."""
-    model.train()
+    model, callback = learner.model.train(), learner.callback
     device, total, seen = task.labels.device, None, 0
     for step, index in enumerate(order(len(task.train), recipe.batch, seed, *span), start=span[0]):
         torch.manual_seed(1_000_003 * seed + step)  # dropout and the like: the same after a resume
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(step, recipe)
-        inputs = task.train.batch(index)
-        inputs = augment(inputs, recipe.augmentation, seed, step) if inputs.dim() == 4 else inputs  # noqa: PLR2004 - images
+        inputs = augment(task.train.batch(index), recipe.augmentation, seed, step)
         with torch.autocast(device.type, autocast, enabled=autocast is not None):
             logits = model(inputs)
         loss = loss_of(logits, task.labels[torch.as_tensor(index, device=device)])
+        penalty = callback.penalty() if callback else None
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        (loss if penalty is None else loss + penalty).backward()
         optimiser.step()
+        if callback:
+            callback.after_step(step, recipe.steps)
         total, seen = loss.detach().double() + (0 if total is None else total), seen + 1
         if seen == REPORT or step == span[1] - 1:
             yield total.item(), step + 1

@@ -1,24 +1,20 @@
-"""What a method is: it looks at a network and says, in a Plan, what will train; here plans are counted and carried out.
+"""What a plan is: which tensors, which entries and which grafts will train; here plans are counted and carried out.
 
-    class LNTuning(Method):
-        def plan(self, vit, probe):
-            return Plan(tune=frozenset(n for n, _ in vit.named_parameters() if "norm" in n))
-
-The head is no part of a plan: it always trains and belongs to the recipe.
+The head is no part of a plan: it always trains and belongs to the recipe. `method.py` says who makes plans.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
-from dataclasses import dataclass, field, fields, replace
-from typing import Any, ClassVar, Literal, Protocol, Self, TypeAlias, TypeVar, runtime_checkable
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from peftbench import sparse
-from peftbench.errors import DeltaError, PluginError, RequestError
+from peftbench.errors import DeltaError, PluginError
 
 T = TypeVar("T")
 Sizes: TypeAlias = Mapping[str, int | float | bool | str]
@@ -41,7 +37,8 @@ class Graft(nn.Module):
     def size(cls, base: nn.Module, **sizes: Any) -> int:  # noqa: ANN401 - the sizes of the subclass
         """Trainable parameters, by building one on the meta device; a subclass may know a formula."""
         copy = deepcopy(base).to("meta")
-        theirs = {id(p) for p in copy.parameters()}
+        given = [copy, *(value for value in sizes.values() if isinstance(value, nn.Module))]
+        theirs = {id(p) for module in given for p in module.parameters()}
         copy.requires_grad_(requires_grad=False)
         with torch.device("meta"):
             built = cls(copy, **sizes)
@@ -50,6 +47,24 @@ class Graft(nn.Module):
     def merged(self) -> nn.Module | None:
         """One plain module that computes the same, or None where the mathematics forbids it."""
         return None
+
+
+class Shared(nn.Module):
+    """Tensors that several grafts compute with: built once as `Kind(**sizes)`, handed to each graft that names it."""
+
+
+class Callback(nn.Module):
+    """What a method does beside the gradient's step: built as `Kind(vit, **sizes)` when the plan was carried out.
+
+    Its buffers belong to the checkpoint, so that an interrupted run goes on with the same bits; no delta holds them.
+    """
+
+    def penalty(self) -> Tensor | None:
+        """A scalar that the loss of every step gets on top."""
+        return None
+
+    def after_step(self, step: int, steps: int) -> None:
+        """Called behind the optimiser's step number `step` of 0..steps-1, while the gradients are still there."""
 
 
 @runtime_checkable
@@ -75,6 +90,10 @@ class Plan:
     tune: frozenset[str] = frozenset()  # tensors to train whole
     entries: Mapping[str, Tensor] = field(default_factory=dict)  # tensor -> ascending flat indices of what learns in it
     grafts: Mapping[str, tuple[type[Graft], Sizes]] = field(default_factory=dict)  # module -> what to put around it
+    shared: Mapping[str, tuple[type[Shared], Sizes]] = field(
+        default_factory=dict
+    )  # NAME -> what the grafts of shared=NAME use
+    callback: tuple[type[Callback], Sizes] | None = None
     facts: Mapping[str, float] = field(default_factory=dict)  # what the record should say of it
 
     @property
@@ -86,8 +105,17 @@ class Plan:
         """Trainable parameters without the head; changes nothing and works on the meta device."""
         whole = sum(_named(vit.get_parameter, name).numel() for name in self.tune)
         single = sum(len(index) for index in self.entries.values())
-        added = [kind.size(_named(vit.get_submodule, site), **sizes) for site, (kind, sizes) in self.grafts.items()]
-        return whole + single + sum(added)
+        with torch.device("meta"):
+            shared = self._build_shared()
+        common = sum(p.numel() for module in shared.values() for p in module.parameters() if p.requires_grad)
+        added = [
+            kind.size(_named(vit.get_submodule, site), **_handed(sizes, shared))
+            for site, (kind, sizes) in self.grafts.items()
+        ]
+        return whole + single + common + sum(added)
+
+    def _build_shared(self) -> dict[str, Shared]:
+        return {name: kind(**sizes) for name, (kind, sizes) in sorted(self.shared.items())}
 
     def carry_out(self, vit: nn.Module) -> Tuned:
         """Freeze `vit`, then change it in place.
@@ -101,13 +129,20 @@ class Plan:
         weights_first = sorted(self.entries, key=lambda n: (not n.endswith("weight"), n))  # a weight swaps its layer
         for name in weights_first:
             tensors[f"values/{name}"] = sparse.pack(vit, name, self.entries[name])
+        with next(vit.parameters()).device:
+            shared = self._build_shared()
+        for name, module in shared.items():
+            tensors |= {f"shared/{name}/{n}": t for n, t in module.state_dict(keep_vars=True).items()}
         grafts = []
         for site in sorted(self.grafts, key=lambda name: (-name.count("."), name)):  # inner modules before outer ones
             kind, sizes = self.grafts[site]
-            graft, own = _graft(vit, site, kind, sizes)
+            graft, own = _graft(vit, site, kind, _handed(sizes, shared))
             tensors |= {f"graft/{site}/{name}": tensor for name, tensor in own.items()}
             grafts.append(graft)
-        return Tuned(self, vit, tensors, tuple(grafts))
+        callback = self.callback[0](vit, **self.callback[1]) if self.callback else None
+        if callback is not None:
+            tensors |= {f"callback/{name}": buffer for name, buffer in callback.named_buffers()}
+        return Tuned(self, vit, tensors, tuple(grafts), callback)
 
     def _refuse_misfit(self, vit: nn.Module) -> None:
         for name in self.tune:
@@ -130,12 +165,22 @@ def _named(get: Callable[[str], T], name: str) -> T:
         raise PluginError(f"A plan names {name!r}, which is not in this network.") from None
 
 
-def _graft(vit: nn.Module, site: str, kind: type[Graft], sizes: Sizes) -> tuple[Graft, dict[str, Tensor]]:
+def _handed(sizes: Sizes, shared: Mapping[str, Shared]) -> dict[str, Any]:
+    """The sizes of a graft, with the module itself where they name a shared one."""
+    if "shared" not in sizes:
+        return dict(sizes)
+    if sizes["shared"] not in shared:
+        raise PluginError(f"A graft names the shared module {sizes['shared']!r}, which its plan does not hold.")
+    return {**sizes, "shared": shared[str(sizes["shared"])]}
+
+
+def _graft(vit: nn.Module, site: str, kind: type[Graft], sizes: Mapping[str, Any]) -> tuple[Graft, dict[str, Tensor]]:
     """Put a graft around the module at `site`; returns it and the tensors that are its own by identity."""
     base = vit.get_submodule(site)
     device = next((p.device for p in base.parameters()), torch.device("cpu"))
     flags = {parameter: parameter.requires_grad for parameter in base.parameters()}
-    theirs = {id(t) for t in base.state_dict(keep_vars=True).values()}
+    given = [base, *(value for value in sizes.values() if isinstance(value, nn.Module))]
+    theirs = {id(t) for module in given for t in module.state_dict(keep_vars=True).values()}
     with device:
         graft = kind(base, **sizes)
     for parameter, free in flags.items():  # peft freezes what it finds, chosen or not
@@ -150,8 +195,9 @@ class Tuned:
 
     plan: Plan
     vit: nn.Module
-    tensors: Mapping[str, Tensor]  # "tune/NAME", "values/NAME", "graft/SITE/NAME" -> the live tensor
+    tensors: Mapping[str, Tensor]  # "tune/NAME", "values/NAME", "graft/SITE/NAME", "shared/..." -> the live tensor
     grafts: tuple[Graft, ...]  # inner ones first
+    callback: Callback | None = None
 
     def state(self) -> dict[str, Tensor]:
         """A copy of every tensor that training may change."""
@@ -181,67 +227,3 @@ class Tuned:
             if folded is not None:
                 self.vit.set_submodule(next(n for n, m in self.vit.named_modules() if m is graft), folded)
         return plain
-
-
-@dataclass(frozen=True)
-class Fit:
-    """A method brought to a budget."""
-
-    method: Method
-    reached: int  # trainable parameters, head excluded
-    edge: Literal["floor", "ceiling"] | None = None  # the budget lies outside of what it can reach
-
-
-@dataclass(frozen=True)
-class Method:
-    """A frozen dataclass whose fields are the hyper-parameters; `plan` is all that a plug-in must write."""
-
-    version: ClassVar[int] = 1  # raised when a default or the computation changes
-    knob: ClassVar[str | None] = None  # the field that a budget turns
-    trains: ClassVar[bool] = True  # False: not even the head (majority)
-
-    def plan(self, vit: nn.Module, probe: Probe) -> Plan:
-        """Choose what to train. Reads `vit` and, if it must, gradients from `probe`; changes neither."""
-        raise NotImplementedError
-
-    def count(self, vit: nn.Module) -> int:
-        """Trainable parameters without the head. Override where `plan` would need data for it."""
-        return self.plan(vit, NoProbe()).count(vit)
-
-    def sizes(self, vit: nn.Module) -> Sequence[float]:  # noqa: ARG002 - for those that have some
-        """The legal values of the knob on this network, those worth trying."""
-        message = f"{type(self).__name__} names the knob {self.knob} but lists no legal values for it (method `sizes`)."
-        raise PluginError(message) if self.knob else RequestError(f"{type(self).__name__} has no size to choose.")
-
-    def within(self, budget: int, vit: nn.Module) -> Fit:
-        """The legal size whose count is nearest to the budget, ties to the smaller."""
-        options = [(self.turned(value).count(vit), value) for value in self.sizes(vit)]
-        reached, value = min(options, key=lambda option: (abs(option[0] - budget), option[0]))
-        return Fit(self.turned(value), reached, edge(budget, [count for count, _ in options]))
-
-    def turned(self, value: float) -> Self:
-        """The same method with its knob at `value`."""
-        return replace(self, **{str(self.knob): value})
-
-    def values(self) -> dict[str, Any]:
-        """Every hyper-parameter by name."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}
-
-
-def edge(budget: int, counts: Sequence[int]) -> Literal["floor", "ceiling"] | None:
-    """Whether a budget lies below or above everything that can be reached."""
-    return "floor" if budget < min(counts) else "ceiling" if budget > max(counts) else None
-
-
-class NoProbe:
-    """Stands where a method must not look at data: counting."""
-
-    def gradients(self) -> Iterator[Scores]:
-        """Refuses."""
-        raise PluginError("A method asked for gradients while it was only being counted; let it override `count`.")
-
-    def estimate(self, kind: str, batches: int | None = None) -> tuple[Scores, Scores]:  # noqa: ARG002 - the protocol's
-        """Refuses."""
-        raise PluginError(
-            f"A method asked for the estimate {kind!r} while it was only being counted; let it override `count`."
-        )

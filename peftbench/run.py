@@ -19,9 +19,9 @@ from peftbench.engine import Chosen, Inputs, Learner, Progress, Task, Watch, fit
 from peftbench.errors import PeftbenchError
 from peftbench.head import Classifier, Head
 from peftbench.kept import kept
+from peftbench.method import Method
 from peftbench.outcome import Outcome, about, make_record, write_results
 from peftbench.pixels import Data, Features, Images
-from peftbench.plan import Method
 from peftbench.probe import Batch, GradientProbe
 from peftbench.record import Counts, Record
 from peftbench.registry import registry
@@ -93,7 +93,7 @@ def _work(job: Job, places: Places, data: Data, watch: Watch | None) -> Outcome:
     torch.manual_seed(job.seed)
     tuned = plan.carry_out(vit)
     head = {f"head/{name}": tensor for name, tensor in model.head.state_dict(keep_vars=True).items()}
-    learner = Learner(model, {**tuned.tensors, **head})
+    learner = Learner(model, {**tuned.tensors, **head}, tuned.callback)
     autocast = PRECISIONS[job.recipe.precision]
     if plan.empty and job.recipe.augmentation == "none":  # nothing before the head changes: look at each image once
         learner, task = Learner(model.head, head), _features(job, places, model, task)

@@ -10,8 +10,8 @@ from peftbench import backbone, pixels
 from peftbench.backbone import Source
 from peftbench.contract import Dataset, Splits
 from peftbench.errors import RequestError, SplitError
+from peftbench.method import Fit, Method
 from peftbench.pixels import Data
-from peftbench.plan import Fit, Method
 from peftbench.recipe import QUICK_RATES, Recipe, grid
 from peftbench.record import Record
 from peftbench.registry import registry

@@ -18,7 +18,8 @@ from typer.testing import CliRunner
 
 from peftbench import measure
 from peftbench.cli import app
-from peftbench.plan import Method, Plan, Probe
+from peftbench.method import Method
+from peftbench.plan import Plan, Probe
 from peftbench.registry import registry
 from peftbench.spec import Study
 from tests import results, studies

@@ -15,11 +15,12 @@ from torch import Tensor
 
 from peftbench import delta
 from peftbench.errors import DeltaError, UnknownNameError
+from peftbench.method import NoProbe
 from peftbench.methods.bitfit import BitFit
 from peftbench.methods.full import Full
 from peftbench.methods.linear import Linear
 from peftbench.methods.lora import LoRA
-from peftbench.plan import NoProbe, Plan, Tuned
+from peftbench.plan import Plan, Tuned
 from tests.networks import STYLES, batch, classifier, network
 
 BASE = "ab" * 32
@@ -153,7 +154,7 @@ def test_another_format_is_refused(tmp_path: Path) -> None:
 def test_a_graft_that_nobody_brings_is_named(tmp_path: Path) -> None:
     save(tmp_path)
     rewrite(tmp_path, lambda facts, _: facts["grafts"]["blocks.0.attn.qkv"].update(kind="elsewhere:Graft"))
-    with pytest.raises(DeltaError, match="needs the graft 'elsewhere:Graft'"):
+    with pytest.raises(DeltaError, match="needs the module 'elsewhere:Graft'"):
         delta.restore(network(), tmp_path, BASE)
 
 

@@ -23,12 +23,13 @@ from torch.nn import functional as F
 from peftbench import engine
 from peftbench.engine import Learner, Task, fit
 from peftbench.head import Classifier, Head
+from peftbench.method import Method, NoProbe
 from peftbench.methods.bitfit import BitFit
 from peftbench.methods.full import Full
 from peftbench.methods.linear import Linear
 from peftbench.methods.lora import LoRA
 from peftbench.pixels import Features
-from peftbench.plan import Method, NoProbe, Tuned
+from peftbench.plan import Tuned
 from peftbench.probe import GradientProbe
 from peftbench.recipe import Recipe
 from tests.networks import CLASSES, network

@@ -14,11 +14,12 @@ from torch.nn import functional as F
 from peftbench.engine import make_optimiser
 from peftbench.errors import DeltaError, PluginError, RequestError
 from peftbench.grafts import HubTuner, LoRATuner
+from peftbench.method import Fit, Method, NoProbe, edge
 from peftbench.methods.bitfit import BitFit
 from peftbench.methods.full import Full
 from peftbench.methods.linear import Linear
 from peftbench.methods.lora import LoRA
-from peftbench.plan import Fit, Graft, Method, NoProbe, Plan, Tuned, edge
+from peftbench.plan import Graft, Plan, Tuned
 from peftbench.recipe import Recipe
 from tests.networks import STYLES, batch, classifier, network, values
 

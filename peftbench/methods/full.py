@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from peftbench.plan import Method, Plan, Probe
+from peftbench.method import Method
+from peftbench.plan import Plan, Probe
 
 
 @dataclass(frozen=True)

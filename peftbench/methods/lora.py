@@ -8,7 +8,8 @@ from torch import nn
 
 from peftbench.errors import RequestError
 from peftbench.grafts import LoRATuner
-from peftbench.plan import Method, Plan, Probe
+from peftbench.method import Method
+from peftbench.plan import Plan, Probe
 
 SITES = {"qkv": "attn.qkv", "proj": "attn.proj", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}
 

@@ -5,7 +5,8 @@ from typing import ClassVar
 
 from torch import nn
 
-from peftbench.plan import Method, Plan, Probe
+from peftbench.method import Method
+from peftbench.plan import Plan, Probe
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,13 @@ import pytest
 from torch import nn
 
 from peftbench import backbone
+from peftbench.method import Method
 from peftbench.methods.bitfit import BitFit
 from peftbench.methods.full import Full
 from peftbench.methods.linear import Linear
 from peftbench.methods.lora import LoRA
 from peftbench.methods.majority import Majority
 from peftbench.methods.shpeft import SHPEFT
-from peftbench.plan import Method
 from peftbench.spec import budget
 from tests.networks import blank
 

@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from peftbench.errors import JobError, RequestError
-from peftbench.methods.shpeft import SHPEFT, top
-from peftbench.plan import NoProbe, Plan, Scores
+from peftbench.method import NoProbe
+from peftbench.methods.shpeft import SHPEFT
+from peftbench.plan import Plan, Scores
 from peftbench.probe import GradientProbe
+from peftbench.selection import top
 from tests.networks import STYLES, batches, classifier, values
 
 # A network of four weights. By tensor: weight (1, 3), bias (1,).

@@ -77,6 +77,8 @@ def edge(budget: int, counts: Sequence[int]) -> Literal["floor", "ceiling"] | No
 class NoProbe:
     """Stands where a method must not look at data: counting."""
 
+    seed = 0
+
     def gradients(self) -> Iterator[Scores]:
         """Refuses."""
         raise PluginError("A method asked for gradients while it was only being counted; let it override `count`.")

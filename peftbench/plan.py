@@ -48,6 +48,9 @@ class Graft(nn.Module):
         """One plain module that computes the same, or None where the mathematics forbids it."""
         return None
 
+    def settle(self, vit: nn.Module) -> None:
+        """Called on the network when `merged` has taken this graft's place, for what else must change in it then."""
+
 
 class Shared(nn.Module):
     """Tensors that several grafts compute with: built once as `Kind(**sizes)`, handed to each graft that names it."""
@@ -70,6 +73,11 @@ class Callback(nn.Module):
 @runtime_checkable
 class Probe(Protocol):
     """Gradients of the training loss at the pretrained weights; nothing runs until asked."""
+
+    @property
+    def seed(self) -> int:
+        """The job's: what a method draws a random choice from, so that error bars over seeds hold its luck, too."""
+        ...
 
     def gradients(self) -> Iterator[Scores]:
         """One dict a training batch: the gradient of the batch's mean loss for every backbone tensor."""
@@ -94,6 +102,7 @@ class Plan:
         default_factory=dict
     )  # NAME -> what the grafts of shared=NAME use
     callback: tuple[type[Callback], Sizes] | None = None
+    decay_entries: bool = True  # False: weight decay leaves single entries of matrices alone, as if they were a vector
     facts: Mapping[str, float] = field(default_factory=dict)  # what the record should say of it
 
     @property
@@ -128,11 +137,11 @@ class Plan:
         tensors: dict[str, Tensor] = {f"tune/{n}": vit.get_parameter(n).requires_grad_() for n in sorted(self.tune)}
         weights_first = sorted(self.entries, key=lambda n: (not n.endswith("weight"), n))  # a weight swaps its layer
         for name in weights_first:
-            tensors[f"values/{name}"] = sparse.pack(vit, name, self.entries[name])
+            tensors[f"values/{name}"] = sparse.pack(vit, name, self.entries[name], decay=self.decay_entries)
         with next(vit.parameters()).device:
             shared = self._build_shared()
         for name, module in shared.items():
-            tensors |= {f"shared/{name}/{n}": t for n, t in module.state_dict(keep_vars=True).items()}
+            tensors |= {f"shared/{name}/{n}": t for n, t in _like(vit, module.state_dict(keep_vars=True)).items()}
         grafts = []
         for site in sorted(self.grafts, key=lambda name: (-name.count("."), name)):  # inner modules before outer ones
             kind, sizes = self.grafts[site]
@@ -177,16 +186,24 @@ def _handed(sizes: Sizes, shared: Mapping[str, Shared]) -> dict[str, Any]:
 def _graft(vit: nn.Module, site: str, kind: type[Graft], sizes: Mapping[str, Any]) -> tuple[Graft, dict[str, Tensor]]:
     """Put a graft around the module at `site`; returns it and the tensors that are its own by identity."""
     base = vit.get_submodule(site)
-    device = next((p.device for p in base.parameters()), torch.device("cpu"))
     flags = {parameter: parameter.requires_grad for parameter in base.parameters()}
     given = [base, *(value for value in sizes.values() if isinstance(value, nn.Module))]
     theirs = {id(t) for module in given for t in module.state_dict(keep_vars=True).values()}
-    with device:
+    with next(vit.parameters()).device:  # base may be an Identity, which has none
         graft = kind(base, **sizes)
     for parameter, free in flags.items():  # peft freezes what it finds, chosen or not
         parameter.requires_grad_(free)
     vit.set_submodule(site, graft)
-    return graft, {n: t for n, t in graft.state_dict(keep_vars=True).items() if id(t) not in theirs}
+    return graft, _like(vit, {n: t for n, t in graft.state_dict(keep_vars=True).items() if id(t) not in theirs})
+
+
+def _like(vit: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors, those of numbers brought to the precision of the network in place."""
+    precision = next(vit.parameters()).dtype
+    for tensor in tensors.values():
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.to(precision)
+    return tensors
 
 
 @dataclass(frozen=True)
@@ -226,4 +243,5 @@ class Tuned:
             plain &= folded is not None
             if folded is not None:
                 self.vit.set_submodule(next(n for n, m in self.vit.named_modules() if m is graft), folded)
+                graft.settle(self.vit)
         return plain

@@ -35,6 +35,7 @@ class GradientProbe:
     loss: Callable[[Tensor, Tensor], Tensor]
     autocast: torch.dtype | None = None
     keep: Path | None = None  # folder of this probe's estimates; its name holds everything that decides them
+    seed: int = 0  # the job's
 
     def gradients(self) -> Iterator[Scores]:
         """For each batch, the gradient of its mean loss for every backbone tensor."""

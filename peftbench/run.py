@@ -147,7 +147,7 @@ def _probe(job: Job, places: Places, model: Classifier, task: Task) -> GradientP
         "device": places.device,
     }
     keep = places.cache / "probes" / digest(decides)[:24]
-    return GradientProbe(model, batches, make_loss(job.recipe, task), PRECISIONS[job.recipe.precision], keep)
+    return GradientProbe(model, batches, make_loss(job.recipe, task), PRECISIONS[job.recipe.precision], keep, job.seed)
 
 
 def _features(job: Job, places: Places, model: Classifier, task: Task) -> Task:

@@ -42,6 +42,7 @@ class Given:
 
     gradients_of: tuple[Any, ...] = GRADIENTS
     samples_of: tuple[Any, ...] = SAMPLES
+    seed: int = 0
 
     def gradients(self) -> Iterator[Scores]:
         raise NotImplementedError

@@ -77,13 +77,13 @@ class Pattern(nn.Module):
 class SparseLinear(nn.Linear):
     """A Linear layer of whose weight only the entries of a pattern learn; `values` holds them, `weight` shows them."""
 
-    def __init__(self, base: nn.Linear, index: Tensor) -> None:
+    def __init__(self, base: nn.Linear, index: Tensor, *, decays: bool = True) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features = base.in_features, base.out_features
         self.weight, self.bias = base.weight, base.bias
         self.pattern = Pattern(index.to(base.weight.device), (base.out_features, base.in_features))
         self.values = nn.Parameter(base.weight.detach().flatten()[self.pattern.index].clone())
-        self.decays = True
+        self.decays = decays
 
     def write(self) -> None:
         """Put the values in their places in `weight`; every forward does, so whoever changes values need not."""
@@ -120,16 +120,19 @@ class Packed(nn.Module):
         return original.flatten().index_copy(0, self.index, self.values).view_as(original)
 
 
-def pack(root: nn.Module, name: str, index: Tensor) -> nn.Parameter:
-    """Let only the entries at `index` (flat, ascending) of the tensor `name` learn; returns their packed values."""
+def pack(root: nn.Module, name: str, index: Tensor, *, decay: bool = True) -> nn.Parameter:
+    """Let only the entries at `index` (flat, ascending) of the tensor `name` learn; returns their packed values.
+
+    Weight decay acts on them where it acts on the whole tensor, and nowhere without `decay`.
+    """
     site, _, leaf = name.rpartition(".")
     module = root.get_submodule(site)
     if isinstance(module, nn.Linear) and leaf == "weight":
-        sparse = SparseLinear(module, index)
+        sparse = SparseLinear(module, index, decays=decay)
         root.set_submodule(site, sparse)
         return sparse.values
     tensor = module.get_parameter(leaf)
-    packed = Packed(tensor, index, decays=decays(leaf, tensor))
+    packed = Packed(tensor, index, decays=decay and decays(leaf, tensor))
     parametrize.register_parametrization(module, leaf, packed)
     return packed.values
 

@@ -1,6 +1,5 @@
 """LoRA: a low-rank change beside chosen projections (Hu et al., ICLR 2022), through Hugging Face peft."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -8,14 +7,13 @@ from torch import nn
 
 from peftbench.errors import RequestError
 from peftbench.grafts import LoRATuner
-from peftbench.method import Method
+from peftbench.methods._sites import PROJECTIONS, blocks
+from peftbench.methods._stepped import Stepped
 from peftbench.plan import Plan, Probe
-
-SITES = {"qkv": "attn.qkv", "proj": "attn.proj", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}
 
 
 @dataclass(frozen=True)
-class LoRA(Method):
+class LoRA(Stepped):
     """y = Wx + b + (alpha/r) B A x with A (r, in) uniform and B (out, r) zero, so that step 0 is the pretrained model.
 
     On timm's fused qkv one A serves query, key and value.
@@ -29,9 +27,9 @@ class LoRA(Method):
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        if strange := [site for site in self.sites if site not in SITES] or ([] if self.sites else ["nothing"]):
+        if strange := [site for site in self.sites if site not in PROJECTIONS] or ([] if self.sites else ["nothing"]):
             raise RequestError(
-                f"lora: sites = {strange[0]!r} will not do: there are {', '.join(SITES)}; join several with +."
+                f"lora: sites = {strange[0]!r} will not do: there are {', '.join(PROJECTIONS)}; join several with +."
             )
         if len(set(self.sites)) < len(self.sites):
             raise RequestError(f"lora: sites = {'+'.join(self.sites)} will not do: each may stand there once.")
@@ -45,15 +43,14 @@ class LoRA(Method):
     def plan(self, vit: nn.Module, probe: Probe) -> Plan:
         """A graft around every chosen projection of every block."""
         alpha = self.r if self.alpha == "r" else self.alpha
-        blocks = [name for name, _ in vit.get_submodule("blocks").named_children()]
-        places = [f"blocks.{block}.{SITES[site]}" for block in blocks for site in self.sites]
+        places = [f"{block}.{PROJECTIONS[site]}" for block in blocks(vit) for site in self.sites]
         return Plan(
             grafts={place: (LoRATuner, {"r": self.r, "alpha": alpha, "dropout": self.dropout}) for place in places}
         )
 
-    def sizes(self, vit: nn.Module) -> Sequence[int]:
-        """Every rank up to the width."""
-        return range(1, int(vit.get_parameter("cls_token").shape[-1]) + 1)
+    def most(self, vit: nn.Module) -> int:
+        """The width."""
+        return vit.get_parameter("cls_token").shape[-1]
 
 
 plugin = LoRA

@@ -58,6 +58,17 @@ class MethodEntry(_Entry):
     differs: Texts = ()  # where ours differs from the authors' and why
 
 
+class Member(_Entry):
+    """What is known of one set of a collection such as MedMNIST+, where it differs from the others."""
+
+    title: str
+    modality: str
+    classes: Texts
+    task: Task = "single"
+    licence: str = ""  # "" = the collection's
+    sizes: dict[Size, int]
+
+
 class DatasetEntry(_Entry):
     """What is known of one data set: a file of `datasets/`."""
 
@@ -72,13 +83,27 @@ class DatasetEntry(_Entry):
     synthetic: bool = False
     layout: str = ""  # folders and files as published, below root/<name>/
     sizes: dict[Size, int] = {}  # images a part, as published
+    paper: dict[Size, int] = {}  # as the SH-PEFT paper states them
+    complete: int | None = None  # images from which on a copy counts as complete; None = the published total
     split: str = ""  # the rule in words
-    checksums: dict[str, str] = {}  # downloaded file -> "sha256:..."
+    checksums: dict[str, str] = {}  # downloaded file -> "sha256:..." or "md5:...", as published
+    members: dict[str, Member] = {}  # of a collection: what follows the colon
     dirt: Texts = ()  # known faults of the files
     how_to_get: str = ""  # what the user does to have the files, ending where to put them
 
 
-Entry = TypeVar("Entry", MethodEntry, DatasetEntry)
+class OwnEntry(DatasetEntry):
+    """A data set of the user's own: a file of `datasets/` in the working folder."""
+
+    path: str  # a folder of class folders, or a table FILE.csv; relative to the working folder, or ~
+    modality: str = "unknown"
+    classes: Texts = ()  # the names of the class folders in label order; none = as sorted
+    licence: str = "the user's own"
+    sources: Texts = ("the user's own",)
+    group: str = ""  # a regular expression: what it, or its first group, finds in an image's path is the group's key
+
+
+Entry = TypeVar("Entry", bound=_Entry)
 
 
 def method_names() -> tuple[str, ...]:
@@ -87,8 +112,24 @@ def method_names() -> tuple[str, ...]:
 
 
 def dataset_names() -> tuple[str, ...]:
-    """The data sets that have a file, sorted."""
-    return _names("datasets")
+    """The data sets that have a file, the user's own among them, sorted."""
+    return tuple(sorted({*_names("datasets"), *own_datasets()}))
+
+
+def own_datasets() -> dict[str, Path]:
+    """The files of `datasets/` in the working folder by name.
+
+    In a copy of peftbench's own catalogue, files that state no `path` are peftbench's. Raises CatalogueError for a
+    name that peftbench uses itself.
+    """
+    folder, built_in = Path("datasets").absolute(), _folder("datasets")
+    if not folder.is_dir() or folder.resolve() == built_in.resolve():
+        return {}
+    files = {file.stem: file for file in sorted(folder.glob("*.toml"))}
+    taken = [name for name in files if name in _names("datasets")]
+    if clash := [files[name] for name in taken if "path" in _toml(files[name])]:
+        raise CatalogueError(f"{clash[0]}: peftbench has a data set {clash[0].stem!r} of its own; rename the file.")
+    return {name: file for name, file in files.items() if name not in taken}
 
 
 @lru_cache
@@ -97,24 +138,29 @@ def method_entry(name: str) -> MethodEntry:
     return read_entry(_file("methods", name), MethodEntry)
 
 
-@lru_cache
 def dataset_entry(name: str) -> DatasetEntry:
     """The entry of a data set; raises UnknownNameError and CatalogueError."""
-    return read_entry(_file("datasets", name), DatasetEntry)
+    own = own_datasets()
+    return read_entry(own[name], OwnEntry) if name in own else _built_in(_file("datasets", name))
 
 
 @lru_cache
-def dataset_card(name: str) -> Card:
-    """The card of a data set, made from its entry."""
+def _built_in(file: Path) -> DatasetEntry:
+    return read_entry(file, DatasetEntry)
+
+
+def dataset_card(name: str, member: str = "") -> Card:
+    """The card of a data set, made from its entry; of a collection, that of a member."""
     entry = dataset_entry(name)
+    what = entry.members[member] if member else entry
     return Card(
-        title=entry.title,
-        modality=entry.modality,
-        classes=entry.classes,
-        licence=entry.licence,
+        title=what.title,
+        modality=what.modality,
+        classes=what.classes,
+        licence=what.licence or entry.licence,
         source=", ".join(entry.sources),
         citation=entry.citation,
-        task=entry.task,
+        task=what.task,
         group_key=entry.group_key,
         synthetic=entry.synthetic,
     )
@@ -161,5 +207,6 @@ def _names(kind: Kind) -> tuple[str, ...]:
 def _file(kind: Kind, name: str) -> Path:
     names = _names(kind)
     if name not in names:
-        raise UnknownNameError({"methods": "method", "datasets": "data set"}[kind], name, names)
+        known = dataset_names() if kind == "datasets" else names
+        raise UnknownNameError({"methods": "method", "datasets": "data set"}[kind], name, known)
     return _folder(kind) / f"{name}.toml"

@@ -6,10 +6,10 @@ point of the group `peftbench.datasets` names. The contract of methods is in `me
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, Self, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, Self, TypeAlias, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
 
 Task: TypeAlias = Literal["single", "multi_label", "ordinal"]
-Labels: TypeAlias = NDArray[np.int64]  # (n,) class indices
+Labels: TypeAlias = NDArray[np.int64]  # (n,) class indices; task multi_label: (n, classes) of 0 and 1
 Logits: TypeAlias = NDArray[np.float32]  # (n, classes)
 Images: TypeAlias = Sequence[Path] | NDArray[np.uint8]  # files, or pixels (n, height, width, 3)
+INCOMPLETE = "Incomplete copy"  # how the note begins that every table shows
 
 
 # --- data sets -----------------------------------------------------------------------------------------------------
@@ -45,6 +46,28 @@ class Card:
 
 
 @dataclass(frozen=True)
+class Presence:
+    """How much of a data set lies on this machine, told without opening an image."""
+
+    found: int = 0  # images
+    whole: int = 0  # images of a complete copy
+    packed: bool = False  # downloaded and still packed, wholly or in part: the first use unpacks it
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is missing."""
+        return 0 < self.whole <= self.found
+
+    def __str__(self) -> str:
+        """One phrase for a table."""
+        if self.complete:
+            return "complete"
+        if self.packed:
+            return "packed, unpacked when first used"
+        return f"incomplete ({self.found:,} of {self.whole:,})" if self.found else "no"
+
+
+@dataclass(frozen=True)
 class Part:
     """One part of a data set: image i has label `labels[i]`, name `names[i]` and belongs to `groups[i]`."""
 
@@ -55,6 +78,12 @@ class Part:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def seen(self) -> frozenset[int]:
+        """The classes that at least one image has."""
+        found = np.unique(self.labels) if self.labels.ndim == 1 else np.flatnonzero(self.labels.any(axis=0))
+        return frozenset(found.tolist())
 
     def take(self, index: Sequence[int] | NDArray[np.int64]) -> Self:
         """The images at `index`, in that order."""
@@ -101,7 +130,10 @@ class Splits:
 
 @runtime_checkable
 class Dataset(Protocol):
-    """A data set: a card, and a way from a folder on this machine to three parts."""
+    """A data set: a card, and a way from a folder on this machine to three parts.
+
+    It may also tell how much of it is there: `presence(root: Path) -> Presence`.
+    """
 
     @property
     def card(self) -> Card:
@@ -180,11 +212,39 @@ class Backbone(Protocol):
 
 @runtime_checkable
 class Metric(Protocol):
-    """A number, or several by name, from stored logits (n, classes); nan where it is undefined."""
+    """A number, or several by name, from stored logits (n, classes); nan where it is undefined.
+
+    It is asked about single and ordinal labels (n,) unless `of_tasks` says otherwise. Where images belong to groups
+    (patients), it is asked a second time about the groups, each with its mean logits and its label.
+    """
 
     def __call__(self, logits: Logits, labels: Labels) -> float | Mapping[str, float]:
         """Higher is better unless the name says loss or error."""
         ...
+
+
+Scorer = TypeVar("Scorer", bound=Callable[[Logits, Labels], float | Mapping[str, float]])
+
+
+def of_tasks(*tasks: Task) -> Callable[[Scorer], Scorer]:
+    """Says of a metric for which tasks it has a meaning: `@of_tasks("ordinal")`."""
+
+    def marked(metric: Scorer) -> Scorer:
+        vars(metric)["tasks"] = tasks
+        return metric
+
+    return marked
+
+
+def tasks_of(metric: Metric) -> tuple[Task, ...]:
+    """What `of_tasks` said of it, else the tasks with one label an image."""
+    tasks: tuple[Task, ...] = getattr(metric, "tasks", ("single", "ordinal"))
+    return tasks
+
+
+def lower_is_better(metric: str) -> bool:
+    """By its name, as in `brier_score_loss_per_group`."""
+    return bool({"loss", "error"} & set(metric.split("_")))
 
 
 # --- reports -------------------------------------------------------------------------------------------------------
@@ -198,7 +258,7 @@ class Result:
     folder: Path
 
     def predictions(self, rule: str, part: str = "test") -> tuple[Logits, Labels, tuple[int, ...]]:
-        """Logits (n, classes), labels (n,) and group numbers (n,) of a part at a rule's step."""
+        """Logits (n, classes), labels (n,) or (n, labels) and group numbers (n,) of a part at a rule's step."""
         with np.load(self.folder / "predictions.npz", allow_pickle=False) as stored:
             return stored[f"{part}/{rule}/logits"], stored[f"{part}/labels"], tuple(stored[f"{part}/groups"].tolist())
 

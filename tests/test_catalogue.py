@@ -34,9 +34,11 @@ def test_every_method_file_is_valid(name: str) -> None:
 
 @pytest.mark.parametrize("name", catalogue.dataset_names())
 def test_every_dataset_file_makes_a_card(name: str) -> None:
-    card = catalogue.dataset_card(name)
-    assert len(card.classes) >= 2
-    assert card.source
+    members = catalogue.dataset_entry(name).members
+    for card in [catalogue.dataset_card(name, member) for member in members or [""]]:
+        assert len(card.classes) >= 2
+        assert card.licence
+        assert card.source
 
 
 def test_the_first_methods_and_data_sets_are_there() -> None:

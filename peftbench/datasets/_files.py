@@ -2,54 +2,103 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from peftbench import archives, pictures
 from peftbench.catalogue import dataset_entry
-from peftbench.contract import Card, Part, Splits
+from peftbench.contract import INCOMPLETE, Card, Part, Presence, Splits
 from peftbench.errors import MissingDataError, SplitError
 from peftbench.splits import crossings, file_digest
 
-EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
+EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}) | pictures.DICOM
 DEPTH = 3  # how far below root/<name> a download may have been unpacked
 
 
 def find(root: Path, name: str, needed: Sequence[str]) -> Path:
     """The folder at most DEPTH levels below `root/name` that holds every path of `needed`; the shallowest, then first.
 
-    Raises MissingDataError: what is missing, where it was sought, how to get it (from the catalogue).
+    Downloads that are still packed are unpacked, one by one, until it is there. Raises MissingDataError (what is
+    missing, where it was sought, how to get it, from the catalogue) and DataError for a bad archive.
     """
-    top, most = root / name, 0
-    lack = f"{top} does not exist" if not top.is_dir() else f"nothing like {needed[0]} lies within {top}"
-    for folder in _folders(top):
-        missing = [path for path in needed if not (folder / path).exists()]
-        if not missing:
-            return folder
-        if len(needed) - len(missing) > most:
-            most, lack = len(needed) - len(missing), f"{folder} lacks {', '.join(missing)}"
+    home, lack = _seek(root / name, needed)
+    while not home and (packed := _packed(root / name, needed)):
+        archives.unpack(packed[0])
+        home, lack = _seek(root / name, needed)
+    if home:
+        return home
     raise MissingDataError(_missing(name, lack))
 
 
-def check_listed(name: str, listed: Sequence[Path]) -> None:
-    """Raise MissingDataError if files that an official list names are not there."""
-    missing = [file for file in listed if not file.is_file()]
-    if missing:
-        lack = f"{len(missing)} of {len(listed)} listed images are not there, the first is {missing[0]}"
-        raise MissingDataError(_missing(name, lack))
+def presence(root: Path, name: str, needed: Sequence[str], images: Callable[[Path], int]) -> Presence:
+    """How many of the set's images are here: `images` counts them in the folder that `find` finds."""
+    home, _ = _seek(root / name, needed)
+    found, every = images(home) if home else 0, whole(name)
+    return Presence(found, every, packed=found < every and bool(_packed(root / name, needed)))
+
+
+def is_begun(root: Path, name: str, needed: Sequence[str]) -> bool:
+    """Whether what `find` needs is there, or archives that may hold it."""
+    return bool(_seek(root / name, needed)[0] or _packed(root / name, needed))
+
+
+def whole(name: str) -> int:
+    """The images of a complete copy."""
+    entry = dataset_entry(name)
+    return entry.complete or entry.sizes["total"]
+
+
+def _seek(top: Path, needed: Sequence[str]) -> tuple[Path | None, str]:
+    """The folder that holds all that is `needed`, or what is missing."""
+    most, lack = 0, f"{top} does not exist" if not top.is_dir() else f"nothing like {needed[0]} lies within {top}"
+    for folder in folders(top):
+        missing = [path for path in needed if not (folder / path).exists()]
+        if not missing:
+            return folder, ""
+        if len(needed) - len(missing) > most:
+            most, lack = len(needed) - len(missing), f"{folder} lacks {', '.join(missing)}"
+    return None, lack
+
+
+def _packed(top: Path, needed: Sequence[str]) -> list[Path]:
+    """Archives not unpacked yet, first those whose name stands in a path that is `needed`."""
+    steps = {step for path in needed for step in Path(path).parts}
+    found = [file for folder in folders(top) for file in folder.iterdir() if archives.is_archive(file)]
+    waiting = [file for file in sorted(found) if not archives.place(file).is_dir()]
+    return sorted(waiting, key=lambda file: archives.place(file).name not in steps)
+
+
+def listed(name: str, files: Sequence[Path]) -> list[bool]:
+    """Which of the files that an official list names are there. Raises MissingDataError if none is."""
+    there = [file.is_file() for file in files]
+    if not any(there):
+        first = f", the first is {files[0]}" if files else ""
+        raise MissingDataError(_missing(name, f"none of {len(files)} listed images is there{first}"))
+    return there
 
 
 def images_in(folder: Path) -> list[Path]:
     """The image files in `folder` and below, sorted; hidden ones (such as macOS's ._copies) left out."""
-    files = (file for file in folder.rglob("*") if file.suffix.lower() in EXTENSIONS and file.is_file())
-    return sorted(file for file in files if not _is_hidden(file.relative_to(folder)))
+    found: list[Path] = []
+    for place, below, names in os.walk(folder):  # a hundred thousand files: no question to the disk for each
+        below[:] = [name for name in below if not _is_hidden(name)]
+        found += [Path(place, n) for n in names if os.path.splitext(n)[1].lower() in EXTENSIONS and not _is_hidden(n)]  # noqa: PTH122
+    return sorted(found)
+
+
+def count(home: Path, folders: Sequence[str]) -> int:
+    """The image files in these folders of `home` and below."""
+    return sum(len(images_in(home / folder)) for folder in folders)
 
 
 def subfolders(folder: Path) -> list[Path]:
     """The visible folders directly in `folder`, sorted."""
-    return sorted(child for child in folder.iterdir() if child.is_dir() and not _is_hidden(Path(child.name)))
+    with os.scandir(folder) as children:
+        return sorted(Path(child.path) for child in children if child.is_dir() and not _is_hidden(child.name))
 
 
 def part(home: Path, files: Sequence[Path], labels: Sequence[int], groups: Sequence[str] | None = None) -> Part:
@@ -92,10 +141,20 @@ def assemble(
     return Splits(parts["train"], parts["val"], parts["test"], rule, all_notes, carved)
 
 
-def count_note(name: str, found: int) -> tuple[str, ...]:
-    """A sentence where the number of images found differs from the published one."""
-    published = dataset_entry(name).sizes["total"]
-    return () if found == published else (f"{found} images are here, {published} were published.",)
+def size_notes(name: str, parts: Mapping[str, Part]) -> tuple[str, ...]:
+    """Where the images found are fewer or others than those published, or than those that the SH-PEFT paper states."""
+    entry = dataset_entry(name)
+    found, published = sum(map(len, parts.values())), entry.sizes["total"]
+    if found < whole(name):
+        return (f"{INCOMPLETE}: {found} of {whole(name)} images are here.",)
+    counts = {part: len(images) for part, images in parts.items()}
+    if "val" not in entry.paper:  # the paper trained on what is cut off train here
+        counts["train"] += counts.pop("val")
+    notes = [] if found == published else [f"{found} images are here, {published} were published."]
+    if entry.paper and dict(entry.paper) != counts:
+        stated = ", ".join(f"{part} {count}" for part, count in entry.paper.items())
+        notes.append(f"The SH-PEFT paper states {stated} images; here are {'/'.join(map(str, counts.values()))}.")
+    return tuple(notes)
 
 
 def _missing(name: str, lack: str) -> str:
@@ -103,7 +162,7 @@ def _missing(name: str, lack: str) -> str:
     return f"{entry.title} is not wholly on this machine: {lack}. {entry.how_to_get}"
 
 
-def _folders(top: Path) -> Iterator[Path]:
+def folders(top: Path) -> Iterator[Path]:
     """`top` and the folders below it, level by level."""
     level = [top] if top.is_dir() else []
     for _ in range(DEPTH + 1):
@@ -111,10 +170,9 @@ def _folders(top: Path) -> Iterator[Path]:
         level = [child for folder in level for child in subfolders(folder)]
 
 
-def _is_hidden(path: Path) -> bool:
-    return any(step.startswith((".", "__MACOSX")) for step in path.parts)
+def _is_hidden(name: str) -> bool:
+    return name.startswith((".", "__MACOSX"))
 
 
 def _absent(found: Part, classes: Sequence[str]) -> list[str]:
-    seen = set(found.labels.tolist())
-    return [name for label, name in enumerate(classes) if label not in seen]
+    return [name for label, name in enumerate(classes) if label not in found.seen]

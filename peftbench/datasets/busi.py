@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from peftbench.catalogue import dataset_card
-from peftbench.contract import Card, Splits
+from peftbench.contract import Card, Presence, Splits
 from peftbench.datasets import _files
 from peftbench.errors import BrokenImagesError
 from peftbench.splits import join_duplicates, join_pairs, split
@@ -32,6 +32,11 @@ class Busi:
         """Its entry in the catalogue."""
         return dataset_card(NAME)
 
+    def presence(self, root: Path) -> Presence:
+        """Images without their masks."""
+        classes = self.card.classes
+        return _files.presence(root, NAME, classes, lambda home: sum(len(_images(home / label)) for label in classes))
+
     def load(self, root: Path, seed: int) -> Splits:
         """Group near duplicates, then split; raises MissingDataError and BrokenImagesError."""
         home = _files.find(root, NAME, self.card.classes)
@@ -44,7 +49,7 @@ class Busi:
         cuts = split(whole.labels, whole.groups, tuple(SHARES.values()), seed)
         parts = {name: whole.take(cut) for name, cut in zip(SHARES, cuts, strict=True)}
         rule = f"70/10/20 stratified, grouped by {self.card.group_key}"
-        notes = (*_files.count_note(NAME, len(files)), *_duplicate_notes(labels, same, pairs))
+        notes = (*_files.size_notes(NAME, parts), *_duplicate_notes(labels, same, pairs))
         return _files.assemble(parts, self.card, rule, notes)
 
 

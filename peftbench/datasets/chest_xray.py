@@ -10,12 +10,13 @@ import re
 from pathlib import Path
 
 from peftbench.catalogue import dataset_card
-from peftbench.contract import Card, Part, Splits
+from peftbench.contract import Card, Part, Presence, Splits
 from peftbench.datasets import _files
 from peftbench.errors import DataError
 from peftbench.splits import carve, join_duplicates
 
 NAME = "chest_xray"
+NEEDED = tuple(f"{part}/{kind}" for part in ("train", "test") for kind in ("NORMAL", "PNEUMONIA"))
 VAL_SHARE = 0.1
 LABELS = {"bacteria": 1, "virus": 2}
 PNEUMONIA = re.compile(r"(person\d+)_(bacteria|virus)_")
@@ -30,17 +31,20 @@ class ChestXray:
         """Its entry in the catalogue."""
         return dataset_card(NAME)
 
+    def presence(self, root: Path) -> Presence:
+        """Images of train and test, and of the Kaggle copy's val."""
+        return _files.presence(root, NAME, NEEDED, lambda home: _files.count(home, ("train", "val", "test")))
+
     def load(self, root: Path, seed: int) -> Splits:
         """Read labels and patients from the names; raises MissingDataError, DataError for a name without a label."""
-        folders = [f"{part}/{kind}" for part in ("train", "test") for kind in ("NORMAL", "PNEUMONIA")]
-        home = _files.find(root, NAME, folders)
+        home = _files.find(root, NAME, NEEDED)
         extra = _files.images_in(home / "val")
         train, test = _parts(home, _files.images_in(home / "train") + extra, _files.images_in(home / "test"))
         train, val = carve(train, VAL_SHARE, seed)
         rule = f"official train and test, 10% of train for validation, grouped by {self.card.group_key}"
         joined = (f"The {len(extra)} images of the val folder joined train.",) if extra else ()
-        notes = (*_files.count_note(NAME, len(train) + len(val) + len(test)), *joined)
         parts = {"train": train, "val": val, "test": test}
+        notes = (*_files.size_notes(NAME, parts), *joined)
         return _files.assemble(parts, self.card, rule, notes, carved=True)
 
 

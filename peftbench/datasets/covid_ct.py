@@ -6,10 +6,11 @@ Those lists put slices of one paper into two parts, a leak that the notes count.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from peftbench.catalogue import dataset_card
-from peftbench.contract import Card, Part, Splits
+from peftbench.contract import Card, Part, Presence, Splits
 from peftbench.datasets import _files
 
 NAME = "covid_ct"
@@ -25,13 +26,19 @@ class CovidCT:
         """Its entry in the catalogue."""
         return dataset_card(NAME)
 
+    @property
+    def _needed(self) -> list[str]:
+        return [f"{top}{c}" for top in ("Images-processed/CT_", "Data-split/") for c in self.card.classes]
+
+    def presence(self, root: Path) -> Presence:
+        """Images of both classes."""
+        return _files.presence(root, NAME, self._needed, lambda home: _files.count(home, ["Images-processed"]))
+
     def load(self, root: Path, seed: int) -> Splits:  # noqa: ARG002  the split is official
-        """Read the lists; raises MissingDataError also when a listed image is not there."""
-        needed = [f"{top}{c}" for top in ("Images-processed/CT_", "Data-split/") for c in self.card.classes]
-        home = _files.find(root, NAME, needed)
+        """Read the lists; raises MissingDataError also when of a list no image is there."""
+        home = _files.find(root, NAME, self._needed)
         parts = {name: _part(home, name, self.card.classes) for name in ("train", "val", "test")}
-        found = sum(len(part) for part in parts.values())
-        notes = (*_files.count_note(NAME, found), *_unlisted(home, found))
+        notes = (*_files.size_notes(NAME, parts), *_unlisted(home, parts))
         return _files.assemble(parts, self.card, "official", notes)
 
 
@@ -46,22 +53,23 @@ def source_paper(file: Path) -> str:
 
 
 def _part(home: Path, name: str, classes: tuple[str, ...]) -> Part:
-    listed = [_listed(home, name, label) for label in classes]
-    files = [file for one_class in listed for file in one_class]
-    _files.check_listed(NAME, files)
-    labels = [label for label, one_class in enumerate(listed) for _ in one_class]
-    return _files.part(home, files, labels, [source_paper(file) for file in files])
+    """The images of a part's two lists that are there."""
+    listed = [(file, label) for label, kind in enumerate(classes) for file in _listed(home, name, kind)]
+    there = _files.listed(NAME, [file for file, _ in listed])
+    found = [pair for pair, is_there in zip(listed, there, strict=True) if is_there]
+    papers = [source_paper(file) for file, _ in found]
+    return _files.part(home, [file for file, _ in found], [label for _, label in found], papers)
 
 
 def _listed(home: Path, name: str, label: str) -> list[Path]:
     list_file = Path("Data-split", label, f"{name}CT_{label}.txt")
-    _files.check_listed(NAME, [home / list_file])
+    _files.listed(NAME, [home / list_file])
     lines = (home / list_file).read_text(encoding="utf-8").splitlines()
     return [home / "Images-processed" / f"CT_{label}" / line.strip() for line in lines if line.strip()]
 
 
-def _unlisted(home: Path, listed: int) -> tuple[str, ...]:
-    others = len(_files.images_in(home / "Images-processed")) - listed
+def _unlisted(home: Path, parts: Mapping[str, Part]) -> tuple[str, ...]:
+    others = _files.count(home, ["Images-processed"]) - sum(map(len, parts.values()))
     return (f"{others} images stand in no official list and are left out.",) if others > 0 else ()
 
 

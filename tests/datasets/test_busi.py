@@ -46,7 +46,7 @@ def test_masks_are_no_images(root: Path) -> None:
     names = [name for part in splits.parts.values() for name in part.names]
     assert len(names) == 60
     assert not [name for name in names if "mask" in name]
-    assert splits.notes == ("60 images are here, 780 were published.",)
+    assert splits.notes == ("Incomplete copy: 60 of 780 images are here.",)
 
 
 def test_seventy_ten_twenty_of_every_class(root: Path) -> None:
@@ -96,6 +96,7 @@ def test_the_real_images(data_root: Path) -> None:
     assert counts == [[306, 147, 93], [44, 21, 13], [87, 42, 27]]
     assert part_of(splits, "benign (433)") == part_of(splits, "malignant (145)")
     assert splits.notes == (
+        "The SH-PEFT paper states train 559, val 79, test 160 images; here are 546/78/156.",
         "Pairs of near duplicates, each kept in one part: 70, 5 of them across classes.",
         "Byte-identical images with contradicting labels, kept in one part: 1.",
     )

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +45,7 @@ def test_parts_are_the_official_lists(root: Path) -> None:
         "Images-processed/CT_COVID/bmj.m606.full-p3-17%0.png",
         "Images-processed/CT_COVID/2020.03.04.20026005-p12-95.png",
     )
-    assert "10 images are here, 746 were published." in splits.notes
+    assert "Incomplete copy: 10 of 746 images are here." in splits.notes
 
 
 def test_papers_in_two_official_parts_are_counted(root: Path) -> None:
@@ -80,9 +81,18 @@ def test_the_download_may_lie_deeper(root: Path) -> None:
     assert len(plugin.load(root, seed=0).train) == 4
 
 
-def test_a_listed_image_that_is_not_there_is_named(root: Path) -> None:
+def test_an_incomplete_copy_runs_without_the_listed_images_that_are_not_there(root: Path) -> None:
     (root / "covid_ct/Images-processed/CT_COVID/bmj.m606.full-p3-17%0.png").unlink()
-    with pytest.raises(MissingDataError, match=r"1 of 4 listed images are not there, the first is .*bmj.m606.*Clone"):
+    splits = plugin.load(root, seed=0)
+    assert splits.val.labels.tolist() == [0, 0, 1]
+    assert "Incomplete copy: 9 of 746 images are here." in splits.notes
+
+
+def test_a_part_without_any_image_is_missing(root: Path) -> None:
+    for label, names in [(label, names) for (label, part), names in LISTS.items() if part == "test"]:
+        for name in names:
+            (root / "covid_ct/Images-processed" / f"CT_{label}" / name).unlink()
+    with pytest.raises(MissingDataError, match=r"none of 2 listed images is there, the first is .*14%0.jpg\. Clone"):
         plugin.load(root, seed=0)
 
 
@@ -92,9 +102,19 @@ def test_a_missing_list_is_named(root: Path) -> None:
         plugin.load(root, seed=0)
 
 
-def test_images_still_zipped_are_named_as_missing(root: Path) -> None:
-    (root / "covid_ct/Images-processed/CT_COVID").rename(root / "elsewhere")
-    with pytest.raises(MissingDataError, match=r"covid_ct lacks Images-processed/CT_COVID\. .*unpack"):
+def test_images_still_zipped_are_unpacked_beside_their_zip(root: Path) -> None:
+    images = root / "covid_ct/Images-processed"
+    before = fingerprint(plugin.load(root, seed=0))
+    for name in ("CT_COVID", "CT_NonCOVID"):
+        shutil.make_archive(str(images / name), "zip", images, name)
+        shutil.rmtree(images / name)
+    assert plugin.presence(root).packed
+    assert fingerprint(plugin.load(root, seed=0)) == before
+
+
+def test_a_missing_folder_of_images_is_named(root: Path) -> None:
+    shutil.rmtree(root / "covid_ct/Images-processed/CT_COVID")
+    with pytest.raises(MissingDataError, match=r"covid_ct lacks Images-processed/CT_COVID\. Clone"):
         plugin.load(root, seed=0)
 
 

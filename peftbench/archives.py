@@ -1,0 +1,80 @@
+"""Downloads that are still packed: unpacked once, beside themselves, and never outside of their own folder."""
+
+from __future__ import annotations
+
+import shutil
+import tarfile
+import uuid
+import zipfile
+import zlib
+from pathlib import Path, PurePosixPath
+
+from peftbench.errors import DataError
+
+SUFFIXES = (".zip", ".npz", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError)
+
+
+def is_archive(file: Path) -> bool:
+    """Whether its name says that it can be unpacked here."""
+    return file.name.lower().endswith(SUFFIXES) and not file.name.startswith(".") and file.is_file()
+
+
+def place(archive: Path) -> Path:
+    """The folder that `unpack` fills: the archive's name without its suffix, beside it."""
+    suffix = max((s for s in SUFFIXES if archive.name.lower().endswith(s)), key=len, default="")
+    return archive.with_name(archive.name[: len(archive.name) - len(suffix)])
+
+
+def unpack(archive: Path) -> Path:
+    """Fill the folder of the archive's name beside it, if there is none yet; returns it.
+
+    A lone top folder of that very name is not repeated. The folder appears whole or not at all. Raises DataError for
+    a damaged archive, one that does not fit on the disk, and one with links or paths that leave the folder.
+    """
+    target = place(archive)
+    if target.is_dir():
+        return target
+    draft = archive.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    try:
+        draft.mkdir()
+        _extract(archive, draft)
+        lone = draft / target.name
+        (lone if list(draft.iterdir()) == [lone] and lone.is_dir() else draft).rename(target)
+    except DAMAGE as error:
+        raise DataError(f"{archive} is damaged ({error or type(error).__name__}); get it again.") from None
+    except OSError as error:
+        if not target.is_dir():  # else another process was first
+            raise DataError(f"{archive} cannot be unpacked beside itself ({error.strerror}); unpack it.") from None
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return target
+
+
+def _extract(archive: Path, into: Path) -> None:
+    if zipfile.is_zipfile(archive):
+        with zipfile.ZipFile(archive) as packed:
+            _refuse_room(archive, sum(member.file_size for member in packed.infolist()))
+            for member in packed.infolist():
+                _refuse_path(archive, member.filename)
+            packed.extractall(into)  # noqa: S202 - every path was looked at
+        return
+    with tarfile.open(archive) as packed_tar:
+        for entry in packed_tar:
+            _refuse_path(archive, entry.name)
+            if not (entry.isfile() or entry.isdir()):
+                raise DataError(f"{archive} holds {entry.name!r}, which is a link or a device; get it elsewhere.")
+            _refuse_room(archive, entry.size)
+            packed_tar.extract(entry, into, filter="data")
+
+
+def _refuse_path(archive: Path, name: str) -> None:
+    path = PurePosixPath(name.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts or ":" in path.parts[:1]:
+        raise DataError(f"{archive} holds {name!r}, which leaves its folder; it is not safe: get it elsewhere.")
+
+
+def _refuse_room(archive: Path, size: int) -> None:
+    free = shutil.disk_usage(archive.parent).free
+    if size > free:
+        raise DataError(f"{archive} needs {size / 1e9:.1f} GB unpacked, {free / 1e9:.1f} GB are free; make room.")

@@ -1,0 +1,93 @@
+"""MedMNIST+'s files as the package medmnist downloads them, read without it (it imports torch).
+
+NAME.npz at 28 pixels, NAME_64.npz and so on at the others, in root/medmnist. Each is held to the published checksum
+and unpacked once beside itself, so that its arrays are read from the disk as they are needed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from peftbench import archives
+from peftbench.catalogue import dataset_entry
+from peftbench.contract import Part, Presence
+from peftbench.errors import DataError, MissingDataError
+
+COLLECTION = "medmnist"
+SIDES = (28, 64, 128, 224)  # pixels
+PARTS = ("train", "val", "test")
+NO_GROUPS = "The validation split states no patient grouping: images of one patient may lie in train and val."
+
+
+def file_of(root: Path, name: str, side: int) -> Path:
+    """Where a set's file belongs."""
+    return root / COLLECTION / (f"{name}.npz" if side == SIDES[0] else f"{name}_{side}.npz")
+
+
+def sides_here(root: Path, name: str) -> tuple[int, ...]:
+    """The sizes of a set that are here, packed or unpacked, ascending."""
+    files = {side: file_of(root, name, side) for side in SIDES}
+    return tuple(side for side, file in files.items() if file.is_file() or archives.place(file).is_dir())
+
+
+def presence(root: Path, name: str, side: int) -> Presence:
+    """All or nothing: a set is one file."""
+    whole = sum(dataset_entry(COLLECTION).members[name].sizes.values())
+    return Presence(whole if side in sides_here(root, name) else 0, whole)
+
+
+def read(root: Path, name: str, side: int) -> dict[str, Part]:
+    """The three published parts, images of SIDE x SIDE pixels, each a group of its own.
+
+    Raises MissingDataError and DataError (a checksum or a content that is not the published one).
+    """
+    file = file_of(root, name, side)
+    if side not in sides_here(root, name):
+        entry = dataset_entry(COLLECTION)
+        raise MissingDataError(f"{entry.title}: {file} does not exist. {entry.how_to_get}")
+    if not archives.place(file).is_dir():
+        _verify(file)
+    folder = archives.unpack(file)
+    return {part: _part(folder, name, part) for part in PARTS}
+
+
+def md5(file: Path) -> str:
+    """What the package publishes."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def _verify(file: Path) -> None:
+    if f"md5:{md5(file)}" != dataset_entry(COLLECTION).checksums[file.name]:
+        raise DataError(f"{file} has not the checksum that MedMNIST publishes; delete it and download it again.")
+
+
+def _part(folder: Path, name: str, part: str) -> Part:
+    task, classes = dataset_entry(COLLECTION).members[name].task, len(dataset_entry(COLLECTION).members[name].classes)
+    images, given = (_array(folder / f"{part}_{kind}.npy") for kind in ("images", "labels"))
+    labels = np.asarray(given, np.int64)
+    if task != "multi_label":
+        labels = labels.reshape(-1)
+    names = tuple(f"{name}/{part}/{i}" for i in range(len(labels)))
+    highest = 1 if task == "multi_label" else classes - 1
+    if len(images) != len(labels) or labels.min(initial=0) < 0 or labels.max(initial=0) > highest:
+        raise DataError(f"{folder} does not hold what MedMNIST publishes; delete it and download {folder.name}.npz.")
+    return Part(_coloured(images), labels, names, names)
+
+
+def _array(file: Path) -> NDArray[np.uint8]:
+    """Memory-mapped; never unpickled."""
+    try:
+        array: NDArray[np.uint8] = np.load(file, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file} cannot be read ({error}); delete its folder and download the set again.") from None
+    return array
+
+
+def _coloured(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(n, H, W, 3); greys (n, H, W) three times over, which costs no memory."""
+    return images if images.ndim == 4 else np.broadcast_to(images[..., None], (*images.shape, 3))  # noqa: PLR2004

@@ -1,0 +1,86 @@
+"""Chaoyang (Zhu et al., 2021): patches of colon slides in four classes, the official lists of 4,021 and 2,139 images.
+
+The lists have no validation part: a tenth of train, whole slides, is cut off for it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path, PurePosixPath
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+from peftbench.catalogue import dataset_card
+from peftbench.contract import Card, Part, Presence, Splits
+from peftbench.datasets import _files
+from peftbench.errors import DataError
+from peftbench.splits import carve
+
+NAME = "chaoyang"
+NEEDED = ("train.json", "test.json", "train", "test")
+VAL_SHARE = 0.1
+
+
+class Entry(BaseModel):
+    """An image of a list; the pathologists' three opinions beside it are not used."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    name: str  # "train/535940-IMG009x022-2.JPG"
+    label: int
+
+
+class Chaoyang:
+    """The official train and test lists, a validation part cut off train."""
+
+    @property
+    def card(self) -> Card:
+        """Its entry in the catalogue."""
+        return dataset_card(NAME)
+
+    def presence(self, root: Path) -> Presence:
+        """Images in the two folders."""
+        return _files.presence(
+            root, NAME, NEEDED, lambda home: sum(len(_files.images_in(home / p)) for p in NEEDED[2:])
+        )
+
+    def load(self, root: Path, seed: int) -> Splits:
+        """Read the lists; raises MissingDataError, DataError for a list that cannot be used."""
+        home = _files.find(root, NAME, NEEDED)
+        train, test = (_part(home, part, len(self.card.classes)) for part in ("train", "test"))
+        train, val = carve(train, VAL_SHARE, seed)
+        parts = {"train": train, "val": val, "test": test}
+        rule = f"official train and test, 10% of train for validation, grouped by {self.card.group_key}"
+        return _files.assemble(parts, self.card, rule, _files.size_notes(NAME, parts), carved=True)
+
+
+def slide(name: str) -> str:
+    """The slide of a patch: what stands before -IMG in its name."""
+    return re.sub(r"-IMG.*$", "", PurePosixPath(name).name)
+
+
+def _part(home: Path, part: str, classes: int) -> Part:
+    """The images of a list that are there."""
+    entries = _entries(home / f"{part}.json", classes)
+    there = _files.listed(NAME, [home / entry.name for entry in entries])
+    found = [entry for entry, is_there in zip(entries, there, strict=True) if is_there]
+    files, labels = [home / entry.name for entry in found], [entry.label for entry in found]
+    return _files.part(home, files, labels, [slide(entry.name) for entry in found])
+
+
+def _entries(file: Path, classes: int) -> list[Entry]:
+    try:
+        entries = TypeAdapter(list[Entry]).validate_json(file.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise DataError(f"{file}: {where or 'the file'}: {first['msg']}; get the list again.") from None
+    for entry in entries:
+        path = PurePosixPath(entry.name)
+        if entry.label not in range(classes) or path.is_absolute() or ".." in path.parts:
+            raise DataError(f"{file}: {json.dumps(entry.model_dump())} is no image of classes 0 to {classes - 1}.")
+    return entries
+
+
+plugin = Chaoyang()

@@ -1,0 +1,95 @@
+"""LIMUC (Polat et al., 2022): colonoscopy of ulcerative colitis, graded Mayo 0 to 3, with its official test patients.
+
+Of the official train-and-validation patients, one of the ten published folds is the validation part where those lists
+lie beside the images (fold = seed modulo 10), else a tenth of the patients.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from pydantic import TypeAdapter, ValidationError
+
+from peftbench.catalogue import dataset_card
+from peftbench.contract import Card, Part, Presence, Splits
+from peftbench.datasets import _files
+from peftbench.errors import DataError
+from peftbench.splits import carve
+
+NAME = "limuc"
+TRAIN, TEST = "train_and_validation_sets", "test_set"
+PATIENT = re.compile(r"UC_(patient_\d+)_\d+")
+LISTS = "cross_validation_folds_train_val_info"
+FOLDS = 10
+
+
+class Limuc:
+    """The official test part, and folds of whole patients from the rest."""
+
+    @property
+    def card(self) -> Card:
+        """Its entry in the catalogue."""
+        return dataset_card(NAME)
+
+    @property
+    def _needed(self) -> list[str]:
+        return [f"{part}/{label}" for part in (TRAIN, TEST) for label in self.card.classes]
+
+    def presence(self, root: Path) -> Presence:
+        """Images of all grades."""
+        return _files.presence(root, NAME, self._needed, lambda home: _files.count(home, self._needed))
+
+    def load(self, root: Path, seed: int) -> Splits:
+        """Read grades from folders, patients from names; raises MissingDataError and DataError."""
+        home = _files.find(root, NAME, self._needed)
+        whole, test = (_part(home, folder, self.card.classes) for folder in (TRAIN, TEST))
+        lists = _fold(root / NAME, seed % FOLDS)
+        train, val = _held_out(whole, lists) if lists else carve(whole, 1 / FOLDS, seed)
+        way = f"fold {seed % FOLDS} of the official {FOLDS}" if lists else "10% of the others"
+        parts = {"train": train, "val": val, "test": test}
+        rule = f"official test, {way} for validation, grouped by {self.card.group_key}"
+        return _files.assemble(parts, self.card, rule, _files.size_notes(NAME, parts), carved=True)
+
+
+def patient(name: str) -> str:
+    """The patient of a file by its name, `UC_patient_155_28.bmp`."""
+    known = PATIENT.match(name)
+    if not known:
+        raise DataError(f"{name}: the name of a LIMUC image must read UC_patient_NUMBER_NUMBER; mend or remove it.")
+    return known[1]
+
+
+def _part(home: Path, folder: str, classes: tuple[str, ...]) -> Part:
+    by_class = [_files.images_in(home / folder / label) for label in classes]
+    files = [file for one_class in by_class for file in one_class]
+    labels = [label for label, one_class in enumerate(by_class) for _ in one_class]
+    return _files.part(home, files, labels, [patient(file.name) for file in files])
+
+
+def _fold(top: Path, number: int) -> Path | None:
+    """The validation list of a fold, where it is."""
+    return next(iter(sorted(_lists(top, number))), None)
+
+
+def _lists(top: Path, number: int) -> Iterator[Path]:
+    tail = Path(LISTS, f"fold_{number}", "val.json")
+    return (folder / tail for folder in _files.folders(top) if (folder / tail).is_file())
+
+
+def _held_out(whole: Part, file: Path) -> tuple[Part, Part]:
+    """Train and the images that the list names, `{"Mayo 0": ["UC_patient_155_28.bmp", ...], ...}`."""
+    try:
+        names = TypeAdapter(dict[str, list[str]]).validate_json(file.read_bytes())
+    except ValidationError as error:
+        raise DataError(f"{file} is no list of images by grade ({error.errors()[0]['msg']}); get it again.") from None
+    held = {name for grade in names.values() for name in grade}
+    is_held = np.asarray([Path(name).name in held for name in whole.names])
+    if not is_held.any() or is_held.all():
+        raise DataError(f"{file} names {is_held.sum()} of the {len(whole)} images, neither some nor all may be.")
+    return whole.take(np.flatnonzero(~is_held)), whole.take(np.flatnonzero(is_held))
+
+
+plugin = Limuc()

@@ -1,0 +1,50 @@
+"""`medmnist:NAME[size=64]`: the twelve two-dimensional sets of MedMNIST+ (Yang et al., 2023), as they are published."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from peftbench.catalogue import dataset_card, dataset_entry
+from peftbench.contract import Card, Presence, Splits
+from peftbench.datasets import _files, _medmnist
+from peftbench.errors import RequestError, UnknownNameError
+
+
+@dataclass(frozen=True)
+class MedMNIST:
+    """`medmnist:NAME[size=SIZE]`: pathmnist, chestmnist, ... at 28 (default), 64, 128 or 224 pixels."""
+
+    name: str
+    size: int = 28
+
+    def __post_init__(self) -> None:
+        known = dataset_entry(_medmnist.COLLECTION).members
+        if self.name not in known:
+            raise UnknownNameError("set of MedMNIST+", self.name, known)
+        if self.size not in _medmnist.SIDES:
+            raise RequestError(f"medmnist:{self.name}[size={self.size}]: the sizes are 28, 64, 128 and 224.")
+
+    @property
+    def card(self) -> Card:
+        """Its entry in the catalogue."""
+        return dataset_card(_medmnist.COLLECTION, self.name)
+
+    def presence(self, root: Path) -> Presence:
+        """Whether the file is there."""
+        return _medmnist.presence(root, self.name, self.size)
+
+    def load(self, root: Path, seed: int) -> Splits:  # noqa: ARG002  the split is official
+        """Read the published parts; raises MissingDataError and DataError."""
+        parts = _medmnist.read(root, self.name, self.size)
+        notes = (f"Images of {self.size} x {self.size} pixels.", _medmnist.NO_GROUPS)
+        return _files.assemble(parts, self.card, "official", notes)
+
+    @classmethod
+    def here(cls, root: Path) -> tuple[str, ...]:
+        """The specs of what is under `root`: each set at the largest size that is here."""
+        sides = {name: _medmnist.sides_here(root, name) for name in dataset_entry(_medmnist.COLLECTION).members}
+        return tuple(f"{_medmnist.COLLECTION}:{name}[size={found[-1]}]" for name, found in sides.items() if found)
+
+
+plugin = MedMNIST

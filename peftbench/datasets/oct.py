@@ -1,0 +1,71 @@
+"""Kermany's retinal OCT (2018) in four classes: the original release, else OCTMNIST's copy of it at 224 pixels.
+
+Train and test are official; a tenth of train, whole patients, becomes the validation part. The Kaggle copy's val
+folder of 32 images is what its test folder lacks of the official 1,000, and joins it.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from peftbench.catalogue import dataset_card
+from peftbench.contract import Card, Part, Presence, Splits
+from peftbench.datasets import _files, _medmnist
+from peftbench.errors import DataError
+from peftbench.splits import carve
+
+NAME = "oct"
+FOLDERS = ("CNV", "DME", "DRUSEN", "NORMAL")  # in label order
+NEEDED = tuple(f"{part}/{label}" for part in ("train", "test") for label in FOLDERS)
+COPY, COPY_SIDE = "octmnist", 224
+VAL_SHARE = 0.1
+PATIENT = re.compile(r"(?:CNV|DME|DRUSEN|NORMAL)-(\d+)-\d+", re.IGNORECASE)
+
+
+class Oct:
+    """The official train and test parts, a validation part cut off train; or OCTMNIST's three parts."""
+
+    @property
+    def card(self) -> Card:
+        """Its entry in the catalogue."""
+        return dataset_card(NAME)
+
+    def presence(self, root: Path) -> Presence:
+        """Images of the original release, where there are none those of OCTMNIST."""
+        found = _files.presence(root, NAME, NEEDED, lambda home: _files.count(home, ("train", "val", "test")))
+        return found if found.found or found.packed else _medmnist.presence(root, COPY, COPY_SIDE)
+
+    def load(self, root: Path, seed: int) -> Splits:
+        """Read labels from folders, patients from names.
+
+        Raises MissingDataError, DataError for a name without a patient.
+        """
+        if not _files.is_begun(root, NAME, NEEDED) and COPY_SIDE in _medmnist.sides_here(root, COPY):
+            notes = ("These are OCTMNIST's images of 224 x 224 pixels.", _medmnist.NO_GROUPS)
+            return _files.assemble(_medmnist.read(root, COPY, COPY_SIDE), self.card, "official (OCTMNIST)", notes)
+        home = _files.find(root, NAME, NEEDED)
+        train, test, more = (_part(home, part) for part in ("train", "test", "val"))
+        train, val = carve(train, VAL_SHARE, seed)
+        parts = {"train": train, "val": val, "test": test.joined(more)}
+        joined = (f"The {len(more)} images of the val folder joined test.",) if len(more) else ()
+        rule = f"official train and test, 10% of train for validation, grouped by {self.card.group_key}"
+        return _files.assemble(parts, self.card, rule, (*_files.size_notes(NAME, parts), *joined), carved=True)
+
+
+def patient(name: str) -> str:
+    """The patient of a file by its name, `CNV-1016042-1.jpeg`: class, patient, image."""
+    known = PATIENT.match(name)
+    if not known:
+        raise DataError(f"{name}: the name of an OCT image must read CLASS-PATIENT-NUMBER; mend or remove it.")
+    return known[1]
+
+
+def _part(home: Path, part: str) -> Part:
+    by_class = [_files.images_in(home / part / label) for label in FOLDERS]
+    files = [file for one_class in by_class for file in one_class]
+    labels = [label for label, one_class in enumerate(by_class) for _ in one_class]
+    return _files.part(home, files, labels, [patient(file.name) for file in files])
+
+
+plugin = Oct()

@@ -66,7 +66,7 @@ class Task:
     """What it trains on. `parts` are those to be evaluated: a trial never sees test."""
 
     train: Inputs
-    labels: Tensor  # of train, on the device
+    labels: Tensor  # of train (n,) or (n, labels), on the device
     parts: Mapping[str, tuple[Inputs, NDArray[np.int64]]]  # val, test -> inputs and labels
     classes: int
 
@@ -182,7 +182,7 @@ def _evaluate(
         "train_loss": progress.loss_sum / (progress.step - since),
     }
     if "val" in scores:
-        row |= {"val_macro_f1": scores["val"], "val_loss": _cross_entropy(logits["val"], task.parts["val"][1])}
+        row |= {"val_macro_f1": scores["val"], "val_loss": _loss(logits["val"], task.parts["val"][1])}
     progress.curve.append(row)
     progress.loss_sum = 0.0
     rules = {"validation": scores.get("val"), "last": math.inf, "oracle": scores.get("test")}
@@ -254,12 +254,19 @@ def make_optimiser(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
 
 def make_loss(recipe: Recipe, task: Task) -> Callable[[Tensor, Tensor], Tensor]:
-    """Mean cross-entropy of logits (B, classes) and labels (B,).
+    """Mean cross-entropy of logits (B, classes) and labels (B,), or of each label of labels (B, labels) by itself.
 
-    `balanced` weighs each class by its rarity in train.
+    `balanced` weighs each class, and the presence of each label, by its rarity in train.
     """
+    balanced = recipe.class_weights != "none"
+    if task.labels.dim() == 2:  # noqa: PLR2004 - one column a label
+        present = task.labels.sum(0).float()
+        rarity = (len(task.labels) - present) / present.clamp_min(1) if balanced else None
+        return lambda logits, labels: F.binary_cross_entropy_with_logits(
+            logits, labels.to(logits.dtype), pos_weight=rarity
+        )
     counts = torch.bincount(task.labels, minlength=task.classes).float()
-    weight = None if recipe.class_weights == "none" else counts.sum() / (task.classes * counts.clamp_min(1))
+    weight = counts.sum() / (task.classes * counts.clamp_min(1)) if balanced else None
     return lambda logits, labels: F.cross_entropy(logits, labels, weight=weight)
 
 
@@ -296,5 +303,12 @@ def _refuse_divergence(total: float, step: int, recipe: Recipe) -> None:
         raise DivergedError(message)
 
 
-def _cross_entropy(logits: Logits, labels: NDArray[np.int64]) -> float:
-    return F.cross_entropy(torch.from_numpy(logits), torch.from_numpy(labels)).item()
+def _loss(logits: Logits, labels: NDArray[np.int64]) -> float:
+    """Unweighted, whatever training weighs."""
+    found, truth = torch.from_numpy(logits), torch.from_numpy(labels)
+    one_each = truth.dim() == 1
+    return (F.cross_entropy(found, truth) if one_each else _each_label(found, truth)).item()
+
+
+def _each_label(logits: Tensor, labels: Tensor) -> Tensor:
+    return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))

@@ -37,7 +37,7 @@ class Data:
     rule: str
     notes: tuple[str, ...]
     fingerprint: str
-    labels: dict[str, NDArray[np.int64]]  # part -> (n,)
+    labels: dict[str, NDArray[np.int64]]  # part -> (n,) or (n, labels)
     names: dict[str, list[str]]
     groups: dict[str, list[str]]
 
@@ -90,7 +90,8 @@ def find(print_: str, preprocessing: Preprocessing, cache: Path) -> Data:
         raise DataError(f"The decoded images in {folder} are gone; run the study again to decode them anew.") from None
     known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in facts["card"].items()}
     card = Card(**known)
-    labels = {part: np.asarray(values, dtype=np.int64) for part, values in facts["labels"].items()}
+    shape = (-1, len(card.classes)) if card.task == "multi_label" else (-1,)  # of an empty part, too
+    labels = {part: np.asarray(values, np.int64).reshape(shape) for part, values in facts["labels"].items()}
     return Data(
         folder,
         card,

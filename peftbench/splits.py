@@ -57,11 +57,18 @@ def _check(labels: Labels, groups: Sequence[str], shares: Sequence[float]) -> No
 
 
 def _count(labels: Labels, groups: Sequence[str]) -> tuple[Index, Index]:
-    """The group number of each image (n,), and the images of each class in each group (groups, classes)."""
+    """The group number of each image (n,), and the images of each class in each group (groups, classes).
+
+    Of multi-label labels (n, labels): the images with each label that occurs, before them the images.
+    """
     _, members = np.unique(np.asarray(groups, dtype=np.str_), return_inverse=True)
-    classes, columns = np.unique(labels, return_inverse=True)
-    counts = np.zeros((members.max(initial=-1) + 1, len(classes)), np.int64)
-    np.add.at(counts, (members, columns), 1)
+    if labels.ndim == 1:
+        kinds = np.unique(labels)
+        belongs = (labels[:, None] == kinds).astype(np.int64)
+    else:
+        belongs = np.concatenate([np.ones((len(labels), 1), np.int64), labels[:, labels.any(axis=0)]], axis=1)
+    counts = np.zeros((members.max(initial=-1) + 1, belongs.shape[1]), np.int64)
+    np.add.at(counts, members, belongs)
     return members.astype(np.int64), counts
 
 

@@ -23,7 +23,7 @@ from peftbench.contract import Labels, Logits
 from peftbench.errors import DataError, RequestError
 
 Values: TypeAlias = NDArray[np.float64]
-Run: TypeAlias = tuple[Logits, Labels, Sequence[int]]  # logits (n, classes), labels (n,), group numbers (n,)
+Run: TypeAlias = tuple[Logits, Labels, Sequence[int]]  # logits (n, classes), labels, group numbers (n,)
 
 LEVEL = 0.95
 RESAMPLES = 2000
@@ -37,8 +37,12 @@ _DRAWS_AT_ONCE = 4_000_000  # bounds the memory of a resample of large test sets
 def confusions(logits: Logits, labels: Labels, groups: Sequence[int]) -> Values:
     """Each group's confusion matrix (groups, classes, classes), rows true, columns predicted.
 
-    The prediction is the largest logit, the first of equal ones. Raises DataError for shapes or labels that do not fit.
+    The prediction is the largest logit, the first of equal ones. Of multi-label images, labels (n, labels), each group
+    has one matrix a label (groups, labels, 2, 2), and a label is predicted where its logit is above 0. Raises DataError
+    for shapes or labels that do not fit.
     """
+    if labels.ndim == 2:  # noqa: PLR2004 - one column a label
+        return _label_tables(logits, labels, groups)
     if logits.ndim != 2 or logits.shape[0] != len(labels) or len(labels) != len(groups):  # noqa: PLR2004
         shapes = f"Logits {logits.shape}, labels {labels.shape} and {len(groups)} groups"
         raise DataError(f"{shapes} do not describe the same images; logits are (images, classes).")
@@ -52,8 +56,24 @@ def confusions(logits: Logits, labels: Labels, groups: Sequence[int]) -> Values:
     return np.bincount(cells, minlength=len(names) * classes**2).reshape(-1, classes, classes).astype(np.float64)
 
 
+def _label_tables(logits: Logits, labels: Labels, groups: Sequence[int]) -> Values:
+    if logits.shape != labels.shape or len(labels) != len(groups):
+        shapes = f"Logits {logits.shape}, labels {labels.shape} and {len(groups)} groups"
+        raise DataError(f"{shapes} do not describe the same images; multi-label logits are (images, labels).")
+    if not np.isin(labels, (0, 1)).all():
+        raise DataError(f"Multi-label labels are 0 or 1, not {labels.min()} to {labels.max()}.")
+    names, group = np.unique(np.asarray(groups, np.int64), return_inverse=True)
+    width = labels.shape[1]
+    cells = ((group[:, None] * width + np.arange(width)) * 2 + labels) * 2 + (logits > 0)
+    tables = np.bincount(cells.ravel(), minlength=len(names) * width * 4)
+    return tables.reshape(-1, width, 2, 2).astype(np.float64)
+
+
 def confusion(logits: Logits, labels: Labels) -> Values:
-    """The confusion matrix of all images (1, classes, classes), rows true, columns predicted."""
+    """The confusion matrix of all images (1, classes, classes), rows true, columns predicted.
+
+    Of multi-label images one a label (1, labels, 2, 2).
+    """
     total: Values = confusions(logits, labels, [0] * len(labels)).sum(0, keepdims=True)
     return total
 
@@ -63,10 +83,26 @@ def recalls(tables: Values) -> Values:
     return _ratio(_hits(tables), tables.sum(-1), np.nan)
 
 
+def precisions(tables: Values) -> Values:
+    """Share of each class's predictions that are right (..., classes); nan for a class that is never predicted."""
+    return _ratio(_hits(tables), tables.sum(-2), np.nan)
+
+
+def f1(tables: Values) -> Values:
+    """F1 of each class (..., classes), 0 for one neither present nor predicted, as in scikit-learn. No images: nan."""
+    found = _ratio(2 * _hits(tables), tables.sum(-1) + tables.sum(-2), 0.0)
+    return np.where((tables.sum((-2, -1)) > 0)[..., None], found, np.nan)
+
+
 def macro_f1(tables: Values) -> Values:
     """Mean F1 over all classes (...,), 0 for one neither present nor predicted, as in scikit-learn. No images: nan."""
-    f1 = _ratio(2 * _hits(tables), tables.sum(-1) + tables.sum(-2), 0.0)
-    return _where_images(tables, f1.mean(-1))
+    return np.asarray(f1(tables).mean(-1))
+
+
+def weighted_f1(tables: Values) -> Values:
+    """Mean F1 over classes (...,), each weighing as many images as it has. No images: nan."""
+    present = tables.sum(-1)
+    return _ratio(np.asarray((f1(tables) * present).sum(-1)), present.sum(-1), np.nan)
 
 
 def accuracy(tables: Values) -> Values:
@@ -89,13 +125,33 @@ def _ratio(above: Values, below: Values, otherwise: float) -> Values:
     return ratio
 
 
-def _where_images(tables: Values, values: Values) -> Values:
-    return np.where(tables.sum((-2, -1)) > 0, values, np.nan)
+def _weighted_label_f1(tables: Values) -> Values:
+    present = tables[..., 1, :].sum(-1)
+    return _ratio(np.asarray((f1(tables)[..., 1] * present).sum(-1)), present.sum(-1), np.nan)
 
 
-STATISTICS: Mapping[str, Callable[[Values], Values]] = MappingProxyType(
-    {"macro_f1": macro_f1, "accuracy": accuracy, "balanced_accuracy": balanced_accuracy}
+STATISTICS: Mapping[str, Callable[[Values], Values]] = MappingProxyType(  # of tables (..., classes, classes)
+    {"macro_f1": macro_f1, "accuracy": accuracy, "balanced_accuracy": balanced_accuracy, "weighted_f1": weighted_f1}
 )
+LABEL_STATISTICS: Mapping[str, Callable[[Values], Values]] = MappingProxyType(  # multi-label: (..., labels, 2, 2)
+    {
+        "macro_f1": lambda tables: f1(tables)[..., 1].mean(-1),
+        "weighted_f1": _weighted_label_f1,
+        "accuracy": lambda tables: accuracy(tables).mean(-1),
+        "balanced_accuracy": lambda tables: balanced_accuracy(tables).mean(-1),
+    }
+)
+
+
+def score(metric: str, logits: Logits, labels: Labels) -> float:
+    """A statistic of the confusion matrix: labels (n,), or multi-label (n, labels), each label counting alike."""
+    return _statistic(metric, labels)(confusion(logits, labels)).item()
+
+
+def _statistic(metric: str, labels: Labels) -> Callable[[Values], Values]:
+    if metric not in STATISTICS:
+        raise RequestError(f"There is no interval for {metric!r}; there is one for {', '.join(STATISTICS)}.")
+    return (STATISTICS if labels.ndim == 1 else LABEL_STATISTICS)[metric]
 
 
 # --- intervals -----------------------------------------------------------------------------------------------------
@@ -144,8 +200,12 @@ def estimate(runs: Sequence[Run], metric: str = "macro_f1") -> Estimate:
     """
     if not _same_test_set(runs):
         return average([estimate([run], metric) for run in runs])
-    tables = np.stack([confusions(*run) for run in runs], 1)
-    statistic = _mean_over_runs(metric)
+    tables = np.stack([confusions(*run) for run in runs], 1)  # (groups, runs, ...)
+    of_run = _statistic(metric, runs[0][1])
+
+    def statistic(tables: Values) -> Values:
+        return np.asarray(of_run(tables).mean(-1))
+
     return Estimate(statistic(tables.sum(0, keepdims=True)).item(), _draws(tables, statistic), len(tables))
 
 
@@ -165,14 +225,8 @@ def _same_test_set(runs: Sequence[Run]) -> bool:
     return all(np.array_equal(run[1], labels) and np.array_equal(run[2], groups) for run in runs)
 
 
-def _mean_over_runs(metric: str) -> Callable[[Values], Values]:
-    if metric not in STATISTICS:
-        raise RequestError(f"There is no interval for {metric!r}; there is one for {', '.join(STATISTICS)}.")
-    return lambda tables: STATISTICS[metric](tables).mean(-1)  # (..., runs, classes, classes) -> (...)
-
-
 def _draws(tables: Values, statistic: Callable[[Values], Values]) -> Values:
-    """Bootstrap distribution (RESAMPLES,) of the statistic over groups; tables are (groups, runs, classes, classes)."""
+    """Bootstrap distribution (RESAMPLES,) of the statistic over groups; tables are (groups, runs, ...)."""
     groups = len(tables)
     if groups < 2:  # noqa: PLR2004
         return np.empty(0)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from peftbench import stats
-from peftbench.contract import Labels, Logits
+from peftbench.contract import Labels, Logits, of_tasks
 
 
+@of_tasks("single", "ordinal", "multi_label")
 def plugin(logits: Logits, labels: Labels) -> float:
-    """Accuracy in 0..1 of logits (n, classes) against labels (n,); nan without images."""
-    return stats.accuracy(stats.confusion(logits, labels)).item()
+    """Accuracy in 0..1 of logits (n, classes) against labels (n,), or its mean over labels (n, labels).
+
+    nan without images.
+    """
+    return stats.score("accuracy", logits, labels)

@@ -5,36 +5,31 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from peftbench.contract import Labels, Logits
+from peftbench.contract import Labels, Logits, of_tasks
+from peftbench.metrics._shared import log_odds
 
 
+@of_tasks("single", "ordinal", "multi_label")
 def plugin(logits: Logits, labels: Labels) -> float:
     """Macro one-vs-rest AUC in 0..1 of the softmax of logits (n, classes) against labels (n,).
 
-    nan where a class does not occur in the labels or there is only one: its curve is undefined. With two classes it is
-    the usual binary AUC.
+    Of multi-label labels (n, labels): the mean over labels. nan where a class does not occur in the labels, or nothing
+    else does: its curve is undefined. With two classes it is the usual binary AUC.
     """
     classes = logits.shape[1]
-    present = np.bincount(labels, minlength=classes)
-    if classes == 1 or not present.all():
+    if labels.ndim == 1:
+        truth = labels[:, None] == np.arange(classes)
+        scores = [log_odds(logits, one) for one in range(classes)] if classes > 1 else []
+    else:
+        truth, scores = labels == 1, list(logits.T)
+    if not scores or not truth.any(0).all() or truth.all(0).any():
         return float("nan")
-    return float(np.mean([_area(_log_odds(logits, one), labels == one) for one in range(classes)]))
-
-
-def _log_odds(logits: Logits, one: int) -> NDArray[np.float32]:
-    """Ranks as the softmax does, (n,), but does not saturate at 1, where confident images would become ties.
-
-    Computed in double precision and rounded to the logits' own, so that rounding errors do not break true ties.
-    """
-    from scipy.special import logsumexp  # noqa: PLC0415 - `peftbench list` loads every metric and answers at once
-
-    wide = logits.astype(np.float64)
-    return np.asarray(wide[:, one] - logsumexp(np.delete(wide, one, axis=1), axis=1)).astype(np.float32)
+    return float(np.mean([_area(score, positive) for score, positive in zip(scores, truth.T, strict=True)]))
 
 
 def _area(scores: NDArray[np.float32], positive: NDArray[np.bool_]) -> float:
     """The Mann-Whitney statistic: how often a positive outranks a negative, ties counting half."""
-    from scipy.stats import rankdata  # noqa: PLC0415 - likewise
+    from scipy.stats import rankdata  # noqa: PLC0415 - `peftbench list` loads every metric and answers at once
 
     hits = int(positive.sum())
     above = rankdata(scores)[positive].sum() - hits * (hits + 1) / 2

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from peftbench import stats
-from peftbench.contract import Labels, Logits
+from peftbench.contract import Labels, Logits, of_tasks
 
 
+@of_tasks("single", "ordinal", "multi_label")
 def plugin(logits: Logits, labels: Labels) -> float:
     """Macro F1 in 0..1 over all classes of the logits (n, classes); nan without images.
 
-    A class that is neither in the labels (n,) nor predicted scores 0, as in scikit-learn with `zero_division=0`.
+    A class that is neither in the labels (n,) nor predicted scores 0, as in scikit-learn with `zero_division=0`. Of
+    multi-label labels (n, labels), each predicted at a probability of one half: the mean F1 of the labels.
     """
-    return stats.macro_f1(stats.confusion(logits, labels)).item()
+    return stats.score("macro_f1", logits, labels)

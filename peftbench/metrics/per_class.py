@@ -1,14 +1,23 @@
-"""Recall of each class, so that no average hides a class that is never found."""
+"""Recall and precision of each class, so that no average hides a class that is never found or always cried."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 from peftbench import stats
-from peftbench.contract import Labels, Logits
+from peftbench.contract import Labels, Logits, of_tasks
 
 
+@of_tasks("single", "ordinal", "multi_label")
 def plugin(logits: Logits, labels: Labels) -> Mapping[str, float]:
-    """`recall_0`, `recall_1`, ... in 0..1 of logits (n, classes); nan for a class not in labels (n,)."""
-    (recalls,) = stats.recalls(stats.confusion(logits, labels)).tolist()
-    return {f"recall_{index}": recall for index, recall in enumerate(recalls)}
+    """`recall_0`, ..., `precision_0`, ... in 0..1 of logits (n, classes) against labels (n,) or (n, labels).
+
+    Recall is nan for a class that does not occur, precision for one that is never predicted.
+    """
+    table = stats.confusion(logits, labels)
+    several = labels.ndim == 2  # noqa: PLR2004 - a table a label; its second class is the label's presence
+    recall, precision = (
+        measure(table)[0, :, 1] if several else measure(table)[0] for measure in (stats.recalls, stats.precisions)
+    )
+    recalls = {f"recall_{index}": float(value) for index, value in enumerate(recall)}
+    return recalls | {f"precision_{index}": float(value) for index, value in enumerate(precision)}

@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.special import softmax
+from scipy.special import expit, softmax
 from sklearn import metrics as reference
+from sklearn.calibration import calibration_curve
 
-from peftbench.contract import Labels, Logits
+from peftbench.contract import Labels, Logits, lower_is_better
 from peftbench.errors import DataError
-from peftbench.metrics import accuracy, auc, balanced_accuracy, macro_f1, per_class
+from peftbench.metrics import (
+    accuracy,
+    auc,
+    balanced_accuracy,
+    brier_score_loss,
+    calibration_error,
+    macro_f1,
+    per_class,
+    positive_f1,
+    quadratic_kappa,
+    sensitivity,
+    weighted_f1,
+)
+from peftbench.registry import registry
 
 
 def scores(classes: int, images: int, seed: int) -> tuple[Logits, Labels]:
@@ -50,10 +64,37 @@ def test_balanced_accuracy_is_scikit_learns(classes: int, extra: int, seed: int)
 
 
 @several
-def test_recall_of_each_class_is_scikit_learns(classes: int, extra: int, seed: int) -> None:
+def test_recall_and_precision_of_each_class_are_scikit_learns(classes: int, extra: int, seed: int) -> None:
     logits, labels = scores(classes, classes + extra, seed)
-    found = reference.confusion_matrix(labels, logits.argmax(1), labels=range(classes), normalize="true")
-    assert list(per_class.plugin(logits, labels).values()) == pytest.approx(np.diagonal(found).tolist())
+    wanted = [
+        score(labels, logits.argmax(1), labels=range(classes), average=None, zero_division=np.nan)
+        for score in (reference.recall_score, reference.precision_score)
+    ]
+    found = per_class.plugin(logits, labels)
+    assert list(found) == [f"{name}_{one}" for name in ("recall", "precision") for one in range(classes)]
+    assert list(found.values()) == pytest.approx(np.concatenate(wanted).tolist(), nan_ok=True)
+
+
+@several
+def test_weighted_f1_is_scikit_learns(classes: int, extra: int, seed: int) -> None:
+    logits, labels = scores(classes, classes + extra, seed)
+    wanted = reference.f1_score(labels, logits.argmax(1), average="weighted", zero_division=0.0)
+    assert weighted_f1.plugin(logits, labels) == pytest.approx(wanted)
+
+
+@several
+def test_brier_score_loss_is_scikit_learns_halved(classes: int, extra: int, seed: int) -> None:
+    logits, labels = scores(classes, classes + extra, seed)
+    chances, every = softmax(logits.astype(np.float64), axis=1), range(classes)
+    hits = np.asarray([reference.brier_score_loss(labels == one, chances[:, one]) for one in every])
+    assert brier_score_loss.plugin(logits, labels) == pytest.approx(hits.sum() / 2)
+
+
+@several
+def test_quadratic_kappa_is_scikit_learns(classes: int, extra: int, seed: int) -> None:
+    logits, labels = scores(classes, classes + extra, seed)
+    wanted = reference.cohen_kappa_score(labels, logits.argmax(1), labels=range(classes), weights="quadratic")
+    assert quadratic_kappa.plugin(logits, labels) == pytest.approx(wanted, nan_ok=True)
 
 
 @several
@@ -62,6 +103,104 @@ def test_auc_is_scikit_learns_one_against_the_rest(classes: int, extra: int, see
     chances = softmax(logits.astype(np.float64), axis=1).round(12)  # rounding restores ties that softmax breaks
     each = [reference.roc_auc_score(labels == one, chances[:, one]) for one in range(classes)]
     assert auc.plugin(logits, labels) == pytest.approx(np.mean(each), abs=1e-9)
+
+
+@given(images=st.integers(2, 200), seed=st.integers(0, 2**32 - 1))
+def test_two_classes_have_a_positive_one(images: int, seed: int) -> None:
+    logits, labels = scores(2, images, seed)
+    assert positive_f1.plugin(logits, labels) == pytest.approx(reference.f1_score(labels, logits.argmax(1)))
+    false, true, _ = reference.roc_curve(labels, logits[:, 1] - logits[:, 0])
+    found = sensitivity.plugin(logits, labels)
+    for percent in (90, 95):
+        best = max(t for f, t in zip(false, true, strict=True) if round(f * 100, 6) <= 100 - percent)
+        assert found[f"sensitivity_at_{percent}_specificity"] == pytest.approx(best)
+
+
+def test_what_needs_a_positive_class_is_undefined_for_three() -> None:
+    logits, labels = scores(3, 30, 0)
+    assert math.isnan(positive_f1.plugin(logits, labels))
+    assert all(map(math.isnan, sensitivity.plugin(logits, labels).values()))
+
+
+def test_sensitivity_by_hand() -> None:
+    """Of 20 well people 1 may be alarmed at 95%, 2 at 90%; the ill stand between them."""
+    score = np.array([*range(20), 18.5, 17.5, 5.5, 19.5], np.float32)
+    labels = np.array([0] * 20 + [1] * 4)
+    found = sensitivity.plugin(np.stack([np.zeros_like(score), score], 1), labels)
+    assert found == {"sensitivity_at_90_specificity": 0.75, "sensitivity_at_95_specificity": 0.5}
+
+
+@several
+def test_calibration_error_is_the_binned_gap(classes: int, extra: int, seed: int) -> None:
+    logits, labels = scores(classes, classes + extra, seed)
+    chances = softmax(logits.astype(np.float64), axis=1)
+    confidence, right, total = chances.max(1), logits.argmax(1) == labels, 0.0
+    for low, high in itertools.pairwise(np.arange(16) / 15):
+        inside = (confidence > low) & (confidence <= high)
+        if inside.any():
+            total += inside.mean() * abs(right[inside].mean() - confidence[inside].mean())
+    assert calibration_error.plugin(logits, labels) == pytest.approx(total)
+
+
+def test_calibration_error_is_scikit_learns_curve_weighed_by_its_bins() -> None:
+    logits, labels = scores(4, 500, 3)
+    confidence = softmax(logits.astype(np.float64), axis=1).max(1)
+    share, mean = calibration_curve(logits.argmax(1) == labels, confidence, n_bins=15)
+    images, _ = np.histogram(confidence, bins=15, range=(0, 1))
+    wanted = np.sum(np.abs(share - mean) * images[images > 0]) / 500
+    assert calibration_error.plugin(logits, labels) == pytest.approx(wanted)
+
+
+def test_a_sure_and_right_prediction_is_perfectly_calibrated() -> None:
+    labels = np.arange(9) % 3
+    sure = np.eye(3, dtype=np.float32)[labels] * 1000
+    assert calibration_error.plugin(sure, labels) == brier_score_loss.plugin(sure, labels) == 0.0
+    assert calibration_error.plugin(-sure, labels) == 0.5
+
+
+# --- several labels an image -----------------------------------------------------------------------------------------
+
+
+def findings(images: int, labels: int, seed: int) -> tuple[Logits, Labels]:
+    """Random logits, and labels each present in one image and absent in another."""
+    rng = np.random.default_rng(seed)
+    present = rng.integers(2, size=(images, labels))
+    present[:2] = [[0] * labels, [1] * labels]
+    return rng.normal(size=(images, labels)).astype(np.float32), present
+
+
+@given(images=st.integers(2, 60), labels=st.integers(1, 6), seed=st.integers(0, 2**32 - 1))
+def test_multi_label_metrics_are_scikit_learns(images: int, labels: int, seed: int) -> None:
+    logits, truth = findings(images, labels, seed)
+    chances = expit(logits.astype(np.float64))
+    said, each = chances > 0.5, [(truth[:, one], chances[:, one]) for one in range(labels)]
+    wanted = {
+        macro_f1: np.mean([reference.f1_score(y, p > 0.5, zero_division=0.0) for y, p in each]),
+        weighted_f1: np.average([reference.f1_score(y, p > 0.5) for y, p in each], weights=truth.sum(0)),
+        accuracy: np.mean(said == truth),
+        balanced_accuracy: np.mean([reference.balanced_accuracy_score(y, p > 0.5) for y, p in each]),
+        auc: np.mean([reference.roc_auc_score(y, p) for y, p in each]),
+        brier_score_loss: np.mean([reference.brier_score_loss(y, p) for y, p in each]),
+    }
+    assert {m: m.plugin(logits, truth) for m in wanted} == pytest.approx(wanted)
+    recalls = [reference.recall_score(y, p > 0.5) for y, p in each]
+    assert list(per_class.plugin(logits, truth).values())[:labels] == pytest.approx(recalls)
+
+
+def test_a_label_that_all_or_none_have_leaves_auc_undefined() -> None:
+    logits, truth = findings(9, 3, 0)
+    for value in (0, 1):
+        assert math.isnan(auc.plugin(logits, np.where(np.arange(3) == 1, value, truth)))
+
+
+def test_multi_label_labels_are_zero_or_one() -> None:
+    with pytest.raises(DataError, match="0 or 1, not 0 to 2"):
+        macro_f1.plugin(np.zeros((2, 2), np.float32), np.array([[0, 1], [2, 1]]))
+    with pytest.raises(DataError, match=r"\(2, 3\).*\(2, 2\)"):
+        macro_f1.plugin(np.zeros((2, 3), np.float32), np.array([[0, 1], [0, 1]]))
+
+
+# --- what is undefined -----------------------------------------------------------------------------------------------
 
 
 def test_auc_of_two_classes_is_the_binary_auc() -> None:
@@ -93,9 +232,21 @@ def test_an_absent_class_has_no_recall_and_leaves_balanced_accuracy_to_the_other
     assert balanced_accuracy.plugin(logits, labels) == 0.75
 
 
-@pytest.mark.parametrize("metric", [macro_f1.plugin, accuracy.plugin, balanced_accuracy.plugin, auc.plugin])
-def test_no_images_no_score(metric: Any) -> None:
-    assert math.isnan(metric(np.zeros((0, 3), np.float32), np.zeros(0, np.int64)))
+@pytest.mark.parametrize("name", registry("metrics").names())
+def test_no_images_no_score(name: str) -> None:
+    found = registry("metrics").get(name)(np.zeros((0, 2), np.float32), np.zeros(0, np.int64))
+    assert all(map(math.isnan, found.values() if isinstance(found, dict) else [found]))
+
+
+def test_kappa_of_one_grade_throughout_is_undefined() -> None:
+    assert math.isnan(quadratic_kappa.plugin(np.eye(3, dtype=np.float32)[[1, 1]], np.array([1, 1])))
+
+
+@pytest.mark.parametrize(
+    ("metric", "lower"), [("brier_score_loss", True), ("calibration_error_per_group", True), ("macro_f1", False)]
+)
+def test_a_name_says_which_way_is_better(metric: str, lower: bool) -> None:  # noqa: FBT001
+    assert lower_is_better(metric) is lower
 
 
 def test_logits_of_other_images_are_refused_with_both_shapes() -> None:

@@ -1,0 +1,27 @@
+"""Brier score: the squared distance between the probabilities and what came true. It wants them right, not only ranked.
+
+Brier, Verification of forecasts expressed in terms of probability, Monthly Weather Review 78 (1950) 1-3.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from peftbench import stats
+from peftbench.contract import Labels, Logits, of_tasks
+from peftbench.metrics._shared import probabilities
+
+
+@of_tasks("single", "ordinal", "multi_label")
+def plugin(logits: Logits, labels: Labels) -> float:
+    """In 0..1, lower is better, of logits (n, classes) against labels (n,); nan without images.
+
+    Summed over classes and halved (scikit-learn's `scale_by_half=True`), so that with two classes it is the squared
+    error of one probability; of multi-label labels (n, labels) that squared error's mean over labels.
+    """
+    if not stats.confusion(logits, labels).sum():  # refuses what does not fit
+        return float("nan")
+    several = labels.ndim == 2  # noqa: PLR2004 - one column a label
+    truth = labels if several else labels[:, None] == np.arange(logits.shape[1])
+    gaps = (probabilities(logits, labels) - truth) ** 2
+    return float(gaps.mean() if several else gaps.sum(1).mean() / 2)

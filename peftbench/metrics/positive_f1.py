@@ -1,0 +1,16 @@
+"""F1 of the positive class, where there are two: what "F1" means in most papers on detecting one disease."""
+
+from __future__ import annotations
+
+from peftbench import stats
+from peftbench.contract import Labels, Logits
+
+
+def plugin(logits: Logits, labels: Labels) -> float:
+    """F1 in 0..1 of class 1 of logits (n, 2) against labels (n,); nan without images or with more than two classes.
+
+    0 where class 1 is neither in the labels nor predicted, as in scikit-learn with `zero_division=0`.
+    """
+    if logits.shape[1] != 2:  # noqa: PLR2004 - which class would be the positive one?
+        return float("nan")
+    return float(stats.f1(stats.confusion(logits, labels))[0, 1])

@@ -168,6 +168,35 @@ def show(
 
 
 @app.command()
+def merge(
+    job: Annotated[str, typer.Argument(help="Its id, the beginning of it, or its folder.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The safetensors file to write.")],
+    weights: WeightsOption = None,
+    store: StoreOption = Path("runs"),
+) -> None:
+    """Write a job's model as plain timm weights with a linear head."""
+    from peftbench.show import merge_job
+
+    merge_job(job, out, store, weights)
+
+
+@app.command()
+def predict(
+    job: Annotated[str, typer.Argument(help="Its id, the beginning of it, or its folder.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write to this file, not to the terminal.")] = None,
+    weights: WeightsOption = None,
+    store: StoreOption = Path("runs"),
+    device: DeviceOption = "auto",
+    json: JsonOption = False,  # noqa: FBT002
+) -> None:
+    """Class probabilities of new images by a job's model. For research only; not a medical device."""
+    from peftbench.show import predict_images
+
+    predict_images(job, images, store, weights, device, out, as_json=json)
+
+
+@app.command()
 def bench(
     out: Annotated[Path | None, typer.Option("--out", help="Write the figures to this JSON file.")] = None,
 ) -> None:

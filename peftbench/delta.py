@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
@@ -19,7 +19,7 @@ from peftbench.registry import registry
 from peftbench.store import write_bytes, write_json
 
 T = TypeVar("T", bound=nn.Module)
-FORMAT = 1
+FORMAT = 2
 
 
 def write(folder: Path, plan: Plan, state: Mapping[str, Tensor], about: Mapping[str, Any]) -> int:
@@ -30,10 +30,10 @@ def write(folder: Path, plan: Plan, state: Mapping[str, Tensor], about: Mapping[
     index = {f"index/{name}": chosen.to(torch.int32) for name, chosen in plan.entries.items()}
     lasting = {name: tensor for name, tensor in state.items() if not name.startswith("callback/")}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in (*lasting.items(), *index.items())}
-    content = save(tensors)
+    told = {"format": FORMAT, "grafts": _told(plan.grafts), "shared": _told(plan.shared), **about}
+    content = save(tensors, {"about": _said(told)})  # each file holds the other's digest
     write_bytes(folder / "delta.safetensors", content)
-    added = {"grafts": _told(plan.grafts), "shared": _told(plan.shared)}
-    write_json(folder / "delta.json", {"format": FORMAT, "sha256": _digest(content), **added, **about})
+    write_json(folder / "delta.json", {**told, "sha256": digest(content)})
     return sum((folder / name).stat().st_size for name in ("delta.safetensors", "delta.json"))
 
 
@@ -42,25 +42,39 @@ def read(folder: Path, base: str) -> tuple[Plan, dict[str, Tensor], dict[str, An
 
     Raises DeltaError when it is damaged or made for weights other than `base`.
     """
+    about, file = read_about(folder), folder / "delta.safetensors"
     try:
-        about: Any = json.loads((folder / "delta.json").read_bytes())
-        content = (folder / "delta.safetensors").read_bytes()
+        content = file.read_bytes()
         tensors, made_by = load(content), about["method"]["name"]
+        with safe_open(file, "pt") as opened:
+            bound = (opened.metadata() or {}).get("about")
         told = {"grafts": about["grafts"], "shared": about.get("shared", {})}
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise DeltaError(f"The delta in {folder} cannot be read ({type(error).__name__}: {error}).") from None
-    if about.get("format") != FORMAT:
-        raise DeltaError(f"The delta in {folder} has the format {about.get('format')}; this peftbench reads {FORMAT}.")
     if about.get("base") != base:
         made_for = str(about.get("base"))[:12]
         raise DeltaError(f"The delta in {folder} was made for weights {made_for}, not for these, {base[:12]}.")
-    if about.get("sha256") != _digest(content):
+    if about.get("sha256") != digest(content):
         raise DeltaError(f"The delta in {folder} is damaged: delta.safetensors is not what delta.json was written for.")
+    if bound != _said(about):
+        raise DeltaError(f"The delta in {folder} is damaged: delta.json is not what it was when it was written.")
     registry("methods").get(made_by)  # brings the kinds of its grafts
     grafts, shared = (_found(told[what], kind, folder) for what, kind in (("grafts", Graft), ("shared", Shared)))
     index = {n.removeprefix("index/"): tensors.pop(n).long() for n in list(tensors) if n.startswith("index/")}
     tune = frozenset(n.removeprefix("tune/") for n in tensors if n.startswith("tune/"))
     return Plan(tune, index, grafts, shared), tensors, about
+
+
+def read_about(folder: Path) -> dict[str, Any]:
+    """What a delta says of itself. Raises DeltaError when that cannot be read."""
+    try:
+        about: Any = json.loads((folder / "delta.json").read_bytes())
+        found: int = about["format"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DeltaError(f"The delta in {folder} cannot be read ({type(error).__name__}: {error}).") from None
+    if found != FORMAT:
+        raise DeltaError(f"The delta in {folder} has the format {found}; this peftbench reads {FORMAT}.")
+    return dict(about)
 
 
 def restore(vit: nn.Module, folder: Path, base: str) -> tuple[Tuned, dict[str, Tensor]]:
@@ -79,7 +93,14 @@ def restore(vit: nn.Module, folder: Path, base: str) -> tuple[Tuned, dict[str, T
     return tuned, head
 
 
-def _digest(content: bytes) -> str:
+def _said(about: Mapping[str, Any]) -> str:
+    """The digest of what delta.json says, but for the digest that it holds."""
+    told = {key: value for key, value in about.items() if key != "sha256"}
+    return digest(json.dumps(told, sort_keys=True, default=list).encode())
+
+
+def digest(content: bytes) -> str:
+    """Of a file's bytes, as delta.json states it."""
     return hashlib.sha256(content).hexdigest()
 
 

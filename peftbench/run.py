@@ -17,10 +17,11 @@ from peftbench import backbone, delta, measure, pixels, store
 from peftbench.checkpoint import Checkpoint
 from peftbench.engine import Chosen, Inputs, Learner, Progress, Task, Watch, fit, forward, make_loss
 from peftbench.errors import PeftbenchError
+from peftbench.handover import about
 from peftbench.head import Classifier, Head
 from peftbench.kept import kept
 from peftbench.method import Method
-from peftbench.outcome import Outcome, about, make_record, write_results
+from peftbench.outcome import Outcome, make_record, write_results
 from peftbench.pixels import Data, Features, Images
 from peftbench.probe import Batch, GradientProbe
 from peftbench.record import Counts, Record
@@ -101,7 +102,7 @@ def _work(job: Job, places: Places, data: Data, watch: Watch | None) -> Outcome:
     progress = fit(learner, task, job.recipe, job.seed, autocast, checkpoint.read(), checkpoint.write, watch)
 
     write_results(job, places, data, progress)
-    size = delta.write(folder, plan, progress.kept, about(job, data)) if job.role == "final" else 0
+    size = delta.write(folder, plan, progress.kept, about(job, data, progress)) if job.role == "final" else 0
     return Outcome(progress, counts, plan.facts, selection_seconds, size)
 
 
@@ -164,9 +165,13 @@ def _features(job: Job, places: Places, model: Classifier, task: Task) -> Task:
 
 
 def _untrained(job: Job, data: Data) -> Progress:
-    """The log frequency of each class in train, for every image."""
-    frequency = np.bincount(data.labels["train"], minlength=len(data.card.classes)) / data.sizes["train"]
-    row = np.log(frequency).astype(np.float32)
+    """The log frequency of each class in train, or the log odds of each label, for every image."""
+    labels = data.labels["train"]
+    if data.card.task == "multi_label":
+        seen = labels.mean(0).clip(0.5 / len(labels), 1 - 0.5 / len(labels))  # never sure
+        row = np.log(seen / (1 - seen)).astype(np.float32)
+    else:
+        row = np.log(np.bincount(labels, minlength=len(data.card.classes)) / len(labels)).astype(np.float32)
     parts = [part for part in (("val",) if job.role == "trial" else ("val", "test")) if data.sizes[part]]
     logits = {part: np.tile(row, (data.sizes[part], 1)) for part in parts}
     rules = ["last", *(["validation"] if "val" in parts else []), *(["oracle"] if "test" in parts else [])]

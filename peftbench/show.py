@@ -22,14 +22,14 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from peftbench import bench, measure, tables, workers
+from peftbench import bench, measure, predict, request, tables, workers
 from peftbench import study as studies
 from peftbench.contract import Result
 from peftbench.errors import RequestError
 from peftbench.record import Record
 from peftbench.registry import registry
 from peftbench.spec import Job, Places, Study
-from peftbench.store import Store
+from peftbench.store import Store, write_bytes
 
 SHORT = {"md": "markdown", "tex": "latex", "png": "figure"}
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
@@ -196,6 +196,30 @@ def show_status(root: Path, *, as_json: bool) -> None:
     for name in (n for n, state in states.items() if state == "failed"):
         record = store.record(name)
         _say(f"{name} {record.label if record else ''}: {record.reason if record else ''}")
+
+
+def merge_job(job: str, out: Path, store: Path, weights: Path | None) -> None:
+    """Write one file of weights and say how equal it is."""
+    off = predict.merge(predict.find_job(store, job), request.places(store, weights=weights, device="cpu"), out)
+    _say(f"{out}: plain timm weights with the head; the logits differ by {off:.1e} of their size.")
+    _say(f"{out}.json: classes, preprocessing, what stands before the head, and where the weights come from.")
+
+
+def predict_images(
+    job: str, images: Sequence[Path], store: Path, weights: Path | None, device: str, out: Path | None, *, as_json: bool
+) -> None:
+    """Print or write probabilities; warnings go to the terminal too."""
+    model = predict.open_model(predict.find_job(store, job), request.places(store, weights=weights, device=device))
+    found = list(model.predict(predict.image_files(images)))
+    text = predict.as_json(model, found) if as_json else predict.as_csv(model, found)
+    if out is None:
+        sys.stdout.write(text)
+        return
+    write_bytes(out, text.encode())
+    warned = [one for one in found if one.warnings]
+    _say(f"{out}: {len(found)} images" + (f", {len(warned)} with warnings" if warned else "") + ".")
+    for one in warned[:5]:
+        _say(f"  {one.image}: {'; '.join(one.warnings)}")
 
 
 def show_bench(out: Path | None) -> int:

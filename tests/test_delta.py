@@ -66,10 +66,10 @@ def restore(folder: Path, style: str = "plain") -> Tensor:
 
 
 def rewrite(folder: Path, change: Callable[[dict[str, Any], dict[str, Tensor]], None]) -> None:
-    """Change what a delta says, and keep its digest right."""
+    """Change what a delta says, and keep its digests right."""
     facts, tensors = json.loads((folder / "delta.json").read_text()), load_file(folder / "delta.safetensors")
     change(facts, tensors)
-    save_file(tensors, folder / "delta.safetensors")
+    save_file(tensors, folder / "delta.safetensors", {"about": delta._said(facts)})
     facts["sha256"] = hashlib.sha256((folder / "delta.safetensors").read_bytes()).hexdigest()
     (folder / "delta.json").write_text(json.dumps(facts))
 
@@ -144,10 +144,19 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
         delta.restore(network(), tmp_path, BASE)
 
 
+def test_a_changed_word_is_seen(tmp_path: Path) -> None:
+    save(tmp_path)
+    facts = json.loads((tmp_path / "delta.json").read_text())
+    facts["grafts"]["blocks.0.attn.qkv"]["sizes"]["alpha"] = 80  # of the same shape, so nothing else would tell
+    (tmp_path / "delta.json").write_text(json.dumps(facts))
+    with pytest.raises(DeltaError, match=r"delta.json is not what it was"):
+        restore(tmp_path)
+
+
 def test_another_format_is_refused(tmp_path: Path) -> None:
     save(tmp_path)
     rewrite(tmp_path, lambda facts, _: facts.update(format=99))
-    with pytest.raises(DeltaError, match="has the format 99; this peftbench reads 1"):
+    with pytest.raises(DeltaError, match="has the format 99; this peftbench reads 2"):
         delta.restore(network(), tmp_path, BASE)
 
 

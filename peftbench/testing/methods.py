@@ -1,0 +1,53 @@
+"""check_method: every rule of the contract of methods, on three networks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from peftbench.errors import PluginError
+from peftbench.method import Method
+from peftbench.testing import deciding, keeping, training
+from peftbench.testing.findings import Finding, Rule, judge
+from peftbench.testing.networks import STYLES
+from peftbench.testing.scene import Scene
+
+RULES: tuple[Rule[Scene], ...] = (
+    deciding.it_runs,
+    deciding.planning_changes_nothing,
+    deciding.planning_twice_agrees,
+    deciding.counting_needs_no_data,
+    deciding.the_count_is_what_trains,
+    training.it_starts_as_the_pretrained_network,
+    training.frozen_tensors_stay,
+    training.every_value_learns,
+    training.evaluation_draws_nothing,
+    training.images_stay_apart,
+    training.it_works_under_bf16,
+    training.the_same_seed_gives_the_same_bits,
+    training.a_resumed_run_ends_with_the_same_bits,
+    keeping.a_delta_brings_it_back,
+    keeping.merged_computes_the_same,
+    keeping.nothing_is_left_behind,
+)
+ONCE: tuple[Rule[Scene], ...] = (deciding.its_fields_come_back, deciding.the_budget_is_met)  # on the plain network
+COMPILED: tuple[Rule[Scene], ...] = (training.it_compiles,)  # likewise; 0.7 s
+
+
+def check_method(method: type[Method] | Method, *, compiled: bool = False) -> list[Finding]:
+    """Every rule's finding on three tiny networks, in under a second; with `compiled`, torch.compile's as well.
+
+    A class is checked with its defaults. Raises PluginError for what is no method at all.
+    """
+    made = method() if isinstance(method, type) else method
+    if not isinstance(made, Method):
+        raise PluginError(f"A method is a subclass of peftbench.method.Method, {type(made).__name__} is none.")
+    with torch.random.fork_rng(devices=[]):
+        return list(_findings(made, compiled=compiled))
+
+
+def _findings(method: Method, *, compiled: bool) -> Iterator[Finding]:
+    for style in STYLES:
+        extra = (*ONCE, *(COMPILED if compiled else ())) if style == "plain" else ()
+        yield from judge((*RULES, *extra), Scene(method, style), style)

@@ -10,6 +10,7 @@ from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any
 
+from peftbench.catalogue import own_datasets
 from peftbench.errors import PeftbenchError, PluginError, UnknownNameError
 
 FOLDERS = ("methods", "datasets", "backbones", "metrics", "reports")
@@ -50,11 +51,20 @@ class Registry:
 
     def names(self) -> tuple[str, ...]:
         """Every name, sorted. Imports no plug-in."""
-        return tuple(sorted(self.own() | self.others().keys()))
+        return tuple(sorted(self.own() | self.others().keys() | self.described()))
+
+    def described(self) -> frozenset[str]:
+        """Data sets that files of the working folder describe, without code. Raises PluginError for a taken name."""
+        found = frozenset(own_datasets()) if self.folder == "datasets" else frozenset()
+        if twice := sorted(found & (self.own() | self.others().keys())):
+            raise PluginError(f"A plug-in is called {twice[0]!r} already; rename the file datasets/{twice[0]}.toml.")
+        return found
 
     def get(self, name: str) -> Any:  # noqa: ANN401 - what it is, its folder's contract says
         """The plug-in called `name`. Raises UnknownNameError, or PluginError if it cannot be loaded."""
         others = self.others()
+        if name in self.described():
+            return import_module("peftbench.datasets._described").Described(name)
         if name not in self.own() and name not in others:
             raise UnknownNameError(self.kind, name, self.names())
         where = others[name].value if name in others else f"peftbench.{self.folder}.{name}:plugin"

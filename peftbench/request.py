@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from platformdirs import user_cache_path, user_data_path
+from platformdirs import user_cache_path
 
-from peftbench import backbone, measure
+from peftbench import backbone, catalogue, inventory, measure
 from peftbench.errors import DataError, MissingDataError, RequestError, WeightsError
 from peftbench.recipe import CPU_STANDARD, RECIPES, Recipe
 from peftbench.registry import registry
@@ -26,7 +26,7 @@ def places(
         raise RequestError("--device cuda: torch sees no CUDA card on this machine; use --device cpu.")
     return Places(
         store=store,
-        data=data or user_data_path("peftbench") / "data",
+        data=inventory.data_folder(data),
         cache=cache or user_cache_path("peftbench"),
         weights=weights,
         device=measure.auto_device() if device == "auto" else device,
@@ -76,31 +76,53 @@ def _datasets(asked: Sequence[str], root: Path) -> tuple[list[str], list[str]]:
 
 
 def _group(word: str, root: Path) -> tuple[list[str], list[str]]:
-    phantoms = [name for name in registry("datasets").names() if name.startswith("phantom_")]
-    if word == "phantoms":
-        return phantoms, []
-    if word == "paper":
-        return list(PAPER_SIX), []
-    if word != "all":
-        return [word], []
-    here = [name for name in PAPER_SIX if name in registry("datasets").names() and _present(name, root)]
-    missing = [name for name in PAPER_SIX if name not in here]
+    groups = {"all": _all, "paper": _paper, "phantoms": _phantoms, "medmnist": _medmnist, "every": _every}
+    return groups[word](root) if word in groups else ([word], [])
+
+
+def _phantoms(root: Path) -> tuple[list[str], list[str]]:  # noqa: ARG001 - they are drawn, not read
+    return [name for name in registry("datasets").names() if name.startswith("phantom_")], []
+
+
+def _paper(root: Path) -> tuple[list[str], list[str]]:  # noqa: ARG001 - all six, wherever they are
+    return list(PAPER_SIX), []
+
+
+def _all(root: Path) -> tuple[list[str], list[str]]:
+    """The paper's six as far as they are complete; the phantoms if none is."""
+    here = [name for name in PAPER_SIX if _present(name, root)]
+    others = {name: inventory.presence(name, root) for name in PAPER_SIX if name not in here}
+    parts = [f"{name} ({found.found:,} of {found.whole:,})" for name, found in others.items() if found and found.found]
+    missing = [name for name, found in others.items() if not (found and found.found)]
+    partly = f"incomplete, and run only when named: {', '.join(parts)}" if parts else ""
     if not here:
-        return phantoms, [
-            f"None of the paper's six data sets lies under {root}: the built-in synthetic phantoms run instead."
-        ]
-    says = f"all = {len(here)} of the paper's 6 data sets; not under {root}: {', '.join(missing)}."
-    return here, [f"{says} `peftbench show dataset NAME` says how to get one."] if missing else []
+        says = f"None of the paper's six data sets lies under {root}: the built-in synthetic phantoms run instead."
+        return _phantoms(root)[0], [says, *([f"Of the six are {partly}."] if parts else [])]
+    says = f"all = {len(here)} of the paper's 6 data sets"
+    absent = f"not under {root}: {', '.join(missing)}" if missing else ""
+    how = "`peftbench list datasets` says how to get one."
+    return here, [f"{'; '.join(piece for piece in (says, absent, partly) if piece)}. {how}"] if others else []
+
+
+def _medmnist(root: Path) -> tuple[list[str], list[str]]:
+    """Those of the twelve whose files are here, each at its largest size."""
+    if not (here := inventory.of_collection(root)):
+        how = catalogue.dataset_entry(inventory.COLLECTION).how_to_get
+        raise MissingDataError(f"No set of MedMNIST+ lies under {root / inventory.COLLECTION}. {how}")
+    return list(here), [f"medmnist = {len(here)} of the 12 sets, those that are here."]
+
+
+def _every(root: Path) -> tuple[list[str], list[str]]:
+    """Every real set that is complete here; the phantoms if there is none."""
+    here = inventory.everything(root)
+    return (list(here), [f"every = {len(here)} data sets, those that are here."]) if here else _all(root)
 
 
 def _present(name: str, root: Path) -> bool:
     try:
-        registry("datasets").get(name).load(root, 0)
-    except MissingDataError:
-        return False
+        return inventory.is_complete(name, root)
     except DataError:
         return True  # here, but broken: running it says how
-    return True
 
 
 def make_recipe(study: Study, device: str) -> Recipe:

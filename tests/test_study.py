@@ -63,7 +63,7 @@ def test_all_is_what_is_here_and_names_what_is_not(tmp_path: Path, monkeypatch: 
     assert names == ("covid_ct", "busi")
     assert "2 of the paper's 6" in says
     assert "chest_xray" in says
-    assert "peftbench show dataset NAME" in says  # how to get them
+    assert "peftbench list datasets" in says  # how to get them
 
 
 def test_paper_means_the_six_even_if_some_are_missing(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
-"""Anybody's own images: `folder:PATH`, a folder of class folders, with or without train, val and test above them.
+"""`folder:PATH`: anybody's own images, a folder of class folders, with or without train, val and test above them.
 
     PATH/benign/*.png                PATH/train/benign/*.png
-    PATH/malignant/*.png             PATH/val/benign/*.png, PATH/test/...
+    PATH/malignant/*.dcm             PATH/val/benign/*.png, PATH/test/...
 
 Class names in sorted order are the label order. What is given is kept; parts that are not given are cut off by class,
 files of the same bytes together.
@@ -9,20 +9,13 @@ files of the same bytes together.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from peftbench.contract import Card, Part, Splits
-from peftbench.datasets import _files
+from peftbench.datasets import _files, _own
 from peftbench.errors import DataError, MissingDataError, SplitError
-from peftbench.splits import carve, join_duplicates, split
-
-NAMES = {"train": "train", "training": "train", "test": "test", "testing": "test"} | dict.fromkeys(
-    ("val", "valid", "validation"), "val"
-)
-SHARES = (0.7, 0.1, 0.2)  # train, val, test where nothing is given
-VAL_SHARE, TEST_SHARE = SHARES[1], SHARES[2]  # of train where only that part is missing
 
 
 @dataclass(frozen=True)
@@ -39,11 +32,10 @@ class Folder:
     @property
     def card(self) -> Card:
         """Its classes are the class folders; raises as `load` does."""
-        folders, _ = _layout(self.home)
         return Card(
             title=f"folder {self.home.name}",
             modality="unknown",
-            classes=_classes(folders),
+            classes=classes_of(self.home),
             licence="the user's own",
             source="a folder of the user's",
         )
@@ -51,17 +43,23 @@ class Folder:
     def load(self, root: Path, seed: int) -> Splits:  # noqa: ARG002  a path is no matter of the data folder
         """Read the class folders, cut off what parts are missing.
 
-        Raises MissingDataError (no such folder), DataError (no classes, an empty class) and SplitError (a class that
-        training lacks).
+        Raises MissingDataError (no such folder), DataError (no classes, an empty class, DICOM without pydicom) and
+        SplitError (a class that training lacks).
         """
         card = self.card
-        folders, ignored = _layout(self.home)
-        given = _join({name: _part(self.home, folder, card.classes) for name, folder in folders.items()})
-        parts, rule = _complete(given, seed)
-        notes = (f"Folders beside the parts are left out: {len(ignored)}.",) if ignored else ()
-        clash = _contradicting(given.values())
-        carved = "train" in given and "val" not in given
-        return _files.assemble(parts, card, rule, (*notes, *clash), carved=carved)
+        return _own.splits(read(self.home, card.classes), card, seed)
+
+
+def classes_of(home: Path) -> tuple[str, ...]:
+    """The class folders in sorted order; raises as `Folder.load` does."""
+    return _classes(_layout(home)[0])
+
+
+def read(home: Path, classes: tuple[str, ...]) -> _own.Given:
+    """The images of the class folders `classes` in that order."""
+    folders, ignored = _layout(home)
+    notes = (f"Folders beside the parts are left out: {len(ignored)}.",) if ignored else ()
+    return _own.Given(classes, {name: _part(home, folder, classes) for name, folder in folders.items()}, notes)
 
 
 def _layout(home: Path) -> tuple[dict[str, Path], list[Path]]:
@@ -69,14 +67,14 @@ def _layout(home: Path) -> tuple[dict[str, Path], list[Path]]:
     if not home.is_dir():
         raise MissingDataError(f"{home} is no folder; give a folder of class folders: folder:PATH.")
     below = _files.subfolders(home)
-    named = [folder for folder in below if folder.name.lower() in NAMES]
-    parts = {NAMES[folder.name.lower()]: folder for folder in named}
+    named = [folder for folder in below if folder.name.lower() in _own.NAMES]
+    parts = {_own.NAMES[folder.name.lower()]: folder for folder in named}
     if not named or (len(named) < len(below) and "train" not in parts):
         return {"all": home}, []
-    twice = [folder.name for folder in named if parts[NAMES[folder.name.lower()]] != folder]
+    twice = [folder.name for folder in named if parts[_own.NAMES[folder.name.lower()]] != folder]
     if twice:
         raise DataError(
-            f"{home} holds the part {NAMES[twice[0].lower()]} under two names, {twice[0]} is one; merge them."
+            f"{home} holds the part {_own.NAMES[twice[0].lower()]} under two names, {twice[0]} is one; merge them."
         )
     if "train" not in parts:
         raise DataError(f"{home} holds {', '.join(f.name for f in named)} but no folder train; add it.")
@@ -114,39 +112,6 @@ def _images(folder: Path) -> list[Path]:
     if folder.is_dir() and not files:
         raise DataError(f"{folder} holds no image ({', '.join(sorted(_files.EXTENSIONS))}); fill or remove it.")
     return files
-
-
-def _join(parts: Mapping[str, Part]) -> dict[str, Part]:
-    """The same parts, files of the same bytes in one group, also across parts."""
-    files = [Path(file) for part in parts.values() for file in part.images]
-    groups = iter(join_duplicates(_files.digests(files), [name for part in parts.values() for name in part.names]))
-    return {
-        name: Part(part.images, part.labels, part.names, tuple(next(groups) for _ in part.names))
-        for name, part in parts.items()
-    }
-
-
-def _complete(given: Mapping[str, Part], seed: int) -> tuple[dict[str, Part], str]:
-    """All three parts, and the rule in words."""
-    if "all" in given:
-        whole = given["all"]
-        cuts = split(whole.labels, whole.groups, SHARES, seed)
-        return {
-            name: whole.take(cut) for name, cut in zip(("train", "val", "test"), cuts, strict=True)
-        }, "70/10/20 stratified"
-    missing = {"val": VAL_SHARE, "test": TEST_SHARE}
-    parts, rule = dict(given), "as given"
-    for name, share in missing.items():
-        if name not in parts:
-            parts["train"], parts[name] = carve(parts["train"], share, seed)
-            rule += f", {name} {share:.0%} of train, stratified"
-    return parts, rule
-
-
-def _contradicting(parts: Iterable[Part]) -> list[str]:
-    found = [(group, int(label)) for part in parts for group, label in zip(part.groups, part.labels, strict=True)]
-    clash = len(_files.contradicting([label for _, label in found], [group for group, _ in found]))
-    return [f"Byte-identical images with contradicting labels, kept: {clash}."] if clash else []
 
 
 plugin = Folder

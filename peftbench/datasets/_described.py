@@ -1,0 +1,78 @@
+"""A data set that a file `datasets/NAME.toml` of the working folder describes: class folders or a table, no code."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from peftbench.catalogue import OwnEntry, dataset_card, dataset_entry
+from peftbench.contract import Card, Part, Presence, Splits
+from peftbench.datasets import _files, _own, folder, table
+from peftbench.errors import CatalogueError, DataError
+
+TABLES = frozenset({".csv", ".tsv"})
+
+
+@dataclass(frozen=True)
+class Described:
+    """The images of the entry `name`; its `path` is relative to the working folder or `~`."""
+
+    name: str
+
+    @property
+    def entry(self) -> OwnEntry:
+        """The file; raises CatalogueError."""
+        entry = dataset_entry(self.name)
+        if not isinstance(entry, OwnEntry):
+            raise CatalogueError(f"datasets/{self.name}.toml is not in the working folder any more; put it back.")
+        return entry
+
+    @property
+    def home(self) -> Path:
+        """The folder or table that the entry names."""
+        return Path(self.entry.path).expanduser().resolve()
+
+    @property
+    def _is_table(self) -> bool:
+        return self.home.suffix.lower() in TABLES
+
+    @property
+    def card(self) -> Card:
+        """As written, what is not written as found; raises as `load` does."""
+        card, given = dataset_card(self.name), (table.Table if self._is_table else folder.Folder)(str(self.home)).card
+        key = card.group_key or given.group_key or ("group" if self.entry.group else "")
+        return replace(card, classes=card.classes or given.classes, group_key=key)
+
+    def presence(self, root: Path) -> Presence:  # noqa: ARG002  a path is no matter of the data folder
+        """Images found, of those that the entry states under `sizes`."""
+        if not self.home.exists():
+            return Presence()
+        found = len(table.lines_of(self.home)) if self._is_table else len(_files.images_in(self.home))
+        return Presence(found, self.entry.sizes.get("total", found))
+
+    def load(self, root: Path, seed: int) -> Splits:  # noqa: ARG002  likewise
+        """Read the folder or table, cut off what parts are missing; raises as `folder:` and `table:` do."""
+        card = self.card
+        given = table.read(self.home, card.classes) if self._is_table else self._folder(card.classes)
+        if self.entry.group:
+            given = replace(given, parts={name: self._grouped(part) for name, part in given.parts.items()})
+        return _own.splits(given, card, seed)
+
+    def _folder(self, classes: tuple[str, ...]) -> _own.Given:
+        if sorted(classes) != sorted(folder.classes_of(self.home)):
+            found = ", ".join(folder.classes_of(self.home))
+            raise DataError(f"datasets/{self.name}.toml: `classes` must be the class folders of {self.home}: {found}.")
+        return folder.read(self.home, classes)
+
+    def _grouped(self, part: Part) -> Part:
+        """The part with the groups that the entry's regular expression finds in the images' names."""
+        try:
+            found = [re.search(self.entry.group, name) for name in part.names]
+        except re.error as error:
+            raise CatalogueError(f"datasets/{self.name}.toml: `group` is no regular expression: {error}.") from None
+        keys = [match[1] if match and match.re.groups else match and match[0] for match in found]
+        if None in keys:
+            first = part.names[keys.index(None)]
+            raise DataError(f"datasets/{self.name}.toml: `group` finds nothing in the path {first!r}; mend one.")
+        return replace(part, groups=tuple(str(key) for key in keys))

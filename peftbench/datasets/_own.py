@@ -1,0 +1,69 @@
+"""A user's own images: from what is given, three parts. What is given is kept, the rest is cut off by class."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from peftbench import pictures
+from peftbench.contract import Card, Part, Splits
+from peftbench.datasets import _files
+from peftbench.splits import carve, join_duplicates, split
+
+NAMES = {"train": "train", "training": "train", "test": "test", "testing": "test"} | dict.fromkeys(
+    ("val", "valid", "validation"), "val"
+)
+SHARES = (0.7, 0.1, 0.2)  # train, val, test where nothing is given
+VAL_SHARE, TEST_SHARE = SHARES[1], SHARES[2]  # of train where only that part is missing
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a folder or a table states: classes in label order, and images by part, all under `all` without parts."""
+
+    classes: tuple[str, ...]
+    parts: Mapping[str, Part]
+    notes: tuple[str, ...] = ()
+
+
+def splits(given: Given, card: Card, seed: int) -> Splits:
+    """All three parts; images of the same bytes share a group. Raises SplitError for a class that training lacks."""
+    files = [Path(file) for part in given.parts.values() for file in part.images]
+    same = _files.digests(files)
+    parts, rule = _complete(_joined(given.parts, same), seed)
+    rule += f", grouped by {card.group_key}" if card.group_key and rule != "as given" else ""
+    notes = (*given.notes, *pictures.notes(files), *_contradicting(given.parts, same))
+    carved = "train" in given.parts and "val" not in given.parts
+    return _files.assemble(parts, card, rule, notes, carved=carved)
+
+
+def _joined(parts: Mapping[str, Part], same: tuple[str, ...]) -> dict[str, Part]:
+    """The same parts, files of the same bytes in one group, also across parts."""
+    groups = iter(join_duplicates(same, [group for part in parts.values() for group in part.groups]))
+    return {
+        name: Part(part.images, part.labels, part.names, tuple(next(groups) for _ in part.names))
+        for name, part in parts.items()
+    }
+
+
+def _complete(given: Mapping[str, Part], seed: int) -> tuple[dict[str, Part], str]:
+    """All three parts, and the rule in words."""
+    if "all" in given:
+        whole = given["all"]
+        cuts = split(whole.labels, whole.groups, SHARES, seed)
+        parts = {name: whole.take(cut) for name, cut in zip(("train", "val", "test"), cuts, strict=True)}
+        return parts, "70/10/20 stratified"
+    missing = {"val": VAL_SHARE, "test": TEST_SHARE}
+    parts, rule = dict(given), "as given"
+    for name, share in missing.items():
+        if name not in parts:
+            parts["train"], parts[name] = carve(parts["train"], share, seed)
+            rule += f", {name} {share:.0%} of train, stratified"
+    return parts, rule
+
+
+def _contradicting(parts: Mapping[str, Part], same: tuple[str, ...]) -> list[str]:
+    labels = [label for part in parts.values() for label in part.labels.tolist()]
+    clash = len(_files.contradicting(labels, same))
+    return [f"Byte-identical images with contradicting labels, kept: {clash}."] if clash else []

@@ -1,0 +1,144 @@
+"""`table:FILE.csv`: anybody's own images, listed in a table with a line an image.
+
+    image,label,split,group
+    scans/001.png,benign,train,patient 1
+
+`image` is relative to the table's folder; `split` (train, val, test) and `group` (what may never cross parts) may be
+left out. Commas, semicolons or tabs separate the columns; others beside these four are not read.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from peftbench.contract import Card, Part, Splits
+from peftbench.datasets import _own
+from peftbench.errors import DataError, MissingDataError, SplitError
+
+
+@dataclass(frozen=True)
+class Line:
+    """An image of the table."""
+
+    image: str
+    label: str
+    split: str = ""
+    group: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """The images that the table `path` lists: what follows the colon, relative to the working folder or `~`."""
+
+    path: str
+
+    @property
+    def file(self) -> Path:
+        """The table itself."""
+        return Path(self.path).expanduser().resolve()
+
+    @property
+    def card(self) -> Card:
+        """Its classes are the labels; raises as `load` does."""
+        lines = lines_of(self.file)
+        return Card(
+            title=f"table {self.file.name}",
+            modality="unknown",
+            classes=classes_of(lines),
+            licence="the user's own",
+            source="a table of the user's",
+            group_key="group" if lines[0].group else "",
+        )
+
+    def load(self, root: Path, seed: int) -> Splits:  # noqa: ARG002  a path is no matter of the data folder
+        """Read the table, cut off what parts are missing.
+
+        Raises MissingDataError (no table, images that are not there), DataError (a line that cannot be used) and
+        SplitError (a class that training lacks).
+        """
+        card = self.card
+        return _own.splits(read(self.file, card.classes), card, seed)
+
+
+def lines_of(file: Path) -> list[Line]:
+    """The lines of a table; a split's other names are made one. Raises MissingDataError and DataError."""
+    if not file.is_file():
+        raise MissingDataError(f"{file} does not exist; give a table with the columns image and label: table:FILE.csv.")
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+        rows = list(csv.DictReader(text.splitlines(), delimiter=_separator(text), strict=True))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{file} is no table in UTF-8 ({error}); save it as CSV.") from None
+    named = [{(key or "").strip().lower(): (value or "") for key, value in row.items() if key} for row in rows]
+    if not named or not {"image", "label"} <= named[0].keys():
+        raise DataError(f"{file} must hold the columns image and label and a line an image; see `show dataset table`.")
+    lines = [Line(*(row.get(key, "").strip() for key in ("image", "label", "split", "group"))) for row in named]
+    _refuse_gaps(file, lines)
+    return [Line(line.image, line.label, _own.NAMES.get(line.split.lower(), ""), line.group) for line in lines]
+
+
+def classes_of(lines: Sequence[Line]) -> tuple[str, ...]:
+    """The labels in sorted order, numbers as numbers."""
+    found = {line.label for line in lines}
+    return tuple(sorted(found, key=int) if all(label.isdecimal() for label in found) else sorted(found))
+
+
+def read(file: Path, classes: tuple[str, ...]) -> _own.Given:
+    """The images of a table, their labels numbered as in `classes`."""
+    lines = lines_of(file)
+    if unknown := sorted({line.label for line in lines} - set(classes)):
+        raise DataError(f"{file} holds the label {unknown[0]!r}, which is none of {', '.join(classes)}; mend one.")
+    _refuse_missing(file, lines)
+    splits = list(dict.fromkeys(line.split for line in lines))
+    if splits in (["train"], [""]):
+        return _own.Given(classes, {"all": _part(file.parent, lines, classes)})
+    if "train" not in splits:
+        raise SplitError(f"{file} holds no image of the split train; add some.")
+    parts = {part: _part(file.parent, [line for line in lines if line.split == part], classes) for part in splits}
+    return _own.Given(classes, parts)
+
+
+def _separator(text: str) -> str:
+    """Whichever of the three the first line holds most."""
+    first = text.partition("\n")[0]
+    return max((",", ";", "\t"), key=first.count)
+
+
+def _part(home: Path, lines: Sequence[Line], classes: tuple[str, ...]) -> Part:
+    names = tuple(line.image for line in lines)
+    groups = tuple(line.group or line.image for line in lines)
+    labels = np.asarray([classes.index(line.label) for line in lines], np.int64)
+    return Part([home / name for name in names], labels, names, groups)
+
+
+def _refuse_gaps(file: Path, lines: Sequence[Line]) -> None:
+    """Raise DataError for what stands in some lines only, for splits of no known name and for doubles."""
+    seen: set[str] = set()
+    for number, line in enumerate(lines, start=2):
+        if not line.image or not line.label:
+            raise DataError(f"{file}, line {number}: an image and its label are needed; fill or remove the line.")
+        if line.split and line.split.lower() not in _own.NAMES:
+            raise DataError(f"{file}, line {number}: the split {line.split!r} is none of train, val and test.")
+        for key in ("split", "group"):
+            if bool(getattr(line, key)) != bool(getattr(lines[0], key)):
+                raise DataError(f"{file}, line {number}: some lines state a {key} and some do not; fill all or none.")
+        if line.image in seen:
+            raise DataError(f"{file}, line {number}: the image {line.image!r} stands there twice; remove a line.")
+        seen.add(line.image)
+
+
+def _refuse_missing(file: Path, lines: Sequence[Line]) -> None:
+    missing = [line.image for line in lines if not (file.parent / line.image).is_file()]
+    if missing:
+        raise MissingDataError(
+            f"{len(missing)} of {len(lines)} images of {file} are not there, the first is {missing[0]!r}; "
+            "paths are relative to the table's folder."
+        )
+
+
+plugin = Table

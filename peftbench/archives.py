@@ -42,7 +42,7 @@ def unpack(archive: Path) -> Path:
         lone = draft / target.name
         (lone if list(draft.iterdir()) == [lone] and lone.is_dir() else draft).rename(target)
     except DAMAGE as error:
-        raise DataError(f"{archive} is damaged ({error or type(error).__name__}); get it again.") from None
+        raise DataError(f"{archive} is damaged ({str(error) or type(error).__name__}); get it again.") from None
     except OSError as error:
         if not target.is_dir():  # else another process was first
             raise DataError(f"{archive} cannot be unpacked beside itself ({error.strerror}); unpack it.") from None

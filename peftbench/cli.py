@@ -147,12 +147,14 @@ def status(
 @app.command("list")
 def list_(
     kind: Annotated[str, typer.Argument(help="methods, datasets, backbones, metrics, reports or recipes.")],
+    data: DataOption = None,
     json: JsonOption = False,  # noqa: FBT002
 ) -> None:
-    """What there is."""
+    """What there is; of data sets, also what of them is here."""
+    from peftbench.inventory import data_folder
     from peftbench.listing import show_list
 
-    show_list(kind, as_json=json)
+    show_list(kind, data_folder(data), as_json=json)
 
 
 @app.command()

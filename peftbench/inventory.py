@@ -28,10 +28,15 @@ def open_dataset(text: str) -> Dataset:
     found: Any = registry("datasets").get(spec.name)
     argument = _argument(found, spec.name) if isinstance(found, type) else ""
     if bool(argument) != (spec.argument is not None) or spec.random or (spec.fields and not argument):
-        usage = f"{spec.name}:{argument.upper()}" if argument else spec.name
-        raise RequestError(f"Cannot read the data set {text!r}: write {usage}.")
+        raise RequestError(f"Cannot read the data set {text!r}: write {usage(spec.name)}.")
     dataset: Dataset = make(found, {**spec.fields, argument: spec.argument}, spec.name) if argument else found
     return dataset
+
+
+def usage(name: str) -> str:
+    """How a plug-in is asked for: `busi`, `folder:PATH`."""
+    found: Any = registry("datasets").get(name)
+    return f"{name}:{_argument(found, name).upper()}" if isinstance(found, type) else name
 
 
 def _argument(kind: type, name: str) -> str:
@@ -73,9 +78,12 @@ def everything(root: Path) -> tuple[str, ...]:
 
 
 def state(name: str, root: Path) -> str:
-    """One phrase about a name of the list: `complete`, `incomplete (n of N)`, `no`, `3 of 12`, `built in`."""
+    """One phrase about a name of the list: `complete`, `incomplete (n of N)`, `no`, `3 of 12`, `built in`.
+
+    Raises CatalogueError for a faulty description of the user's own.
+    """
     if name == COLLECTION:
-        return f"{len(of_collection(root)) or 'no'} of {len(catalogue.dataset_entry(name).members)}"
+        return f"{len(of_collection(root))} of {len(catalogue.dataset_entry(name).members)}"
     if name in catalogue.dataset_names() and catalogue.dataset_entry(name).synthetic:
         return "built in"
     if isinstance(registry("datasets").get(name), type):

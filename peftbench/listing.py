@@ -6,33 +6,43 @@ import json
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, fields
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from peftbench import catalogue
+from peftbench import catalogue, inventory
 from peftbench.errors import PeftbenchError, UnknownNameError
 from peftbench.registry import FOLDERS, registry
+
+HOW = "how to get"
+DATASET_COLUMNS = ("here", "modality", "classes", "sizes", "licence", HOW)
+HERE = ("complete", "built in", "wherever you say")
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 
 
-def show_list(kind: str, *, as_json: bool) -> None:
-    """One line for each."""
-    rows = _rows(kind)
+def show_list(kind: str, root: Path, *, as_json: bool) -> None:
+    """One line for each; below those of data sets, how to get what is not wholly under `root`."""
+    rows = _rows(kind, root)
     if as_json:
         console.print_json(json.dumps(rows))
         return
+    absent = {name: how for name, row in rows.items() if (how := row.pop(HOW, "")) and row["here"] not in HERE}
     table = Table(box=None, pad_edge=False)
     for column in ("name", *(key for key in next(iter(rows.values()), {}))):
         table.add_column(column, overflow="fold")
     for name, row in rows.items():
         table.add_row(name, *(str(value) for value in row.values()))
     console.print(table)
+    if absent:
+        console.print(f"\nHow to get what is not wholly under {root}:", markup=False)
+    for name, how in absent.items():
+        console.print(f"{name}: {how}", markup=False)
 
 
-def _rows(kind: str) -> dict[str, dict[str, Any]]:
+def _rows(kind: str, root: Path) -> dict[str, dict[str, Any]]:
     if kind == "recipes":
         from peftbench.recipe import RECIPES  # noqa: PLC0415 - kept off the way of the other kinds
 
@@ -42,6 +52,8 @@ def _rows(kind: str) -> dict[str, dict[str, Any]]:
         }
     if kind not in FOLDERS:
         raise UnknownNameError("kind", kind, (*FOLDERS, "recipes"))
+    if kind == "datasets":
+        return {name: _dataset_row(name, root) for name in registry(kind).names()}
     return {name: _row(kind, name) for name in registry(kind).names()}
 
 
@@ -49,22 +61,44 @@ def _row(kind: str, name: str) -> dict[str, Any]:
     if kind == "methods" and name in catalogue.method_names():
         entry = catalogue.method_entry(name)
         return {"family": entry.family, "merges": entry.merges, "trains": entry.trains, "source": entry.paper}
-    if kind == "datasets" and name in catalogue.dataset_names():
-        data = catalogue.dataset_entry(name)
-        return {"modality": data.modality, "classes": len(data.classes), "licence": data.licence, "title": data.title}
     origin = "built in" if name in registry(kind).own() else registry(kind).others()[name].value
-    columns = {"methods": ("family", "merges", "trains"), "datasets": ("modality", "classes", "licence")}.get(kind, ())
-    return {**dict.fromkeys(columns, ""), "source" if kind != "datasets" else "title": origin}
+    return {**dict.fromkeys(("family", "merges", "trains") if kind == "methods" else (), ""), "source": origin}
+
+
+def _dataset_row(name: str, root: Path) -> dict[str, Any]:
+    """What is here and what it is; a faulty description of the user's own says what is wrong with it."""
+    try:
+        here = inventory.state(name, root)
+        entry = catalogue.dataset_entry(name) if name in catalogue.dataset_names() else None
+    except PeftbenchError as error:
+        return {**dict.fromkeys(DATASET_COLUMNS, ""), "here": str(error)}
+    if entry is None:
+        return {**dict.fromkeys(DATASET_COLUMNS, ""), "here": here, "modality": inventory.usage(name)}
+    many = [len(member.classes) for member in entry.members.values()]
+    classes = f"{min(many)} to {max(many)}" if many else len(entry.classes) or "as found"
+    facts = (here, entry.modality, classes, _sizes(entry.sizes), entry.licence, entry.how_to_get)
+    return dict(zip(DATASET_COLUMNS, facts, strict=True))
+
+
+def _sizes(sizes: Mapping[catalogue.Size, int]) -> str:
+    """`425/118/203` where the parts are published, else the number of images."""
+    parts = [f"{count:,}" for part, count in sizes.items() if part != "total"]
+    return "/".join(parts) or (f"{sizes['total']:,}" if sizes else "")
 
 
 def show_one(kind: str, name: str, *, as_json: bool) -> None:
     """Everything known about one of them."""
-    facts = _facts(kind, name)
+    told = facts(kind, name)
     if as_json:
-        console.print_json(json.dumps(facts, default=str))
+        console.print_json(json.dumps(told, default=str))
         return
-    console.print(f"{kind} {name}", style="bold")
-    for key, value in facts.items():
+    tell(f"{kind} {name}", told)
+
+
+def tell(title: str, told: Mapping[str, Any]) -> None:
+    """Facts under a title, a line each."""
+    console.print(title, style="bold")
+    for key, value in told.items():
         _print(key, value, indent=2)
 
 
@@ -80,7 +114,8 @@ def _print(key: str, value: object, indent: int) -> None:
         console.print(f"{' ' * indent}{key}: {value}", markup=False)
 
 
-def _facts(kind: str, name: str) -> dict[str, Any]:
+def facts(kind: str, name: str) -> dict[str, Any]:
+    """Everything known about one of them. Raises UnknownNameError."""
     readers = {"method": _method, "dataset": _dataset, "backbone": _backbone, "recipe": _recipe}
     if kind not in readers:
         raise UnknownNameError("kind", kind, readers)

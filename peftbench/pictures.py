@@ -101,7 +101,7 @@ def _dicom(file: Path) -> Image.Image:
     _require_pydicom(file)
     import pydicom  # noqa: PLC0415 - an extra
     from pydicom.errors import InvalidDicomError  # noqa: PLC0415
-    from pydicom.pixels import pixel_array  # noqa: PLC0415
+    from pydicom.pixels.utils import pixel_array  # noqa: PLC0415
 
     try:
         header = pydicom.dcmread(file)
@@ -120,7 +120,7 @@ def _coloured(header: Any, pixels: NDArray[Any]) -> Image.Image:  # noqa: ANN401
 
 
 def _grey(header: Any, pixels: NDArray[Any]) -> Image.Image:  # noqa: ANN401
-    from pydicom.pixels import apply_color_lut, apply_modality_lut  # noqa: PLC0415
+    from pydicom.pixels.processing import apply_color_lut, apply_modality_lut  # noqa: PLC0415
 
     if header.PhotometricInterpretation == "PALETTE COLOR":
         return Image.fromarray((apply_color_lut(pixels, header) >> 8).astype(np.uint8))

@@ -27,6 +27,9 @@ _SPEC = re.compile(
 )
 
 
+PATHS = ("folder", "table")  # data sets behind whose colon stands a path, which may hold anything
+
+
 @dataclass(frozen=True)
 class Spec:
     """A plug-in's name with what was written behind it."""
@@ -46,8 +49,9 @@ class Spec:
 def parse(text: str) -> Spec:
     """One spec. A text with a slash and no colon before it is a folder of images, and a path may hold anything."""
     text = text.strip()
-    if "/" in text.partition(":")[0] or (text.startswith("folder:") and text != "folder:"):
-        return Spec("folder", text.removeprefix("folder:"))
+    kind, colon, path = text.partition(":")
+    if "/" in kind or (kind in PATHS and path):
+        return Spec(kind, path) if colon and kind in PATHS else Spec("folder", text)
     found = _SPEC.fullmatch(text)
     if not found:
         raise RequestError(f"Cannot read {text!r}: write NAME, NAME[field=value,...] or NAME:ARGUMENT.")

@@ -2,21 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from peftbench.errors import JobError
 
+ROOM = 1 << 20  # scores held beside the k largest so far, before the lesser ones are dropped
 
-def largest(scores: Mapping[str, Tensor], k: int) -> dict[str, Tensor]:
+
+def largest(scores: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]], k: int) -> dict[str, Tensor]:
     """The k largest scores over all tensors -> for each tensor that has any, the ascending flat indices of its own.
 
-    Ties go to the earlier tensor and, within it, to the lower index. Raises JobError if any score is not finite.
+    Ties go to the earlier tensor and, within it, to the lower index. Scores may come as pairs, made one at a time, and
+    a tensor's in several pieces: then no more than a piece and a few times k are held. Raises JobError if any score is
+    not finite.
     """
-    index = top(torch.cat([score.flatten() for score in scores.values()]), k)
-    return split(index, {name: score.numel() for name, score in scores.items()})
+    index, _, sizes = leaders(scores.items() if isinstance(scores, Mapping) else scores, k)
+    return split(index, sizes)
+
+
+def leaders(scores: Iterable[tuple[str, Tensor]], k: int) -> tuple[Tensor, Tensor, dict[str, int]]:
+    """The k largest: their ascending indices over all tensors and their scores; and how large each tensor is."""
+    sizes: dict[str, int] = {}
+    held: list[tuple[Tensor, Tensor]] = []  # indices and scores of what may still be among the k largest
+    count, seen, least = 0, 0, -torch.inf
+    for name, score in scores:
+        flat = _finite(score.flatten())
+        new = (flat > least).nonzero().flatten()  # a tie with the least of k lies further back than all of them
+        held.append((new + seen, flat[new]))
+        sizes[name] = sizes.get(name, 0) + len(flat)
+        count, seen = count + len(new), seen + len(flat)
+        if count > k + max(k, ROOM):
+            held, count = [_best(held, k)], k
+            least = held[0][1].min().item()
+    return *_best(held, k), sizes
+
+
+def _best(held: Sequence[tuple[Tensor, Tensor]], k: int) -> tuple[Tensor, Tensor]:
+    index, values = (torch.cat(parts) for parts in zip(*held, strict=True))
+    kept = top(values, k)
+    return index[kept], values[kept]
+
+
+def _finite(scores: Tensor) -> Tensor:
+    if not scores.sum().isfinite() and not scores.isfinite().all():  # the sum costs a tenth
+        raise JobError("Some importance is not finite; the gradients overflowed (try --precision fp32).")
+    return scores
 
 
 def top(scores: Tensor, k: int) -> Tensor:
@@ -24,9 +57,7 @@ def top(scores: Tensor, k: int) -> Tensor:
 
     Raises JobError if any is not finite.
     """
-    if not scores.isfinite().all():
-        raise JobError("Some importance is not finite; the gradients overflowed (try --precision fp32).")
-    least = scores.topk(k, sorted=False).values.min()
+    least = _finite(scores).topk(k, sorted=False).values.min()
     above = (scores > least).nonzero().flatten()
     ties = (scores == least).nonzero().flatten()[: k - len(above)]
     return torch.cat([above, ties]).sort().values
@@ -55,3 +86,16 @@ def share(k: int, whole: int) -> float:
     """The shortest decimal number that asks for exactly k of `whole`, so that 1% and its count are one job."""
     written = (float(f"{k / whole:.{digits}g}") for digits in range(1, 18))
     return next(share for share in written if round(share * whole) == k)
+
+
+def largest_in_rows(scores: Tensor, k: int) -> Tensor:
+    """The k largest scores of every row of (n, m) -> ascending flat indices (n k,), ties to the lower index.
+
+    Raises JobError if any score is not finite.
+    """
+    if not scores.isfinite().all():
+        raise JobError("Some importance is not finite; the gradients overflowed (try --precision fp32).")
+    least = scores.topk(k, dim=1).values[:, -1:]
+    above, ties = scores > least, scores == least
+    chosen = above | (ties & (ties.cumsum(1) <= k - above.sum(1, keepdim=True)))
+    return chosen.flatten().nonzero().flatten()

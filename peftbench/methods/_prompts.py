@@ -25,9 +25,8 @@ class Prompted(Graft):
     def __init__(self, base: nn.Module, tokens: int, width: int, reach: float, dropout: float = 0.0) -> None:
         """`tokens` prompts of `width` numbers, drawn evenly from [-reach, reach]."""
         super().__init__(base)
-        dtype = next((p.dtype for p in base.parameters()), torch.get_default_dtype())
         self.tokens, self.dropout = tokens, nn.Dropout(dropout)
-        self.prompt = nn.Parameter(torch.empty(1, tokens, width, dtype=dtype).uniform_(-reach, reach))
+        self.prompt = nn.Parameter(torch.empty(1, tokens, width).uniform_(-reach, reach))
 
     @classmethod
     def size(cls, base: nn.Module, **sizes: Any) -> int:  # noqa: ANN401, ARG003 - the contract's

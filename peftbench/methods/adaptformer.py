@@ -23,9 +23,8 @@ class Parallel(Graft):
         super().__init__(base)
         if type(base) is not Block:  # its subclasses add up their branches in other ways
             raise PluginError(f"adaptformer knows timm's plain Block, not {type(base).__name__}.")
-        given = base.get_parameter("norm1.weight")
-        self.down = nn.Linear(len(given), bottleneck, dtype=given.dtype)
-        self.up = nn.Linear(bottleneck, len(given), dtype=given.dtype)
+        width = base.get_parameter("norm1.weight").numel()
+        self.down, self.up = nn.Linear(width, bottleneck), nn.Linear(bottleneck, width)
         self.scale, self.dropout = scale, nn.Dropout(dropout)
         nn.init.kaiming_uniform_(self.down.weight, a=math.sqrt(5))
         for tensor in (self.down.bias, self.up.weight, self.up.bias):

@@ -10,7 +10,9 @@ Exactly k = round(ratio N) entries of the whole backbone learn: the largest I, t
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -30,8 +32,7 @@ TASK = {
     "L1_sum_of_abs": ("absolutes", "same"),
     "L1_signed": ("sums", "same"),
 }
-
-
+PIECE = 1 << 18  # entries looked at together
 SHAPES = {"same": torch.clone, "square": torch.square, "abs": torch.abs}
 
 
@@ -64,16 +65,15 @@ class SHPEFT(Masked):
 
     def plan(self, vit: nn.Module, probe: Probe) -> Plan:
         """The chosen entries of every tensor, and how far two halves of the data agree on them."""
-        names, k = self.candidates_in(vit), self.count(vit)
-        ta = {name: _magnitude(vit.get_parameter(name), self.ta) for name in names}
+        k, own = self.count(vit), {name: vit.get_parameter(name) for name in self.candidates_in(vit)}
         if self.td == "none":
-            return Plan(entries=largest(ta, k))
+            return Plan(entries=largest({name: _magnitude(weight, self.ta) for name, weight in own.items()}, k))
         estimate, shape = TASK[self.td]
         even, odd = probe.estimate(estimate, self.batches)
-        entries = self._chosen({name: even[name].double() + odd[name] for name in names}, ta, shape, k)
-        if not any(bool(odd[name].any()) for name in names):  # one batch alone has no second half
+        entries = self._chosen(own, (even, odd), shape, k)
+        if not any(bool(odd[name].any()) for name in own):  # one batch alone has no second half
             return Plan(entries=entries)
-        halves = [self._chosen({n: half[n].double() for n in names}, ta, shape, k) for half in (even, odd)]
+        halves = [self._chosen(own, (half,), shape, k) for half in (even, odd)]
         return Plan(entries=entries, facts={"mask_split_half_overlap": overlap(*halves)})
 
     def candidates_in(self, vit: nn.Module) -> list[str]:
@@ -84,21 +84,32 @@ class SHPEFT(Masked):
         linear = {f"{n}.weight" for n, m in vit.named_modules() if isinstance(m, nn.Linear)}
         return [name for name in names if name in linear]
 
-    def _chosen(self, td: Scores, ta: Scores, shape: str, k: int) -> dict[str, Tensor]:
+    def _chosen(self, own: Scores, sums: Sequence[Scores], shape: str, k: int) -> dict[str, Tensor]:
         """The k entries of the largest importance, by equation 1 over all candidates, in float64."""
-        task = {name: SHAPES[shape](sums) for name, sums in td.items()}
+        terms = partial(_terms, own, sums, SHAPES[shape], self.ta)
         if self.ta == "none" or self.lam == 0:
-            return largest(task, k)
+            return largest(((name, task) for name, task, _ in terms()), k)
+        sum_td, sum_ta = (dict.fromkeys(own, torch.zeros((), dtype=torch.float64)) for _ in range(2))
+        for name, task, size in terms():
+            sum_td[name], sum_ta[name] = sum_td[name] + task.sum(), sum_ta[name] + size.sum()
+        scale = self._scale(sum_td, sum_ta)
+        return largest(((name, task.add_(size * (self.lam * scale[name]))) for name, task, size in terms()), k)
+
+    def _scale(self, task: Scores, own: Scores) -> Scores:
+        """What brings the magnitudes to the scale of the task's importance: the ratio of their sums."""
         if self.scaling == "tensor":
-            scale = {n: task[n].sum() / ta[n].sum().clamp_min(1e-300) for n in task}
-        else:
-            whole = _sum(task) / _sum(ta)
-            scale = dict.fromkeys(task, whole)
-        return largest({n: task[n].add_(ta[n] * (self.lam * scale[n])) for n in task}, k)
+            return {name: task[name] / own[name].clamp_min(1e-300) for name in task}
+        return dict.fromkeys(task, torch.stack(list(task.values())).sum() / torch.stack(list(own.values())).sum())
 
 
-def _sum(scores: Scores) -> Tensor:
-    return torch.stack([score.sum() for score in scores.values()]).sum()
+def _terms(
+    own: Scores, sums: Sequence[Scores], shape: Callable[[Tensor], Tensor], ta: str
+) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Both terms of equation 1 by name in float64, a piece of a tensor at a time: a few MB instead of GB."""
+    for name, weight in own.items():
+        flat = (tensor.detach().cpu().flatten().split(PIECE) for tensor in (weight, *(part[name] for part in sums)))
+        for piece, first, *others in zip(*flat, strict=True):
+            yield name, shape(sum(others, first.double())), _magnitude(piece, ta)
 
 
 def _magnitude(weight: Tensor, kind: str) -> Tensor:

@@ -23,9 +23,9 @@ class ScaleShift(Graft):
 
     def __init__(self, base: nn.Module) -> None:
         super().__init__(base)
-        given = base.get_parameter("weight")  # (channels, ...)
-        self.scale = nn.Parameter(1 + 0.02 * torch.randn(len(given), dtype=given.dtype))
-        self.shift = nn.Parameter(0.02 * torch.randn(len(given), dtype=given.dtype))
+        channels = len(base.get_parameter("weight"))
+        self.scale = nn.Parameter(1 + 0.02 * torch.randn(channels))
+        self.shift = nn.Parameter(0.02 * torch.randn(channels))
 
     @classmethod
     def size(cls, base: nn.Module, **sizes: Any) -> int:  # noqa: ANN401, ARG003 - the contract's

@@ -10,6 +10,8 @@ from typing import Annotated, cast
 
 import typer
 
+from peftbench import cli_data
+from peftbench.cli_data import CacheOption, DataOption, JsonOption
 from peftbench.errors import PeftbenchError
 
 # Of click, which some versions of typer bring under another name.
@@ -22,17 +24,17 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(cli_data.app, name="data")
 
 # One name for each option, so that every verb spells it the same.
 StoreOption = Annotated[Path, typer.Option("--store", help="Folder of the results.")]
-DataOption = Annotated[
-    Path | None, typer.Option("--data", envvar="PEFTBENCH_DATA", help="Folder that holds the data sets.")
-]
-CacheOption = Annotated[
-    Path | None, typer.Option("--cache", envvar="PEFTBENCH_CACHE", help="Folder for decoded images and estimates.")
-]
 MethodsOption = Annotated[str, typer.Option("--methods", help="Such as lora,shpeft or 'lora[r=4],shpeft[lam=0.5]'.")]
 DatasetsOption = Annotated[str, typer.Option("--datasets", help="Names, all, paper, phantoms, or folder:PATH.")]
+SplitsOption = Annotated[
+    str, typer.Option("--splits", help="Some of official,grouped,deduplicated: what a leak between parts is worth.")
+]
+ShareOption = Annotated[str, typer.Option("--train-share", help="Shares of train, such as 5%,25%,100%.")]
+ShotsOption = Annotated[str, typer.Option("--shots", help="Training images of each class, such as 4,16.")]
 RatiosOption = Annotated[
     str, typer.Option("--ratios", help="Budgets: shares (0.1%,1%) or counts (100k) of trainable weights.")
 ]
@@ -52,7 +54,6 @@ BaselinesOption = Annotated[
 ]
 PrecisionOption = Annotated[str, typer.Option("--precision", help="auto, fp32 or bf16.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 
 
 @app.command()
@@ -60,6 +61,9 @@ def run(
     study: Annotated[Path | None, typer.Argument(help="A study.toml; options given beside it win.")] = None,
     methods: MethodsOption = "",
     datasets: DatasetsOption = "",
+    splits: SplitsOption = "",
+    train_share: ShareOption = "",
+    shots: ShotsOption = "",
     ratios: RatiosOption = "",
     seeds: SeedsOption = "",
     backbone: BackboneOption = "",
@@ -97,6 +101,9 @@ def plan(
     study: Annotated[Path | None, typer.Argument(help="A study.toml; options given beside it win.")] = None,
     methods: MethodsOption = "",
     datasets: DatasetsOption = "",
+    splits: SplitsOption = "",
+    train_share: ShareOption = "",
+    shots: ShotsOption = "",
     ratios: RatiosOption = "",
     seeds: SeedsOption = "",
     backbone: BackboneOption = "",
@@ -161,9 +168,17 @@ def list_(
 def show(
     kind: Annotated[str, typer.Argument(help="method, dataset, backbone or recipe.")],
     name: str,
+    data: DataOption = None,
+    cache: CacheOption = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Of a data set: the file for pictures.")] = None,
     json: JsonOption = False,  # noqa: FBT002
 ) -> None:
-    """All about one of them."""
+    """All about one of them; of a data set that is here also its audit and, in a file, pictures of each class."""
+    if kind == "dataset":
+        from peftbench.show_data import show_data
+
+        show_data(name, data, cache, out, as_json=json)
+        return
     from peftbench.listing import show_one
 
     show_one(kind, name, as_json=json)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from peftbench import backbone, measure, store
+from peftbench import audit, backbone, measure, store
 from peftbench.contract import Labels, Logits
 from peftbench.engine import Chosen, Progress
 from peftbench.pixels import Data
@@ -78,6 +78,9 @@ def make_record(job: Job, places: Places, data: Data, outcome: Outcome | str, se
             groups={part: len(set(keys)) for part, keys in data.groups.items()},
             card=asdict(data.card),
             notes=list(data.notes),
+            variant=job.variant,
+            balance={part: audit.balance(labels, len(data.card.classes)) for part, labels in data.labels.items()},
+            audit=audit.recall(places.cache, data.fingerprint),
         ),
         "backbone": BackboneFacts(
             name=job.backbone.removesuffix("@random"),

@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict
 
 SCHEMA = 1
+Cut: TypeAlias = Literal["official", "grouped", "deduplicated"]
+
+
+@dataclass(frozen=True, order=True)
+class Variant:
+    """Which images of a data set a job uses: how leaks between parts are treated, and how much of train it sees."""
+
+    splits: Cut = "official"  # the parts as the data set gives them, without crossing groups, without duplicates too
+    share: float = 1.0  # of train's images, in whole groups
+    shots: int = 0  # images of each class in train; 0 = all
+
+    def __str__(self) -> str:
+        """What a table writes behind a method's name: `grouped, 5% of train`; empty where nothing was changed."""
+        few = f"{100 * self.share:.3g}% of train" if self.share < 1 else f"{self.shots} shots" if self.shots else ""
+        return ", ".join(word for word in ("" if self.splits == "official" else self.splits, few) if word)
+
+
+WHOLE = Variant()
 
 
 class _Strict(BaseModel):
@@ -32,6 +51,9 @@ class DataFacts(_Strict):
     groups: dict[str, int]  # part -> groups
     card: dict[str, Any]
     notes: list[str]
+    variant: Variant = WHOLE
+    balance: dict[str, list[int]] = {}  # part -> images of each class
+    audit: dict[str, int] = {}  # what `peftbench data check` found -> how often; it names no image
 
 
 class BackboneFacts(_Strict):
@@ -68,6 +90,21 @@ class Choice(_Strict):
     test: dict[str, float | None]
 
 
+class Memory(_Strict):
+    """What a training step holds, in bytes, counted tensor by tensor; what is held for a moment only is left out."""
+
+    weights: int  # all tensors of the network and what was added to it, trained or not
+    gradients: int
+    optimiser: int
+    activations: int  # what forward keeps for backward
+    pixels: int  # the batch and, on CPU, the part of the decoded images that lies in memory
+
+    @property
+    def total(self) -> int:
+        """Their sum."""
+        return self.weights + self.gradients + self.optimiser + self.activations + self.pixels
+
+
 class Costs(_Strict):
     """What the job took on the machine of `environment`."""
 
@@ -78,6 +115,10 @@ class Costs(_Strict):
     images_per_second: float | None  # training
     peak_memory: int  # bytes: allocator peak on a GPU, growth of the process's resident set on CPU
     delta_bytes: int
+    memory: Memory | None = None  # these four: None in records that are older than the field
+    flops_forward: float | None = None  # of an image through the network; a multiply-add is two
+    flops_training: float | None = None  # of an image in a training step: forward and backward
+    predicted_per_second: float | None = None  # images, in evaluations; None where stored features stood for them
 
 
 class Tuning(_Strict):
@@ -120,5 +161,10 @@ class Record(_Strict):
 
     @property
     def label(self) -> str:
-        """How tables call it: `lora[r=4]`, `linear (random weights)`."""
+        """How tables call it: `lora[r=4]`, `linear (random weights)`, `lora (5% of train)`."""
+        return self.plain_label + (f" ({self.data.variant})" if str(self.data.variant) else "")
+
+    @property
+    def plain_label(self) -> str:
+        """The same without what was done to the data."""
         return self.method.label + (" (random weights)" if self.backbone.random else "")

@@ -17,6 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from peftbench.contract import Preprocessing
 from peftbench.errors import PluginError, RequestError
 from peftbench.recipe import Recipe, grid
+from peftbench.record import WHOLE, Cut, Variant
 
 T = TypeVar("T")
 
@@ -129,19 +130,11 @@ def make(kind: type[T], values: Mapping[str, Any], who: str) -> T:
     if strange := sorted(set(values) - set(known)):
         has = f"its fields are {', '.join(known)}" if known else "it has none"
         raise RequestError(f"{who} has no field {strange[0]!r}; {has}.")
-    if missing := [
-        f.name
-        for f in fields(kind)
-        if f.init and f.default is MISSING and f.default_factory is MISSING and f.name not in values
-    ]:
+    needed = [f.name for f in fields(kind) if f.init and f.default is MISSING and f.default_factory is MISSING]
+    if missing := [name for name in needed if name not in values]:
         raise RequestError(f"{who} needs a value for {missing[0]!r}.")
-    wanted = {
-        f.name: (values[f.name],)
-        if str(f.type).startswith("tuple") and isinstance(values[f.name], str)
-        else values[f.name]
-        for f in fields(kind)
-        if f.name in values
-    }
+    many = {f.name for f in fields(kind) if str(f.type).startswith("tuple")}
+    wanted = {k: (v,) if k in many and isinstance(v, str) else v for k, v in values.items()}
     try:
         return TypeAdapter(kind).validate_python(wanted)
     except ValidationError as error:
@@ -165,6 +158,9 @@ class Study:
 
     methods: tuple[str, ...] = ()
     datasets: tuple[str, ...] = ()
+    splits: tuple[Cut, ...] = ("official",)
+    train_share: tuple[str, ...] = ()  # none: all of train
+    shots: tuple[int, ...] = ()  # images of each class; none: all
     ratios: tuple[str, ...] = ()  # none: every method at its own default size
     seeds: tuple[int, ...] = (0,)
     backbone: str = ""  # "": clip_vit_b16 when its weights and a GPU are here, else mini
@@ -190,6 +186,23 @@ class Study:
             grid(self.tune)  # refuses a number below 2
         if self.tune and self.lr is not None:
             raise RequestError("--tune and --lr contradict each other: a rate is looked for or given.")
+        if not self.splits or (self.train_share and self.shots) or min(self.shots, default=1) < 1:
+            raise RequestError("Give --splits once or more, and --train-share or --shots (from 1) or neither.")
+        _ = self.variants  # refuses what is no share
+
+    @property
+    def variants(self) -> tuple[Variant, ...]:
+        """Every cut of the data with every size of train that was asked for; each is a job of its own."""
+        sizes = [(_share(text), 0) for text in self.train_share] or [(1.0, n) for n in self.shots or (0,)]
+        return tuple(dict.fromkeys(Variant(cut, *size) for cut in self.splits for size in sizes))
+
+
+def _share(text: str) -> float:
+    """A share of train in (0, 1]."""
+    value = budget(text)
+    if isinstance(value, int):
+        raise RequestError(f"--train-share {text}: write a share such as 5% or 0.05, or give images as --shots.")
+    return value
 
 
 def load_study(file: Path) -> Study:
@@ -206,7 +219,7 @@ def load_study(file: Path) -> Study:
 def asked(file: Path | None, given: Mapping[str, Any]) -> Study:
     """The study in `file`, if any, with the options in `given` put over it; None, "" and strange names are left out."""
     base = load_study(file) if file else Study()
-    many = {"methods", "datasets", "ratios", "seeds"}
+    many = {"methods", "datasets", "ratios", "seeds", "splits", "train_share", "shots"}
     known = {f.name for f in fields(Study)}
     said = {k: texts(str(v)) if k in many else v for k, v in given.items() if k in known and v not in (None, "")}
     if not base.baselines:
@@ -252,6 +265,7 @@ class Job:
     target: int | None = None  # trainable parameters asked for
     edge: Literal["floor", "ceiling"] | None = None
     tuning: Mapping[str, Any] | None = None
+    variant: Variant = WHOLE  # of the data; `split` and `fingerprint` tell it apart
 
     def identity(self) -> dict[str, Any]:
         """The resolved values that decide the result, fields at their default left out."""

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from peftbench import backbone, pixels
+import numpy as np
+
+from peftbench import audit, backbone, evidence, pixels, variants
 from peftbench.backbone import Source
-from peftbench.contract import Dataset, Splits
+from peftbench.contract import Card, Splits
 from peftbench.errors import RequestError, SplitError
+from peftbench.inventory import open_dataset
 from peftbench.method import Fit, Method
 from peftbench.pixels import Data
 from peftbench.recipe import QUICK_RATES, Recipe, grid
-from peftbench.record import Record
+from peftbench.record import WHOLE, Record, Variant
 from peftbench.registry import registry
 from peftbench.request import complete, make_recipe
-from peftbench.spec import Job, Places, Spec, Study, budget, make, parse
+from peftbench.spec import Job, Places, Study, budget, make, parse
 from peftbench.store import Store, write_json
 
 BASELINES = (("majority", False), ("linear", False), ("linear", True))  # method, on random weights
@@ -70,18 +73,28 @@ def resolve(study: Study, places: Places, *, skip_broken: bool = False) -> Resol
     rows = _rows(asked, study, source)
     _refuse_bad_weights(source)
     tables = {
-        (name, seed): load(name, seed, recipe, source, places, skip_broken=skip_broken)
+        (name, variant, seed): load(name, seed, recipe, source, places, skip_broken=skip_broken, variant=variant)
         for name in study.datasets
+        for variant in study.variants
         for seed in study.seeds
     }
-    if study.tune and (unheld := [name for (name, _), data in tables.items() if not data.sizes["val"]]):
+    says += _leaks(tables, places)
+    if study.tune and (unheld := [name for (name, *_), data in tables.items() if not data.sizes["val"]]):
         raise RequestError(f"--tune {study.tune} chooses on validation, of which {unheld[0]} has no part; use --lr.")
     drafts = [
-        _draft(row, study, recipe, name, seed, data, tables[name, study.seeds[0]])
-        for (name, seed), data in tables.items()
+        _draft(row, study, recipe, where, data, tables[*where[:2], study.seeds[0]])
+        for where, data in tables.items()
         for row in rows
     ]
     return Resolved(study, tuple({draft.job.id: draft for draft in drafts}.values()), tuple(says))
+
+
+def _leaks(tables: Mapping[tuple[str, Variant, int], Data], places: Places) -> list[str]:
+    """What the audit found on each data set as it is used first, in a sentence."""
+    found: dict[str, str] = {}
+    for (name, *_), data in tables.items():
+        found.setdefault(name, audit.sentence(audit.recall(places.cache, data.fingerprint)))
+    return [f"{name}: {said}. `peftbench data check {name}` says which." for name, said in found.items() if said]
 
 
 def _refuse_bad_weights(source: Source) -> None:
@@ -138,25 +151,27 @@ def _random(source: Source) -> Source:
     return replace(source, spec=replace(source.spec, random=True), file=None)
 
 
-def load(name: str, seed: int, recipe: Recipe, source: Source, places: Places, *, skip_broken: bool) -> Data:
-    """A data set's images, decoded for a backbone. Raises DataError with what to do."""
+def load(
+    name: str,
+    seed: int,
+    recipe: Recipe,
+    source: Source,
+    places: Places,
+    *,
+    skip_broken: bool,
+    variant: Variant = WHOLE,
+) -> Data:
+    """A data set's images, audited and decoded for a backbone. Raises DataError with what to do."""
     dataset = open_dataset(name)
     splits = dataset.load(places.data, seed)
     if recipe.name == "paper" and splits.carved:
         splits = _whole_train(splits)
-    _refuse_missing_classes(name, splits, len(dataset.card.classes))
-    return pixels.prepare(dataset.card, splits, source.preprocessing, places.cache, skip_broken=skip_broken)
-
-
-def open_dataset(text: str) -> Dataset:
-    """The data set that a spec names: a plug-in, or `folder:PATH`."""
-    spec: Spec = parse(text)
-    found: Any = registry("datasets").get(spec.name)
-    takes = isinstance(found, type)  # folder:PATH
-    if takes != (spec.argument is not None) or spec.fields or spec.random:
-        raise RequestError(f"Cannot read the data set {text!r}: write {spec.name}{':PATH' if takes else ''}.")
-    dataset: Dataset = found(spec.argument) if takes else found
-    return dataset
+    seen = evidence.gather(splits, places.cache, None if variant.splits == "deduplicated" else audit.MOST)
+    splits = variants.arrange(splits, variant, dataset.card, seen.doubles if seen else (), seed)
+    _refuse_missing_classes(name, splits, dataset.card)
+    data = pixels.prepare(dataset.card, splits, source.preprocessing, places.cache, skip_broken=skip_broken)
+    audit.remember(places.cache, data.fingerprint, audit.Audit(dataset.card, splits, seen).counts)
+    return data
 
 
 def _whole_train(splits: Splits) -> Splits:
@@ -169,15 +184,24 @@ def _whole_train(splits: Splits) -> Splits:
     )
 
 
-def _refuse_missing_classes(name: str, splits: Splits, classes: int) -> None:
-    missing = set(range(classes)) - set(splits.train.labels.tolist())
-    if missing:
+def _refuse_missing_classes(name: str, splits: Splits, card: Card) -> None:
+    classes, several = len(card.classes), card.task == "multi_label"
+    shape = (classes,) if several else ()
+    if any(part.labels.shape[1:] != shape for part in splits.parts.values()):
+        wanted = f"{classes} labels, 0 or 1," if several else "one label"
+        raise SplitError(f"{name}: its card says {card.task}, so each image must have {wanted} in every part.")
+    labels = splits.train.labels
+    seen = np.flatnonzero(labels.any(axis=0)) if several else labels
+    if missing := set(range(classes)) - set(seen.tolist()):
         raise SplitError(
             f"{name}: class {min(missing)} of {classes} has no image in train; every class must be trained on."
         )
 
 
-def _draft(row: Row, study: Study, recipe: Recipe, name: str, seed: int, data: Data, tuning_data: Data) -> Draft:
+def _draft(
+    row: Row, study: Study, recipe: Recipe, where: tuple[str, Variant, int], data: Data, tuning_data: Data
+) -> Draft:
+    name, variant, seed = where
     fields, defaults = row.method.values(), type(row.method)().values()
     tuned = bool(study.tune) and row.method.trains
     rate = recipe.lr if study.lr is not None or recipe.name != "quick" else QUICK_RATES.get(row.name, recipe.lr)
@@ -199,6 +223,7 @@ def _draft(row: Row, study: Study, recipe: Recipe, name: str, seed: int, data: D
         knob=row.method.knob,
         target=row.targets[0] if row.targets else None,
         edge=row.fit.edge if row.fit else None,
+        variant=variant,
     )
     if not tuned:
         return Draft(job, row.targets)

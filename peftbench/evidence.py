@@ -1,0 +1,164 @@
+"""What is seen in images, whatever part they are in: digests, sizes, formats, and which are nearly the same.
+
+Each image is read once; what was seen is kept in the cache folder, so that seeds, cuts and later runs share it. It
+names files and so may name patients: it is readable by its owner only and never leaves the cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import uuid
+from collections import defaultdict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import combinations
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import TypeAdapter, ValidationError
+
+from peftbench.contract import Splits
+from peftbench.duplicates import ALIKE, SIDE, SIMILAR, alike, thumbnail
+from peftbench.pictures import is_dicom, open_picture
+from peftbench.splits import file_digest
+
+VERSION = 1  # of what is kept
+
+Pair: TypeAlias = tuple[str, str]
+Named: TypeAlias = tuple[str, Path | NDArray[np.uint8]]  # an image and its name within the data set
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What was seen in the images: one entry of each tuple an image, in the order of `names`."""
+
+    names: tuple[str, ...]
+    digests: tuple[str, ...]  # sha256 of the bytes
+    sizes: tuple[tuple[int, int], ...]  # width, height; (0, 0) where it does not open
+    formats: tuple[str, ...]  # Pillow's name; "" of pixels, of DICOM and of what does not open
+    alike: tuple[tuple[int, int, float], ...]  # i < j and their thumbnails' correlation, above SIMILAR
+
+    @cached_property
+    def identical(self) -> tuple[tuple[str, ...], ...]:
+        """The names of images of the same bytes, two or more together."""
+        same: dict[str, list[str]] = defaultdict(list)
+        for name, digest in zip(self.names, self.digests, strict=True):
+            same[digest].append(name)
+        return tuple(tuple(names) for names in same.values() if len(names) > 1)
+
+    @cached_property
+    def near(self) -> tuple[Pair, ...]:
+        """The names of near duplicates, identical ones included, in pairs."""
+        return tuple((self.names[i], self.names[j]) for i, j, correlation in self.alike if correlation > ALIKE)
+
+    @cached_property
+    def similar(self) -> tuple[Pair, ...]:
+        """The names of images that look much the same without being near duplicates."""
+        return tuple((self.names[i], self.names[j]) for i, j, correlation in self.alike if correlation <= ALIKE)
+
+    @cached_property
+    def doubles(self) -> tuple[Pair, ...]:
+        """Identical or near, in pairs: what must not lie in two parts."""
+        same = (pair for names in self.identical for pair in combinations(names, 2))
+        return tuple(dict.fromkeys((*same, *self.near)))
+
+    @property
+    def broken(self) -> tuple[str, ...]:
+        """Names of images that do not open."""
+        return tuple(name for name, size in zip(self.names, self.sizes, strict=True) if size == (0, 0))
+
+    @property
+    def misnamed(self) -> tuple[str, ...]:
+        """Such as `a.png is JPEG`."""
+        known = Image.registered_extensions()
+        said = [known.get(Path(name).suffix.lower(), kind) for name, kind in zip(self.names, self.formats, strict=True)]
+        found = zip(self.names, self.formats, said, strict=True)
+        return tuple(f"{name} is {kind}" for name, kind, name_says in found if kind not in ("", name_says))
+
+
+def gather(splits: Splits, cache: Path, most: int | None = None) -> Evidence | None:
+    """From the cache, or by reading every image, and then kept; None for more than `most` files that are not known yet.
+
+    Files are known again by their names, sizes and times of change, whatever part they are in.
+    """
+    images = sorted(
+        (pair for part in splits.parts.values() for pair in zip(part.names, part.images, strict=True)), key=_name
+    )
+    kept = cache / "audit" / f"{_key(images)}.json"
+    found = _read(kept)
+    if found is None and (most is None or len(images) <= most or not isinstance(images[0][1], Path)):
+        found = look(images)
+        _write(kept, found)
+    return found
+
+
+def look(images: Sequence[Named]) -> Evidence:
+    """Read every image once; what does not open is noted, not raised. Raises DataError for DICOM without pydicom."""
+    thumbnails = np.zeros((len(images), SIDE * SIDE), np.float32)
+
+    def one(i: int) -> tuple[str, tuple[int, int], str]:
+        image = images[i][1]
+        digest = (
+            file_digest(image)
+            if isinstance(image, Path)
+            else hashlib.sha256(np.ascontiguousarray(image).data).hexdigest()
+        )
+        try:
+            picture = open_picture(image) if isinstance(image, Path) else Image.fromarray(image)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            return digest, (0, 0), ""
+        thumbnails[i] = thumbnail(picture)
+        return digest, picture.size, _format(image)
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        facts = list(pool.map(one, range(len(images))))
+    digests, sizes, formats = zip(*facts, strict=True) if facts else ((), (), ())
+    return Evidence(tuple(map(_name, images)), digests, sizes, formats, tuple(alike(thumbnails)))
+
+
+def _name(image: Named) -> str:
+    return image[0]
+
+
+def _format(image: Path | NDArray[np.uint8]) -> str:
+    """What Pillow calls the format of a file that opens; MPO is a JPEG with a second picture behind it."""
+    if not isinstance(image, Path) or is_dicom(image):
+        return ""
+    with Image.open(image) as picture:
+        return str(picture.format).replace("MPO", "JPEG")
+
+
+def _key(images: Sequence[Named]) -> str:
+    """What the evidence is kept under: changes with every name and file, and with how it is gathered."""
+    total = hashlib.sha256(f"{VERSION} {SIDE} {SIMILAR}".encode())
+    for name, image in images:
+        total.update(name.encode())
+        if isinstance(image, Path):
+            known = image.stat()
+            total.update(f"{image.absolute()} {known.st_size} {known.st_mtime_ns}".encode())
+        else:
+            total.update(np.ascontiguousarray(image).data)
+    return total.hexdigest()[:24]
+
+
+def _read(file: Path) -> Evidence | None:
+    """What was kept, or None where there is nothing or it is damaged."""
+    try:
+        return TypeAdapter(Evidence).validate_json(file.read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
+def _write(file: Path, found: Evidence) -> None:
+    """In one piece, readable by its owner only."""
+    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    draft = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
+    draft.touch(mode=0o600)
+    draft.write_bytes(TypeAdapter(Evidence).dump_json(found))
+    draft.replace(file)

@@ -16,7 +16,7 @@ from peftbench.engine import Chosen, Progress
 from peftbench.pixels import Data
 from peftbench.record import BackboneFacts, Budget, Choice, Costs, Counts, DataFacts, MethodFacts, Record, Tuning
 from peftbench.registry import registry
-from peftbench.spec import Job, Places
+from peftbench.spec import Job, Places, digest
 from peftbench.store import Store
 
 UNCONVERGED = 0.9  # of the entropy of the class frequencies: a training loss above it has learnt next to nothing
@@ -79,6 +79,7 @@ def make_record(job: Job, places: Places, data: Data, outcome: Outcome | str, se
             card=asdict(data.card),
             notes=list(data.notes),
             variant=job.variant,
+            test=digest([data.names["test"], data.labels["test"].tolist()])[:16],
             balance={part: audit.balance(labels, len(data.card.classes)) for part, labels in data.labels.items()},
             audit=audit.recall(places.cache, data.fingerprint),
         ),

@@ -11,7 +11,7 @@ SCHEMA = 1
 Cut: TypeAlias = Literal["official", "grouped", "deduplicated"]
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class Variant:
     """Which images of a data set a job uses: how leaks between parts are treated, and how much of train it sees."""
 
@@ -52,6 +52,7 @@ class DataFacts(_Strict):
     card: dict[str, Any]
     notes: list[str]
     variant: Variant = WHOLE
+    test: str = ""  # digest of the test images' names and labels: equal where jobs may be compared image by image
     balance: dict[str, list[int]] = {}  # part -> images of each class
     audit: dict[str, int] = {}  # what `peftbench data check` found -> how often; it names no image
 

@@ -15,13 +15,14 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import get_args
 
 import numpy as np
 
 from peftbench import stats
-from peftbench.contract import Result
+from peftbench.contract import INCOMPLETE, Result
 from peftbench.errors import StoreError
-from peftbench.record import Record
+from peftbench.record import Cut, Record
 
 PAPER = ("covid_ct", "busi", "chest_xray", "chaoyang", "oct", "limuc")
 BASELINES = ("majority", "linear")
@@ -92,7 +93,7 @@ class Entry:
     def notes(self) -> tuple[str, ...]:
         """What a reader must know about these jobs, beginning with what is missing."""
         found = [_missing(self), *(note for record in self.records for note in notes(record))]
-        if len({record.data.fingerprint for record in self.records}) > 1:
+        if len({record.data.test or record.data.fingerprint for record in self.records}) > 1:
             found.append("test sets differ between seeds")
         return tuple(dict.fromkeys(note for note in found if note))
 
@@ -187,10 +188,12 @@ def _place(name: str, names: Sequence[str]) -> int:
     return names.index(name) if name in names else len(names)
 
 
-def _order(row: Row) -> tuple[int, int, str, int]:
-    """Baselines from the least to the most, full tuning, then the methods by name and budget."""
-    first = ("majority", "linear (random weights)", "linear", "full")
-    return (not row.baseline, _place(row.label, first), row.label, row.target or 0)
+def _order(row: Row) -> tuple[object, ...]:
+    """Baselines from the least to the most, full tuning, then the methods by name and budget, then what they saw."""
+    record, first = row.jobs[0].record, ("majority", "linear (random weights)", "linear", "full")
+    seen, plain = record.data.variant, record.plain_label
+    data = (get_args(Cut).index(seen.splits), seen.shots or math.inf, seen.share)
+    return (not row.baseline, _place(plain, first), plain, row.target or 0, *data, row.label)
 
 
 def _by_row(results: list[Result]) -> dict[tuple[str, int | None], list[Result]]:
@@ -239,9 +242,10 @@ def untuned(record: Record) -> bool:
 
 
 def notes(record: Record) -> list[str]:
-    """Of one job: untuned, without validation, and what the run noted."""
+    """Of one job: data that are not whole, untuned, without validation, and what the run noted."""
     asked = record.recipe["selection"] == record.rule
-    found = ["untuned" if untuned(record) else "", "" if asked else "no validation part: last step"]
+    partial = [note for note in record.data.notes if note.startswith(INCOMPLETE)]
+    found = [*partial, "untuned" if untuned(record) else "", "" if asked else "no validation part: last step"]
     return [note for note in found if note] + [public(note) for note in record.notes]
 
 

@@ -7,6 +7,7 @@ was made with the method's original code. PEFTBENCH_TEST_ORACLES names the folde
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -24,10 +25,16 @@ from peftbench import engine
 from peftbench.engine import Learner, Task, fit
 from peftbench.head import Classifier, Head
 from peftbench.method import Method, NoProbe
+from peftbench.methods.adaptformer import AdaptFormer
 from peftbench.methods.bitfit import BitFit
+from peftbench.methods.ft_att import FTAtt
+from peftbench.methods.ft_ln import FTLN
 from peftbench.methods.full import Full
 from peftbench.methods.linear import Linear
 from peftbench.methods.lora import LoRA
+from peftbench.methods.ssf import SSF
+from peftbench.methods.vpt_deep import VPTDeep
+from peftbench.methods.vpt_shallow import VPTShallow
 from peftbench.pixels import Features
 from peftbench.plan import Tuned
 from peftbench.probe import GradientProbe
@@ -43,8 +50,31 @@ RUNS: list[tuple[str, str, Method]] = [
     ("full", "", Full()),
     ("linear", "", Linear()),
     ("bitfit", "", BitFit()),
-    ("lora", "init/", LoRA(r=4, alpha=8)),
-    ("lora", "rand/", LoRA(r=4, alpha=8)),
+    ("ft_ln", "", FTLN()),
+    ("ft_att", "", FTAtt(train_pos_embed=True)),  # as the authors' code
+    *(
+        (name, scenario, method)
+        for name, method in (
+            ("vpt_shallow", VPTShallow()),
+            ("vpt_deep", VPTDeep()),
+            ("ssf", SSF()),
+            ("adaptformer", AdaptFormer(bottleneck=8, dropout=0)),
+            ("lora", LoRA(r=4, alpha=8)),
+        )
+        for scenario in ("init/", "rand/")
+    ),
+    ("adaptformer", "rand_bn/", AdaptFormer(bottleneck=8, dropout=0)),
+]
+# Their names -> ours. SSF numbers its pairs by where they stand in a module.
+NAMES: list[tuple[str, str]] = [
+    (r"adaptmlp\.(down|up)_proj", r"\1"),
+    (r"^prompt_embeddings", "blocks.0.prompt"),
+    (r"^ssf_(scale|shift)_1", r"norm.\1"),
+    (r"(patch_embed)\.ssf_(scale|shift)_1", r"\1.proj.\2"),
+    (r"attn\.ssf_(scale|shift)_1", r"attn.qkv.\1"),
+    (r"attn\.ssf_(scale|shift)_2", r"attn.proj.\1"),
+    (r"mlp\.ssf_(scale|shift)_(\d)", r"mlp.fc\2.\1"),
+    (r"(blocks\.\d)\.ssf_(scale|shift)_(\d)", r"\1.norm\3.\2"),
 ]
 
 
@@ -59,9 +89,13 @@ class Oracle:
         return torch.from_numpy(np.asarray(self.arrays[self.scenario + key]))
 
     def under(self, prefix: str) -> dict[str, Tensor]:
-        """The tensors of a group by their timm names."""
+        """The tensors of a group by our names."""
         names = [name for name in self.arrays if name.startswith(self.scenario + prefix)]
-        return {n.removeprefix(self.scenario + prefix): torch.from_numpy(np.asarray(self.arrays[n])) for n in names}
+        found = {n.removeprefix(self.scenario + prefix): torch.from_numpy(np.asarray(self.arrays[n])) for n in names}
+        deep = found.pop("deep_prompt_embeddings", torch.empty(0))  # (blocks - 1, tokens, width)
+        return {ours(n): t for n, t in found.items()} | {
+            f"blocks.{i}.prompt": t[None] for i, t in enumerate(deep, start=1)
+        }
 
     @property
     def batch(self) -> tuple[Tensor, Tensor]:
@@ -74,7 +108,8 @@ class Oracle:
             for n in self.arrays
             if n[:5] == "base/"
         }
-        model = Classifier(network(), Head(32, CLASSES, "plain", 1.0, seed=0).double())
+        kind = "batchnorm" if "bn" in self.scenario else "plain"
+        model = Classifier(network(), Head(32, CLASSES, kind, 1.0, seed=0).double())
         model.vit.load_state_dict({n: t for n, t in given.items() if not n.startswith("head.")})
         model.head.linear.load_state_dict({n[5:]: t for n, t in given.items() if n.startswith("head.")})
         return model
@@ -102,10 +137,19 @@ class Trainee:
         return {plain(name): tensor for name, tensor in self.tuned.tensors.items()} | head
 
 
+def ours(name: str) -> str:
+    """Their name -> the place of the graft and what the graft calls the tensor."""
+    for pattern, place in NAMES:
+        name, changes = re.subn(pattern, place, name)
+        if changes:
+            break
+    return name
+
+
 def plain(name: str) -> str:
     """tune/NAME -> NAME; graft/SITE/base.lora_A.default.weight -> SITE.lora_A.weight."""
     kind, _, rest = name.partition("/")
-    return rest if kind == "tune" else rest.replace("/base.", ".").replace(".default.", ".")
+    return rest if kind == "tune" else rest.replace("/base.", ".").replace("/", ".").replace(".default.", ".")
 
 
 def carry_out(method: Method, given: Oracle) -> Trainee:
@@ -145,10 +189,26 @@ def test_three_steps(file: str, scenario: str, method: Method, monkeypatch: pyte
     progress = fit(learner, Task(Features(x), y, {"test": (Features(x), y.numpy())}, CLASSES), THREE_STEPS, seed=0)
     assert_near(trainee.tensors, given.under("after3/"))
     trajectory = torch.tensor([row["train_loss"] for row in progress.curve], dtype=torch.float64)
-    logits = trainee.model.eval()(x)
+    logits = trainee.model(x)  # in training mode still, which differs where a batch is normalised
     assert_near(
         {"losses": trajectory, "last loss": F.cross_entropy(logits, y), "logits": logits},
         {"losses": given["loss_traj"][:3], "last loss": given["loss_traj"][3], "logits": given["logits_after3"]},
+    )
+
+
+def test_the_batch_norm_head_of_adaptformer_in_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batch statistics train, running ones are used afterwards."""
+    monkeypatch.setattr(engine, "learning_rate", lambda _step, recipe: recipe.lr)
+    given = oracle("adaptformer", "rand_bn/")
+    trainee = carry_out(AdaptFormer(bottleneck=8, dropout=0), given)
+    x, y = given.batch
+    trainee.model.train()(x)  # theirs computed the first logits apart from the steps, and the last loss
+    fit(Learner(trainee.model, trainee.tensors), Task(Features(x), y, {}, CLASSES), THREE_STEPS, seed=0)
+    trainee.model.train()(x)
+    norm = trainee.model.head.norm
+    assert_near(
+        {"mean": norm.running_mean, "var": norm.running_var, "logits": trainee.model.eval()(x)},
+        {"mean": given["bn_running_mean"], "var": given["bn_running_var"], "logits": given["logits_after3_evalmode"]},
     )
 
 
@@ -162,10 +222,13 @@ def test_as_much_trains_as_in_the_original(file: str, scenario: str, method: Met
     assert sum(p.numel() for p in trainee.model.parameters() if p.requires_grad) == int(given.arrays["n_trainable"])
 
 
-def test_merged_lora_is_the_weights_that_peft_merges(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("file", "scenario", "method"), [("lora", "rand/", LoRA(r=4, alpha=8)), ("ssf", "init/", SSF())]
+)
+def test_merged_weights_are_theirs(file: str, scenario: str, method: Method, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "learning_rate", lambda _step, recipe: recipe.lr)
-    given = oracle("lora", "rand/")
-    trainee = carry_out(LoRA(r=4, alpha=8), given)
+    given = oracle(file, scenario)
+    trainee = carry_out(method, given)
     x, y = given.batch
     fit(Learner(trainee.model, trainee.tensors), Task(Features(x), y, {}, CLASSES), THREE_STEPS, seed=0)
     assert trainee.tuned.merge()

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from peftbench import audit, backbone, measure, store
 from peftbench.contract import Labels, Logits
+from peftbench.cost import Counted
 from peftbench.engine import Chosen, Progress
 from peftbench.pixels import Data
 from peftbench.record import BackboneFacts, Budget, Choice, Costs, Counts, DataFacts, MethodFacts, Record, Tuning
@@ -31,6 +32,7 @@ class Outcome:
     facts: Mapping[str, float]
     selection_seconds: float
     delta_bytes: int
+    counted: Counted | None = None
 
 
 def write_results(job: Job, places: Places, data: Data, progress: Progress) -> None:
@@ -117,9 +119,24 @@ def _found(job: Job, data: Data, outcome: Outcome, seconds: float, peak: int) ->
             images_per_second=rate,
             peak_memory=peak,
             delta_bytes=outcome.delta_bytes,
+            **_counted(progress, outcome.counted),
         ),
         "facts": dict(outcome.facts),
         "notes": _notes(progress, data),
+    }
+
+
+def _counted(progress: Progress, counted: Counted | None) -> dict[str, Any]:
+    """What was counted, and how fast images were predicted: each evaluation of the curve saw every part once."""
+    if counted is None:
+        return {}
+    seen = sum(len(logits) for logits in progress.chosen["last"].logits.values()) * len(progress.curve)
+    timed = progress.evaluation_seconds > 0 and not counted.stored
+    return {
+        "memory": counted.memory,
+        "flops_forward": counted.forward,
+        "flops_training": counted.training,
+        "predicted_per_second": seen / progress.evaluation_seconds if timed else None,
     }
 
 

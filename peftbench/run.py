@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from peftbench import backbone, delta, measure, pixels, store
+from peftbench import backbone, cost, delta, measure, pixels, store
 from peftbench.checkpoint import Checkpoint
+from peftbench.cost import Alone, Counted
 from peftbench.engine import Chosen, Inputs, Learner, Progress, Task, Watch, fit, forward, make_loss
 from peftbench.errors import PeftbenchError
 from peftbench.handover import about
@@ -103,7 +104,18 @@ def _work(job: Job, places: Places, data: Data, watch: Watch | None) -> Outcome:
 
     write_results(job, places, data, progress)
     size = delta.write(folder, plan, progress.kept, about(job, data, progress)) if job.role == "final" else 0
-    return Outcome(progress, counts, plan.facts, selection_seconds, size)
+    counted = _count(job, places, data, model, learner) if job.role == "final" else None
+    return Outcome(progress, counts, plan.facts, selection_seconds, size, counted)
+
+
+def _count(job: Job, places: Places, data: Data, model: Classifier, learner: Learner) -> Counted:
+    """What its training step holds and computes."""
+    side, batch = job.preprocessing.size, job.recipe.batch
+    alone = Alone(model.head, (batch, model.head.linear.in_features)) if learner.model is model.head else None
+    mapped = cost.mapped_bytes(data.folder / "pixels.npy") if places.device == "cpu" else 0
+    images = (batch, 3, side, side)
+    pixels = mapped + cost.batch_bytes(alone.batch if alone else images)
+    return cost.count(model, images, job.recipe, places.device, PRECISIONS[job.recipe.precision], pixels, alone)
 
 
 # --- what a job is made of -------------------------------------------------------------------------------------------

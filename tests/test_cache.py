@@ -1,0 +1,107 @@
+"""What is kept, how much of it, and what is never dropped."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from peftbench import cache
+from peftbench.cache import Hold, making, parse_size, publish, shrink
+from peftbench.errors import RequestError
+
+
+def put(root: Path, kind: str, name: str, size: int, used: int) -> Path:
+    folder = root / kind / name
+    folder.mkdir(parents=True)
+    (folder / "content").write_bytes(bytes(size))
+    Hold(folder).close()
+    os.utime(folder.with_name(f".{name}.lock"), (used, used))
+    return folder
+
+
+def names(root: Path) -> list[str]:
+    return [entry.folder.name for entry in cache.entries(root)]
+
+
+def test_entries_come_with_size_and_last_use_first(tmp_path: Path) -> None:
+    put(tmp_path, "pixels", "old", 10, 1000)
+    put(tmp_path, "features", "new", 20, 2000)
+    assert [(e.kind, e.folder.name, e.bytes, e.used) for e in cache.entries(tmp_path)] == [
+        ("features", "new", 20, 2000.0),
+        ("pixels", "old", 10, 1000.0),
+    ]
+
+
+def test_the_least_recently_used_go_first_until_the_rest_fits(tmp_path: Path) -> None:
+    for name, used in (("a", 3), ("b", 1), ("c", 2)):
+        put(tmp_path, "probes", name, 100, used)
+    assert [entry.folder.name for entry in shrink(tmp_path, 250)] == ["b"]
+    assert names(tmp_path) == ["a", "c"]
+    assert shrink(tmp_path, 250) == []
+    shrink(tmp_path, 0)
+    assert [*(tmp_path / "probes").iterdir()] == []  # and no lock either
+
+
+def test_use_makes_recent(tmp_path: Path) -> None:
+    old = put(tmp_path, "pixels", "old", 10, 1000)
+    put(tmp_path, "pixels", "new", 10, 2000)
+    Hold(old).close()
+    assert names(tmp_path) == ["old", "new"]
+
+
+HOLDING = """
+import sys
+from pathlib import Path
+from peftbench.cache import Hold
+hold = Hold(Path(sys.argv[1]))
+print("held", flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_what_another_process_uses_stays(tmp_path: Path) -> None:
+    folder = put(tmp_path, "pixels", "used", 100, 1)
+    put(tmp_path, "pixels", "free", 100, 2)
+    command = [sys.executable, "-c", HOLDING, str(folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        assert [entry.folder.name for entry in shrink(tmp_path, 0)] == ["free"]
+        process.communicate("go\n")
+    assert [entry.folder.name for entry in shrink(tmp_path, 0)] == ["used"]
+
+
+def test_a_draft_whose_maker_died_is_swept_and_one_in_work_is_not(tmp_path: Path) -> None:
+    dead = tmp_path / "pixels/.dead.draft"
+    dead.mkdir(parents=True)
+    with making(tmp_path / "pixels/live") as draft:
+        shrink(tmp_path, 1000)
+        assert not dead.exists()
+        assert draft.exists()
+        (draft / "content").write_text("done")
+        publish(draft, tmp_path / "pixels/live")
+    assert names(tmp_path) == ["live"]
+    assert (tmp_path / "pixels/live/content").read_text() == "done"
+
+
+def test_a_maker_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "pixels/x"
+    folder.parent.mkdir()
+    with pytest.raises(ValueError, match="stop"), making(folder):
+        raise ValueError("stop")
+    assert [*folder.parent.iterdir()] == []
+
+
+@pytest.mark.parametrize(("text", "size"), [("50G", 50 * 10**9), ("1.5 MB", 1_500_000), ("20", 20), ("2k", 2000)])
+def test_sizes_are_read_as_they_are_written(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "much", "-1G", "1 X"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(RequestError, match="Cannot read the size"):
+        parse_size(text)

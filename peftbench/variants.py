@@ -61,7 +61,7 @@ def deduplicated(splits: Splits, key: str, pairs: Iterable[tuple[str, str]]) -> 
     """
     grown = grouped(splits, key)
     order = {name: rank for rank, part in enumerate(PARTS) for name in grown.parts[part].names}
-    known = [(min(p, key=order.__getitem__), max(p, key=order.__getitem__)) for p in pairs if order.keys() >= set(p)]
+    known = [sorted(pair, key=order.__getitem__) for pair in pairs if order.keys() >= set(pair)]
     label = {name: part.labels[i].tolist() for part in grown.parts.values() for i, name in enumerate(part.names)}
     leaks = {early for early, late in known if order[early] < order[late]}
     clash = {name for pair in known if label[pair[0]] != label[pair[1]] for name in pair}

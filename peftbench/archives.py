@@ -7,7 +7,7 @@ import tarfile
 import uuid
 import zipfile
 import zlib
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PureWindowsPath
 
 from peftbench.errors import DataError
 
@@ -52,7 +52,7 @@ def unpack(archive: Path) -> Path:
 
 
 def _extract(archive: Path, into: Path) -> None:
-    if zipfile.is_zipfile(archive):
+    if archive.suffix.lower() in {".zip", ".npz"}:
         with zipfile.ZipFile(archive) as packed:
             _refuse_room(archive, sum(member.file_size for member in packed.infolist()))
             for member in packed.infolist():
@@ -69,8 +69,8 @@ def _extract(archive: Path, into: Path) -> None:
 
 
 def _refuse_path(archive: Path, name: str) -> None:
-    path = PurePosixPath(name.replace("\\", "/"))
-    if path.is_absolute() or ".." in path.parts or ":" in path.parts[:1]:
+    path = PureWindowsPath(name)  # which takes both kinds of slashes
+    if path.drive or path.root or ".." in path.parts:
         raise DataError(f"{archive} holds {name!r}, which leaves its folder; it is not safe: get it elsewhere.")
 
 

@@ -105,6 +105,12 @@ def test_a_failed_seed_is_noted(tmp_path: Path) -> None:
     assert found.entries["busi"].notes == ("1 of 2 seeds failed",)
 
 
+def test_a_copy_of_the_data_that_is_not_whole_is_noted() -> None:
+    record = Fake().record()
+    data = record.data.model_copy(update={"notes": ["Incomplete copy: 137 of 84484 images are here.", "Of 28 pixels."]})
+    assert summary.notes(record.model_copy(update={"data": data})) == ["Incomplete copy: 137 of 84484 images are here."]
+
+
 @pytest.mark.parametrize(
     ("fake", "untuned"),
     [

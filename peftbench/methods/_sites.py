@@ -8,3 +8,8 @@ PROJECTIONS = {"qkv": "attn.qkv", "proj": "attn.proj", "fc1": "mlp.fc1", "fc2": 
 def blocks(vit: nn.Module) -> list[str]:
     """The names of the blocks, first to last."""
     return [f"blocks.{name}" for name, _ in vit.get_submodule("blocks").named_children()]
+
+
+def width(vit: nn.Module) -> int:
+    """Numbers a token has."""
+    return int(vit.get_parameter("blocks.0.attn.qkv.weight").shape[1])

@@ -1,0 +1,64 @@
+"""Attention pooling: a trained query gathers the tokens of a frozen backbone (El-Nouby et al., AIM, ICML 2024)."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from peftbench.errors import RequestError
+from peftbench.method import Method
+from peftbench.methods._sites import width
+from peftbench.plan import Graft, Plan, Probe
+
+
+class Pooled(Graft):
+    """Behind the final norm: every token becomes the pooled vector, so that any readout, token or mean, gives it."""
+
+    def __init__(self, base: nn.Module, width: int, heads: int) -> None:
+        super().__init__(base)
+        self.query = nn.Parameter(0.02 * torch.randn(heads, 1, width // heads))
+        self.key, self.value = (nn.Linear(width, width, bias=False) for _ in range(2))
+
+    @classmethod
+    def size(cls, base: nn.Module, **sizes: Any) -> int:  # noqa: ANN401, ARG003 - the contract's
+        """2 D^2 + D."""
+        width = int(sizes["width"])
+        return 2 * width**2 + width
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, D) -> (B, N, D)."""
+        tokens: Tensor = self.base(x)
+        k, v = (f(tokens).unflatten(-1, (len(self.query), -1)).transpose(1, 2) for f in (self.key, self.value))
+        query = self.query.to(k.dtype).expand(len(x), -1, -1, -1)
+        pooled = F.scaled_dot_product_attention(query, k, v).transpose(1, 2).flatten(2)  # (B, 1, D)
+        return pooled.expand_as(tokens)
+
+
+@dataclass(frozen=True)
+class AttentionPooling(Method):
+    """softmax(q_h (K y)^T / sqrt d) V y in every head h, y all tokens behind the final norm; q, K and V train.
+
+    Next to the linear probe it tells what lies in the frozen tokens beside the class token.
+    """
+
+    identity: ClassVar[bool] = False  # the head reads another vector
+    merges: ClassVar[bool] = False
+
+    heads: int | None = None  # None: as many as the backbone has
+
+    def __post_init__(self) -> None:
+        if self.heads is not None and self.heads < 1:
+            raise RequestError(f"attention_pooling: heads = {self.heads} will not do: it is at least 1.")
+
+    def plan(self, vit: nn.Module, probe: Probe) -> Plan:
+        """A graft around the final norm."""
+        attention: Any = vit.get_submodule("blocks.0.attn")
+        heads, channels = self.heads or int(attention.num_heads), width(vit)
+        if channels % heads:
+            raise RequestError(f"attention_pooling: heads = {heads} does not divide the width, {channels}.")
+        return Plan(grafts={"norm": (Pooled, {"width": channels, "heads": heads})})
+
+
+plugin = AttentionPooling

@@ -1,0 +1,26 @@
+"""Control: as many single weights as SH-PEFT trains, drawn at random from the whole backbone."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from peftbench import selection
+from peftbench.methods._masked import Masked
+from peftbench.plan import Plan, Probe
+
+
+@dataclass(frozen=True)
+class ControlRandom(Masked):
+    """Every weight has the same chance; another seed of the job draws another mask."""
+
+    def plan(self, vit: nn.Module, probe: Probe) -> Plan:
+        """K entries, without repetition."""
+        sizes = {name: vit.get_parameter(name).numel() for name in self.candidates_in(vit)}
+        draw = np.random.default_rng([probe.seed, 11])
+        index = np.sort(draw.choice(sum(sizes.values()), self.count(vit), replace=False, shuffle=False))
+        return Plan(entries=selection.split(torch.from_numpy(index), sizes))
+
+
+plugin = ControlRandom

@@ -1,0 +1,54 @@
+"""DiffFit: biases, norms and a scale of each branch (Xie et al., ICCV 2023)."""
+
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from peftbench.method import Method
+from peftbench.methods._sites import PROJECTIONS, blocks
+from peftbench.plan import Graft, Plan, Probe
+
+
+class Gain(Graft):
+    """g * base(x), g one number a channel, 1 at the start."""
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__(base)
+        self.gain = nn.Parameter(torch.ones(len(base.get_parameter("weight"))))
+
+    @classmethod
+    def size(cls, base: nn.Module, **sizes: Any) -> int:  # noqa: ANN401, ARG003 - the contract's
+        """Channels."""
+        return len(base.get_parameter("weight"))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out)."""
+        out: Tensor = self.base(x) * self.gain
+        return out
+
+    @torch.no_grad()
+    def merged(self) -> nn.Module:
+        """W' = diag(g) W and b' = g b."""
+        layer = deepcopy(self.base)
+        layer.get_parameter("weight").mul_(self.gain[:, None])
+        if layer.bias is not None:
+            layer.get_parameter("bias").mul_(self.gain)
+        return layer
+
+
+@dataclass(frozen=True)
+class DiffFit(Method):
+    """x + g f(norm x) for both branches f of every block, with g, all biases and the scales of all norms trained."""
+
+    def plan(self, vit: nn.Module, probe: Probe) -> Plan:
+        """g stands behind the last matrix of each branch, ahead of the scale that DINOv2 has there."""
+        norms = {name for name, module in vit.named_modules() if isinstance(module, nn.LayerNorm)}
+        trained = (n for n, _ in vit.named_parameters() if n.endswith("bias") or n.rpartition(".")[0] in norms)
+        sites = [f"{block}.{PROJECTIONS[last]}" for block in blocks(vit) for last in ("proj", "fc2")]
+        return Plan(tune=frozenset(trained), grafts={site: (Gain, {}) for site in sites})
+
+
+plugin = DiffFit

@@ -60,7 +60,7 @@ def load(store: str | Path = "runs") -> pd.DataFrame:
     """Every finished or failed job of a store: one row a job, the metrics of each selection rule as columns."""
     from pathlib import Path
 
+    from peftbench.frame import frame
     from peftbench.store import Store
-    from peftbench.tables import frame
 
     return frame(result for result in Store(Path(store)).results() if result.record.role == "final")

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Literal, TypeAlias
 
 from peftbench import stats, summary
-from peftbench.record import Record
+from peftbench.record import Costs, Record
 from peftbench.summary import Entry, Row
 
 Mark: TypeAlias = Literal["", "best", "second"]
@@ -17,6 +17,7 @@ Mark: TypeAlias = Literal["", "best", "second"]
 NONE = "\N{EN DASH}"
 _RATES_LISTED = 3  # more learning rates than this are shown as a range
 _GIB = 1024  # MiB
+_THOUSAND = 999.5  # what three digits would round to 1000
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,51 @@ COSTS: Mapping[str, Callable[[Sequence[Record]], str]] = MappingProxyType(
         "share": lambda records: span(map(summary.share, records), percent),
         "seconds": _mean_seconds,
         "memory": _peak,
+    }
+)
+
+
+# What a training step computes and holds.
+SPENT_MEANS = (
+    "operations (FLOPs, 10^9, a multiply-add is two) of an image forward and in a training step; bytes that a step "
+    "holds, counted, beside the peak that was measured; images a second."
+)
+
+
+def _spent(get: Callable[[Costs], float | None], show: Callable[[float], str]) -> Callable[[Sequence[Record]], str]:
+    """The mean over seeds of a cost, or a dash."""
+
+    def shown(records: Sequence[Record]) -> str:
+        found = [value for record in records if record.costs and (value := get(record.costs)) is not None]
+        return show(sum(found) / len(found)) if found else NONE
+
+    return shown
+
+
+def _held(kind: str) -> Callable[[Sequence[Record]], str]:
+    return _spent(lambda costs: getattr(costs.memory, kind) if costs.memory else None, mebibytes)
+
+
+def giga(value: float) -> str:
+    """Operations in units of 10^9, three digits."""
+    return f"{value / 1e9:.3g}" if value < _THOUSAND * 1e9 else f"{value / 1e9:,.0f}"
+
+
+def mebibytes(value: float) -> str:
+    """Bytes in MiB, three digits or all."""
+    size = value / 2**20
+    return f"{size:.3g} MiB" if size < _THOUSAND else f"{size:,.0f} MiB"
+
+
+SPENT: Mapping[str, Callable[[Sequence[Record]], str]] = MappingProxyType(
+    {
+        "GFLOPs forward": _spent(lambda costs: costs.flops_forward, giga),
+        "training": _spent(lambda costs: costs.flops_training, giga),
+        **{kind: _held(kind) for kind in ("weights", "gradients", "optimiser", "activations", "pixels")},
+        "in all": _held("total"),
+        "peak": _peak,
+        "images/s training": _spent(lambda costs: costs.images_per_second, "{:,.0f}".format),
+        "prediction": _spent(lambda costs: costs.predicted_per_second, "{:,.0f}".format),
     }
 )
 

@@ -1,8 +1,8 @@
 """What every report shows, before it is Markdown, LaTeX, a page or a terminal: captions, columns, marks.
 
 One overview of a setting where it has several data sets and their averages, then a table a data set, the selection
-rules side by side, and the jobs that failed. Scores are in percent with one decimal; best and second are marked as
-shown, so ties share a mark.
+rules side by side, what a training step computes and holds, and the jobs that failed. Scores are in percent with one
+decimal; best and second are marked as shown, so ties share a mark.
 """
 
 from __future__ import annotations
@@ -12,16 +12,15 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from peftbench import cells, stats, summary
+from peftbench import cells, summary
 from peftbench.cells import Cell
 from peftbench.contract import Result
 from peftbench.record import Record
 from peftbench.summary import Block, Row
 
 if TYPE_CHECKING:
-    import pandas  # noqa: ICN001 - by its full name the run-time type checks of the tests find it
     import rich.table
 
 RULES = MappingProxyType({"validation": "best on validation", "last": "last", "oracle": "test oracle: not a result"})
@@ -50,7 +49,8 @@ def tables(results: Iterable[Result]) -> list[Table]:
     found: list[Table] = []
     for number, block in enumerate(summary.summarise(results), 1):
         rules = [_rules(block, name) for name in block.datasets]
-        made = [*_overview(block), *_averages(block), *_data_sets(block), *rules, _failures(block)]
+        spent = [_spent(block, name) for name in block.datasets]
+        made = [*_overview(block), *_averages(block), *_data_sets(block), *rules, *spent, _failures(block)]
         found += [replace(table, name=f"{table.name}_{number}") for table in made if table.rows]
     return found
 
@@ -138,6 +138,19 @@ def _rules(block: Block, name: str) -> Table:
     return Table(f"rules_{_stem(name)}", f"{name}: selection rules", block.setting.short, text, *_transposed(facts))
 
 
+def _spent(block: Block, name: str) -> Table:
+    """What a training step computes and holds: no rows where the records are too old to say."""
+    pairs = [(row, row.entries[name]) for row in block.rows if name in row.entries]
+    counted = [(row, entry.records) for row, entry in pairs if any(r.costs and r.costs.memory for r in entry.records)]
+    facts: dict[str, list[Cell]] = {
+        "method": [cells.label(row) for row, _ in counted],
+        "target": [cells.target(row, records) for row, records in counted],
+        **{title: [Cell(show(records)) for _, records in counted] for title, show in cells.SPENT.items()},
+    }
+    text = f"{name}: {cells.SPENT_MEANS} {block.setting.network}{_synthetic(block, [name])}."
+    return Table(f"costs_{_stem(name)}", f"{name}: costs", block.setting.short, text, *_transposed(facts))
+
+
 def _failures(block: Block) -> Table:
     """The jobs that failed and why."""
     failed = [
@@ -198,7 +211,7 @@ def _data(record: Record) -> str:
     return f"{card.get('title', data.name)}: {images} test images in {groups} groups ({key})"
 
 
-# --- for the terminal and for pandas -------------------------------------------------------------------------------
+# --- for the terminal ----------------------------------------------------------------------------------------------
 
 
 def terminal(results: Iterable[Result]) -> rich.table.Table:
@@ -227,73 +240,3 @@ def _show(table: Table, title: str, screen: rich.table.Table) -> None:
         shown = [cell.get(column, Cell("")) for column in _IN_TERMINAL]
         screen.add_row(cells.plain(cell["method"].text + budget), *map(cells.styled, shown))
     screen.add_section()
-
-
-def frame(results: Iterable[Result]) -> pandas.DataFrame:
-    """One row a job, failed ones and trials too: everything of its record, at full precision, and its interval.
-
-    Metrics are columns `test/<rule>/<metric>` and `val/<rule>/<metric>`. Raises StoreError for unreadable predictions.
-    """
-    import pandas as pd  # noqa: PLC0415 - likewise
-
-    return pd.DataFrame([_job(result) for result in results])
-
-
-def _job(result: Result) -> dict[str, Any]:
-    record = result.record
-    reason = {"reason": summary.public(record.reason), "notes": "; ".join(summary.notes(record))}
-    return {**_identity(record), **reason, **_sizes(record), **_interval(result), **_metrics(record), **_costs(record)}
-
-
-def _identity(record: Record) -> dict[str, Any]:
-    """What was run: the columns every row has."""
-    return {
-        "id": record.id,
-        "role": record.role,
-        "status": record.status,
-        "label": record.label,
-        "method": record.method.name,
-        "fields": json.dumps(record.method.fields, sort_keys=True, default=list),
-        "dataset": record.data.name,
-        "synthetic": bool(record.data.card.get("synthetic")),
-        "backbone": record.backbone.name,
-        "image_size": record.backbone.preprocessing["size"],
-        "recipe": record.recipe.get("name"),
-        "seed": record.seed,
-        "rule": record.rule,
-        "lr": record.recipe.get("lr"),
-        "tuned": record.tuning is not None,
-    }
-
-
-def _sizes(record: Record) -> dict[str, Any]:
-    budget, counts = record.budget, record.counts
-    return {
-        "target": budget.target if budget else None,
-        "edge": budget.edge if budget else None,
-        "trainable": counts.trainable if counts else None,
-        "head": counts.head if counts else None,
-        "share": summary.share(record),
-        "backbone_parameters": record.backbone.parameters,
-    }
-
-
-def _interval(result: Result) -> dict[str, float]:
-    done = result.record.status == "done"
-    found = summary.Entry((result,), ()).f1.interval if done else stats.UNKNOWN
-    score = summary.value(result.record, result.record.rule, "macro_f1")
-    return {"macro_f1": score, "macro_f1_low": found.low, "macro_f1_high": found.high}
-
-
-def _metrics(record: Record) -> dict[str, float | None]:
-    """Under each rule, with the step it chose."""
-    found: dict[str, float | None] = {f"step/{rule}": choice.step for rule, choice in record.choices.items()}
-    for rule, choice in record.choices.items():
-        found |= {f"test/{rule}/{metric}": score for metric, score in choice.test.items()}
-        found |= {f"val/{rule}/{metric}": score for metric, score in choice.val.items()}
-    return found
-
-
-def _costs(record: Record) -> dict[str, Any]:
-    costs = record.costs.model_dump() if record.costs else {}
-    return {**costs, **{f"fact/{name}": value for name, value in record.facts.items()}}

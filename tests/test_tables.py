@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from rich.console import Console
 from peftbench import cells, summary, tables
 from peftbench.cells import Cell
 from peftbench.contract import Result
+from peftbench.frame import frame
+from peftbench.record import Memory
 from peftbench.tables import Table
 from tests.results import PARAMETERS, Fake, study
 
@@ -133,12 +136,47 @@ def test_the_terminal_marks_best_and_second(tmp_path: Path) -> None:
 
 def test_the_frame_has_a_row_a_job_at_full_precision(tmp_path: Path) -> None:
     results = study(tmp_path)
-    frame = tables.frame(results)
-    assert len(frame) == len(results)
+    rows = frame(results)
+    assert len(rows) == len(results)
     first = results[0].record
-    assert frame["test/oracle/macro_f1"][0] == first.choices["oracle"].test["macro_f1"]
-    assert frame["macro_f1_low"][0] <= frame["macro_f1"][0] <= frame["macro_f1_high"][0]
-    assert frame["reason"].iloc[-1] == "out of memory at batch 32; the last image was [name]"
+    assert rows["test/oracle/macro_f1"][0] == first.choices["oracle"].test["macro_f1"]
+    assert rows["macro_f1_low"][0] <= rows["macro_f1"][0] <= rows["macro_f1_high"][0]
+    assert rows["reason"].iloc[-1] == "out of memory at batch 32; the last image was [name]"
+
+
+SPENT = {
+    "memory": Memory(weights=11 * 2**20, gradients=2**18, optimiser=2**19, activations=150 * 2**20, pixels=2**20),
+    "flops_forward": 0.369e9,
+    "flops_training": 1.1127e9,
+    "predicted_per_second": 1234.5,
+}
+
+
+def spending(result: Result) -> Result:
+    costs = result.record.costs
+    assert costs
+    return replace(result, record=result.record.model_copy(update={"costs": costs.model_copy(update=SPENT)}))
+
+
+def test_operations_and_memory_by_kind_have_a_table_of_their_own(tmp_path: Path) -> None:
+    results = [spending(result) for result in write(tmp_path, Fake(seed=0), Fake(seed=1))]
+    table = find([*results, *write(tmp_path, Fake("full"))], "costs_busi")
+    (row,) = table.rows  # the other record is older than these fields
+    shown = dict(zip(table.columns, map(str, row), strict=True))
+    assert (shown["GFLOPs forward"], shown["training"]) == ("0.369", "1.11")
+    assert (shown["optimiser"], shown["activations"], shown["in all"]) == ("0.5 MiB", "150 MiB", "163 MiB")
+    assert (shown["images/s training"], shown["prediction"]) == ("200", "1,234")
+
+
+def test_the_frame_has_a_column_a_kind_of_memory(tmp_path: Path) -> None:
+    rows = frame([spending(*write(tmp_path, Fake())), *write(tmp_path, Fake("full"))])
+    assert rows["memory/gradients"][0] == 2**18
+    assert rows["memory/gradients"].isna()[1]
+    assert "memory" not in rows
+
+
+def test_a_prediction_rate_that_is_unknown_is_a_dash() -> None:
+    assert cells.SPENT["prediction"]([Fake().record()]) == cells.NONE
 
 
 def test_no_results_no_tables() -> None:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from peftbench import tables
 from peftbench.contract import Result
+from peftbench.frame import frame
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Csv:
     def write(self, results: Sequence[Result], out: Path) -> list[Path]:
         """Write into `out`; an undefined value is an empty field."""
         file = out / "results.csv"
-        tables.frame(result for result in results if result.record.role == "final").to_csv(file, index=False)
+        frame(result for result in results if result.record.role == "final").to_csv(file, index=False)
         return [file]
 
 

@@ -47,8 +47,8 @@ def _argument(kind: type, name: str) -> str:
 
 
 def presence(name: str, root: Path) -> Presence | None:
-    """How much of a data set is under `root`; None where only loading it would tell."""
-    dataset: Any = open_dataset(name)
+    """How much of a data set, by its plain name, is under `root`; None where only loading it would tell."""
+    dataset: Any = registry("datasets").get(name)
     found: Presence | None = dataset.presence(root) if hasattr(dataset, "presence") else None
     return found
 

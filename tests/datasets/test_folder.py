@@ -4,7 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from peftbench import pictures
 from peftbench.contract import Splits
 from peftbench.datasets.folder import plugin
 from peftbench.errors import DataError, MissingDataError, SplitError
@@ -176,3 +178,27 @@ def test_the_real_oct_sample_is_read_as_given(data_root: Path) -> None:
         pytest.skip(f"no OCT sample in {data_root}")
     splits = load(home)
     assert sizes(splits) == [[13, 10, 13, 10], [7, 8, 8, 8], [15, 15, 15, 15]]
+
+
+# --- greys of more than eight bits, DICOM ----------------------------------------------------------------------------
+
+
+def test_deep_images_and_dicom_are_read_and_noted(tmp_path: Path) -> None:
+    fill(tmp_path, 20, "a", "b", suffix=".dcm")
+    deep = np.arange(64, dtype=np.uint16).reshape(8, 8)
+    Image.fromarray(deep).save(tmp_path / "a" / "deep.png")
+    splits = load(tmp_path)
+    assert sum(len(part) for part in splits.parts.values()) == 41
+    assert [note.split(" are shown")[0] for note in splits.notes] == [
+        "40 DICOM images",
+        "1 grey images of more than 8 bits",
+    ]
+
+
+def test_dicom_without_the_extra_is_refused_before_anything_is_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(tmp_path, 20, "a", "b", suffix=".dcm")
+    monkeypatch.setattr(pictures, "find_spec", lambda _: None)
+    with pytest.raises(DataError, match="needs pydicom"):
+        load(tmp_path)

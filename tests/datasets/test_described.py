@@ -1,0 +1,129 @@
+"""Data sets that a file datasets/NAME.toml of the working folder describes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from peftbench import catalogue, inventory
+from peftbench.contract import Splits
+from peftbench.errors import CatalogueError, DataError, PluginError
+from peftbench.registry import registry
+
+CLINIC = """
+title = "Clinic ultrasound"
+modality = "breast ultrasound"
+path = "images"
+"""
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with twenty images of ten patients in two class folders."""
+    monkeypatch.chdir(tmp_path)
+    for label in ("benign", "malignant"):
+        (tmp_path / "images" / label).mkdir(parents=True)
+        for i in range(20):
+            (tmp_path / f"images/{label}/patient{i // 2}_{i}.png").write_text(f"{label} {i}")
+    (tmp_path / "datasets").mkdir()
+    return tmp_path
+
+
+def describe(text: str, name: str = "clinic") -> None:
+    Path("datasets", f"{name}.toml").write_text(text)
+
+
+def load() -> Splits:
+    return inventory.open_dataset("clinic").load(Path("unused"), 0)
+
+
+def test_a_described_set_is_found_without_flags(home: Path) -> None:
+    describe(CLINIC)
+    card = inventory.open_dataset("clinic").card
+    assert "clinic" in registry("datasets").names()
+    assert (card.title, card.modality, card.classes) == (
+        "Clinic ultrasound",
+        "breast ultrasound",
+        ("benign", "malignant"),
+    )
+    assert [len(part) for part in load().parts.values()] == [28, 4, 8]
+    assert inventory.state("clinic", home) == "complete"
+
+
+@pytest.mark.usefixtures("home")
+def test_classes_are_numbered_as_written() -> None:
+    describe(CLINIC + 'classes = ["malignant", "benign"]')
+    train = load().train
+    assert {name.split("/")[0] for name, label in zip(train.names, train.labels, strict=True) if label == 0} == {
+        "malignant"
+    }
+
+
+@pytest.mark.usefixtures("home")
+@pytest.mark.parametrize(("pattern", "key"), [(r"patient(\d+)_", "3"), (r"patient\d+", "patient3")])
+def test_groups_are_read_from_the_names(pattern: str, key: str) -> None:
+    describe(CLINIC + f"group_key = 'patient'\ngroup = '{pattern}'")
+    splits = load()
+    groups = [set(part.groups) for part in splits.parts.values()]
+    assert key in set().union(*groups)
+    assert sum(map(len, groups)) == 10
+    assert splits.rule == "70/10/20 stratified, grouped by patient"
+
+
+def test_a_table_may_be_described(home: Path) -> None:
+    lines = [
+        f"images/{label}/patient{i // 2}_{i}.png,{label},{i // 2}"
+        for label in ("benign", "malignant")
+        for i in range(20)
+    ]
+    (home / "all.csv").write_text("\n".join(["image,label,group", *lines]))
+    describe(CLINIC.replace("images", "all.csv") + 'task = "ordinal"')
+    dataset = inventory.open_dataset("clinic")
+    assert (dataset.card.task, dataset.card.group_key) == ("ordinal", "group")
+    assert np.bincount(load().test.labels).tolist() == [4, 4]
+
+
+def test_a_folder_that_is_not_there_is_said_in_the_list(home: Path) -> None:
+    describe(CLINIC.replace("images", "nowhere"))
+    assert inventory.state("clinic", home) == "no"
+
+
+def test_fewer_images_than_stated_are_incomplete(home: Path) -> None:
+    describe(CLINIC + "sizes = { total = 50 }")
+    assert inventory.state("clinic", home) == "incomplete (40 of 50)"
+
+
+@pytest.mark.usefixtures("home")
+@pytest.mark.parametrize(
+    ("text", "error", "message"),
+    [
+        ("title = 'x'", CatalogueError, r"clinic\.toml: key 'path': Field required"),
+        (CLINIC + "colour = 1", CatalogueError, "'colour': there is no such key"),
+        (CLINIC + "classes = ['benign']", DataError, "`classes` must be the class folders of .*: benign, malignant"),
+        (CLINIC + "group = '('", CatalogueError, "`group` is no regular expression"),
+        (CLINIC + "group = 'eye'", DataError, "`group` finds nothing in the path 'benign/patient0_0.png'"),
+    ],
+)
+def test_a_description_that_cannot_be_used_is_named(text: str, error: type[Exception], message: str) -> None:
+    describe(text)
+    with pytest.raises(error, match=message):
+        load()
+
+
+@pytest.mark.usefixtures("home")
+def test_a_name_that_is_taken_is_refused() -> None:
+    describe(CLINIC, "busi")
+    with pytest.raises(CatalogueError, match=r"has a data set 'busi' of its own; rename the file"):
+        catalogue.dataset_names()
+    Path("datasets/busi.toml").rename("datasets/folder.toml")
+    with pytest.raises(PluginError, match="called 'folder' already"):
+        registry("datasets").names()
+
+
+@pytest.mark.usefixtures("home")
+def test_a_copy_of_the_catalogue_describes_nothing_new() -> None:
+    describe((catalogue._folder("datasets") / "busi.toml").read_text(), "busi")
+    assert catalogue.own_datasets() == {}
+    assert catalogue.dataset_entry("busi").sizes == {"total": 780}

@@ -52,6 +52,9 @@ TuneOption = Annotated[
 BaselinesOption = Annotated[
     bool, typer.Option("--baselines/--no-baselines", help="Add majority, linear and linear on random weights.")
 ]
+AugmentationOption = Annotated[
+    str, typer.Option("--augmentation", help="Of training images: none, light, or medical (by the modality).")
+]
 PrecisionOption = Annotated[str, typer.Option("--precision", help="auto, fp32 or bf16.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
 
@@ -76,6 +79,7 @@ def run(
     evaluations: Annotated[int | None, typer.Option(help="How often to evaluate, instead of the recipe's.")] = None,
     lr: Annotated[float | None, typer.Option(help="One learning rate for every method, untuned.")] = None,
     baselines: BaselinesOption = True,  # noqa: FBT002 - typer's way of flags
+    augmentation: AugmentationOption = "",
     precision: PrecisionOption = "",
     device: DeviceOption = "auto",
     threads: Annotated[int | None, typer.Option(help="CPU threads of a job; part of its identity.")] = None,
@@ -84,6 +88,9 @@ def run(
     store: StoreOption = Path("runs"),
     data: DataOption = None,
     cache: CacheOption = None,
+    cache_limit: Annotated[
+        str, typer.Option("--cache-limit", envvar="PEFTBENCH_CACHE_LIMIT", help="Such as 20G; what is older goes.")
+    ] = "50G",
 ) -> None:
     """Train every method on every data set; without arguments, the quick study."""
     from peftbench.spec import asked
@@ -92,7 +99,7 @@ def run(
     from peftbench.request import places
     from peftbench.show import run_study
 
-    code = run_study(wanted, places(store, data, cache, weights, device), jobs, skip_broken=skip_broken)
+    code = run_study(wanted, places(store, data, cache, weights, device, cache_limit), jobs, skip_broken=skip_broken)
     raise typer.Exit(code)
 
 
@@ -211,6 +218,22 @@ def predict(
     from peftbench.show import predict_images
 
     predict_images(job, images, store, weights, device, out, as_json=json)
+
+
+@app.command()
+def check(
+    name: Annotated[str | None, typer.Argument(help="A plug-in such as lora or metrics/auc, or PACKAGE:NAME.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Everything that is installed.")] = False,  # noqa: FBT002
+    compiled: Annotated[bool, typer.Option("--compile", help="torch.compile, too: 0.7 s a method.")] = False,  # noqa: FBT002
+    data: DataOption = None,
+    json: JsonOption = False,  # noqa: FBT002
+) -> None:
+    """The conformance rules on a method, data set, backbone, metric or report; exit code 1 if one does not hold."""
+    from peftbench.checking import show_check
+    from peftbench.request import places
+
+    folder = places(Path("runs"), data).data
+    raise typer.Exit(show_check(name, folder, everything=everything, compiled=compiled, as_json=json))
 
 
 @app.command()

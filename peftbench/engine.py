@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from peftbench import sparse
+from peftbench.augmentation import Augment
 from peftbench.contract import Logits
 from peftbench.errors import DivergedError
-from peftbench.pixels import augment, order
+from peftbench.pixels import order
 from peftbench.plan import Callback
 from peftbench.recipe import Recipe
 from peftbench.registry import registry
@@ -69,6 +70,7 @@ class Task:
     labels: Tensor  # of train (n,) or (n, labels), on the device
     parts: Mapping[str, tuple[Inputs, NDArray[np.int64]]]  # val, test -> inputs and labels
     classes: int
+    augment: Augment | None = None  # what happens to training images
 
 
 @dataclass
@@ -147,7 +149,8 @@ def _train(  # noqa: PLR0913 - likewise
         torch.manual_seed(1_000_003 * seed + step)  # dropout and the like: the same after a resume
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(step, recipe)
-        inputs = augment(task.train.batch(index), recipe.augmentation, seed, step)
+        inputs = task.train.batch(index)
+        inputs = task.augment(inputs, seed, step) if task.augment else inputs
         with torch.autocast(device.type, autocast, enabled=autocast is not None):
             logits = model(inputs)
         loss = loss_of(logits, task.labels[torch.as_tensor(index, device=device)])

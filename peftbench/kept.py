@@ -10,11 +10,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from peftbench.cache import Hold
+
 
 def kept(file: Path | None, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
     """The tensors in `file`; made anew where it is missing or damaged, and written in one piece. None keeps nothing."""
     if file is None:
         return make()
+    with Hold(file.parent):  # against being dropped from the cache while in use
+        return _kept(file, make)
+
+
+def _kept(file: Path, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
     try:
         return load_file(file)
     except (SafetensorError, OSError):

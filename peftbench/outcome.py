@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from peftbench import audit, backbone, measure, store
-from peftbench.contract import Labels, Logits
+from peftbench.contract import Labels, Logits, Task, tasks_of
 from peftbench.cost import Counted
 from peftbench.engine import Chosen, Progress
 from peftbench.pixels import Data
@@ -51,20 +51,6 @@ def write_results(job: Job, places: Places, data: Data, progress: Progress) -> N
     private.chmod(0o600)
 
 
-def about(job: Job, data: Data) -> dict[str, Any]:
-    """What a delta must say of itself."""
-    return {
-        "base": job.digest,
-        "backbone": job.backbone,
-        "method": {"name": job.method, "version": job.version, "fields": dict(job.fields)},
-        "head": {"kind": job.recipe.head, "scale": job.recipe.head_scale, "classes": list(data.card.classes)},
-        "preprocessing": asdict(job.preprocessing),
-        "image_size": job.image_size,
-        "job": job.id,
-        "use": "For research only; not a medical device.",
-    }
-
-
 def make_record(job: Job, places: Places, data: Data, outcome: Outcome | str, seconds: float, peak: int) -> Record:
     """The record of a job that ended, well or not."""
     blank = backbone.find(job.backbone, job.image_size, blank=True).blank()
@@ -79,7 +65,7 @@ def make_record(job: Job, places: Places, data: Data, outcome: Outcome | str, se
             sizes=data.sizes,
             groups={part: len(set(keys)) for part, keys in data.groups.items()},
             card=asdict(data.card),
-            notes=list(data.notes),
+            notes=[*data.notes, *_about_groups(data)],
             variant=job.variant,
             test=digest([data.names["test"], data.labels["test"].tolist()])[:16],
             balance={part: audit.balance(labels, len(data.card.classes)) for part, labels in data.labels.items()},
@@ -141,23 +127,79 @@ def _counted(progress: Progress, counted: Counted | None) -> dict[str, Any]:
 
 
 def _choice(chosen: Chosen, data: Data) -> Choice:
-    scores = {part: score(logits, data.labels[part]) for part, logits in chosen.logits.items()}
+    scores = {part: _scores(logits, part, data) for part, logits in chosen.logits.items()}
     return Choice(step=chosen.step, val=scores.get("val", {}), test=scores.get("test", {}))
 
 
-def score(logits: Logits, labels: Labels) -> dict[str, float | None]:
-    """Every registered metric; None where it is undefined."""
+def _scores(logits: Logits, part: str, data: Data) -> dict[str, float | None]:
+    """Of the images, and under `<metric>_per_group` of the groups where they are known."""
+    labels, task = data.labels[part], data.card.task
+    found = score(logits, labels, task)
+    if data.card.group_key:
+        means, truth, _ = by_group(logits, labels, data.groups[part])
+        found |= {f"{name}_per_group": value for name, value in score(means, truth, task).items()}
+    return found
+
+
+def score(logits: Logits, labels: Labels, task: Task = "single") -> dict[str, float | None]:
+    """Every registered metric that has a meaning for the task; None where it is undefined."""
     scores: dict[str, float | None] = {}
     for name in registry("metrics").names():
-        value = registry("metrics").get(name)(logits, labels)
-        named = value if isinstance(value, Mapping) else {name: value}
-        scores |= {key: float(v) if math.isfinite(v) else None for key, v in named.items()}
+        metric = registry("metrics").get(name)
+        if task in tasks_of(metric):
+            value = metric(logits, labels)
+            named = value if isinstance(value, Mapping) else {name: value}
+            scores |= {key: float(v) if math.isfinite(v) else None for key, v in named.items()}
     return scores
+
+
+def by_group(logits: Logits, labels: Labels, groups: Sequence[str]) -> tuple[Logits, Labels, int]:
+    """The mean logits (groups, classes) and the label of each group, and how many groups were left out.
+
+    Those are left out whose images do not agree in their label: what would be right of them?
+    """
+    names, first, member = np.unique(np.asarray(groups, np.str_), return_index=True, return_inverse=True)
+    sums = np.zeros((len(names), logits.shape[1]))
+    np.add.at(sums, member, logits)
+    means = (sums / np.bincount(member, minlength=len(names))[:, None]).astype(np.float32)
+    differs = (labels != labels[first][member]).reshape(len(labels), -1).any(1)
+    agreed = np.bincount(member, weights=differs, minlength=len(names)) == 0
+    return means[agreed], labels[first][agreed], int((~agreed).sum())
 
 
 def _notes(progress: Progress, data: Data) -> list[str]:
     """What a reader of the row must know."""
-    share = np.bincount(data.labels["train"]) / data.sizes["train"]
-    entropy = -float(np.sum(share * np.log(share, where=share > 0, out=np.zeros_like(share))))
+    share = _frequencies(data, "train")
+    each = -np.log(share, where=share > 0, out=np.zeros_like(share)) * share
+    entropy = float(each.sum(-1).mean())
     stuck = progress.curve and progress.curve[-1]["train_loss"] > UNCONVERGED * entropy
-    return ["not converged"] if stuck else []
+    return [*(["not converged"] if stuck else []), *_undefined(data)]
+
+
+def _frequencies(data: Data, part: str) -> NDArray[np.float64]:
+    """The share of each class (classes,), or of each label's absence and presence (labels, 2)."""
+    labels = data.labels[part]
+    if data.card.task == "multi_label":
+        present = labels.mean(0)
+        return np.stack([1 - present, present], 1)
+    return np.bincount(labels, minlength=len(data.card.classes)) / len(labels)
+
+
+def _undefined(data: Data) -> list[str]:
+    """Why the test set leaves a metric without a value."""
+    if not data.sizes["test"]:
+        return []
+    share = _frequencies(data, "test")
+    absent = [name for name, found in zip(data.card.classes, share, strict=True) if not np.all(found)]
+    what = "with and without" if data.card.task == "multi_label" else "of"
+    return [f"AUC undefined: no test images {what} {', '.join(absent)}"] if absent else []
+
+
+def _about_groups(data: Data) -> list[str]:
+    """How many groups have no score."""
+    if not data.card.group_key or not data.sizes["test"]:
+        return []
+    labels, groups = data.labels["test"], data.groups["test"]
+    *_, left_out = by_group(np.zeros((len(labels), 1), np.float32), labels, groups)
+    several = f"{left_out} of {len(set(groups))} test groups ({data.card.group_key})"
+    return [f"per group: {several} have images of several labels and are left out"] if left_out else []

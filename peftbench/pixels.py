@@ -1,31 +1,32 @@
-"""From image files to batches: decoded once into a memory-mapped uint8 cache, made into float batches on the device."""
+"""Decoded once into a memory-mapped uint8 cache (see `sealed`), made into float batches on the device."""
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import uuid
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F
 
-from peftbench.contract import Card, Part, Preprocessing, Splits
+from peftbench import cache as kept
+from peftbench.cache import Hold
+from peftbench.contract import Card, Preprocessing, Splits
+from peftbench.decode import decode
 from peftbench.errors import BrokenImagesError, DataError
+from peftbench.sealed import is_whole, mend, read, seal, write
 from peftbench.spec import digest
 from peftbench.splits import fingerprint
 
-_FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 PARTS = ("train", "val", "test")
+ROWS = 256  # images copied at a time
+
+Broken = Mapping[str, Sequence[int]]  # part -> positions of the images that do not open
+Watch = Callable[[int, int], None]  # images decoded, images in all
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Data:
     labels: dict[str, NDArray[np.int64]]  # part -> (n,) or (n, labels)
     names: dict[str, list[str]]
     groups: dict[str, list[str]]
+    hold: Hold | None = field(default=None, compare=False, repr=False)  # so long it is not dropped from the cache
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -57,23 +59,41 @@ class Data:
 
 
 def prepare(
-    card: Card, splits: Splits, preprocessing: Preprocessing, cache: Path, *, skip_broken: bool = False
+    card: Card,
+    splits: Splits,
+    preprocessing: Preprocessing,
+    cache: Path,
+    *,
+    skip_broken: bool = False,
+    watch: Watch | None = None,
+    limit: int = kept.LIMIT,
 ) -> Data:
-    """Decode what is not in the cache yet.
+    """Decode what is not in the cache yet, in one process at a time; then keep the cache below `limit` bytes.
 
-    Raises BrokenImagesError, unless `skip_broken` leaves such images out and says so.
+    Raises BrokenImagesError, unless `skip_broken` leaves such images out and says so, and DataError for a full disk.
     """
     print_ = fingerprint(splits)
-    folder, facts = _place(print_, preprocessing, cache), json.dumps(_facts(card, splits, print_))
-    if not (folder / "parts.json").exists():
-        decoded = {name: decode(part, preprocessing) for name, part in splits.parts.items()}
-        broken = {name: bad for name, (_, bad) in decoded.items() if bad}
-        if broken:
-            return prepare(card, _without(splits, broken, skip=skip_broken), preprocessing, cache, skip_broken=False)
-        _store(folder, np.concatenate([pixels for pixels, _ in decoded.values()]), facts)
-    elif (folder / "parts.json").read_text() != facts:  # the pixels are the same, but the card or a note was mended
-        _write(folder / "parts.json", facts)
-    return find(print_, preprocessing, cache)
+    folder, facts = _place(print_, preprocessing, cache), _facts(card, splits, print_)
+    hold = Hold(folder)
+    broken = _known_broken(folder, splits, preprocessing)
+    if not broken and not is_whole(folder):
+        broken = _build(card, splits, preprocessing, cache, watch)
+    if broken:
+        rest = _without(splits, broken, skip=skip_broken)
+        return prepare(card, rest, preprocessing, cache, watch=watch, limit=limit)
+    kept.shrink(cache, limit)
+    if digest(read(folder)["facts"]) != digest(facts):  # the pixels are the same, but the card or a note was mended
+        mend(folder, facts)
+    return _data(folder, hold)
+
+
+def find(print_: str, preprocessing: Preprocessing, cache: Path) -> Data:
+    """Data that `prepare` made, by their fingerprint."""
+    folder = _place(print_, preprocessing, cache)
+    hold = Hold(folder)
+    if not is_whole(folder):
+        raise DataError(f"The decoded images in {folder} are gone or damaged; run the study again to decode them anew.")
+    return _data(folder, hold)
 
 
 def _place(print_: str, preprocessing: Preprocessing, cache: Path) -> Path:
@@ -81,27 +101,13 @@ def _place(print_: str, preprocessing: Preprocessing, cache: Path) -> Path:
     return cache / "pixels" / digest(key)[:24]
 
 
-def find(print_: str, preprocessing: Preprocessing, cache: Path) -> Data:
-    """Data that `prepare` made, by their fingerprint."""
-    folder = _place(print_, preprocessing, cache)
-    try:
-        facts: dict[str, Any] = json.loads((folder / "parts.json").read_text())
-    except OSError:
-        raise DataError(f"The decoded images in {folder} are gone; run the study again to decode them anew.") from None
-    known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in facts["card"].items()}
+def _data(folder: Path, hold: Hold) -> Data:
+    facts: dict[str, Any] = read(folder)["facts"]
+    known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in facts.pop("card").items()}
     card = Card(**known)
     shape = (-1, len(card.classes)) if card.task == "multi_label" else (-1,)  # of an empty part, too
-    labels = {part: np.asarray(values, np.int64).reshape(shape) for part, values in facts["labels"].items()}
-    return Data(
-        folder,
-        card,
-        facts["rule"],
-        tuple(facts["notes"]),
-        facts["fingerprint"],
-        labels,
-        facts["names"],
-        facts["groups"],
-    )
+    labels = {part: np.asarray(values, np.int64).reshape(shape) for part, values in facts.pop("labels").items()}
+    return Data(folder, card, notes=tuple(facts.pop("notes")), labels=labels, hold=hold, **facts)
 
 
 def _facts(card: Card, splits: Splits, print_: str) -> dict[str, Any]:
@@ -117,29 +123,86 @@ def _facts(card: Card, splits: Splits, print_: str) -> dict[str, Any]:
     }
 
 
-def _store(folder: Path, pixels: NDArray[np.uint8], facts: str) -> None:
-    """Write beside and rename, so that a crash or a second process leaves a whole folder or none."""
-    draft = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}")
-    draft.mkdir(parents=True, mode=0o700)
-    np.save(draft / "pixels.npy", pixels)
-    _write(draft / "parts.json", facts)
+# --- its files -------------------------------------------------------------------------------------------------------
+
+
+def _build(card: Card, splits: Splits, preprocessing: Preprocessing, cache: Path, watch: Watch | None) -> Broken:
+    """Make the entry of these splits, or note which of their images do not open and make the entry of the others."""
+    print_ = fingerprint(splits)
+    folder, total = _place(print_, preprocessing, cache), sum(map(len, splits.parts.values()))
+    with kept.making(folder) as draft:
+        if is_whole(folder):  # another process made it while this one waited
+            return {}
+        pixels = _canvas(draft, total, preprocessing.size)
+        broken = _decode(splits, preprocessing, pixels, watch)
+        pixels.flush()
+        if broken:
+            _keep_the_rest(card, splits, broken, pixels, preprocessing, cache)
+            (draft / "pixels.npy").unlink()
+            write(draft / "broken.json", json.dumps(broken))
+        else:
+            seal(draft, _facts(card, splits, print_))
+        kept.publish(draft, folder)
+    return broken
+
+
+def _canvas(draft: Path, images: int, side: int) -> np.memmap[Any, np.dtype[np.uint8]]:
+    kept.refuse_full(draft, images * 3 * side * side)
+    return np.lib.format.open_memmap(draft / "pixels.npy", "w+", np.uint8, (images, 3, side, side))
+
+
+def _decode(splits: Splits, preprocessing: Preprocessing, out: NDArray[np.uint8], watch: Watch | None) -> Broken:
+    """Fill `out`, part after part."""
+    done, broken = 0, dict[str, list[int]]()
+
+    def tick(images: int) -> None:
+        nonlocal done
+        done += images
+        if watch:
+            watch(done, len(out))
+
+    for name, part in splits.parts.items():
+        start = done
+        _, bad = decode(part, preprocessing, out[start : start + len(part)], tick)
+        broken |= {name: bad} if bad else {}
+    return broken
+
+
+def _keep_the_rest(
+    card: Card, splits: Splits, broken: Broken, pixels: NDArray[np.uint8], preprocessing: Preprocessing, cache: Path
+) -> None:
+    """The entry of the images that open, copied, so that nothing is decoded twice."""
+    starts = dict(zip(PARTS, np.cumsum([0, *map(len, splits.parts.values())]).tolist(), strict=False))
+    bad = [starts[name] + i for name, places in broken.items() for i in places]
+    good = np.delete(np.arange(len(pixels)), bad)
+    if not len(good):
+        return
+    rest = _without(splits, broken, skip=True)
+    print_ = fingerprint(rest)
+    folder = _place(print_, preprocessing, cache)
+    with kept.making(folder) as draft:
+        out = _canvas(draft, len(good), preprocessing.size)
+        for start in range(0, len(good), ROWS):
+            out[start : start + ROWS] = pixels[good[start : start + ROWS]]
+        out.flush()
+        seal(draft, _facts(card, rest, print_))
+        kept.publish(draft, folder)
+
+
+def _known_broken(folder: Path, splits: Splits, preprocessing: Preprocessing) -> Broken:
+    """The images that did not open last time, if none of them opens now: a reader may have been installed since."""
     try:
-        draft.rename(folder)
-    except OSError:  # another process was first; the contents are the same
-        shutil.rmtree(draft)
+        known: dict[str, list[int]] = json.loads((folder / "broken.json").read_text())
+        suspects = {name: splits.parts[name].take(places) for name, places in known.items()}
+    except (OSError, ValueError, KeyError, IndexError, AttributeError):
+        return {}
+    still = all(len(decode(part, preprocessing)[1]) == len(part) for part in suspects.values())
+    return known if still else {}
 
 
-def _write(file: Path, text: str) -> None:
-    """In one piece, readable by its owner only: it names images and their groups."""
-    draft = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
-    draft.touch(mode=0o600)
-    draft.write_text(text)
-    draft.replace(file)
-
-
-def _without(splits: Splits, broken: dict[str, list[int]], *, skip: bool) -> Splits:
+def _without(splits: Splits, broken: Broken, *, skip: bool) -> Splits:
     names = [splits.parts[part].names[i] for part, bad in broken.items() for i in bad]
-    if not skip:
+    if not skip or len(names) == sum(map(len, splits.parts.values())):
         shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")  # noqa: PLR2004
         raise BrokenImagesError(
             f"{len(names)} images do not open: {shown}. Mend them, or leave them out with --skip-broken."
@@ -147,53 +210,6 @@ def _without(splits: Splits, broken: dict[str, list[int]], *, skip: bool) -> Spl
     kept = {n: p.take([i for i in range(len(p)) if i not in set(broken.get(n, []))]) for n, p in splits.parts.items()}
     notes = (*splits.notes, f"{len(names)} broken images left out")
     return Splits(**kept, rule=splits.rule, notes=notes, carved=splits.carved)
-
-
-# --- decoding --------------------------------------------------------------------------------------------------------
-
-
-def decode(part: Part, preprocessing: Preprocessing) -> tuple[NDArray[np.uint8], list[int]]:
-    """Pixels (n, 3, size, size) of a part, and the positions of the images that do not open (left black)."""
-    side = preprocessing.size
-    out = np.zeros((len(part), 3, side, side), np.uint8)
-    bad: list[int] = []
-
-    def one(i: int) -> None:
-        try:
-            out[i] = _open(part.images[i], preprocessing)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-            bad.append(i)
-
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        list(pool.map(one, range(len(part))))
-    return out, sorted(bad)
-
-
-def _open(image: Path | NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.uint8]:
-    """One image as (3, size, size), whatever its mode; grey becomes three equal channels."""
-    opened = Image.open(image) if isinstance(image, Path) else Image.fromarray(image)
-    with opened as picture:
-        shown = fit(_rgb(picture), preprocessing)
-    return np.asarray(shown).transpose(2, 0, 1)
-
-
-def _rgb(picture: Image.Image) -> Image.Image:
-    """Eight bits a channel, without transparency: of greys of sixteen bits the upper eight, which Pillow would clip."""
-    if picture.mode.startswith("I"):
-        grey = np.asarray(picture).clip(0, 2**16 - 1) >> 8
-        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
-    return (picture.convert("RGBA") if picture.mode == "P" else picture).convert("RGB")
-
-
-def fit(picture: Image.Image, preprocessing: Preprocessing) -> Image.Image:
-    """A square picture of the network's size: squashed, or its short side fitted and the middle cut out."""
-    side, resample = preprocessing.size, _FILTERS[preprocessing.interpolation]
-    if preprocessing.fit == "squash":
-        return picture.resize((side, side), resample)
-    scale = side / min(picture.size)
-    wide, high = (max(side, round(length * scale)) for length in picture.size)
-    left, top = (wide - side) // 2, (high - side) // 2
-    return picture.resize((wide, high), resample).crop((left, top, left + side, top + side))
 
 
 # --- batches ---------------------------------------------------------------------------------------------------------
@@ -206,17 +222,25 @@ class Images:
         self.pixels, self.device = pixels, device
         self.mean = 255 * torch.tensor(preprocessing.mean, device=device).view(3, 1, 1)
         self.scale = 1 / (255 * torch.tensor(preprocessing.std, device=device).view(3, 1, 1))
-        self._buffers: dict[int, Tensor] = {}
+        self._buffers: dict[int, tuple[NDArray[np.uint8], Tensor]] = {}
 
     def __len__(self) -> int:
         return len(self.pixels)
 
     def batch(self, index: Sequence[int] | NDArray[np.int64]) -> Tensor:
         """(B, 3, S, S) float32, valid until the next call with as many images."""
-        raw = torch.from_numpy(np.ascontiguousarray(self.pixels[np.asarray(index)])).to(self.device)
-        if len(raw) not in self._buffers:
-            self._buffers[len(raw)] = torch.empty(raw.shape, dtype=torch.float32, device=self.device)
-        return self._buffers[len(raw)].copy_(raw).sub_(self.mean).mul_(self.scale)
+        places = np.asarray(index)
+        raw, made = self._buffer(len(places))
+        for i in np.argsort(places, kind="stable"):  # in the order in which they lie on the disk
+            raw[i] = self.pixels[places[i]]
+        return made.copy_(torch.from_numpy(raw)).sub_(self.mean).mul_(self.scale)
+
+    def _buffer(self, images: int) -> tuple[NDArray[np.uint8], Tensor]:
+        if images not in self._buffers:
+            shape = (images, *self.pixels.shape[1:])
+            made = torch.empty(shape, dtype=torch.float32, device=self.device)
+            self._buffers[images] = np.empty(shape, np.uint8), made
+        return self._buffers[images]
 
 
 class Features:
@@ -243,15 +267,3 @@ def order(images: int, batch: int, seed: int, first: int, last: int) -> Iterator
         yield np.asarray(
             [rounds[r][i] for r, i in zip((places // images).tolist(), (places % images).tolist(), strict=True)]
         )
-
-
-def augment(batch: Tensor, kind: Literal["none", "light"], seed: int, step: int) -> Tensor:
-    """`light`: each image mirrored or not, and moved by up to an eighth of its side. Seeded by the step."""
-    if kind == "none":
-        return batch
-    draw, side = np.random.default_rng([seed, 11, step]), batch.shape[-1]
-    pad = side // 8
-    flips, moves = draw.integers(2, size=len(batch)), draw.integers(2 * pad + 1, size=(len(batch), 2))
-    padded = F.pad(batch, (pad, pad, pad, pad), mode="replicate")
-    moved = [image[:, y : y + side, x : x + side] for image, (y, x) in zip(padded, moves.tolist(), strict=True)]
-    return torch.stack([m.flip(-1) if f else m for m, f in zip(moved, flips.tolist(), strict=True)])

@@ -27,7 +27,7 @@ class Recipe:
     head_scale: float = 1.0  # l2: the length of the features
     selection: Literal["validation", "last"] = "validation"
     class_weights: Literal["none", "balanced"] = "none"
-    augmentation: Literal["none", "light"] = "none"
+    augmentation: Literal["none", "light", "medical"] = "none"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
 
     def __post_init__(self) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from platformdirs import user_cache_path
 
 from peftbench import backbone, catalogue, inventory, measure
+from peftbench.cache import LIMIT, parse_size
 from peftbench.errors import DataError, MissingDataError, RequestError, WeightsError
 from peftbench.recipe import CPU_STANDARD, RECIPES, Recipe
 from peftbench.registry import registry
@@ -17,7 +18,12 @@ from peftbench.spec import PAPER_SIX, QUICK, Places, Study
 
 
 def places(
-    store: Path, data: Path | None = None, cache: Path | None = None, weights: Path | None = None, device: str = "auto"
+    store: Path,
+    data: Path | None = None,
+    cache: Path | None = None,
+    weights: Path | None = None,
+    device: str = "auto",
+    limit: str = "",
 ) -> Places:
     """Folders as given, or the platform's own for this user; the device that `auto` means."""
     if device not in {"auto", "cpu", "cuda"}:
@@ -30,6 +36,7 @@ def places(
         cache=cache or user_cache_path("peftbench"),
         weights=weights,
         device=measure.auto_device() if device == "auto" else device,
+        cache_limit=parse_size(limit) if limit else LIMIT,
     )
 
 
@@ -135,5 +142,7 @@ def make_recipe(study: Study, device: str) -> Recipe:
     written: dict[str, Any] = {
         k: v for k in ("steps", "batch", "evaluations", "lr") if (v := getattr(study, k)) is not None
     }
+    if study.augmentation:
+        written["augmentation"] = study.augmentation
     precision = measure.auto_precision(device) if study.precision == "auto" else study.precision
     return replace(recipe, **written, precision=precision)

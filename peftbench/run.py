@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from peftbench import backbone, cost, delta, measure, pixels, store
+from peftbench import augmentation, backbone, cost, delta, measure, pixels, store
 from peftbench.checkpoint import Checkpoint
 from peftbench.cost import Alone, Counted
 from peftbench.engine import Chosen, Inputs, Learner, Progress, Task, Watch, fit, forward, make_loss
@@ -137,7 +137,9 @@ def _task(job: Job, places: Places, data: Data) -> Task:
     images = {part: Images(data.pixels(part), job.preprocessing, device) for part, size in data.sizes.items() if size}
     seen = ("val",) if job.role == "trial" else ("val", "test")
     parts = {part: (images[part], data.labels[part]) for part in seen if part in images}
-    return Task(images["train"], torch.from_numpy(data.labels["train"]).to(device), parts, len(data.card.classes))
+    labels = torch.from_numpy(data.labels["train"]).to(device)
+    augment = augmentation.make(job.recipe.augmentation, job.policy, job.preprocessing)
+    return Task(images["train"], labels, parts, len(data.card.classes), augment)
 
 
 def _probe(job: Job, places: Places, model: Classifier, task: Task) -> GradientProbe:

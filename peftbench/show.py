@@ -26,6 +26,7 @@ from peftbench import bench, measure, predict, request, tables, workers
 from peftbench import study as studies
 from peftbench.contract import Result
 from peftbench.errors import RequestError
+from peftbench.progress import Bars
 from peftbench.record import Record
 from peftbench.registry import registry
 from peftbench.spec import Job, Places, Study
@@ -40,7 +41,8 @@ def run_study(asked: Study, places: Places, jobs: int, *, skip_broken: bool) -> 
     started = time.perf_counter()
     store = Store(places.store)
     store.prepare()
-    resolved = studies.resolve(asked, places, skip_broken=skip_broken)
+    with Bars(console) as bars:
+        resolved = studies.resolve(asked, places, skip_broken=skip_broken, watch=bars)
     for line in resolved.says:
         _say(line)
     count = jobs or (1 if places.device == "cuda" else measure.cores())

@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from peftbench.cache import LIMIT
 from peftbench.contract import Preprocessing
 from peftbench.errors import PluginError, RequestError
 from peftbench.recipe import Recipe, grid
@@ -29,6 +30,7 @@ _SPEC = re.compile(
 
 
 PATHS = ("folder", "table")  # data sets behind whose colon stands a path, which may hold anything
+_NUMBER = re.compile(r"[+-]?[\d.]+(e[+-]?\d+)?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -73,15 +75,7 @@ def texts(text: str) -> tuple[str, ...]:
 def _value(text: str) -> Any:  # noqa: ANN401 - typed by the field it is for
     if text.endswith("%"):
         return _number(text[:-1], text) / 100
-    return tuple(text.split("+")) if "+" in text and not _is_number(text) else text
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+    return tuple(text.split("+")) if "+" in text and not _NUMBER.fullmatch(text) else text
 
 
 def _show(value: object) -> str:
@@ -174,6 +168,7 @@ class Study:
     evaluations: int | None = None
     lr: float | None = None
     threads: int = 1
+    augmentation: Literal["", "none", "light", "medical"] = ""  # "": the recipe's
 
     def __post_init__(self) -> None:
         for name in ("image_size", "steps", "batch", "evaluations", "lr", "threads"):
@@ -240,6 +235,7 @@ class Places:
     cache: Path
     weights: Path | None = None
     device: str = "cpu"
+    cache_limit: int = LIMIT  # bytes
 
 
 @dataclass(frozen=True)
@@ -266,6 +262,7 @@ class Job:
     edge: Literal["floor", "ceiling"] | None = None
     tuning: Mapping[str, Any] | None = None
     variant: Variant = WHOLE  # of the data; `split` and `fingerprint` tell it apart
+    policy: str = ""  # what augmentation `medical` does to this data set
 
     def identity(self) -> dict[str, Any]:
         """The resolved values that decide the result, fields at their default left out."""
@@ -281,6 +278,7 @@ class Job:
             "threads": self.threads,
             "seed": self.seed,
             "role": self.role,
+            **({"policy": self.policy} if self.policy else {}),
         }
 
     @property

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from peftbench import audit, backbone, evidence, pixels, variants
+from peftbench.augmentation import policy_name
 from peftbench.backbone import Source
 from peftbench.contract import Card, Splits
 from peftbench.errors import RequestError, SplitError
@@ -22,6 +24,7 @@ from peftbench.request import complete, make_recipe
 from peftbench.spec import Job, Places, Study, budget, make, parse
 from peftbench.store import Store, write_json
 
+Watch = Callable[[str, int, int], None]  # what is being decoded, images done, images in all
 BASELINES = (("majority", False), ("linear", False), ("linear", True))  # method, on random weights
 
 
@@ -57,12 +60,13 @@ class Resolved:
     study: Study
     drafts: tuple[Draft, ...]
     says: tuple[str, ...]
+    data: tuple[Data, ...]  # held, so that nobody drops it from the cache
 
 
 # --- resolving -------------------------------------------------------------------------------------------------------
 
 
-def resolve(study: Study, places: Places, *, skip_broken: bool = False) -> Resolved:
+def resolve(study: Study, places: Places, *, skip_broken: bool = False, watch: Watch | None = None) -> Resolved:
     """Every job of a study with its id. Decodes the images, refuses bad input before anything trains."""
     study, says = complete(study, places)
     recipe = make_recipe(study, places.device)
@@ -73,7 +77,9 @@ def resolve(study: Study, places: Places, *, skip_broken: bool = False) -> Resol
     rows = _rows(asked, study, source)
     _refuse_bad_weights(source)
     tables = {
-        (name, variant, seed): load(name, seed, recipe, source, places, skip_broken=skip_broken, variant=variant)
+        (name, variant, seed): load(
+            name, seed, recipe, source, places, skip_broken=skip_broken, variant=variant, watch=watch
+        )
         for name in study.datasets
         for variant in study.variants
         for seed in study.seeds
@@ -86,7 +92,9 @@ def resolve(study: Study, places: Places, *, skip_broken: bool = False) -> Resol
         for where, data in tables.items()
         for row in rows
     ]
-    return Resolved(study, tuple({draft.job.id: draft for draft in drafts}.values()), tuple(says))
+    return Resolved(
+        study, tuple({draft.job.id: draft for draft in drafts}.values()), tuple(says), tuple(tables.values())
+    )
 
 
 def _leaks(tables: Mapping[tuple[str, Variant, int], Data], places: Places) -> list[str]:
@@ -151,7 +159,7 @@ def _random(source: Source) -> Source:
     return replace(source, spec=replace(source.spec, random=True), file=None)
 
 
-def load(
+def load(  # noqa: PLR0913 - what decides the data
     name: str,
     seed: int,
     recipe: Recipe,
@@ -160,6 +168,7 @@ def load(
     *,
     skip_broken: bool,
     variant: Variant = WHOLE,
+    watch: Watch | None = None,
 ) -> Data:
     """A data set's images, audited and decoded for a backbone. Raises DataError with what to do."""
     dataset = open_dataset(name)
@@ -169,7 +178,15 @@ def load(
     seen = evidence.gather(splits, places.cache, None if variant.splits == "deduplicated" else audit.MOST)
     splits = variants.arrange(splits, variant, dataset.card, seen.doubles if seen else (), seed)
     _refuse_missing_classes(name, splits, dataset.card)
-    data = pixels.prepare(dataset.card, splits, source.preprocessing, places.cache, skip_broken=skip_broken)
+    data = pixels.prepare(
+        dataset.card,
+        splits,
+        source.preprocessing,
+        places.cache,
+        skip_broken=skip_broken,
+        watch=partial(watch, f"decoding {name}") if watch else None,
+        limit=places.cache_limit,
+    )
     audit.remember(places.cache, data.fingerprint, audit.Audit(dataset.card, splits, seen).counts)
     return data
 
@@ -224,6 +241,7 @@ def _draft(
         target=row.targets[0] if row.targets else None,
         edge=row.fit.edge if row.fit else None,
         variant=variant,
+        policy=policy_name(data.card) if recipe.augmentation == "medical" else "",
     )
     if not tuned:
         return Draft(job, row.targets)

@@ -6,9 +6,9 @@ import os
 import stat
 import subprocess
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,120 +16,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 from PIL import Image
 
 from peftbench import pixels
-from peftbench.contract import Card, Part, Preprocessing, Splits
+from peftbench.contract import Splits
+from peftbench.decode import decode
 from peftbench.errors import BrokenImagesError, DataError
-from peftbench.pixels import Features, Images, augment, decode, find, order, prepare
+from peftbench.pixels import Features, Images, find, order, prepare
+from peftbench.sealed import is_whole
+from tests.images import CARD, SMALL, photo, splits
 
 ROOT = Path(__file__).parents[1]
-SMALL = Preprocessing(8, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
-CARD = Card("Drawn", "none", ("a", "b"), "none", "drawn for a test")
-Pixels = NDArray[np.uint8]
-
-
-def photo(seed: int = 0, side: int = 8) -> Pixels:
-    """Colours at random (side, side, 3)."""
-    return np.random.default_rng(seed).integers(256, size=(side, side, 3), dtype=np.uint8)
-
-
-def part(files: Sequence[Path]) -> Part:
-    names = tuple(file.name for file in files)
-    return Part(list(files), np.arange(len(files)) % 2, names, names)
-
-
-def splits(folder: Path, images: tuple[int, int, int] = (4, 2, 3)) -> Splits:
-    """PNG files, each of another content."""
-    folder.mkdir(exist_ok=True)
-    files = [folder / f"{i}.png" for i in range(sum(images))]
-    for i, file in enumerate(files):
-        Image.fromarray(photo(i)).save(file)
-    first, second = images[0], images[0] + images[1]
-    return Splits(part(files[:first]), part(files[first:second]), part(files[second:]), "as drawn", ("a note",))
-
-
-def opened(file: Path) -> Pixels:
-    """As decoded (3, 8, 8); the file must open."""
-    found, bad = decode(part([file]), SMALL)
-    assert bad == []
-    first: Pixels = found[0]
-    return first
-
-
-# --- decoding --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("mode", ["RGB", "RGBA", "CMYK", "YCbCr"])
-def test_colour_images_of_every_mode(mode: str, tmp_path: Path) -> None:
-    file = tmp_path / "x.tif"
-    Image.fromarray(photo()).convert(mode).save(file)
-    rough = 0 if "RGB" in mode else 3  # of rounding
-    assert np.abs(opened(file).astype(int) - photo().transpose(2, 0, 1)).max() <= rough
-
-
-@pytest.mark.parametrize("mode", ["L", "LA"])
-def test_grey_becomes_three_equal_channels(mode: str, tmp_path: Path) -> None:
-    grey = Image.fromarray(photo()[..., 0])
-    grey.convert(mode).save(tmp_path / "x.png")
-    assert np.array_equal(opened(tmp_path / "x.png"), np.stack([photo()[..., 0]] * 3))
-
-
-@pytest.mark.parametrize("transparency", [None, 0, b"\x00\x80\xff"])
-def test_palettes_with_and_without_transparency(transparency: Any, tmp_path: Path) -> None:
-    picture = Image.fromarray(photo() // 128 * 255).convert("P", palette=Image.Palette.ADAPTIVE)
-    options = {} if transparency is None else {"transparency": transparency}
-    picture.save(tmp_path / "x.png", **options)
-    assert np.array_equal(opened(tmp_path / "x.png"), np.asarray(picture.convert("RGB")).transpose(2, 0, 1))
-
-
-def test_transparency_is_dropped_not_painted(tmp_path: Path) -> None:
-    clear = np.concatenate([photo(), np.zeros((8, 8, 1), np.uint8)], axis=2)
-    Image.fromarray(clear).save(tmp_path / "x.png")
-    assert np.array_equal(opened(tmp_path / "x.png"), photo().transpose(2, 0, 1))
-
-
-@pytest.mark.parametrize("suffix", [".png", ".tif"])
-def test_sixteen_bits_keep_their_upper_eight(suffix: str, tmp_path: Path) -> None:
-    """Pillow alone would make everything above 255 white."""
-    deep = np.random.default_rng(0).integers(2**16, size=(8, 8), dtype=np.uint16)
-    Image.fromarray(deep).save(tmp_path / f"x{suffix}")
-    assert np.array_equal(opened(tmp_path / f"x{suffix}")[0], (deep // 256).astype(np.uint8))
-
-
-def test_black_and_white(tmp_path: Path) -> None:
-    Image.fromarray(photo()[..., 0]).convert("1").save(tmp_path / "x.png")
-    assert set(np.unique(opened(tmp_path / "x.png"))) == {0, 255}
-
-
-def test_a_jpeg_that_is_called_png_opens(tmp_path: Path) -> None:
-    Image.fromarray(np.full((8, 8, 3), 77, np.uint8)).save(tmp_path / "x.jpg")
-    (tmp_path / "x.jpg").rename(tmp_path / "x.png")
-    assert np.abs(opened(tmp_path / "x.png").astype(int) - 77).max() <= 1
-
-
-def test_images_in_memory_are_decoded_alike(tmp_path: Path) -> None:
-    Image.fromarray(photo(side=20)).save(tmp_path / "x.png")
-    in_memory = Part(photo(side=20)[None], np.array([0]), ("x",), ("x",))
-    assert np.array_equal(decode(in_memory, SMALL)[0][0], opened(tmp_path / "x.png"))
-
-
-@pytest.mark.parametrize(("fit", "right_edge"), [("squash", 255), ("crop", 0)])
-def test_squash_keeps_the_whole_image_and_crop_its_middle(fit: Any, right_edge: int) -> None:
-    wide = np.zeros((16, 64, 3), np.uint8)
-    wide[:, 48:] = 255
-    shown, _ = decode(Part(wide[None], np.array([0]), ("x",), ("x",)), replace(SMALL, fit=fit))
-    assert shown[0, 0, 0, -1] == right_edge
-
-
-@pytest.mark.parametrize("size", [(31, 8), (8, 31), (3, 5), (100, 99)])
-def test_a_crop_is_filled_whatever_the_shape(size: tuple[int, int]) -> None:
-    shown, bad = decode(
-        Part(np.full((1, *size, 3), 9, np.uint8), np.array([0]), ("x",), ("x",)), replace(SMALL, fit="crop")
-    )
-    assert not bad
-    assert (shown == 9).all()
 
 
 # --- broken images ---------------------------------------------------------------------------------------------------
@@ -158,6 +55,35 @@ def test_broken_images_are_left_out_on_wish_and_that_is_noted(tmp_path: Path) ->
     assert data.notes == ("a note", "3 broken images left out")
     assert np.array_equal(data.pixels("test")[1], photo(7).transpose(2, 0, 1))
     assert find(data.fingerprint, SMALL, tmp_path / "c").sizes == data.sizes
+
+
+def test_broken_images_are_tried_again_and_nothing_else_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = break_some(tmp_path / "d")
+    first = prepare(CARD, whole, SMALL, tmp_path / "c", skip_broken=True)
+    tried: list[int] = []
+    monkeypatch.setattr(pixels, "decode", lambda part, *rest: (tried.append(len(part)), decode(part, *rest))[1])
+    assert prepare(CARD, whole, SMALL, tmp_path / "c", skip_broken=True).folder == first.folder
+    assert tried == [1, 1, 1]
+    with pytest.raises(BrokenImagesError, match="3 images do not open"):
+        prepare(CARD, whole, SMALL, tmp_path / "c")
+    assert tried == [1, 1, 1] * 2
+
+
+def test_what_opens_after_all_is_no_longer_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a reader of the format has been installed since."""
+    whole, real = break_some(tmp_path / "d"), decode
+    with monkeypatch.context() as patch:
+        patch.setattr(pixels, "decode", lambda part, how, out=None, tick=None: (real(part, how, out, tick)[0], [0]))
+        assert prepare(CARD, splits(tmp_path / "d"), SMALL, tmp_path / "c", skip_broken=True).sizes["train"] == 3
+    assert len(whole.train) == prepare(CARD, splits(tmp_path / "d"), SMALL, tmp_path / "c").sizes["train"] == 4
+
+
+def test_where_no_image_opens_there_is_nothing_to_go_on_with(tmp_path: Path) -> None:
+    whole = splits(tmp_path / "d")
+    for file in (tmp_path / "d").iterdir():
+        file.write_bytes(b"no image")
+    with pytest.raises(BrokenImagesError, match="9 images do not open"):
+        prepare(CARD, whole, SMALL, tmp_path / "c", skip_broken=True)
 
 
 # --- the cache -------------------------------------------------------------------------------------------------------
@@ -227,10 +153,71 @@ def test_decoded_images_that_are_gone_are_missed_with_advice(tmp_path: Path) -> 
         find("0" * 64, SMALL, tmp_path)
 
 
+def test_progress_is_told_image_by_image(tmp_path: Path) -> None:
+    told: list[tuple[int, int]] = []
+    prepare(CARD, splits(tmp_path / "d"), SMALL, tmp_path / "c", watch=lambda done, total: told.append((done, total)))
+    assert told == [(4, 9), (6, 9), (9, 9)]
+
+
+@pytest.mark.parametrize("name", ["pixels.npy", "parts.json"])
+@pytest.mark.parametrize("damage", ["truncated", "tampered", "gone"])
+def test_a_damaged_entry_is_noticed_and_decoded_anew(name: str, damage: str, tmp_path: Path) -> None:
+    found = splits(tmp_path / "d")
+    first = prepare(CARD, found, SMALL, tmp_path / "c")
+    file, whole = first.folder / name, (first.folder / name).read_bytes()
+    changed = whole[:-9] if damage == "truncated" else whole[:-9] + bytes(b ^ 1 for b in whole[-9:])
+    file.unlink() if damage == "gone" else file.write_bytes(changed)
+    with pytest.raises(DataError, match="gone or damaged; run the study again"):
+        find(first.fingerprint, SMALL, tmp_path / "c")
+    again = prepare(CARD, found, SMALL, tmp_path / "c")
+    assert again.folder == first.folder
+    assert (again.folder / "pixels.npy").read_bytes()[-192:] == photo(8).transpose(2, 0, 1).tobytes()
+
+
+def test_a_change_that_keeps_the_time_is_found_by_a_thorough_look(tmp_path: Path) -> None:
+    folder = prepare(CARD, splits(tmp_path / "d"), SMALL, tmp_path / "c").folder
+    file = folder / "pixels.npy"
+    before, content = file.stat(), file.read_bytes()
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert is_whole(folder)
+    assert not is_whole(folder, thorough=True)
+
+
+def test_a_copied_entry_is_still_whole(tmp_path: Path) -> None:
+    folder = prepare(CARD, splits(tmp_path / "d"), SMALL, tmp_path / "c").folder
+    os.utime(folder / "pixels.npy", ns=(1, 1))
+    assert is_whole(folder)
+
+
+def test_a_process_that_died_while_decoding_leaves_nothing_behind(tmp_path: Path) -> None:
+    found = splits(tmp_path / "d")
+
+    def die(_done: int, _total: int) -> None:
+        os._exit(9)
+
+    child = os.fork()
+    if not child:
+        prepare(CARD, found, SMALL, tmp_path / "c", watch=die)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert [*(tmp_path / "c/pixels").glob(".*.draft")] != []
+    data = prepare(CARD, found, SMALL, tmp_path / "c")
+    assert [f.name for f in data.folder.parent.iterdir() if not f.name.endswith(".lock")] == [data.folder.name]
+    assert np.array_equal(data.pixels("val")[0], photo(4).transpose(2, 0, 1))
+
+
+def test_a_disk_without_room_is_told_before_anything_is_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(DataError, match="make room"):
+        prepare(CARD, splits(tmp_path / "d"), SMALL, tmp_path / "c")
+
+
 TWO = """
 import sys
 from pathlib import Path
-from tests.test_pixels import CARD, SMALL, splits, part
+from tests.images import CARD, SMALL, part
 from peftbench.contract import Splits
 from peftbench.pixels import prepare
 folder, cache = Path(sys.argv[1]), Path(sys.argv[2])
@@ -260,14 +247,7 @@ def test_two_processes_may_prepare_at_once(tmp_path: Path) -> None:
     said = [process.communicate()[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
     assert said[0] == said[1] != ""
-    assert len([*(tmp_path / "c/pixels").iterdir()]) == 1  # and no draft beside it
-
-
-def test_who_comes_second_finds_the_first_ones_folder(tmp_path: Path) -> None:
-    data = prepare(CARD, splits(tmp_path / "d"), SMALL, tmp_path / "c")
-    pixels._store(data.folder, np.zeros(3, np.uint8), "{}")
-    assert [*data.folder.parent.iterdir()] == [data.folder]
-    assert np.array_equal(data.pixels("val")[0], photo(4).transpose(2, 0, 1))
+    assert [file.name for file in (tmp_path / "c/pixels").iterdir() if file.is_dir()] == [Path(said[0].split()[0]).name]
 
 
 # --- batches ---------------------------------------------------------------------------------------------------------
@@ -321,34 +301,3 @@ def test_a_seed_has_its_own_order_and_an_epoch_too() -> None:
     (other,) = order(50, 50, 1, 0, 1)
     assert not np.array_equal(first, second)
     assert not np.array_equal(first, other)
-
-
-# --- augmentation ----------------------------------------------------------------------------------------------------
-
-
-def test_none_is_none() -> None:
-    batch = torch.rand(2, 3, 16, 16)
-    assert augment(batch, "none", 0, 0) is batch
-
-
-def test_light_moves_and_mirrors_each_image_for_itself() -> None:
-    """Each is one of the 2 x 5 x 5 that there are: mirrored or not, moved by up to 2 of 16 pixels, edges repeated."""
-    batch = torch.rand(8, 3, 16, 16)
-    padded = torch.nn.functional.pad(batch, (2, 2, 2, 2), mode="replicate")
-    found = augment(batch, "light", 0, 0)
-    ways = []
-    for image, wide in zip(found, padded, strict=True):
-        there = [wide[:, y : y + 16, x : x + 16] for y in range(5) for x in range(5)]
-        matches = [i for i, one in enumerate([*there, *(t.flip(-1) for t in there)]) if torch.equal(one, image)]
-        assert len(matches) == 1
-        ways += matches
-    assert len(set(ways)) > 4
-
-
-def test_light_is_drawn_from_seed_and_step() -> None:
-    batch = torch.rand(8, 3, 16, 16)
-    same = augment(batch, "light", 3, 5)
-    torch.manual_seed(99)
-    assert torch.equal(augment(batch, "light", 3, 5), same)
-    assert not torch.equal(augment(batch, "light", 3, 6), same)
-    assert not torch.equal(augment(batch, "light", 4, 5), same)

@@ -1,0 +1,47 @@
+"""How far something long is: bars in a terminal, a plain line now and then elsewhere."""
+
+from __future__ import annotations
+
+import time
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+QUIET = 10.0  # seconds between two plain lines
+
+
+class Bars:
+    """Told `what` is at `done` of `total`; the numbers are images, or bytes where `in_bytes`."""
+
+    def __init__(self, console: Console, *, in_bytes: bool = False) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"))
+        self._bars = Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal)
+        self._console, self._in_bytes = console, in_bytes
+        self._tasks: dict[str, TaskID] = {}
+        self._said: dict[str, float] = {}
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        """Go on; a total of 0 is unknown."""
+        note = f"{self._show(done)}/{self._show(total)}" if total else self._show(done)
+        if what not in self._tasks:
+            self._tasks[what] = self._bars.add_task(what, total=total or None, note=note)
+        self._bars.update(self._tasks[what], completed=done, note=note)
+        if not self._console.is_terminal:
+            self._say(what, note, over=done >= total > 0)
+
+    def _say(self, what: str, note: str, *, over: bool) -> None:
+        first = self._said.setdefault(what, time.monotonic())
+        if over or time.monotonic() - first >= QUIET:
+            self._said[what] = time.monotonic()
+            self._console.print(f"{what}: {note}", markup=False, soft_wrap=True)
+
+    def _show(self, number: int) -> str:
+        return f"{number / 1e6:,.1f} MB" if self._in_bytes else f"{number:,} images"

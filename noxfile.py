@@ -105,6 +105,15 @@ def oldest(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def crash(session: nox.Session) -> None:
+    """A study killed a hundred times at random moments must end with the bits of one that nobody disturbed."""
+    session.install("-e", ".", "--group", "test", *PINNED)
+    session.run(
+        "pytest", "tests/test_mishaps.py", "-k", "again_and_again", env=ONE_THREAD | {"PEFTBENCH_TEST_CRASHES": "100"}
+    )
+
+
+@nox.session(default=False)
 def constraints(session: nox.Session) -> None:
     """Renew the pinned versions: `nox -s constraints -- --upgrade`."""
     groups = [word for group in ("test", "lint", "layers", "types") for word in ("--group", group)]

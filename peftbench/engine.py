@@ -10,26 +10,34 @@ import math
 import time
 from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from peftbench import sparse
 from peftbench.augmentation import Augment
 from peftbench.contract import Logits
 from peftbench.errors import DivergedError
+from peftbench.optimise import (
+    evaluation_steps,
+    learning_rate,
+    load_optimiser,
+    make_loss,
+    make_optimiser,
+    optimiser_tensors,
+    plain_loss,
+    stops,
+)
 from peftbench.pixels import order
 from peftbench.plan import Callback
 from peftbench.recipe import Recipe
 from peftbench.registry import registry
 
 REPORT = 50  # steps between two looks at the loss; on a GPU each look waits for the card
-SAVE = 200  # steps between two checkpoints, at most
 EVALUATION_BATCH = 64
+EXPLODED = 100.0  # a mean loss in nats; an untrained head's is the logarithm of the number of classes
 
 
 @runtime_checkable
@@ -87,6 +95,7 @@ class Progress:
     """Where a run stands; with the learner's and the optimiser's tensors it is the whole checkpoint."""
 
     step: int = 0
+    parts: int = 1  # pieces that a batch is cut into, for want of memory
     loss_sum: float = 0.0  # since the last evaluation
     train_seconds: float = 0.0
     evaluation_seconds: float = 0.0
@@ -97,6 +106,16 @@ class Progress:
 
 Watch = Callable[[Progress], None]
 Save = Callable[[Progress, Mapping[str, Tensor], Mapping[str, Tensor]], None]  # progress, learner, optimiser
+Begun = tuple[Progress, Mapping[str, Tensor], Mapping[str, Tensor]]  # likewise, read back
+
+
+@dataclass(frozen=True)
+class Outside:
+    """Those who watch a run, keep its checkpoints and may ask it to stop."""
+
+    watch: Watch = lambda _progress: None
+    save: Save = lambda _progress, _learner, _optimiser: None
+    stop: Callable[[], bool] = lambda: False
 
 
 def fit(  # noqa: PLR0913 - what a run is made of
@@ -105,30 +124,37 @@ def fit(  # noqa: PLR0913 - what a run is made of
     recipe: Recipe,
     seed: int,
     autocast: torch.dtype | None = None,
-    begun: tuple[Progress, Mapping[str, Tensor], Mapping[str, Tensor]] | None = None,
-    save: Save | None = None,
-    watch: Watch | None = None,
+    begun: Begun | None = None,
+    outside: Outside | None = None,
+    parts: int = 1,
 ) -> Progress:
     """Train to the recipe's last step, from `begun` if given; the learner ends with the last step's tensors.
 
-    Raises DivergedError within REPORT steps of a loss that is not finite.
+    Batches go through the network in `parts` pieces whose gradients add up. Raises DivergedError within REPORT steps
+    of a loss that is not finite or explodes; KeyboardInterrupt, behind a checkpoint, when asked to stop.
     """
+    outside = outside or Outside()
     optimiser = make_optimiser(learner.model, recipe)
-    progress = _go_on(learner, optimiser, begun)
-    loss_of = make_loss(recipe, task)
+    progress = _go_on(learner, optimiser, begun, parts)
+    loss_of = make_loss(recipe, task.labels, task.classes)
     evaluations = evaluation_steps(recipe)
+
+    def save() -> None:
+        outside.save(progress, learner.tensors, optimiser_tensors(optimiser))
+
     for until in stops(recipe, progress.step):
         started = time.perf_counter()
-        for total, step in _train(learner, optimiser, task, recipe, seed, (progress.step, until), loss_of, autocast):
+        span = (progress, until)
+        for total, step in _train(learner, optimiser, task, recipe, seed, span, loss_of, autocast, outside):
+            _refuse_divergence(total / (step - progress.step), step, recipe)
             progress.step, progress.loss_sum = step, progress.loss_sum + total
-            _refuse_divergence(total, step, recipe)
-            if watch:
-                watch(progress)
+            outside.watch(progress)
         progress.train_seconds += time.perf_counter() - started
-        if until in evaluations:
+        if progress.step == until and until in evaluations:
             _evaluate(learner, task, recipe, progress, evaluations, autocast)
-        if save:
-            save(progress, learner.tensors, optimiser_tensors(optimiser))
+        save()
+        if outside.stop():
+            raise KeyboardInterrupt
     return progress
 
 
@@ -138,32 +164,54 @@ def _train(  # noqa: PLR0913 - likewise
     task: Task,
     recipe: Recipe,
     seed: int,
-    span: tuple[int, int],
+    span: tuple[Progress, int],
     loss_of: Callable[[Tensor, Tensor], Tensor],
     autocast: torch.dtype | None,
+    outside: Outside,
 ) -> Iterator[tuple[float, int]]:
-    """Steps span[0] to span[1] - 1; yields the summed loss of up to REPORT steps and the number of steps done."""
-    model, callback = learner.model.train(), learner.callback
-    device, total, seen = task.labels.device, None, 0
-    for step, index in enumerate(order(len(task.train), recipe.batch, seed, *span), start=span[0]):
+    """Steps up to the second of `span`; yields the summed loss of up to REPORT steps and the number of steps done."""
+    (progress, until), callback = span, learner.callback
+    first, pieces, total, seen = progress.step, progress.parts, None, 0
+    learner.model.train()
+    for step, index in enumerate(order(len(task.train), recipe.batch, seed, first, until), start=first):
         torch.manual_seed(1_000_003 * seed + step)  # dropout and the like: the same after a resume
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(step, recipe)
         inputs = task.train.batch(index)
         inputs = task.augment(inputs, seed, step) if task.augment else inputs
-        with torch.autocast(device.type, autocast, enabled=autocast is not None):
-            logits = model(inputs)
-        loss = loss_of(logits, task.labels[torch.as_tensor(index, device=device)])
-        penalty = callback.penalty() if callback else None
+        labels = task.labels[torch.as_tensor(index, device=task.labels.device)]
         optimiser.zero_grad(set_to_none=True)
-        (loss if penalty is None else loss + penalty).backward()
+        loss = sum(
+            _backward(learner, x, y, len(y) / len(labels), loss_of, autocast)
+            for x, y in zip(inputs.chunk(pieces), labels.chunk(pieces), strict=True)
+        )
         optimiser.step()
         if callback:
             callback.after_step(step, recipe.steps)
-        total, seen = loss.detach().double() + (0 if total is None else total), seen + 1
-        if seen == REPORT or step == span[1] - 1:
-            yield total.item(), step + 1
+        total, seen = loss + (0 if total is None else total), seen + 1
+        asked = outside.stop()
+        if seen == REPORT or step == until - 1 or asked:
+            yield float(total), step + 1
             total, seen = None, 0
+        if asked:
+            return
+
+
+def _backward(
+    learner: Learner,
+    inputs: Tensor,
+    labels: Tensor,
+    share: float,
+    loss_of: Callable[[Tensor, Tensor], Tensor],
+    autocast: torch.dtype | None,
+) -> Tensor:
+    """Add the gradients of one piece, `share` of a batch; its part of the batch's mean loss, float64."""
+    with torch.autocast(labels.device.type, autocast, enabled=autocast is not None):
+        logits = learner.model(inputs)
+    loss = share * loss_of(logits, labels)
+    penalty = learner.callback.penalty() if learner.callback else None
+    (loss if penalty is None else loss + share * penalty).backward()
+    return loss.detach().double()
 
 
 def _evaluate(
@@ -185,7 +233,7 @@ def _evaluate(
         "train_loss": progress.loss_sum / (progress.step - since),
     }
     if "val" in scores:
-        row |= {"val_macro_f1": scores["val"], "val_loss": _loss(logits["val"], task.parts["val"][1])}
+        row |= {"val_macro_f1": scores["val"], "val_loss": plain_loss(logits["val"], task.parts["val"][1])}
     progress.curve.append(row)
     progress.loss_sum = 0.0
     rules = {"validation": scores.get("val"), "last": math.inf, "oracle": scores.get("test")}
@@ -221,97 +269,16 @@ def forward(model: nn.Module, inputs: Inputs, autocast: torch.dtype | None = Non
     return torch.cat(made)
 
 
-# --- the recipe, carried out -----------------------------------------------------------------------------------------
-
-
-def learning_rate(step: int, recipe: Recipe) -> float:
-    """Of step 0..steps-1: a linear rise, then half a cosine to zero."""
-    rise = round(recipe.warmup * recipe.steps)
-    if step < rise:
-        return recipe.lr * (step + 1) / rise
-    return recipe.lr * 0.5 * (1 + math.cos(math.pi * (step - rise) / (recipe.steps - rise)))
-
-
-def evaluation_steps(recipe: Recipe) -> list[int]:
-    """After which steps to evaluate: evenly spaced, the last one included."""
-    return sorted({max(1, round(recipe.steps * i / recipe.evaluations)) for i in range(1, recipe.evaluations + 1)})
-
-
-def stops(recipe: Recipe, done: int) -> list[int]:
-    """Where the loop pauses to evaluate or to save, behind step `done`."""
-    return sorted(s for s in {*evaluation_steps(recipe), *range(SAVE, recipe.steps, SAVE)} if s > done)
-
-
-def make_optimiser(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """Over what requires a gradient, and nothing else; matrices decay, vectors do not."""
-    free: dict[bool, list[nn.Parameter]] = {True: [], False: []}
-    for module in model.modules():
-        for leaf, parameter in module.named_parameters(recurse=False):
-            if parameter.requires_grad:
-                packed = isinstance(module, (sparse.Packed, sparse.SparseLinear)) and leaf == "values"
-                free[bool(module.decays) if packed else sparse.decays(leaf, parameter)].append(parameter)
-    groups = [{"params": free[True], "weight_decay": recipe.weight_decay}, {"params": free[False], "weight_decay": 0.0}]
-    if recipe.optimiser == "sgd":
-        return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum)
-    return torch.optim.AdamW(groups, lr=recipe.lr, fused=True)
-
-
-def make_loss(recipe: Recipe, task: Task) -> Callable[[Tensor, Tensor], Tensor]:
-    """Mean cross-entropy of logits (B, classes) and labels (B,), or of each label of labels (B, labels) by itself.
-
-    `balanced` weighs each class, and the presence of each label, by its rarity in train.
-    """
-    balanced = recipe.class_weights != "none"
-    if task.labels.dim() == 2:  # noqa: PLR2004 - one column a label
-        present = task.labels.sum(0).float()
-        rarity = (len(task.labels) - present) / present.clamp_min(1) if balanced else None
-        return lambda logits, labels: F.binary_cross_entropy_with_logits(
-            logits, labels.to(logits.dtype), pos_weight=rarity
-        )
-    counts = torch.bincount(task.labels, minlength=task.classes).float()
-    weight = counts.sum() / (task.classes * counts.clamp_min(1)) if balanced else None
-    return lambda logits, labels: F.cross_entropy(logits, labels, weight=weight)
-
-
-def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Its state as flat names `<parameter number>/<key>`."""
-    state: dict[int, dict[str, Any]] = optimiser.state_dict()["state"]
-    return {
-        f"{i}/{key}": value for i, values in state.items() for key, value in values.items() if isinstance(value, Tensor)
-    }
-
-
-def _go_on(
-    learner: Learner,
-    optimiser: torch.optim.Optimizer,
-    begun: tuple[Progress, Mapping[str, Tensor], Mapping[str, Tensor]] | None,
-) -> Progress:
+def _go_on(learner: Learner, optimiser: torch.optim.Optimizer, begun: Begun | None, parts: int) -> Progress:
     if begun is None:
-        return Progress()
+        return Progress(parts=parts)
     progress, tensors, momenta = begun
     learner.load(tensors)
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in momenta.items():
-        number, _, key = name.partition("/")
-        state.setdefault(int(number), {})[key] = tensor.clone()
-    optimiser.load_state_dict(optimiser.state_dict() | {"state": state})
+    load_optimiser(optimiser, momenta)
     return progress
 
 
-def _refuse_divergence(total: float, step: int, recipe: Recipe) -> None:
-    if not math.isfinite(total):
-        message = (
-            f"The loss was no longer a number by step {step} at learning rate {recipe.lr:g}; a smaller one may do."
-        )
-        raise DivergedError(message)
-
-
-def _loss(logits: Logits, labels: NDArray[np.int64]) -> float:
-    """Unweighted, whatever training weighs."""
-    found, truth = torch.from_numpy(logits), torch.from_numpy(labels)
-    one_each = truth.dim() == 1
-    return (F.cross_entropy(found, truth) if one_each else _each_label(found, truth)).item()
-
-
-def _each_label(logits: Tensor, labels: Tensor) -> Tensor:
-    return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
+def _refuse_divergence(loss: float, step: int, recipe: Recipe) -> None:
+    if not loss < EXPLODED:  # nor is a loss that is no number
+        what = f"grew to {loss:.3g}" if math.isfinite(loss) else "was no longer a number"
+        raise DivergedError(f"The loss {what} by step {step} at learning rate {recipe.lr:g}; a smaller one may do.")

@@ -109,3 +109,26 @@ def _highest_elsewhere() -> int:
 
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(used if sys.platform == "darwin" else used * 1024)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What there was not enough memory for."""
+
+    words: str
+
+
+def wanted(error: Exception) -> Wanted | None:
+    """What an error says of missing memory, on a card or off it; None where it says something else."""
+    first = next(iter(str(error).splitlines()), "") or "no more"
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return Wanted(first)
+    told = isinstance(error, RuntimeError) and any(words in first for words in ("allocate memory", "enough memory"))
+    return Wanted(first.rpartition("] ")[2]) if told else None
+
+
+def free() -> None:
+    """Give back what nobody holds any more."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -173,7 +173,8 @@ def _notes(progress: Progress, data: Data) -> list[str]:
     each = -np.log(share, where=share > 0, out=np.zeros_like(share)) * share
     entropy = float(each.sum(-1).mean())
     stuck = progress.curve and progress.curve[-1]["train_loss"] > UNCONVERGED * entropy
-    return [*(["not converged"] if stuck else []), *_undefined(data)]
+    pieces = [f"each batch in {progress.parts} pieces, for want of memory"] if progress.parts > 1 else []
+    return [*(["not converged"] if stuck else []), *pieces, *_undefined(data)]
 
 
 def _frequencies(data: Data, part: str) -> NDArray[np.float64]:

@@ -16,12 +16,13 @@ import torch
 from peftbench import augmentation, backbone, cost, delta, measure, pixels, store
 from peftbench.checkpoint import Checkpoint
 from peftbench.cost import Alone, Counted
-from peftbench.engine import Chosen, Inputs, Learner, Progress, Task, Watch, fit, forward, make_loss
+from peftbench.engine import Chosen, Inputs, Learner, Outside, Progress, Task, fit, forward
 from peftbench.errors import PeftbenchError
 from peftbench.handover import about
 from peftbench.head import Classifier, Head
 from peftbench.kept import kept
 from peftbench.method import Method
+from peftbench.optimise import make_loss
 from peftbench.outcome import Outcome, make_record, write_results
 from peftbench.pixels import Data, Features, Images
 from peftbench.probe import Batch, GradientProbe
@@ -30,13 +31,15 @@ from peftbench.registry import registry
 from peftbench.spec import Job, Places, digest, make
 from peftbench.store import Store
 
+PIECES = 4  # into which a batch is cut when there was not enough memory for the whole
 PRECISIONS: Mapping[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16}
 
 
-def run(job: Job, places: Places, watch: Watch | None = None) -> Record | None:
+def run(job: Job, places: Places, outside: Outside | None = None) -> Record | None:
     """Do a job that is not done, or go on with it; its record, or None where another process is at it.
 
-    Whatever goes wrong within the job becomes a failed record, so that the rest of a study goes on.
+    Whatever goes wrong within the job becomes a failed record, so that the rest of a study goes on. Raises
+    KeyboardInterrupt, behind a checkpoint, when `outside` asks to stop.
     """
     here = Store(places.store)
     with here.claim(job.id) as mine:
@@ -55,26 +58,46 @@ def run(job: Job, places: Places, watch: Watch | None = None) -> Record | None:
             torch.set_num_threads(job.threads)
         data = pixels.find(job.fingerprint, job.preprocessing, places.cache)
         with measure.peak_memory(places.device) as peak:
-            outcome = _guarded(job, places, data, watch)
+            outcome = _guarded(job, places, data, outside or Outside())
         record = make_record(job, places, data, outcome, time.perf_counter() - started, peak.bytes)
         store.write_bytes(here.folder(job.id) / "record.json", record.model_dump_json(indent=1).encode())
         Checkpoint(here.folder(job.id)).clear()
         return record
 
 
-def _guarded(job: Job, places: Places, data: Data, watch: Watch | None) -> Outcome | str:
-    """The outcome, or the reason of the failure in a sentence."""
+def give_up(job: Job, places: Places, reason: str) -> Record:
+    """Write down that a job failed without being able to say so itself."""
+    data, here = pixels.find(job.fingerprint, job.preprocessing, places.cache), Store(places.store)
+    with here.claim(job.id):
+        record = make_record(job, places, data, reason, 0.0, 0)
+        store.write_bytes(here.folder(job.id) / "record.json", record.model_dump_json(indent=1).encode())
+        Checkpoint(here.folder(job.id)).clear()
+    return record
+
+
+def _guarded(job: Job, places: Places, data: Data, outside: Outside) -> Outcome | str:
+    """The outcome, or the reason of the failure in a sentence. For want of memory, one more try in smaller pieces."""
+    checkpoint = Checkpoint(Store(places.store).folder(job.id))
+    outcome = _tried(job, places, data, outside, 1)
+    if isinstance(outcome, measure.Wanted):
+        checkpoint.clear()
+        measure.free()
+        outcome = _tried(job, places, data, outside, PIECES)
+    if isinstance(outcome, measure.Wanted):
+        return f"Out of memory, also with every batch in {PIECES} pieces ({outcome.words}); a smaller --batch may do."
+    return outcome
+
+
+def _tried(job: Job, places: Places, data: Data, outside: Outside, pieces: int) -> Outcome | str | measure.Wanted:
     try:
-        return _work(job, places, data, watch)
+        return _work(job, places, data, outside, pieces)
     except PeftbenchError as error:
         return str(error)
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        return f"Out of memory ({next(iter(str(error).splitlines()), 'no more')}); a smaller --batch may do."
     except Exception as error:  # noqa: BLE001 - a plug-in may raise anything, and the study must go on
-        return f"{type(error).__name__}: {error}"
+        return measure.wanted(error) or f"{type(error).__name__}: {error}"
 
 
-def _work(job: Job, places: Places, data: Data, watch: Watch | None) -> Outcome:
+def _work(job: Job, places: Places, data: Data, outside: Outside, pieces: int) -> Outcome:
     """The job itself."""
     method, folder = make_method(job), Store(places.store).folder(job.id)
     if not method.trains:
@@ -100,22 +123,29 @@ def _work(job: Job, places: Places, data: Data, watch: Watch | None) -> Outcome:
     if plan.empty and job.recipe.augmentation == "none":  # nothing before the head changes: look at each image once
         learner, task = Learner(model.head, head), _features(job, places, model, task)
     checkpoint = Checkpoint(folder)
-    progress = fit(learner, task, job.recipe, job.seed, autocast, checkpoint.read(), checkpoint.write, watch)
+    outside = replace(outside, save=checkpoint.write)
+    progress = fit(learner, task, job.recipe, job.seed, autocast, checkpoint.read(), outside, pieces)
 
     write_results(job, places, data, progress)
     size = delta.write(folder, plan, progress.kept, about(job, data, progress)) if job.role == "final" else 0
-    counted = _count(job, places, data, model, learner) if job.role == "final" else None
+    counted = _count(job, places, data, model, learner, pieces) if job.role == "final" else None
     return Outcome(progress, counts, plan.facts, selection_seconds, size, counted)
 
 
-def _count(job: Job, places: Places, data: Data, model: Classifier, learner: Learner) -> Counted:
-    """What its training step holds and computes."""
-    side, batch = job.preprocessing.size, job.recipe.batch
+def _count(
+    job: Job, places: Places, data: Data, model: Classifier, learner: Learner, pieces: int
+) -> Counted | None:
+    """What a pass of its training holds and computes, or None where it cannot be counted."""
+    side, batch = job.preprocessing.size, -(-job.recipe.batch // pieces)
     alone = Alone(model.head, (batch, model.head.linear.in_features)) if learner.model is model.head else None
     mapped = cost.mapped_bytes(data.folder / "pixels.npy") if places.device == "cpu" else 0
     images = (batch, 3, side, side)
     pixels = mapped + cost.batch_bytes(alone.batch if alone else images)
-    return cost.count(model, images, job.recipe, places.device, PRECISIONS[job.recipe.precision], pixels, alone)
+    autocast = PRECISIONS[job.recipe.precision]
+    try:
+        return cost.count(model, images, job.recipe, places.device, autocast, pixels, alone)
+    except Exception:  # noqa: BLE001 - the job is done; a figure that cannot be had must not undo it
+        return None
 
 
 # --- what a job is made of -------------------------------------------------------------------------------------------
@@ -162,7 +192,8 @@ def _probe(job: Job, places: Places, model: Classifier, task: Task) -> GradientP
         "device": places.device,
     }
     keep = places.cache / "probes" / digest(decides)[:24]
-    return GradientProbe(model, batches, make_loss(job.recipe, task), PRECISIONS[job.recipe.precision], keep, job.seed)
+    loss = make_loss(job.recipe, task.labels, task.classes)
+    return GradientProbe(model, batches, loss, PRECISIONS[job.recipe.precision], keep, job.seed)
 
 
 def _features(job: Job, places: Places, model: Classifier, task: Task) -> Task:

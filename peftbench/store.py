@@ -103,6 +103,9 @@ class Store:
             except BlockingIOError:
                 yield False
                 return
+            except OSError as error:
+                message = f"{self.root} is on a file system that cannot lock files ({error.strerror})"
+                raise StoreError(f"{message}; choose another folder with --store.") from None
             yield True
 
     def sweep(self, job_id: str) -> None:

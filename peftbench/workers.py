@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
+import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
+from multiprocessing.process import BaseProcess
 from queue import Empty
-from typing import Any
+from typing import Any, NoReturn
 
-from peftbench.engine import Progress
-from peftbench.errors import JobError
+from peftbench.engine import Outside, Progress
+from peftbench.interrupt import Stop, asked_by
 from peftbench.record import Record
-from peftbench.run import run
+from peftbench.run import give_up, run
 from peftbench.spec import Job, Places
+from peftbench.store import Store
 
+DIED = "The process of this job died twice, perhaps for want of memory; a smaller --batch or fewer --jobs may do."
 POLL = 0.2  # seconds between two looks at what the workers report
 
 
@@ -51,30 +56,69 @@ def ticker(job: Job, send: Show) -> Callable[[Progress], None]:
 def run_all(jobs: Sequence[Job], places: Places, workers: int, show: Show, done: Done) -> None:
     """Run jobs, `workers` at a time; jobs that another process holds are waited for.
 
-    Raises JobError when a worker dies.
+    A worker that dies takes only its job with it. The first Ctrl-C stops all behind a checkpoint, the second at once:
+    both raise KeyboardInterrupt.
     """
     waiting = list(jobs)
-    while waiting:
-        held = []
-        alone = min(workers, len(waiting)) == 1
-        for job, record in (
-            _one_by_one(waiting, places, show) if alone else _side_by_side(waiting, places, workers, show)
-        ):
-            if record is None:
-                held.append(job)
-            else:
-                done(job, record)
-        if len(held) == len(waiting):
-            time.sleep(1)  # others are at work on all that is left
-        waiting = held
+    with asked_by(signal.SIGINT, _say_so) as stop:
+        while waiting:
+            held = []
+            alone = min(workers, len(waiting)) == 1
+            ended = (
+                _one_by_one(waiting, places, show, stop)
+                if alone
+                else _side_by_side(waiting, places, workers, show, stop)
+            )
+            for job, record in ended:
+                if record is None:
+                    held.append(job)
+                else:
+                    done(job, record)
+            if len(held) == len(waiting):
+                time.sleep(1)  # others are at work on all that is left
+            waiting = held
 
 
-def _one_by_one(jobs: Sequence[Job], places: Places, show: Show) -> Iterator[tuple[Job, Record | None]]:
+def _say_so() -> None:
+    sys.stderr.write("\npeftbench: stopping at the next step; Ctrl-C again stops at once.\n")
+
+
+def _one_by_one(jobs: Sequence[Job], places: Places, show: Show, stop: Stop) -> Iterator[tuple[Job, Record | None]]:
     for job in jobs:
-        yield job, run(job, places, ticker(job, show))
+        if stop():
+            raise KeyboardInterrupt
+        yield job, run(job, places, Outside(ticker(job, show), stop=stop))
 
 
-def _side_by_side(jobs: Sequence[Job], places: Places, workers: int, show: Show) -> Iterator[tuple[Job, Record | None]]:
+def _side_by_side(
+    jobs: Sequence[Job], places: Places, workers: int, show: Show, stop: Stop
+) -> Iterator[tuple[Job, Record | None]]:
+    left = {job.id: job for job in jobs}
+    while left:
+        try:
+            for job, record in _pooled(list(left.values()), places, workers, show, stop):
+                del left[job.id]
+                yield job, record
+        except BrokenProcessPool:
+            if stop():
+                raise KeyboardInterrupt from None
+            begun = [job for job in left.values() if Store(places.store).state(job.id) == "interrupted"]
+            for job in begun or list(left.values()):  # one of these killed its process: each once more, by itself
+                del left[job.id]
+                yield job, _by_itself(job, places, show, stop)
+
+
+def _by_itself(job: Job, places: Places, show: Show, stop: Stop) -> Record | None:
+    try:
+        return next(record for _, record in _pooled([job], places, 1, show, stop))
+    except BrokenProcessPool:
+        return give_up(job, places, DIED)
+
+
+def _pooled(
+    jobs: Sequence[Job], places: Places, workers: int, show: Show, stop: Stop
+) -> Iterator[tuple[Job, Record | None]]:
+    """Jobs in a pool of processes, as they end. Raises BrokenProcessPool when one of these dies."""
     context = multiprocessing.get_context("spawn")
     others = set(multiprocessing.active_children())
     with ExitStack() as stack:
@@ -89,18 +133,29 @@ def _side_by_side(jobs: Sequence[Job], places: Places, workers: int, show: Show)
                 _drain(ticks, show)
                 for future in finished:
                     yield pending.pop(future), future.result()
+                if stop():
+                    _pass_on(pending, ours)
         except BrokenProcessPool:
-            message = (
-                "A worker process died, perhaps for want of memory; run the same command again, with fewer --jobs."
-            )
-            raise JobError(message) from None
+            raise
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             for process in ours:
-                process.terminate()
+                process.kill()
             for process in ours:
                 process.join()
             raise
+
+
+def _pass_on(pending: Mapping[Future[Record | None], Job], ours: Collection[BaseProcess]) -> NoReturn:
+    """Ask the workers to stop, wait until they have. Raises KeyboardInterrupt."""
+    for future in pending:
+        future.cancel()
+    for process in ours:
+        if process.pid is not None:
+            with suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGTERM)
+    wait([future for future in pending if not future.cancelled()])
+    raise KeyboardInterrupt
 
 
 @contextmanager
@@ -115,7 +170,8 @@ def _deaf() -> Iterator[None]:
 
 
 def _work(job: Job, places: Places, ticks: Any) -> Record | None:  # noqa: ANN401 - a proxy of a queue
-    return run(job, places, ticker(job, ticks.put))
+    with asked_by(signal.SIGTERM) as stop:
+        return run(job, places, Outside(ticker(job, ticks.put), stop=stop))
 
 
 def _drain(ticks: Any, show: Show) -> None:  # noqa: ANN401

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from peftbench import engine
 from peftbench.contract import Logits
-from peftbench.engine import Learner, Progress, Task, fit
+from peftbench.engine import Learner, Outside, Progress, Task, fit
 from peftbench.errors import DivergedError
 from peftbench.head import Classifier, Head
 from peftbench.pixels import Features, order
@@ -157,7 +157,7 @@ def test_the_recipe_s_rule_decides_what_is_kept(
         two_parts(),
         replace(RECIPE, selection=selection),
         SEED,
-        save=lambda progress, *_: seen.update({progress.step: mine.state()}),
+        outside=Outside(save=lambda progress, *_: seen.update({progress.step: mine.state()})),
     )
     assert all(torch.equal(progress.kept[name], tensor) for name, tensor in seen[step].items())
 
@@ -210,11 +210,11 @@ def test_the_loss_weighs_classes_by_their_rarity() -> None:
     labels = torch.tensor([0, 0, 0, 0, 1, 1, 2, 2])
     on = replace(task(), labels=labels)
     logits = torch.randn(8, CLASSES, generator=torch.Generator().manual_seed(0))
-    ours = engine.make_loss(replace(RECIPE, class_weights="balanced"), on)(logits, labels)
+    ours = engine.make_loss(replace(RECIPE, class_weights="balanced"), on.labels, on.classes)(logits, labels)
     each = F.cross_entropy(logits, labels, reduction="none")
     weight = torch.tensor([8 / 12, 8 / 6, 8 / 6])[labels]  # images / (classes x images of the class)
     torch.testing.assert_close(ours, (weight * each).sum() / weight.sum())
-    plain = engine.make_loss(RECIPE, on)(logits, labels)
+    plain = engine.make_loss(RECIPE, on.labels, on.classes)(logits, labels)
     torch.testing.assert_close(plain, each.mean())
 
 
@@ -282,7 +282,7 @@ def test_going_on_from_any_checkpoint_repeats_every_bit(
     def model() -> nn.Module:
         return nn.Sequential(nn.Dropout(0.2), Head(WIDTH, CLASSES, head, 1.0, SEED))
 
-    whole = fit(learner(model()), on, recipe, SEED, save=saving(kept))
+    whole = fit(learner(model()), on, recipe, SEED, outside=Outside(save=saving(kept)))
     assert [progress.step for progress, *_ in kept] == [3, 6, 9, 12]
     for begun in kept:
         again = fit(learner(model()), on, recipe, SEED, begun=begun)
@@ -294,6 +294,6 @@ def test_going_on_from_any_checkpoint_repeats_every_bit(
 def test_the_loss_of_a_long_stretch_does_not_depend_on_where_a_checkpoint_fell() -> None:
     recipe, on = replace(RECIPE, steps=450, evaluations=1), task("val")  # saved after 200, 400, 450
     kept: list[Begun] = []
-    whole = fit(learner(network()), on, recipe, SEED, save=saving(kept))
+    whole = fit(learner(network()), on, recipe, SEED, outside=Outside(save=saving(kept)))
     assert [progress.step for progress, *_ in kept] == [200, 400, 450]
     assert fit(learner(network()), on, recipe, SEED, begun=kept[1]).curve == whole.curve

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from peftbench.engine import make_optimiser
+from peftbench.optimise import make_optimiser
 from peftbench.errors import DeltaError, PluginError, RequestError
 from peftbench.grafts import HubTuner, LoRATuner
 from peftbench.method import Fit, Method, NoProbe, edge

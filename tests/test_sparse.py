@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from peftbench.engine import make_optimiser
+from peftbench.optimise import make_optimiser
 from peftbench.plan import Plan
 from peftbench.recipe import Recipe
 from peftbench.sparse import Packed, Pattern, SparseLinear, SparseProduct, decays, pack, unpack

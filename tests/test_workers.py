@@ -14,8 +14,8 @@ import psutil
 import pytest
 
 from peftbench import workers
+from peftbench.checkpoint import Checkpoint
 from peftbench.engine import Chosen, Progress
-from peftbench.errors import JobError
 from peftbench.record import Record
 from peftbench.spec import Job, Places
 from peftbench.store import Store
@@ -87,23 +87,62 @@ def test_ctrl_c_ends_the_workers_without_a_word(
         children.extend(psutil.Process().children(recursive=True))
         for process in (*children, psutil.Process()):
             process.send_signal(signal.SIGINT)
+            process.send_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
         workers.run_all(long, where, 2, press, lambda *_: None)
-    assert capfd.readouterr().err == ""
+    assert capfd.readouterr().err.splitlines() == [
+        "",
+        "peftbench: stopping at the next step; Ctrl-C again stops at once.",
+    ]
     assert {Store(tmp_path).state(job.id) for job in long} <= {"new", "interrupted"}
     running = [child.cmdline() for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
     assert [words for words in running if "resource_tracker" not in " ".join(words)] == []
 
 
-class Deadly(Places):
-    """Ends the process that unpickles it, as the system does for want of memory."""
+class Deadly(str):
+    """A word that ends the process that unpickles it, as the system does for want of memory."""
+
+    __slots__ = ()
 
     def __reduce__(self) -> tuple[Callable[[int], NoReturn], tuple[int]]:
         return os._exit, (9,)
 
 
-def test_a_worker_that_dies_is_reported(jobs: list[Job], home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers, "_work", print)  # nothing that takes long to import
-    with pytest.raises(JobError, match=r"A worker process died.* fewer --jobs"):
-        run_all(jobs, Deadly(home, home, home), 2)
+def test_a_worker_that_dies_takes_only_its_job_with_it(
+    jobs: list[Job], home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "_work", "done".format)  # stands for the work, and takes nothing long to import
+    doomed = replace(jobs[0], backbone=Deadly(jobs[0].backbone))
+    where = replace(studies.places(home), store=tmp_path)
+    ended: dict[str, object] = {}
+    workers.run_all([doomed, jobs[1]], where, 2, lambda _: None, lambda job, record: ended.update({job.id: record}))
+    assert ended[jobs[1].id] == "done"
+    record = Store(tmp_path).record(doomed.id)
+    assert record is not None
+    assert record.status == Store(tmp_path).state(doomed.id) == "failed"
+    assert record.reason.startswith("The process of this job died twice")
+
+
+def test_the_first_ctrl_c_stops_behind_a_checkpoint(jobs: list[Job], home: Path, tmp_path: Path) -> None:
+    long = [replace(job, recipe=replace(job.recipe, steps=100_000, evaluations=100)) for job in jobs]
+    where = replace(studies.places(home), store=tmp_path)
+    steps: dict[str, int] = {}
+
+    def press(tick: Tick) -> None:
+        steps[tick.job_id] = tick.step
+        if len(steps) == len(jobs):
+            steps["pressed"] = 0
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def once(tick: Tick) -> None:
+        if "pressed" not in steps:
+            press(tick)
+
+    with pytest.raises(KeyboardInterrupt):
+        workers.run_all(long, where, 2, once, lambda *_: None)
+    for job in long:
+        found = Checkpoint(Store(tmp_path).folder(job.id)).read()
+        assert found is not None
+        assert found[0].step >= steps[job.id]
+        assert found[0].step % 200 != 0 or found[0].step > steps[job.id]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from peftbench.checkpoint import Checkpoint
-from peftbench.engine import Learner, Progress, Task, fit
+from peftbench.engine import Learner, Outside, Progress, Task, fit
 from peftbench.head import Classifier
 from peftbench.method import Method
 from peftbench.pixels import Features
@@ -144,7 +144,7 @@ class Scene:
         task = Task(Features(self.images), self.labels, {}, CLASSES)
         with TemporaryDirectory() as folder:
             keeper = Halfway(Checkpoint(Path(folder)))
-            fit(learner, task, recipe(optimiser), SEED, begun=begun, save=keeper)
+            fit(learner, task, recipe(optimiser), SEED, begun=begun, outside=Outside(save=keeper))
             return Trained(carried, before, keeper.checkpoint.read())
 
 

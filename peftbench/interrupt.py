@@ -1,0 +1,44 @@
+"""Being asked to stop: the first time behind a checkpoint, the second time at once."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+
+@dataclass
+class Stop:
+    """Whether a signal has asked this process to stop."""
+
+    asked: bool = False
+
+    def __call__(self) -> bool:
+        """It has."""
+        return self.asked
+
+
+@contextmanager
+def asked_by(number: signal.Signals, say: Callable[[], None] = lambda: None) -> Iterator[Stop]:
+    """Hear the signal `number` within: the first only asks (and `say`s so), the next raises KeyboardInterrupt.
+
+    Python hears signals in the main thread alone; elsewhere nothing is asked and all stays as it was.
+    """
+    stop = Stop()
+
+    def hear(_number: int, _frame: object) -> None:
+        if stop.asked:
+            raise KeyboardInterrupt
+        stop.asked = True
+        say()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = signal.signal(number, hear)
+    try:
+        yield stop
+    finally:
+        signal.signal(number, before)

@@ -1,0 +1,94 @@
+"""The recipe, carried out: learning rate, evaluations, optimiser and loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from peftbench import sparse
+from peftbench.contract import Logits
+from peftbench.recipe import Recipe
+
+SAVE = 200  # steps between two checkpoints, at most
+
+
+def learning_rate(step: int, recipe: Recipe) -> float:
+    """Of step 0..steps-1: a linear rise, then half a cosine to zero."""
+    rise = round(recipe.warmup * recipe.steps)
+    if step < rise:
+        return recipe.lr * (step + 1) / rise
+    return recipe.lr * 0.5 * (1 + math.cos(math.pi * (step - rise) / (recipe.steps - rise)))
+
+
+def evaluation_steps(recipe: Recipe) -> list[int]:
+    """After which steps to evaluate: evenly spaced, the last one included."""
+    return sorted({max(1, round(recipe.steps * i / recipe.evaluations)) for i in range(1, recipe.evaluations + 1)})
+
+
+def stops(recipe: Recipe, done: int) -> list[int]:
+    """Where the loop pauses to evaluate or to save, behind step `done`."""
+    return sorted(s for s in {*evaluation_steps(recipe), *range(SAVE, recipe.steps, SAVE)} if s > done)
+
+
+def make_optimiser(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """Over what requires a gradient, and nothing else; matrices decay, vectors do not."""
+    free: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    for module in model.modules():
+        for leaf, parameter in module.named_parameters(recurse=False):
+            if parameter.requires_grad:
+                packed = isinstance(module, (sparse.Packed, sparse.SparseLinear)) and leaf == "values"
+                free[bool(module.decays) if packed else sparse.decays(leaf, parameter)].append(parameter)
+    groups = [{"params": free[True], "weight_decay": recipe.weight_decay}, {"params": free[False], "weight_decay": 0.0}]
+    if recipe.optimiser == "sgd":
+        return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum)
+    return torch.optim.AdamW(groups, lr=recipe.lr, fused=True)
+
+
+def make_loss(recipe: Recipe, labels: Tensor, classes: int) -> Callable[[Tensor, Tensor], Tensor]:
+    """Mean cross-entropy of logits (B, classes) and labels (B,), or of each label of labels (B, labels) by itself.
+
+    `labels` are those of train, (n,) or (n, labels): `balanced` weighs each class, and the presence of each label, by
+    its rarity there.
+    """
+    balanced = recipe.class_weights != "none"
+    if labels.dim() == 2:  # noqa: PLR2004 - one column a label
+        present = labels.sum(0).float()
+        rarity = (len(labels) - present) / present.clamp_min(1) if balanced else None
+        return lambda logits, truth: F.binary_cross_entropy_with_logits(
+            logits, truth.to(logits.dtype), pos_weight=rarity
+        )
+    counts = torch.bincount(labels, minlength=classes).float()
+    weight = counts.sum() / (classes * counts.clamp_min(1)) if balanced else None
+    return lambda logits, truth: F.cross_entropy(logits, truth, weight=weight)
+
+
+def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Its state as flat names `<parameter number>/<key>`."""
+    state: dict[int, dict[str, Any]] = optimiser.state_dict()["state"]
+    return {
+        f"{i}/{key}": value for i, values in state.items() for key, value in values.items() if isinstance(value, Tensor)
+    }
+
+
+def load_optimiser(optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Take over a state with the names of `optimiser_tensors`."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        number, _, key = name.partition("/")
+        state.setdefault(int(number), {})[key] = tensor.clone()
+    optimiser.load_state_dict(optimiser.state_dict() | {"state": state})
+
+
+def plain_loss(logits: Logits, labels: NDArray[np.int64]) -> float:
+    """Unweighted, whatever training weighs: of logits (n, classes) and labels (n,) or (n, labels)."""
+    found, truth = torch.from_numpy(logits), torch.from_numpy(labels)
+    if truth.dim() == 1:
+        return F.cross_entropy(found, truth).item()
+    return F.binary_cross_entropy_with_logits(found, truth.to(found.dtype)).item()

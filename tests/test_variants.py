@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from peftbench import pixels
 from peftbench.contract import Card, Part, Splits
-from peftbench.errors import SplitError
+from peftbench.errors import RequestError, SplitError
 from peftbench.record import Variant
+from peftbench.spec import Study
 from peftbench.splits import crossings
+from peftbench.study import Draft, resolve
 from peftbench.variants import arrange, deduplicated, few, grouped, share
+from tests import studies
 
 CLASSES = ("benign", "malignant", "normal")
 CARD = Card("Drawn", "none", CLASSES, "none", "drawn from a seed", group_key="patient")
@@ -220,3 +226,55 @@ def test_a_subset_says_which_groups_still_cross() -> None:
 )
 def test_a_variant_is_called(variant: Variant, words: str) -> None:
     assert str(variant) == words
+
+
+# --- in a study ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("variants")
+    studies.draw(folder / "images", 10)
+    return folder
+
+
+def drafts(home: Path, **asked: object) -> Sequence[Draft]:
+    return resolve(studies.small(home / "images", **asked), studies.places(home)).drafts
+
+
+def test_every_cut_and_size_is_a_job_of_its_own(home: Path) -> None:
+    found = drafts(home, splits=("official", "grouped"), train_share=("50%", "100%"))
+    assert [str(draft.job.variant) for draft in found] == ["50% of train", "", "grouped, 50% of train", "grouped"]
+    assert all(draft.job.split.endswith(str(draft.job.variant)) for draft in found)
+    assert len({draft.job.id for draft in found}) == 4
+
+
+def test_all_of_train_and_the_official_parts_are_the_job_as_ever(home: Path) -> None:
+    asked = drafts(home, splits=("official",), train_share=("100%",))
+    assert [draft.job.id for draft in asked] == [draft.job.id for draft in drafts(home)]
+
+
+def test_shots_take_as_many_images_of_each_class(home: Path) -> None:
+    (draft,) = drafts(home, shots=(2,))
+    data = pixels.find(draft.job.fingerprint, draft.job.preprocessing, studies.places(home).cache)
+    assert np.bincount(data.labels["train"]).tolist() == [2, 2, 2]
+
+
+def test_trials_see_the_cut_that_they_tune(home: Path) -> None:
+    (draft,) = drafts(home, shots=(2,), tune=2)
+    assert {trial.split for trial in draft.trials} == {draft.job.split}
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        ({"train_share": ("5",)}, "--train-share 5: write a share such as 5%"),
+        ({"train_share": ("0%",)}, "out of range"),
+        ({"train_share": ("5%",), "shots": (4,)}, "--train-share or --shots"),
+        ({"shots": (0,)}, r"--shots \(from 1\)"),
+        ({"splits": ()}, "--splits once or more"),
+    ],
+)
+def test_what_is_no_size_of_train_is_refused(asked: dict[str, tuple[object, ...]], says: str) -> None:
+    with pytest.raises(RequestError, match=says):
+        Study(**asked)  # type: ignore[arg-type]

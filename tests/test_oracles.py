@@ -25,6 +25,8 @@ from peftbench import engine
 from peftbench.engine import Learner, Task, fit
 from peftbench.head import Classifier, Head
 from peftbench.method import Method, NoProbe
+from peftbench.methods import _spt
+from peftbench.methods._spt import Piece, Rule
 from peftbench.methods.adaptformer import AdaptFormer
 from peftbench.methods.bitfit import BitFit
 from peftbench.methods.ft_att import FTAtt
@@ -32,6 +34,7 @@ from peftbench.methods.ft_ln import FTLN
 from peftbench.methods.full import Full
 from peftbench.methods.linear import Linear
 from peftbench.methods.lora import LoRA
+from peftbench.methods.spt_lora import SPTLoRA
 from peftbench.methods.ssf import SSF
 from peftbench.methods.vpt_deep import VPTDeep
 from peftbench.methods.vpt_shallow import VPTShallow
@@ -205,9 +208,9 @@ def test_the_batch_norm_head_of_adaptformer_in_evaluation(monkeypatch: pytest.Mo
     trainee.model.train()(x)  # theirs computed the first logits apart from the steps, and the last loss
     fit(Learner(trainee.model, trainee.tensors), Task(Features(x), y, {}, CLASSES), THREE_STEPS, seed=0)
     trainee.model.train()(x)
-    norm = trainee.model.head.norm
+    norm = trainee.model.head.norm.state_dict()
     assert_near(
-        {"mean": norm.running_mean, "var": norm.running_var, "logits": trainee.model.eval()(x)},
+        {"mean": norm["running_mean"], "var": norm["running_var"], "logits": trainee.model.eval()(x)},
         {"mean": given["bn_running_mean"], "var": given["bn_running_var"], "logits": given["logits_after3_evalmode"]},
     )
 
@@ -255,3 +258,67 @@ def test_the_probe_sums_the_squares_that_spt_sums() -> None:
         parts = (even[name] + odd[name]).chunk(len(letters))
         found |= {name.replace("attn.qkv", f"attn.{letter}"): part for letter, part in zip(letters, parts, strict=True)}
     assert_near(found, {n: t for n, t in spt.under("sens/").items() if not n.startswith("head.")})
+
+
+# --- SPT's choice: its own code on the four selection batches, with 5,000 for a million so that its sweep fits --------
+
+SETTINGS = {
+    "r2_alpha10_beta5_vec": Rule(2, 10, 5),
+    "r2_alpha1_beta5_vec": Rule(2, 1, 5),
+    "r2_alpha10_beta5_novec": Rule(2, 10, 0),
+    "r4_alpha10_beta5_vec": Rule(4, 10, 5),
+}
+
+
+def theirs(piece: Piece) -> str:
+    return piece.name.replace("qkv", piece.part) if piece.part else piece.name
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_spt_trades_sensitive_weights_for_whole_tensors_as_the_original(setting: str) -> None:
+    spt, rule, among = oracle("spt_sensitivity"), SETTINGS[setting], _spt.pieces(network())
+    assert [theirs(piece) for piece in among] == spt.arrays["candidate_keys"].tolist()
+    ranking = _spt.rank(among, (spt[f"sens/{theirs(piece)}"].flatten() for piece in among), 7900)
+    for k in (100, 200, 300, 400, 600, 800, 1000, 1600, 2400, 4000, 7900):
+        here = f"{setting}/topk{k}/"
+        counts = ranking.counts(k)
+        assert counts == spt.arrays[here + "counts"].tolist()
+        mask = np.unpackbits(np.asarray(spt.arrays[here + "mask_flat"], dtype=np.uint8))
+        assert torch.equal(ranking.index[:k].sort().values, torch.from_numpy(mask.nonzero()[0]))
+        whole = {theirs(p): len(p.shape) for p, c in zip(among, counts, strict=True) if rule.whole(p, c)}
+        assert {n for n, d in whole.items() if d == 2} == set(spt.arrays[here + "structured_names"].tolist())
+        assert {n for n, d in whole.items() if d == 1} == set(spt.arrays[here + "tuned_vectors"].tolist())
+        parts = spt.arrays[here + "n_structured"], spt.arrays[here + "n_unstructured"]
+        assert rule.spent(among, counts) == sum(int(part) for part in parts)
+
+
+@pytest.mark.parametrize("budget", ["0.05", "0.1", "0.2", "0.4", "0.6", "0.8", "1.0"])
+def test_spt_spends_a_budget_as_the_original(budget: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_spt, "unit", lambda _budget: 5000)
+    base, spt, here = oracle("base"), oracle("spt_sensitivity"), f"budget{budget}/"
+    pairs = [(base[f"sel/x{i}"], base[f"sel/y{i}"]) for i in range(4)]
+    model = base.model()
+    fitted = SPTLoRA(r=2).within(round(float(budget) * 5000), model.vit)
+    plan = fitted.method.plan(model.vit, GradientProbe(model, lambda: iter(pairs), F.cross_entropy))
+
+    operations = ("attn.qkv/q", "attn.qkv/k", "attn.qkv/v", "attn.proj/", "mlp.fc1/", "mlp.fc2/")
+    matrices = np.asarray(spt.arrays[here + "tuned_matrices"])
+    found = {f"{site}/{part}" for site, (_, sizes) in plan.grafts.items() for part in str(sizes["parts"]) or [""]}
+    assert found == {f"blocks.{i}.{operations[j]}" for i, j in zip(*matrices.nonzero(), strict=True)}
+
+    trained: dict[str, list[int]] = {}  # entry by entry, under their names
+    for piece in _spt.pieces(model.vit):
+        index = plan.entries.get(piece.name, torch.arange(0))
+        index = index[(index >= piece.start) & (index < piece.start + piece.size)] - piece.start
+        trained[theirs(piece)] = list(range(piece.size)) if piece.name in plan.tune else index.tolist()
+    sizes = dict(zip(spt.arrays["candidate_keys"].tolist(), spt.arrays["candidate_sizes"].tolist(), strict=True))
+    vectors = set(spt.arrays[here + "tuned_vectors"].tolist())
+    assert vectors <= {name for name, index in trained.items() if len(index) == sizes[name]}
+    places, start = spt[here + "unstructured_indexes"], 0
+    for name in spt.arrays[here + "unstructured_keys"].tolist():
+        counted = (places[(places >= start) & (places < start + sizes[name])] - start).tolist()
+        assert trained[name] == ([] if "norm" in name else counted)  # theirs never trains single entries of norms
+        start += sizes[name]
+    assert plan.count(model.vit) == sum(map(len, trained.values())) + 32 + sum(
+        2 * (32 + 32 if "attn" in name else 32 + 128) for name in found
+    )

@@ -10,7 +10,7 @@ Exactly k = round(ratio N) entries of the whole backbone learn: the largest I, t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -33,7 +33,7 @@ TASK = {
     "L1_signed": ("sums", "same"),
 }
 PIECE = 1 << 18  # entries looked at together
-SHAPES = {"same": torch.clone, "square": torch.square, "abs": torch.abs}
+SHAPES: Mapping[str, Callable[[Tensor], Tensor]] = {"same": torch.clone, "square": torch.square, "abs": torch.abs}
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class SHPEFT(Masked):
         linear = {f"{n}.weight" for n, m in vit.named_modules() if isinstance(m, nn.Linear)}
         return [name for name in names if name in linear]
 
-    def _chosen(self, own: Scores, sums: Sequence[Scores], shape: str, k: int) -> dict[str, Tensor]:
+    def _chosen(self, own: Mapping[str, Tensor], sums: Sequence[Scores], shape: str, k: int) -> dict[str, Tensor]:
         """The k entries of the largest importance, by equation 1 over all candidates, in float64."""
         terms = partial(_terms, own, sums, SHAPES[shape], self.ta)
         if self.ta == "none" or self.lam == 0:
@@ -103,7 +103,7 @@ class SHPEFT(Masked):
 
 
 def _terms(
-    own: Scores, sums: Sequence[Scores], shape: Callable[[Tensor], Tensor], ta: str
+    own: Mapping[str, Tensor], sums: Sequence[Scores], shape: Callable[[Tensor], Tensor], ta: str
 ) -> Iterator[tuple[str, Tensor, Tensor]]:
     """Both terms of equation 1 by name in float64, a piece of a tensor at a time: a few MB instead of GB."""
     for name, weight in own.items():

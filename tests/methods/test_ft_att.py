@@ -1,0 +1,25 @@
+"""FT-Att: the attention of the blocks, and not what is called like it."""
+
+from __future__ import annotations
+
+import pytest
+
+from peftbench.method import NoProbe
+from peftbench.methods.ft_att import FTAtt
+from tests.networks import STYLES, network
+
+ATTENTION = {
+    f"blocks.{i}.attn.{site}.{leaf}" for i in (0, 1) for site in ("qkv", "proj") for leaf in ("weight", "bias")
+}
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_qkv_and_proj_of_every_block_and_not_the_patch_convolution(style: str) -> None:
+    plan = FTAtt().plan(network(style), NoProbe())
+    assert plan.tune == ATTENTION
+    assert not plan.entries
+    assert not plan.grafts
+
+
+def test_the_authors_code_trains_the_position_embedding_too() -> None:
+    assert FTAtt(train_pos_embed=True).plan(network(), NoProbe()).tune == ATTENTION | {"pos_embed"}

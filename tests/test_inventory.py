@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,10 +28,8 @@ def busi(root: Path, images: int) -> Path:
 
 
 def group(word: str, tmp_path: Path, root: Path) -> tuple[tuple[str, ...], str]:
-    where = studies.places(tmp_path)
-    study, says = request.complete(
-        Study(methods=("linear",), datasets=(word,)), type(where)(**{**vars(where), "data": root})
-    )
+    where = replace(studies.places(tmp_path), data=root)
+    study, says = request.complete(Study(methods=("linear",), datasets=(word,)), where)
     return study.datasets, " ".join(says)
 
 

@@ -164,6 +164,22 @@ def test_dicom_without_the_extra_says_what_to_install(tmp_path: Path, monkeypatc
             ask()
 
 
+# --- patients ---------------------------------------------------------------------------------------------------------
+
+
+def test_patients_are_read_from_dicom_files_that_tell_them_apart(tmp_path: Path) -> None:
+    files = [write_dicom(tmp_path / f"{i}.dcm", RAMP[:8, :8], PatientID=f"P{i // 2} ") for i in range(4)]
+    assert [pictures.patient(file) for file in files] == ["P0", "P0", "P1", "P1"]
+    assert pictures.states_patients(files)
+    assert not pictures.states_patients(files[:2])  # as where all were given one name
+
+
+def test_what_is_no_dicom_states_no_patient(tmp_path: Path) -> None:
+    (tmp_path / "x.dcm").write_text("x")
+    assert pictures.patient(tmp_path / "x.dcm") == ""
+    assert not pictures.states_patients([tmp_path / "x.dcm", tmp_path / "y.png"])
+
+
 # --- notes -----------------------------------------------------------------------------------------------------------
 
 

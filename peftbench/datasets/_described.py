@@ -41,7 +41,7 @@ class Described:
     def card(self) -> Card:
         """As written, what is not written as found; raises as `load` does."""
         card, given = dataset_card(self.name), (table.Table if self._is_table else folder.Folder)(str(self.home)).card
-        key = card.group_key or given.group_key or ("group" if self.entry.group else "")
+        key = card.group_key or ("group" if self.entry.group else given.group_key)
         return replace(card, classes=card.classes or given.classes, group_key=key)
 
     def presence(self, root: Path) -> Presence:  # noqa: ARG002  a path is no matter of the data folder

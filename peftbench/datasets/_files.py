@@ -83,16 +83,19 @@ def listed(name: str, files: Sequence[Path]) -> list[bool]:
 
 def images_in(folder: Path) -> list[Path]:
     """The image files in `folder` and below, sorted; hidden ones (such as macOS's ._copies) left out."""
-    found: list[Path] = []
-    for place, below, names in os.walk(folder):  # a hundred thousand files: no question to the disk for each
+    return sorted(Path(place, name) for place, names in _walk(folder) for name in names)
+
+
+def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """Folders with the names of their images; of a hundred thousand files the disk is not asked about each."""
+    for place, below, names in os.walk(folder):
         below[:] = [name for name in below if not _is_hidden(name)]
-        found += [Path(place, n) for n in names if os.path.splitext(n)[1].lower() in EXTENSIONS and not _is_hidden(n)]  # noqa: PTH122
-    return sorted(found)
+        yield place, [n for n in names if os.path.splitext(n)[1].lower() in EXTENSIONS and not _is_hidden(n)]  # noqa: PTH122
 
 
 def count(home: Path, folders: Sequence[str]) -> int:
     """The image files in these folders of `home` and below."""
-    return sum(len(images_in(home / folder)) for folder in folders)
+    return sum(len(names) for folder in folders for _, names in _walk(home / folder))
 
 
 def subfolders(folder: Path) -> list[Path]:

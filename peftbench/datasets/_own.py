@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from peftbench import pictures
@@ -36,6 +36,18 @@ def splits(given: Given, card: Card, seed: int) -> Splits:
     notes = (*given.notes, *pictures.notes(files), *_contradicting(given.parts, same))
     carved = "train" in given.parts and "val" not in given.parts
     return _files.assemble(parts, card, rule, notes, carved=carved)
+
+
+def patients_kept(given: Given) -> Given:
+    """Each patient a group, as DICOM files state them; the other images, and those without, each for itself."""
+    return replace(given, parts={name: _by_patient(part) for name, part in given.parts.items()})
+
+
+def _by_patient(part: Part) -> Part:
+    medical = [Path(file) for file in part.images]
+    known = [pictures.patient(file) if file.suffix.lower() in pictures.DICOM else "" for file in medical]
+    groups = tuple(f"patient {one}" if one else name for one, name in zip(known, part.names, strict=True))
+    return replace(part, groups=groups)
 
 
 def _joined(parts: Mapping[str, Part], same: tuple[str, ...]) -> dict[str, Part]:

@@ -4,7 +4,7 @@
     PATH/malignant/*.dcm             PATH/val/benign/*.png, PATH/test/...
 
 Class names in sorted order are the label order. What is given is kept; parts that are not given are cut off by class,
-files of the same bytes together.
+files of the same bytes and, where DICOM files state them, a patient's images together.
 """
 
 from __future__ import annotations
@@ -13,9 +13,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from peftbench import pictures
 from peftbench.contract import Card, Part, Splits
 from peftbench.datasets import _files, _own
 from peftbench.errors import DataError, MissingDataError, SplitError
+
+PATIENT = "patient"
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ class Folder:
             classes=classes_of(self.home),
             licence="the user's own",
             source="a folder of the user's",
+            group_key=key_of(self.home),
         )
 
     def load(self, root: Path, seed: int) -> Splits:  # noqa: ARG002  a path is no matter of the data folder
@@ -55,11 +59,19 @@ def classes_of(home: Path) -> tuple[str, ...]:
     return _classes(_layout(home)[0])
 
 
+def key_of(home: Path) -> str:
+    """What groups the images: the patients that DICOM files state, else nothing."""
+    folders, _ = _layout(home)
+    files = (file for folder in folders.values() for file in _files.images_in(folder))
+    return PATIENT if pictures.states_patients(list(files)) else ""
+
+
 def read(home: Path, classes: tuple[str, ...]) -> _own.Given:
     """The images of the class folders `classes` in that order."""
     folders, ignored = _layout(home)
     notes = (f"Folders beside the parts are left out: {len(ignored)}.",) if ignored else ()
-    return _own.Given(classes, {name: _part(home, folder, classes) for name, folder in folders.items()}, notes)
+    given = _own.Given(classes, {name: _part(home, folder, classes) for name, folder in folders.items()}, notes)
+    return _own.patients_kept(given) if key_of(home) else given
 
 
 def _layout(home: Path) -> tuple[dict[str, Path], list[Path]]:

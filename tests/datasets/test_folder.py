@@ -10,6 +10,7 @@ from peftbench import pictures
 from peftbench.contract import Splits
 from peftbench.datasets.folder import plugin
 from peftbench.errors import DataError, MissingDataError, SplitError
+from tests.test_pictures import write_dicom
 
 
 def fill(home: Path, images: int, *folders: str, suffix: str = ".png") -> None:
@@ -202,3 +203,17 @@ def test_dicom_without_the_extra_is_refused_before_anything_is_decoded(
     monkeypatch.setattr(pictures, "find_spec", lambda _: None)
     with pytest.raises(DataError, match="needs pydicom"):
         load(tmp_path)
+
+
+def test_a_patient_of_dicom_files_stays_in_one_part(tmp_path: Path) -> None:
+    for label in ("a", "b"):
+        (tmp_path / label).mkdir()
+        for i in range(20):
+            pixels = np.full((4, 4), 20 * (label == "b") + i, np.uint8)
+            write_dicom(tmp_path / label / f"{i}.dcm", pixels, PatientID=f"{label}{i // 2}")
+    (tmp_path / "a" / "alone.png").write_text("no DICOM")
+    splits = load(tmp_path)
+    groups = [set(part.groups) for part in splits.parts.values()]
+    assert sum(map(len, groups)) == len(set().union(*groups)) == 21
+    assert plugin(str(tmp_path)).card.group_key == "patient"
+    assert splits.rule == "70/10/20 stratified, grouped by patient"

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from peftbench.errors import RequestError
-from peftbench.method import Method
+from peftbench.method import Fit, Method, edge
 from peftbench.methods._sites import PROJECTIONS, blocks, width
 from peftbench.plan import Graft, Shared
 
@@ -79,6 +79,21 @@ class FacT(Method):
     def sizes(self, vit: nn.Module) -> Sequence[int]:
         """Up to the width."""
         return range(1, width(vit) + 1)
+
+    def count(self, vit: nn.Module) -> int:
+        """By formula."""
+        return self.formula(width(vit), sum(sites(vit).values()))
+
+    def formula(self, width: int, squares: int) -> int:
+        """Trainable parameters on a network of this width whose matrices make so many squares."""
+        raise NotImplementedError
+
+    def within(self, budget: int, vit: nn.Module) -> Fit:
+        """The nearest count, ties to the smaller; the network is measured once for all ranks."""
+        measures = width(vit), sum(sites(vit).values())
+        counts = {r: self.turned(r).formula(*measures) for r in self.sizes(vit)}
+        r = min(counts, key=lambda rank: (abs(counts[rank] - budget), rank))
+        return Fit(self.turned(r), counts[r], edge(budget, list(counts.values())))
 
 
 def sites(vit: nn.Module) -> dict[str, int]:

@@ -1,6 +1,7 @@
 """Control: in every tensor as many weights as SH-PEFT chooses there, but at random."""
 
 from dataclasses import dataclass
+from typing import Literal  # noqa: F401 - inherited fields are annotated with it, and read from here
 
 import numpy as np
 import torch

@@ -60,9 +60,9 @@ class FacTTK(FacT):
             grafts={site: (MixedCores, {**size, "first": first}) for site, first in zip(places, starts, strict=True)},
         )
 
-    def count(self, vit: nn.Module) -> int:
+    def formula(self, width: int, squares: int) -> int:
         """2 D r + n r + r^3 for n squares."""
-        return (2 * width(vit) + sum(sites(vit).values())) * self.r + self.r**3
+        return (2 * width + squares) * self.r + self.r**3
 
 
 plugin = FacTTK

@@ -40,9 +40,9 @@ class FacTTT(FacT):
             grafts=dict.fromkeys(sites(vit), (OwnCores, size)),
         )
 
-    def count(self, vit: nn.Module) -> int:
+    def formula(self, width: int, squares: int) -> int:
         """2 D r + r^2 for each square."""
-        return 2 * width(vit) * self.r + sum(sites(vit).values()) * self.r**2
+        return 2 * width * self.r + squares * self.r**2
 
 
 plugin = FacTTT

@@ -19,8 +19,8 @@ from peftbench.errors import CatalogueError, UnknownNameError
 Kind = Literal["methods", "datasets"]
 Column = Literal["D1", "D2", "D3", "D4", "D5", "D6", "average"]
 Size = Literal["train", "val", "test", "total"]
-Setting = int | float | str | None  # a number where the source gives one, else its words
 Texts = Annotated[tuple[str, ...], Field(strict=False)]  # TOML knows lists only
+Numbers = Annotated[tuple[float, ...], Field(strict=False)]
 
 
 class _Entry(BaseModel):
@@ -28,18 +28,35 @@ class _Entry(BaseModel):
 
 
 class Official(_Entry):
-    """How the method's authors train it; what `--recipe official` runs. None where the source is silent."""
+    """How the method's authors train it; what `--recipe official` runs of it, official.py says. None = not stated."""
 
-    optimiser: str | None = None
-    lr: Setting = None
-    weight_decay: Setting = None
-    momentum: Setting = None
-    batch: Setting = None
-    epochs: Setting = None
-    schedule: str | None = None
-    head: str | None = None
-    init: str | None = None
-    augmentation: str | None = None
+    optimiser: Literal["AdamW", "SGD"] | None = None
+    lr: float | None = None  # at the end of the warm-up
+    lr_grid: Numbers = ()  # from which the authors choose on validation
+    lr_batch: int | None = None  # the batch for which lr stands: at another it grows in proportion
+    weight_decay: float | None = None
+    weight_decay_grid: Numbers = ()
+    momentum: float | None = None
+    batch: int | None = None
+    epochs: float | None = None
+    steps: int | None = None  # where the source counts these
+    warmup_epochs: float | None = None
+    warmup: float | None = None  # share of the steps, where the source says it so
+    warmup_lr: float | None = None  # from which the rise begins
+    min_lr: float | None = None  # at which the schedule ends
+    schedule: Literal["cosine", "linear", "constant"] | None = None
+    clip: float | None = None  # largest norm of the gradient
+    label_smoothing: float | None = None
+    mixup: float | None = None
+    cutmix: float | None = None
+    erasing: float | None = None
+    drop_path: float | None = None
+    head_kind: Literal["plain", "l2", "batchnorm"] | None = None
+    head: str | None = None  # words
+    init: str | None = None  # words
+    augmentation: str | None = None  # words
+    fields: dict[str, bool | int | float | str] = {}  # of the method, where the authors' are not our defaults
+    notes: Texts = ()
 
 
 class MethodEntry(_Entry):
@@ -69,6 +86,15 @@ class Member(_Entry):
     sizes: dict[Size, int]
 
 
+class Download(_Entry):
+    """Where `peftbench data fetch` gets files; without a URL it says what to do by hand."""
+
+    base: str = ""  # URL of every file of `checksums`, with {file} where its name stands
+    urls: dict[str, str] = {}  # file -> URL, where it has its own
+    sizes: dict[str, int] = {}  # file -> bytes, as published
+    accept: str = ""  # terms to be accepted first; "" = the licence lets anybody download
+
+
 class DatasetEntry(_Entry):
     """What is known of one data set: a file of `datasets/`."""
 
@@ -87,6 +113,7 @@ class DatasetEntry(_Entry):
     complete: int | None = None  # images from which on a copy counts as complete; None = the published total
     split: str = ""  # the rule in words
     checksums: dict[str, str] = {}  # downloaded file -> "sha256:..." or "md5:...", as published
+    download: Download = Download()
     members: dict[str, Member] = {}  # of a collection: what follows the colon
     dirt: Texts = ()  # known faults of the files
     how_to_get: str = ""  # what the user does to have the files, ending where to put them

@@ -67,6 +67,13 @@ def f1_average(row: Row, datasets: Sequence[str]) -> Scored:
     return math.nan, Cell("failed" if failed else NONE)
 
 
+def gap(found: stats.Estimate | None) -> Cell:
+    """A difference of scores in points, with its sign."""
+    if found is None:
+        return Cell(NONE)
+    return Cell(f"{round(100 * found.value, 1) + 0.0:+.1f}", _bounds(found))
+
+
 def score(value: float) -> Scored:
     """A score without interval."""
     return value, Cell(points(value))

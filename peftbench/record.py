@@ -163,7 +163,11 @@ class Record(_Strict):
     @property
     def label(self) -> str:
         """How tables call it: `lora[r=4]`, `linear (random weights)`, `lora (5% of train)`."""
-        return self.plain_label + (f" ({self.data.variant})" if str(self.data.variant) else "")
+        return self.labelled(self.data.variant)
+
+    def labelled(self, variant: Variant) -> str:
+        """The label that it would have on another variant of the data."""
+        return self.plain_label + (f" ({variant})" if str(variant) else "")
 
     @property
     def plain_label(self) -> str:

@@ -209,6 +209,26 @@ def estimate(runs: Sequence[Run], metric: str = "macro_f1") -> Estimate:
     return Estimate(statistic(tables.sum(0, keepdims=True)).item(), _draws(tables, statistic), len(tables))
 
 
+def difference(first: Sequence[Run], second: Sequence[Run], metric: str = "macro_f1") -> Estimate:
+    """The mean score of the first runs less that of the second, all resampled together.
+
+    Raises DataError unless all are of one test set.
+    """
+    runs, cut = [*first, *second], len(first)
+    if not _same_test_set(runs):
+        raise DataError(
+            "Scores on different test images cannot be compared image by image; choose runs of one test set."
+        )
+    tables = np.stack([confusions(*run) for run in runs], 1)
+    of_run = _statistic(metric, runs[0][1])
+
+    def statistic(tables: Values) -> Values:
+        scores = of_run(tables)
+        return np.asarray(scores[..., :cut].mean(-1) - scores[..., cut:].mean(-1))
+
+    return Estimate(statistic(tables.sum(0, keepdims=True)).item(), _draws(tables, statistic), len(tables))
+
+
 def average(estimates: Sequence[Estimate]) -> Estimate:
     """The mean of scores on different test sets, their draws taken as independent of each other."""
     value = float(np.mean([one.value for one in estimates]))

@@ -13,7 +13,7 @@ import statistics
 import zipfile
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import get_args
 
@@ -89,6 +89,16 @@ class Entry:
         except FileNotFoundError:
             return stats.Estimate(self.score("macro_f1"), np.empty(0), 0)
 
+    def less(self, other: Entry) -> stats.Estimate | None:
+        """This macro F1 less another's, resampled together; None unless both were scored on the same test images."""
+        tests = {record.data.test for record in self.records + other.records}
+        if len(tests) > 1 or "" in tests:
+            return None
+        try:
+            return stats.difference([_run(job) for job in self.done], [_run(job) for job in other.done])
+        except FileNotFoundError:
+            return None
+
     @property
     def notes(self) -> tuple[str, ...]:
         """What a reader must know about these jobs, beginning with what is missing."""
@@ -109,6 +119,12 @@ class Row:
     target: int | None  # trainable parameters asked for, head excluded
     baseline: bool
     entries: Mapping[str, Entry]  # by data set; not every row has all
+
+    @property
+    def on_official(self) -> str:
+        """Its label as if it had used the official parts: rows of one name differ in nothing else."""
+        record = self.jobs[0].record
+        return self.label.replace(record.label, record.labelled(replace(record.data.variant, splits="official")))
 
     @property
     def records(self) -> tuple[Record, ...]:

@@ -9,21 +9,27 @@ from __future__ import annotations
 
 import json
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from peftbench import cells, summary
 from peftbench.cells import Cell
 from peftbench.contract import Result
-from peftbench.record import Record
+from peftbench.record import Cut, Record
 from peftbench.summary import Block, Row
 
 if TYPE_CHECKING:
     import rich.table
 
 RULES = MappingProxyType({"validation": "best on validation", "last": "last", "oracle": "test oracle: not a result"})
+LEAKS_MEAN = (
+    "Test is the same; grouped: training without groups of a later part, deduplicated: also without images that "
+    "resemble one of a later part. Differences with 95% bootstrap over groups of test images, both scores resampled "
+    "together; they hold what fewer training images cost, too."
+)
 _DETAILS = MappingProxyType({"steps": "steps", "batch": "images a step", "head": "head"})  # of a recipe, in captions
 _IN_TERMINAL = ("macro F1", "ACC", "AUC", "trained", "with head", "seconds", "memory")
 
@@ -50,7 +56,8 @@ def tables(results: Iterable[Result]) -> list[Table]:
     for number, block in enumerate(summary.summarise(results), 1):
         rules = [_rules(block, name) for name in block.datasets]
         spent = [_spent(block, name) for name in block.datasets]
-        made = [*_overview(block), *_averages(block), *_data_sets(block), *rules, *spent, _failures(block)]
+        leaks = [_leaks(block, name) for name in block.datasets]
+        made = [*_overview(block), *_averages(block), *_data_sets(block), *leaks, *rules, *spent, _failures(block)]
         found += [replace(table, name=f"{table.name}_{number}") for table in made if table.rows]
     return found
 
@@ -136,6 +143,32 @@ def _rules(block: Block, name: str) -> Table:
         f"Inflation: what choosing the step on the test set would add to {RULES[block.setting.selection]}."
     )
     return Table(f"rules_{_stem(name)}", f"{name}: selection rules", block.setting.short, text, *_transposed(facts))
+
+
+def _leaks(block: Block, name: str) -> Table:
+    """The same method on the official parts and without leaks between them, scored on the same test images."""
+    cuts: dict[tuple[str, int | None], dict[str, Row]] = defaultdict(dict)
+    for row in block.rows:
+        if name in row.entries and row.entries[name].done:
+            cuts[row.on_official, row.target][row.records[0].data.variant.splits] = row
+    several = [found for found in cuts.values() if "official" in found and len(found) > 1]
+    facts: dict[str, list[Cell]] = {
+        "method": [cells.label(found["official"]) for found in several],
+        "target": [cells.target(found["official"], found["official"].records) for found in several],
+    }
+    for cut in get_args(Cut):
+        scores = [cells.f1(found[cut].entries[name])[1] if cut in found else Cell(cells.NONE) for found in several]
+        facts[cut] = scores
+    for cut in get_args(Cut)[1:]:
+        both = [
+            (found["official"].entries[name], found[cut].entries[name]) if cut in found else None for found in several
+        ]
+        facts[f"official - {cut}"] = [cells.gap(pair[0].less(pair[1]) if pair else None) for pair in both]
+    text = (
+        f"{name}: macro F1 in % with and without leaks between its parts{_synthetic(block, [name])}; "
+        f"{block.setting.network}. {LEAKS_MEAN}"
+    )
+    return Table(f"leaks_{_stem(name)}", f"{name}: leaks", block.setting.short, text, *_transposed(facts))
 
 
 def _spent(block: Block, name: str) -> Table:

@@ -12,6 +12,7 @@ from peftbench import stats
 from peftbench.contract import Result
 from peftbench.record import (
     SCHEMA,
+    WHOLE,
     BackboneFacts,
     Budget,
     Choice,
@@ -21,6 +22,7 @@ from peftbench.record import (
     MethodFacts,
     Record,
     Tuning,
+    Variant,
 )
 from peftbench.store import write_predictions
 
@@ -51,6 +53,7 @@ class Fake:
     edge: str | None = None
     reason: str = ""  # of a failure
     role: str = "final"
+    variant: Variant = WHOLE
     backbone: str = "mini"
 
     @property
@@ -129,6 +132,8 @@ class Fake:
                 "classes": [f"c{i}" for i in range(self.classes)],
             },
             notes=[],
+            variant=self.variant,
+            test="e" * 16,
         )
 
     def network(self) -> BackboneFacts:

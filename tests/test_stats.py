@@ -10,7 +10,7 @@ from sklearn.metrics import f1_score
 
 from peftbench import stats
 from peftbench.contract import Labels, Logits
-from peftbench.errors import RequestError
+from peftbench.errors import DataError, RequestError
 
 
 def run(images: int = 120, classes: int = 3, seed: int = 0) -> tuple[Logits, Labels]:
@@ -127,3 +127,16 @@ def test_an_average_with_an_unknown_part_has_no_interval() -> None:
     found = stats.average([stats.estimate([(logits, labels, range(120))]), unknown])
     assert math.isnan(found.interval.low)
     assert not math.isnan(found.value)
+
+
+def test_a_difference_is_resampled_pair_by_pair() -> None:
+    better, worse = (*run(seed=0), range(120)), (*run(seed=1), range(120))
+    apart = stats.difference([better], [worse])
+    scores = [stats.estimate([one]).value for one in (better, worse)]
+    assert apart.value == pytest.approx(scores[0] - scores[1])
+    assert stats.difference([better], [better]).interval.high == 0
+
+
+def test_no_difference_of_scores_on_other_images() -> None:
+    with pytest.raises(DataError, match="choose runs of one test set"):
+        stats.difference([(*run(), range(120))], [(*run(119), range(119))])

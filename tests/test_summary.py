@@ -11,7 +11,7 @@ import pytest
 from peftbench import stats, summary
 from peftbench.contract import Result
 from peftbench.errors import StoreError
-from peftbench.record import Record
+from peftbench.record import WHOLE, Record, Variant
 from peftbench.store import write_predictions
 from peftbench.summary import Block, Row
 from tests.results import PARAMETERS, Fake, study
@@ -183,3 +183,32 @@ def test_a_whole_study_makes_one_block(tmp_path: Path) -> None:
     results: list[Result] = study(tmp_path)
     (found,) = summary.summarise(results)
     assert len(found.results) == len(results)
+
+
+def test_cuts_and_sizes_of_train_are_rows_of_their_own_in_order(tmp_path: Path) -> None:
+    variants = [
+        Variant("grouped"),
+        WHOLE,
+        Variant(share=0.05),
+        Variant(share=0.25),
+        Variant(shots=4),
+        Variant(shots=16),
+    ]
+    rows = block(tmp_path, *(Fake(variant=variant) for variant in variants), Fake("linear", variant=variants[0])).rows
+    assert [row.label for row in rows] == [
+        "linear (grouped)",
+        "lora (4 shots)",
+        "lora (16 shots)",
+        "lora (5% of train)",
+        "lora (25% of train)",
+        "lora",
+        "lora (grouped)",
+    ]
+
+
+def test_seeds_that_train_on_other_images_may_share_a_test_set(tmp_path: Path) -> None:
+    results = [Fake(seed=seed, variant=Variant(share=0.05)).write(tmp_path) for seed in (0, 1)]
+    records = [one.record for one in results]
+    other = records[1].model_copy(update={"data": records[1].data.model_copy(update={"fingerprint": "0" * 64})})
+    (found,) = summary.summarise([results[0], Result(other, results[1].folder)])
+    assert "test sets differ between seeds" not in found.rows[0].entries["busi"].notes

@@ -14,7 +14,7 @@ from peftbench import cells, summary, tables
 from peftbench.cells import Cell
 from peftbench.contract import Result
 from peftbench.frame import frame
-from peftbench.record import Memory
+from peftbench.record import Memory, Variant
 from peftbench.tables import Table
 from tests.results import PARAMETERS, Fake, study
 
@@ -190,3 +190,33 @@ def test_memory_is_read_at_a_glance(bytes_: int, shown: str) -> None:
     assert record.costs
     costs = record.costs.model_copy(update={"peak_memory": bytes_})
     assert cells.COSTS["memory"]([record.model_copy(update={"costs": costs})]) == shown
+
+
+# --- cuts of the data ------------------------------------------------------------------------------------------------
+
+
+def cuts(**skills: float) -> list[Fake]:
+    return [Fake(skill=skill, variant=Variant(splits=cut)) for cut, skill in skills.items()]  # type: ignore[arg-type]
+
+
+def test_what_a_leak_was_worth_stands_side_by_side(tmp_path: Path) -> None:
+    found = find(write(tmp_path, *cuts(official=4.0, grouped=4.0, deduplicated=1.0)), "leaks_busi")
+    assert found.columns[2:] == ("official", "grouped", "deduplicated", "official - grouped", "official - deduplicated")
+    (row,) = found.rows
+    assert str(row[5]) == "+0.0 [0.0, 0.0]"
+    worth = row[6]
+    assert float(worth.text) == pytest.approx(float(row[2].text) - float(row[4].text), abs=0.11)
+    low, high = (float(bound) for bound in worth.aside.strip("[]").split(","))
+    assert 0 < low < float(worth.text) < high
+
+
+def test_a_share_of_train_is_compared_with_the_same_share(tmp_path: Path) -> None:
+    small = [Fake(variant=Variant(cut, share=0.05)) for cut in ("official", "grouped")]
+    found = find(write(tmp_path, Fake(), *small, Fake("ssf", variant=Variant("grouped"))), "leaks_busi")
+    assert column(found, "method") == ["lora (5% of train)"]
+    assert column(found, "deduplicated") == [cells.NONE]
+
+
+def test_without_two_cuts_there_is_no_table_of_leaks(tmp_path: Path) -> None:
+    names = [table.name for table in tables.tables(write(tmp_path, Fake(), Fake(variant=Variant(shots=4))))]
+    assert not [name for name in names if name.startswith("leaks")]

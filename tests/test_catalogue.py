@@ -62,7 +62,8 @@ def test_published_sizes_add_up() -> None:
 
 def test_numbers_and_words_of_an_official_recipe_stay_what_they_are() -> None:
     assert catalogue.method_entry("shpeft").official.lr == 1e-3
-    assert catalogue.method_entry("full").official.lr == "grid 1e-3, 1e-4, 5e-4, 5e-3, times batch / 256"
+    assert set(catalogue.method_entry("full").official.lr_grid) == {1e-3, 1e-4, 5e-4, 5e-3}
+    assert catalogue.method_entry("ft_att").official.fields == {"train_pos_embed": True}
     assert catalogue.method_entry("full").official.batch == 384
 
 

@@ -9,18 +9,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 
 from peftbench.catalogue import dataset_card
 from peftbench.contract import Card, Presence, Splits
 from peftbench.datasets import _files
+from peftbench.duplicates import ALIKE, Thumbnails, alike, thumbnail
 from peftbench.errors import BrokenImagesError
+from peftbench.pictures import open_picture
 from peftbench.splits import join_duplicates, join_pairs, split
 
 NAME = "busi"
-SIDE = 32  # pixels of a thumbnail
-ALIKE = 0.995  # correlation of thumbnails from which two images count as one
 SHARES = {"train": 0.7, "val": 0.1, "test": 0.2}
 
 
@@ -55,26 +53,18 @@ class Busi:
 
 def near_duplicates(files: Sequence[Path]) -> list[tuple[int, int]]:
     """The pairs (i < j) of images whose thumbnails correlate above ALIKE."""
-    thumbnails = np.stack([_thumbnail(file) for file in files])
-    alike = np.triu(thumbnails @ thumbnails.T > ALIKE, k=1)
-    return [(int(i), int(j)) for i, j in np.argwhere(alike)]
+    return [(i, j) for i, j, _ in alike(np.stack([_thumbnail(file) for file in files]), ALIKE)]
 
 
 def _images(folder: Path) -> list[Path]:
     return [file for file in _files.images_in(folder) if "_mask" not in file.stem]
 
 
-def _thumbnail(file: Path) -> NDArray[np.float64]:
-    """Grey values (SIDE * SIDE,) with mean 0 and length 1, so that a product of two is their correlation."""
+def _thumbnail(file: Path) -> Thumbnails:
     try:
-        with Image.open(file) as image:
-            grey = image.convert("L").resize((SIDE, SIDE), Image.Resampling.BOX)
+        return thumbnail(open_picture(file))
     except OSError as error:
         raise BrokenImagesError(f"{file} does not open ({error}); get it again.") from None
-    values = np.asarray(grey, np.float64).ravel()
-    values -= values.mean()
-    length = float(np.linalg.norm(values))
-    return values / length if length else values
 
 
 def _duplicate_notes(labels: Sequence[int], same: Sequence[str], pairs: Sequence[tuple[int, int]]) -> list[str]:

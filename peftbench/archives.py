@@ -12,6 +12,8 @@ from pathlib import Path, PureWindowsPath
 from peftbench.errors import DataError
 
 SUFFIXES = (".zip", ".npz", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+BOMB = 200  # times its own size: more than pictures can be packed
+SLACK = 100_000_000  # bytes that any archive may hold
 DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError)
 
 
@@ -54,16 +56,21 @@ def unpack(archive: Path) -> Path:
 def _extract(archive: Path, into: Path) -> None:
     if archive.suffix.lower() in {".zip", ".npz"}:
         with zipfile.ZipFile(archive) as packed:
-            _refuse_room(archive, sum(member.file_size for member in packed.infolist()))
+            total = sum(member.file_size for member in packed.infolist())
+            _refuse_bomb(archive, total)
+            _refuse_room(archive, total)
             for member in packed.infolist():
                 _refuse_path(archive, member.filename)
             packed.extractall(into)  # noqa: S202 - every path was looked at
         return
+    total = 0
     with tarfile.open(archive) as packed_tar:
         for entry in packed_tar:
             _refuse_path(archive, entry.name)
             if not (entry.isfile() or entry.isdir()):
                 raise DataError(f"{archive} holds {entry.name!r}, which is a link or a device; get it elsewhere.")
+            total += entry.size
+            _refuse_bomb(archive, total)
             _refuse_room(archive, entry.size)
             packed_tar.extract(entry, into, filter="data")
 
@@ -72,6 +79,11 @@ def _refuse_path(archive: Path, name: str) -> None:
     path = PureWindowsPath(name)  # which takes both kinds of slashes
     if path.drive or path.root or ".." in path.parts:
         raise DataError(f"{archive} holds {name!r}, which leaves its folder; it is not safe: get it elsewhere.")
+
+
+def _refuse_bomb(archive: Path, size: int) -> None:
+    if size > BOMB * archive.stat().st_size + SLACK:
+        raise DataError(f"{archive} would unpack to more than {BOMB} times its size; it is not safe: get it elsewhere.")
 
 
 def _refuse_room(archive: Path, size: int) -> None:

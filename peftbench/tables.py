@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, get_args
 
 from peftbench import cells, summary
 from peftbench.cells import Cell
-from peftbench.contract import Result
+from peftbench.contract import INCOMPLETE, Result
 from peftbench.record import Cut, Record
 from peftbench.summary import Block, Row
 
@@ -221,7 +221,7 @@ def _caption(block: Block, names: Sequence[str]) -> str:
     data = _data(block.records[names[0]]) if len(names) == 1 else f"{len(names)} data sets"
     return (
         f"{setting.network}. Recipe {setting.recipe}{details}; step: {RULES[setting.selection]}; "
-        f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}. {data}{_synthetic(block, names)}. "
+        f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}. {data}{_synthetic(block, names)}{_partial(block, names)}. "
         f"Scores in %{', mean ± standard deviation over seeds' if len(seeds) > 1 else ''}; brackets: 95% bootstrap "
         f"over groups of test images. Best bold, second underlined.{_searched(block)}"
     )
@@ -229,6 +229,12 @@ def _caption(block: Block, names: Sequence[str]) -> str:
 
 def _searched(block: Block) -> str:
     return " lr*: chosen on validation." if any(result.record.tuning for result in block.results) else ""
+
+
+def _partial(block: Block, names: Sequence[str]) -> str:
+    """Of data sets that are not wholly here, what they lack."""
+    notes = [(name, note) for name in names for note in block.records[name].data.notes if note.startswith(INCOMPLETE)]
+    return "".join(f"; {name}: {note[0].lower()}{note[1:].rstrip('.')}" for name, note in notes)
 
 
 def _synthetic(block: Block, names: Sequence[str]) -> str:

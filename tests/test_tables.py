@@ -111,6 +111,15 @@ def test_the_caption_says_how_the_numbers_came_about(tmp_path: Path) -> None:
         assert words in caption
 
 
+def test_the_caption_names_data_that_are_not_whole(tmp_path: Path) -> None:
+    whole = Fake(dataset="oct").write(tmp_path)
+    notes = ["Incomplete copy: 137 of 84484 images are here.", "Of 28 pixels."]
+    data = whole.record.data.model_copy(update={"notes": notes})
+    (caption,) = tables.caption([replace(whole, record=whole.record.model_copy(update={"data": data}))])
+    assert "; oct: incomplete copy: 137 of 84484 images are here. Scores" in caption
+    assert "28 pixels" not in caption
+
+
 def test_another_backbone_needs_no_excuse(tmp_path: Path) -> None:
     (caption,) = tables.caption(write(tmp_path, Fake(backbone="clip_vit_b16")))
     assert caption.startswith("clip_vit_b16, 64 px. Recipe")

@@ -56,7 +56,7 @@ class Registry:
     def described(self) -> frozenset[str]:
         """Data sets that files of the working folder describe, without code. Raises PluginError for a taken name."""
         found = frozenset(own_datasets()) if self.folder == "datasets" else frozenset()
-        if twice := sorted(found & (self.own() | self.others().keys())):
+        if twice := sorted(found & (self.own() | self.others().keys()) if found else ()):
             raise PluginError(f"A plug-in is called {twice[0]!r} already; rename the file datasets/{twice[0]}.toml.")
         return found
 

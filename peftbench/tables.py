@@ -219,9 +219,10 @@ def _caption(block: Block, names: Sequence[str]) -> str:
     values = json.loads(setting.fields)
     details = "".join(f", {values[key]} {unit}" for key, unit in _DETAILS.items() if key in values)
     data = _data(block.records[names[0]]) if len(names) == 1 else f"{len(names)} data sets"
+    data += _synthetic(block, names) + _partial(block, names)
     return (
         f"{setting.network}. Recipe {setting.recipe}{details}; step: {RULES[setting.selection]}; "
-        f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}. {data}{_synthetic(block, names)}{_partial(block, names)}. "
+        f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}. {data}. "
         f"Scores in %{', mean ± standard deviation over seeds' if len(seeds) > 1 else ''}; brackets: 95% bootstrap "
         f"over groups of test images. Best bold, second underlined.{_searched(block)}"
     )

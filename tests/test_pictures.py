@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
+from pydicom.uid import UID, ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
 from peftbench import pictures
 from peftbench.errors import DataError
@@ -25,7 +25,7 @@ def write_dicom(file: Path, pixels: NDArray[Any], **tags: Any) -> Path:
     scan.file_meta = FileMetaDataset()
     scan.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     scan.file_meta.MediaStorageSOPClassUID = scan.SOPClassUID = SecondaryCaptureImageStorage
-    scan.file_meta.MediaStorageSOPInstanceUID = scan.SOPInstanceUID = "1.2.3"
+    scan.file_meta.MediaStorageSOPInstanceUID = scan.SOPInstanceUID = UID("1.2.3")
     scan.Rows, scan.Columns = pixels.shape[:2]
     scan.SamplesPerPixel = 3 if pixels.ndim == 3 else 1
     scan.PhotometricInterpretation = "RGB" if pixels.ndim == 3 else "MONOCHROME2"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ def write_set(root: Path, name: str, side: int, monkeypatch: pytest.MonkeyPatch,
     """Noise of `images` pictures a part, every class among the labels; its checksum counts as the published one."""
     member, rng = dataset_entry("medmnist").members[name], np.random.default_rng(side)
     shape = (side, side, 3) if name in {"pathmnist", "retinamnist"} else (side, side)
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for part in _medmnist.PARTS:
         arrays[f"{part}_images"] = rng.integers(256, size=(images, *shape), dtype=np.uint8)
         labels = np.arange(images)[:, None] % len(member.classes)

@@ -44,7 +44,7 @@ def test_a_group_never_crosses_parts(tmp_path: Path) -> None:
         splits = load(file, seed)
         groups = [set(part.groups) for part in splits.parts.values()]
         assert sum(map(len, groups)) == len(set().union(*groups)) == 10
-    assert splits.rule == "70/10/20 stratified, grouped by group"
+        assert splits.rule == "70/10/20 stratified, grouped by group"
 
 
 def test_given_parts_are_kept_and_what_is_missing_is_cut_off_train(tmp_path: Path) -> None:

@@ -185,6 +185,8 @@ def _train(  # noqa: PLR0913 - likewise
             _backward(learner, x, y, len(y) / len(labels), loss_of, autocast)
             for x, y in zip(inputs.chunk(pieces), labels.chunk(pieces), strict=True)
         )
+        if recipe.clip:
+            nn.utils.clip_grad_norm_(learner.model.parameters(), recipe.clip)
         optimiser.step()
         if callback:
             callback.after_step(step, recipe.steps)

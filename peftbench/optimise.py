@@ -20,11 +20,15 @@ SAVE = 200  # steps between two checkpoints, at most
 
 
 def learning_rate(step: int, recipe: Recipe) -> float:
-    """Of step 0..steps-1: a linear rise, then half a cosine to zero."""
+    """Of step 0..steps-1: a linear rise, then half a cosine or a line down, or no change."""
     rise = round(recipe.warmup * recipe.steps)
     if step < rise:
-        return recipe.lr * (step + 1) / rise
-    return recipe.lr * 0.5 * (1 + math.cos(math.pi * (step - rise) / (recipe.steps - rise)))
+        return recipe.warmup_lr + (recipe.lr - recipe.warmup_lr) * (step + 1) / rise
+    if recipe.schedule == "constant":
+        return recipe.lr
+    done = (step - rise) / (recipe.steps - rise)
+    left = 0.5 * (1 + math.cos(math.pi * done)) if recipe.schedule == "cosine" else 1 - done
+    return recipe.min_lr + (recipe.lr - recipe.min_lr) * left
 
 
 def evaluation_steps(recipe: Recipe) -> list[int]:
@@ -66,7 +70,7 @@ def make_loss(recipe: Recipe, labels: Tensor, classes: int) -> Callable[[Tensor,
         )
     counts = torch.bincount(labels, minlength=classes).float()
     weight = counts.sum() / (classes * counts.clamp_min(1)) if balanced else None
-    return lambda logits, truth: F.cross_entropy(logits, truth, weight=weight)
+    return lambda logits, truth: F.cross_entropy(logits, truth, weight=weight, label_smoothing=recipe.label_smoothing)
 
 
 def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from peftbench import audit, backbone, measure, store
+from peftbench import audit, backbone, measure, official, store
 from peftbench.contract import Labels, Logits, Task, tasks_of
 from peftbench.cost import Counted
 from peftbench.engine import Chosen, Progress
@@ -108,7 +108,7 @@ def _found(job: Job, data: Data, outcome: Outcome, seconds: float, peak: int) ->
             **_counted(progress, outcome.counted),
         ),
         "facts": dict(outcome.facts),
-        "notes": _notes(progress, data),
+        "notes": _notes(progress, data) + (official.left_out(job.method) if job.recipe.name == "official" else []),
     }
 
 

@@ -21,7 +21,12 @@ class Recipe:
     weight_decay: float = 0.01  # on matrices, not on vectors
     batch: int = 64
     steps: int = 2000
-    warmup: float = 0.1  # share of the steps; then half a cosine to 0, a step at a time
+    warmup: float = 0.1  # share of the steps
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"  # behind the warm-up, a step at a time
+    warmup_lr: float = 0.0  # where the warm-up begins
+    min_lr: float = 0.0  # where the schedule ends
+    clip: float = 0.0  # largest norm of the gradient; 0 = any
+    label_smoothing: float = 0.0
     evaluations: int = 20  # evenly spaced, the last step included
     head: Literal["plain", "l2", "batchnorm"] = "plain"
     head_scale: float = 1.0  # l2: the length of the features
@@ -36,11 +41,14 @@ class Recipe:
                 raise RequestError(f"Recipe {self.name}: {name} must be above 0, not {getattr(self, name)}.")
         if not 0 <= self.warmup < 1 or not 0 <= self.weight_decay < math.inf or not 0 <= self.momentum < 1:
             raise RequestError(f"Recipe {self.name}: warmup and momentum lie in [0, 1), weight_decay is not negative.")
+        if not 0 <= self.label_smoothing < 1 or not 0 <= self.clip < math.inf:
+            raise RequestError(f"Recipe {self.name}: label_smoothing lies in [0, 1), clip is not negative.")
 
 
 RECIPES: Mapping[str, Recipe] = {
     "quick": Recipe("quick", batch=32, steps=80, evaluations=5),
     "standard": Recipe("standard"),
+    "official": Recipe("official"),  # what the catalogue says of each method takes the place of these; see official.py
     "paper": Recipe("paper", optimiser="sgd", weight_decay=0.0, steps=40_000, warmup=0.0, head="l2", selection="last"),
 }
 CPU_STANDARD: Mapping[str, Any] = {

@@ -139,10 +139,11 @@ def make_recipe(study: Study, device: str) -> Recipe:
     recipe = RECIPES[study.recipe]
     if recipe.name == "standard" and device == "cpu":
         recipe = replace(recipe, **CPU_STANDARD)
-    written: dict[str, Any] = {
-        k: v for k in ("steps", "batch", "evaluations", "lr") if (v := getattr(study, k)) is not None
-    }
-    if study.augmentation:
-        written["augmentation"] = study.augmentation
     precision = measure.auto_precision(device) if study.precision == "auto" else study.precision
-    return replace(recipe, **written, precision=precision)
+    return replace(recipe, **written(study), precision=precision)
+
+
+def written(study: Study) -> dict[str, Any]:
+    """The values of a recipe that the user has set."""
+    values = {k: v for k in ("steps", "batch", "evaluations", "lr") if (v := getattr(study, k)) is not None}
+    return values | ({"augmentation": study.augmentation} if study.augmentation else {})

@@ -192,7 +192,7 @@ def _probe(job: Job, places: Places, model: Classifier, task: Task) -> GradientP
         "device": places.device,
     }
     keep = places.cache / "probes" / digest(decides)[:24]
-    loss = make_loss(job.recipe, task.labels, task.classes)
+    loss = make_loss(replace(job.recipe, label_smoothing=0.0), task.labels, task.classes)
     return GradientProbe(model, batches, loss, PRECISIONS[job.recipe.precision], keep, job.seed)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from peftbench import audit, backbone, evidence, pixels, variants
+from peftbench import audit, backbone, evidence, official, pixels, variants
 from peftbench.augmentation import policy_name
 from peftbench.backbone import Source
 from peftbench.contract import Card, Splits
@@ -20,7 +20,7 @@ from peftbench.pixels import Data
 from peftbench.recipe import QUICK_RATES, Recipe, grid
 from peftbench.record import WHOLE, Record, Variant
 from peftbench.registry import registry
-from peftbench.request import complete, make_recipe
+from peftbench.request import complete, make_recipe, written
 from peftbench.spec import Job, Places, Study, budget, make, parse
 from peftbench.store import Store, write_json
 
@@ -72,7 +72,7 @@ def resolve(study: Study, places: Places, *, skip_broken: bool = False, watch: W
     recipe = make_recipe(study, places.device)
     if recipe.precision != "fp32" and study.precision == "auto":
         says.append(f"Precision {recipe.precision} (auto): this hardware multiplies it natively.")
-    asked = [_method(text) for text in study.methods]
+    asked = [_method(text, study.recipe) for text in study.methods]
     source = backbone.find(study.backbone, study.image_size, places.weights)
     rows = _rows(asked, study, source)
     _refuse_bad_weights(source)
@@ -122,12 +122,18 @@ class Row:
     fit: Fit | None = None
 
 
-def _method(text: str) -> tuple[str, Method]:
+def _method(text: str, recipe: str) -> tuple[str, Method]:
     spec = parse(text)
     if spec.argument or spec.random:
         raise RequestError(f"Cannot read the method {text!r}: write NAME or NAME[field=value,...].")
     kind: type[Method] = registry("methods").get(spec.name)
-    return spec.name, make(kind, spec.fields, spec.name)
+    fields = official.fields(spec.name, spec.fields) if recipe == "official" else spec.fields
+    return spec.name, make(kind, fields, spec.name)
+
+
+def rows(study: Study, source: Source) -> list[Row]:
+    """The methods that a study asks for at its budgets, and its baselines."""
+    return _rows([_method(text, study.recipe) for text in study.methods], study, source)
 
 
 def _rows(asked: Sequence[tuple[str, Method]], study: Study, source: Source) -> list[Row]:
@@ -220,8 +226,7 @@ def _draft(
 ) -> Draft:
     name, variant, seed = where
     fields, defaults = row.method.values(), type(row.method)().values()
-    tuned = bool(study.tune) and row.method.trains
-    rate = recipe.lr if study.lr is not None or recipe.name != "quick" else QUICK_RATES.get(row.name, recipe.lr)
+    recipe, rates = _trained(row, study, recipe, data.sizes)
     job = Job(
         method=row.name,
         version=row.method.version,
@@ -234,7 +239,7 @@ def _draft(
         digest=row.source.digest(seed),
         image_size=study.image_size,
         preprocessing=row.source.preprocessing,
-        recipe=replace(recipe, lr=rate),
+        recipe=recipe,
         seed=seed,
         threads=study.threads,
         knob=row.method.knob,
@@ -243,40 +248,28 @@ def _draft(
         variant=variant,
         policy=policy_name(data.card) if recipe.augmentation == "medical" else "",
     )
-    if not tuned:
+    if len(rates) == 1:
         return Draft(job, row.targets)
     first = replace(job, seed=study.seeds[0], fingerprint=tuning_data.fingerprint, split=tuning_data.rule, role="trial")
     first = replace(first, digest=row.source.digest(first.seed))
-    trials = tuple(replace(first, recipe=replace(recipe, lr=rate)) for rate in grid(study.tune or 0))
+    trials = tuple(replace(first, recipe=replace(recipe, lr=rate)) for rate in rates)
     return Draft(job, row.targets, trials)
 
 
-def outline(study: Study, places: Places) -> list[dict[str, Any]]:
-    """The jobs of a study by name, with exact counts and without weights or images."""
-    study, _ = complete(study, places)
-    recipe = make_recipe(study, places.device)
-    source = backbone.find(study.backbone, study.image_size, blank=True)
-    blank = source.blank()
-    rows = _rows([_method(text) for text in study.methods], study, source)
-    total, width = sum(p.numel() for p in blank.parameters()), blank.num_features
-    jobs: list[dict[str, Any]] = []
-    for name in study.datasets:
-        head = (width + 1) * len(open_dataset(name).card.classes)
-        for row in rows:
-            count = row.fit.reached if row.fit else row.method.count(blank)
-            shown: dict[str, Any] = {
-                "method": row.name,
-                "data set": name,
-                "backbone": str(row.source.spec),
-                "targets": row.targets,
-            }
-            shown |= {
-                "trainable": count,
-                "share": f"{count / total:.4%}",
-                "with head": count + (head if row.method.trains else 0),
-            }
-            jobs += [{**shown, "seed": seed, "recipe": recipe.name, "steps": recipe.steps} for seed in study.seeds]
-    return jobs
+def _trained(row: Row, study: Study, recipe: Recipe, sizes: Mapping[str, int]) -> tuple[Recipe, Sequence[float]]:
+    """How a method is trained, and the learning rates to choose from; without validation the middle one of a grid."""
+    if recipe.name == "quick" and study.lr is None:
+        recipe = replace(recipe, lr=QUICK_RATES.get(row.name, recipe.lr))
+    found: Sequence[float] = (recipe.lr,)
+    if recipe.name == "official":
+        recipe = official.recipe(row.name, recipe, sizes["train"], written(study))
+        found = (recipe.lr,) if study.lr is not None else official.rates(row.name, recipe)
+    if study.tune:
+        found = grid(study.tune)
+    if sizes["val"] and row.method.trains:
+        return recipe, found
+    recipe = replace(recipe, lr=found[len(found) // 2])
+    return recipe, (recipe.lr,)
 
 
 def note_study(resolved: Resolved, finals: Sequence[Job], store: Store) -> None:

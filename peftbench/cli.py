@@ -11,8 +11,29 @@ from typing import Annotated, cast
 import typer
 
 from peftbench import cli_data
-from peftbench.cli_data import CacheOption, DataOption, JsonOption
 from peftbench.errors import PeftbenchError
+from peftbench.options import (
+    AugmentationOption,
+    BackboneOption,
+    BaselinesOption,
+    CacheOption,
+    DataOption,
+    DatasetsOption,
+    DeviceOption,
+    JsonOption,
+    MethodsOption,
+    PrecisionOption,
+    RatiosOption,
+    RecipeOption,
+    SeedsOption,
+    ShareOption,
+    ShotsOption,
+    SizeOption,
+    SplitsOption,
+    StoreOption,
+    TuneOption,
+    WeightsOption,
+)
 
 # Of click, which some versions of typer bring under another name.
 UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__bases__[0])
@@ -25,38 +46,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(cli_data.app, name="data")
-
-# One name for each option, so that every verb spells it the same.
-StoreOption = Annotated[Path, typer.Option("--store", help="Folder of the results.")]
-MethodsOption = Annotated[str, typer.Option("--methods", help="Such as lora,shpeft or 'lora[r=4],shpeft[lam=0.5]'.")]
-DatasetsOption = Annotated[str, typer.Option("--datasets", help="Names, all, paper, phantoms, or folder:PATH.")]
-SplitsOption = Annotated[
-    str, typer.Option("--splits", help="Some of official,grouped,deduplicated: what a leak between parts is worth.")
-]
-ShareOption = Annotated[str, typer.Option("--train-share", help="Shares of train, such as 5%,25%,100%.")]
-ShotsOption = Annotated[str, typer.Option("--shots", help="Training images of each class, such as 4,16.")]
-RatiosOption = Annotated[
-    str, typer.Option("--ratios", help="Budgets: shares (0.1%,1%) or counts (100k) of trainable weights.")
-]
-SeedsOption = Annotated[str, typer.Option("--seeds", help="Such as 0,1,2.")]
-BackboneOption = Annotated[
-    str,
-    typer.Option("--backbone", help="mini, clip_vit_b16, timm:NAME[depth=8], open_clip:ARCH/TAG; @random behind it."),
-]
-WeightsOption = Annotated[Path | None, typer.Option("--weights", help="File of pretrained weights for the backbone.")]
-SizeOption = Annotated[int | None, typer.Option("--image-size", help="Pixels; default: the backbone's own.")]
-RecipeOption = Annotated[str, typer.Option("--recipe", help="quick, standard or paper.")]
-TuneOption = Annotated[
-    int | None, typer.Option("--tune", help="Learning rates to try for each method, on validation; 0 = none.")
-]
-BaselinesOption = Annotated[
-    bool, typer.Option("--baselines/--no-baselines", help="Add majority, linear and linear on random weights.")
-]
-AugmentationOption = Annotated[
-    str, typer.Option("--augmentation", help="Of training images: none, light, or medical (by the modality).")
-]
-PrecisionOption = Annotated[str, typer.Option("--precision", help="auto, fp32 or bf16.")]
-DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
+app.add_typer(cli_data.cache_app, name="cache")
 
 
 @app.command()
@@ -126,7 +116,7 @@ def plan(
 
     wanted = asked(study, locals())
     from peftbench.request import places
-    from peftbench.show import show_plan
+    from peftbench.show_costs import show_plan
 
     show_plan(wanted, places(Path("runs"), data), as_json=json)
 
@@ -234,6 +224,32 @@ def check(
 
     folder = places(Path("runs"), data).data
     raise typer.Exit(show_check(name, folder, everything=everything, compiled=compiled, as_json=json))
+
+
+@app.command()
+def measure(
+    methods: MethodsOption = "linear,bitfit,lora,shpeft",
+    ratios: RatiosOption = "",
+    backbone: BackboneOption = "mini",
+    weights: WeightsOption = None,
+    image_size: SizeOption = None,
+    batch: Annotated[int | None, typer.Option(help="Images a training step; default 64 on a GPU, 8 on a CPU.")] = None,
+    precision: PrecisionOption = "auto",
+    device: DeviceOption = "auto",
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
+    seconds: Annotated[float, typer.Option(min=0.0, help="To spend on each time that is taken.")] = 2.0,
+    cache: CacheOption = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Write the figures to this JSON file.")] = None,
+    json: JsonOption = False,  # noqa: FBT002
+) -> None:
+    """What each method costs on this machine: operations, memory, speed, latency. Needs no data."""
+    from peftbench.spec import asked
+
+    wanted = asked(None, locals())
+    from peftbench.request import places
+    from peftbench.show_costs import show_measure
+
+    show_measure(wanted, places(Path("runs"), None, cache, weights, device), seconds, out, as_json=json)
 
 
 @app.command()

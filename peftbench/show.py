@@ -149,27 +149,6 @@ def _conclude(finals: Sequence[Job], store: Store, seconds: float) -> int:
     return 1 if failed else 0
 
 
-def show_plan(asked: Study, places: Places, *, as_json: bool) -> None:
-    """The jobs of a study by name, with counts that need neither weights nor images."""
-    rows = studies.outline(asked, places)
-    if as_json:
-        console.print_json(json.dumps(rows))
-        return
-    table = Table(title=f"{len(rows)} jobs; ids need the files")
-    for column in rows[0]:
-        table.add_column(column, justify="right" if isinstance(rows[0][column], int) else "left")
-    for row in rows:
-        table.add_row(*(_cell(value) for value in row.values()))
-    console.print(table)
-
-
-def _cell(value: object) -> str:
-    """Thousands apart, several numbers in one cell."""
-    if isinstance(value, (tuple, list)):
-        return ", ".join(map(_cell, value))
-    return f"{value:,}" if isinstance(value, int) else str(value)
-
-
 def write_report(root: Path, formats: str, out: Path) -> None:
     """Write every format asked for and say where."""
     results = Store(root).results()

@@ -1,0 +1,151 @@
+"""`peftbench plan`: the jobs of a study before anything is loaded, with their memory and, where known, their time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import nn
+
+from peftbench import backbone, cost, ledger, measure
+from peftbench.backbone import Source
+from peftbench.cost import Alone
+from peftbench.errors import PluginError
+from peftbench.head import Classifier, Head
+from peftbench.inventory import open_dataset
+from peftbench.method import NoProbe
+from peftbench.plan import Plan
+from peftbench.recipe import Recipe
+from peftbench.record import Memory
+from peftbench.request import complete, make_recipe
+from peftbench.spec import Places, Study
+from peftbench.study import Row, rows
+
+DTYPES: Mapping[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a training step will hold."""
+
+    memory: Memory
+    exact: bool  # False: the method must look at data to choose, and this is the most that any choice takes
+
+
+def outline(study: Study, places: Places) -> list[dict[str, Any]]:
+    """The jobs of a study by name, with exact counts and without weights or images.
+
+    `memory` is in bytes, `seconds` of training as measured on this machine; both are None where nothing trains, the
+    latter where nothing was measured.
+    """
+    study, _ = complete(study, places)
+    recipe = make_recipe(study, places.device)
+    source = backbone.find(study.backbone, study.image_size, blank=True)
+    blank = source.blank()
+    total, width = sum(p.numel() for p in blank.parameters()), blank.num_features
+    found = [(row, _about(row, recipe, study.threads, places)) for row in rows(study, source)]
+    jobs: list[dict[str, Any]] = []
+    for name in study.datasets:
+        head = (width + 1) * len(open_dataset(name).card.classes)
+        for row, costs in found:
+            count = row.fit.reached if row.fit else row.method.count(blank)
+            shown: dict[str, Any] = {
+                "method": row.name,
+                "data set": name,
+                "backbone": str(row.source.spec),
+                "targets": row.targets,
+            }
+            shown |= {
+                "trainable": count,
+                "share": f"{count / total:.4%}",
+                "with head": count + (head if row.method.trains else 0),
+            }
+            run = {"recipe": recipe.name, "steps": recipe.steps, **costs}
+            jobs += [{**shown, "seed": seed, **run} for seed in study.seeds]
+    return jobs
+
+
+def _about(row: Row, recipe: Recipe, threads: int, places: Places) -> dict[str, Any]:
+    expected = expect(row, recipe, places.device) if row.method.trains else None
+    return {
+        "memory": expected.memory.total if expected else None,
+        "memory is": ("exact" if expected.exact else "at most") if expected else "",
+        "seconds": seconds(row, recipe, threads, places),
+    }
+
+
+# --- time ------------------------------------------------------------------------------------------------------------
+
+
+@lru_cache
+def _hardware(device: str) -> str:
+    return measure.environment(device)["hardware"]
+
+
+def key(row: Row, device: str, threads: int, precision: str) -> dict[str, Any]:
+    """Whatever decides how long an image takes: under it, costs are kept."""
+    return {
+        "hardware": _hardware(device),
+        "device": device,
+        "threads": threads,
+        "precision": precision,
+        "backbone": str(replace(row.source.spec, random=False)),
+        "size": row.source.preprocessing.size,
+        "method": [row.name, row.method.version, row.method.values()],
+    }
+
+
+def seconds(row: Row, recipe: Recipe, threads: int, places: Places) -> float | None:
+    """Of training, from what `peftbench measure` found here; None where it was not asked."""
+    if not row.method.trains:
+        return 0.0
+    found = ledger.recall(places.cache, key(row, places.device, threads, recipe.precision))
+    return recipe.steps * recipe.batch / found.images_per_second if found else None
+
+
+# --- memory ----------------------------------------------------------------------------------------------------------
+
+
+def expect(row: Row, recipe: Recipe, device: str, classes: int = 2) -> Expected:
+    """The memory of a training step without the decoded images, counted on a network without values."""
+    source, blank = row.source, row.source.blank()
+    count = row.fit.reached if row.fit else row.method.count(blank)
+    try:
+        plan = row.method.plan(blank, NoProbe())
+        model = _carried_out(source, plan, classes)
+    except (PluginError, NotImplementedError, RuntimeError):  # it asks for gradients, or for weights that are not there
+        return Expected(_at_most(source, recipe, device, count, classes), exact=False)
+    return Expected(
+        _counted(source, model, recipe, device, alone=plan.empty and recipe.augmentation == "none"), exact=True
+    )
+
+
+def _carried_out(source: Source, plan: Plan, classes: int) -> Classifier:
+    vit = source.blank()
+    plan.carry_out(vit)
+    return Classifier(vit, Head(vit.num_features, classes, "plain", 1.0, 0).to("meta"))
+
+
+def _counted(source: Source, model: Classifier, recipe: Recipe, device: str, *, alone: bool) -> Memory:
+    side = source.preprocessing.size
+    images = (recipe.batch, 3, side, side)
+    features = Alone(model.head, (recipe.batch, model.head.linear.in_features)) if alone else None
+    pixels = cost.batch_bytes(features.batch if features else images)
+    return cost.count(model, images, recipe, device, DTYPES[recipe.precision], pixels, features).memory
+
+
+def _at_most(source: Source, recipe: Recipe, device: str, count: int, classes: int) -> Memory:
+    """Weights, gradients and moments are exact; activations are those of training everything."""
+    model = _carried_out(source, Plan(tune=frozenset(n for n, _ in source.blank().named_parameters())), classes)
+    whole = _counted(source, model, recipe, device, alone=False)
+    chosen = [nn.Parameter(torch.empty(count, device="meta")), *model.head.parameters()]
+    return whole.model_copy(
+        update={
+            "weights": whole.weights + chosen[0].nbytes,
+            "gradients": sum(p.nbytes for p in chosen),
+            "optimiser": cost.optimiser_bytes(chosen, recipe),
+        }
+    )

@@ -1,0 +1,46 @@
+"""The options of the command line: one name for each, so that every verb spells it the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+StoreOption = Annotated[Path, typer.Option("--store", help="Folder of the results.")]
+MethodsOption = Annotated[str, typer.Option("--methods", help="Such as lora,shpeft or 'lora[r=4],shpeft[lam=0.5]'.")]
+DatasetsOption = Annotated[str, typer.Option("--datasets", help="Names, all, paper, phantoms, or folder:PATH.")]
+SplitsOption = Annotated[
+    str, typer.Option("--splits", help="Some of official,grouped,deduplicated: what a leak between parts is worth.")
+]
+ShareOption = Annotated[str, typer.Option("--train-share", help="Shares of train, such as 5%,25%,100%.")]
+ShotsOption = Annotated[str, typer.Option("--shots", help="Training images of each class, such as 4,16.")]
+RatiosOption = Annotated[
+    str, typer.Option("--ratios", help="Budgets: shares (0.1%,1%) or counts (100k) of trainable weights.")
+]
+SeedsOption = Annotated[str, typer.Option("--seeds", help="Such as 0,1,2.")]
+BackboneOption = Annotated[
+    str,
+    typer.Option("--backbone", help="mini, clip_vit_b16, timm:NAME[depth=8], open_clip:ARCH/TAG; @random behind it."),
+]
+WeightsOption = Annotated[Path | None, typer.Option("--weights", help="File of pretrained weights for the backbone.")]
+SizeOption = Annotated[int | None, typer.Option("--image-size", help="Pixels; default: the backbone's own.")]
+RecipeOption = Annotated[str, typer.Option("--recipe", help="quick, standard, paper or official.")]
+TuneOption = Annotated[
+    int | None, typer.Option("--tune", help="Learning rates to try for each method, on validation; 0 = none.")
+]
+BaselinesOption = Annotated[
+    bool, typer.Option("--baselines/--no-baselines", help="Add majority, linear and linear on random weights.")
+]
+AugmentationOption = Annotated[
+    str, typer.Option("--augmentation", help="Of training images: none, light, or medical (by the modality).")
+]
+PrecisionOption = Annotated[str, typer.Option("--precision", help="auto, fp32 or bf16.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
+DataOption = Annotated[
+    Path | None, typer.Option("--data", envvar="PEFTBENCH_DATA", help="Folder that holds the data sets.")
+]
+CacheOption = Annotated[
+    Path | None, typer.Option("--cache", envvar="PEFTBENCH_CACHE", help="Folder for decoded images and estimates.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]

@@ -115,9 +115,8 @@ def _nearer(fit: Fit, target: int, vit: nn.Module) -> int | None:
 def its_fields_come_back(scene: Scene) -> str:
     """The defaults build it, and its fields survive the job's JSON, the same type and value."""
     method, kind = scene.method, type(scene.method)
-    demand(
-        "__dataclass_fields__" in vars(kind), "It is no dataclass of its own: write @dataclass(frozen=True) above it."
-    )
+    decorated = "__dataclass_fields__" in vars(kind) or not vars(kind).get("__annotations__")
+    demand(decorated, "It has annotations but is no dataclass: write @dataclass(frozen=True) above it.")
     hash(method)
     kind()
     written = json.loads(json.dumps(method.values()))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
@@ -30,11 +33,11 @@ class Skipped(Exception):  # noqa: N818 - likewise
 
 
 def judge(rules: Iterable[Rule[T]], subject: T, network: str = "") -> Iterator[Finding]:
-    """Each rule's finding. When the first fails the others are skipped: it is what they stand on."""
+    """Each rule's finding. Unless the first one holds the others are skipped: it is what they stand on."""
     first: Finding | None = None
     for rule in rules:
-        if first is not None and first.verdict == "failed":
-            yield Finding(name(rule), network, "skipped", f"{first.rule} failed.")
+        if first is not None and first.verdict != "passed":
+            yield Finding(name(rule), network, "skipped", f"Not looked at, for `{first.rule}` {first.verdict}.")
             continue
         finding = _judged(rule, subject, network)
         first = first or finding
@@ -67,3 +70,14 @@ def demand(holds: object, sentence: str) -> None:
 def failed(findings: Sequence[Finding]) -> list[str]:
     """One line for each rule that does not hold; empty when all is well."""
     return [f"{f.rule}{f' [{f.network}]' if f.network else ''}: {f.says}" for f in findings if f.verdict == "failed"]
+
+
+def refuse_torch(module: str) -> str:
+    """Raise Broken if importing a module brings torch, in a process of its own."""
+    if module.partition(".")[0] == "peftbench":
+        raise Skipped("peftbench's own imports are watched by its layers (pyproject.toml).")
+    code = f"import importlib, sys; importlib.import_module({module!r}); sys.exit('torch' in sys.modules)"
+    paths = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", code], env=paths, check=False)  # noqa: S603 - a module of the user's
+    demand(done.returncode == 0, f"Importing {module} brings torch, which takes seconds.")
+    return f"{module} does not import torch."

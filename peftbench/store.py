@@ -19,7 +19,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -58,6 +58,12 @@ class Store:
             raise StoreError(
                 f"Cannot write results into {self.root} ({error.strerror}); choose another folder with --store."
             ) from None
+
+    def discard(self) -> None:
+        """Take an empty store away again; one that holds anything stays."""
+        with suppress(OSError):
+            (self.root / "jobs").rmdir()
+            self.root.rmdir()
 
     def state(self, job_id: str) -> State:
         """From the disk alone."""

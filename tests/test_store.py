@@ -153,3 +153,14 @@ def test_results_are_those_jobs_that_ended(tmp_path: Path) -> None:
     for name in ("b", "a"):
         (here.folder(name) / "record.json").write_text(results.Fake().record().model_dump_json())
     assert [result.folder.name for result in here.results()] == ["a", "b"]
+
+
+def test_an_empty_store_goes_and_one_with_a_job_stays(tmp_path: Path) -> None:
+    empty, used = Store(tmp_path / "empty"), Store(tmp_path / "used")
+    for one in (empty, used):
+        one.prepare()
+    used.folder("a").mkdir()
+    for one in (empty, used):
+        one.discard()
+    assert not empty.root.exists()
+    assert used.folder("a").exists()

@@ -41,8 +41,12 @@ def run_study(asked: Study, places: Places, jobs: int, *, skip_broken: bool) -> 
     started = time.perf_counter()
     store = Store(places.store)
     store.prepare()
-    with Bars(console) as bars:
-        resolved = studies.resolve(asked, places, skip_broken=skip_broken, watch=bars)
+    try:
+        with Bars(console) as bars:
+            resolved = studies.resolve(asked, places, skip_broken=skip_broken, watch=bars)
+    except BaseException:
+        store.discard()
+        raise
     for line in resolved.says:
         _say(line)
     count = jobs or (1 if places.device == "cuda" else measure.cores())

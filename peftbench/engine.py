@@ -14,6 +14,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
+from jaxtyping import Shaped
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -259,7 +260,7 @@ def predict(model: nn.Module, inputs: Inputs, autocast: torch.dtype | None = Non
 
 
 @torch.inference_mode()
-def forward(model: nn.Module, inputs: Inputs, autocast: torch.dtype | None = None) -> Tensor:
+def forward(model: nn.Module, inputs: Inputs, autocast: torch.dtype | None = None) -> Shaped[Tensor, "n ..."]:
     """Whatever `model` gives for every input (n, ...), on its device."""
     was = model.training
     model.eval()

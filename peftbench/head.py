@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -23,7 +24,7 @@ class Head(nn.Module):
         nn.init.trunc_normal_(self.linear.weight, std=0.02, generator=draw)
         nn.init.zeros_(self.linear.bias)
 
-    def forward(self, features: Tensor) -> Tensor:
+    def forward(self, features: Float[Tensor, "batch width"]) -> Float[Tensor, "batch classes"]:
         """(B, D) -> (B, classes), in float32 or wider whatever the backbone computed in."""
         with torch.autocast(features.device.type, enabled=False):
             wide = features.to(self.linear.weight.dtype)
@@ -39,7 +40,7 @@ class Classifier(nn.Module):
         super().__init__()
         self.vit, self.head = vit, head
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch classes"]:
         """(B, 3, H, W) -> (B, classes)."""
         out: Tensor = self.head(self.vit(x))
         return out

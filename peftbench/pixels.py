@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float, Float32
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -227,7 +228,7 @@ class Images:
     def __len__(self) -> int:
         return len(self.pixels)
 
-    def batch(self, index: Sequence[int] | NDArray[np.int64]) -> Tensor:
+    def batch(self, index: Sequence[int] | NDArray[np.int64]) -> Float32[Tensor, "batch 3 side side"]:
         """(B, 3, S, S) float32, valid until the next call with as many images."""
         places = np.asarray(index)
         raw, made = self._buffer(len(places))
@@ -252,7 +253,7 @@ class Features:
     def __len__(self) -> int:
         return len(self.features)
 
-    def batch(self, index: Sequence[int] | NDArray[np.int64]) -> Tensor:
+    def batch(self, index: Sequence[int] | NDArray[np.int64]) -> Float[Tensor, "batch ..."]:
         """(B, D)."""
         return self.features[torch.as_tensor(np.asarray(index), device=self.features.device)]
 

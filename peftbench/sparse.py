@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
@@ -23,12 +24,12 @@ class SparseProduct(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,  # noqa: ANN401 - torch's own context has no public type
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        values: Tensor,
+        x: Float[Tensor, "*batch in"],
+        weight: Float[Tensor, "out in"],
+        bias: Float[Tensor, " out"] | None,
+        values: Float[Tensor, " chosen"],
         pattern: Pattern,
-    ) -> Tensor:
+    ) -> Float[Tensor, "*batch out"]:
         """x (..., in), weight (out, in), bias (out,), values (k,) -> (..., out)."""
         if torch.is_autocast_enabled(x.device.type):
             x, weight = (t.to(torch.get_autocast_dtype(x.device.type)) for t in (x, weight))
@@ -57,7 +58,7 @@ class Pattern(nn.Module):
     columns: Tensor
     place: Tensor
 
-    def __init__(self, index: Tensor, shape: tuple[int, int]) -> None:
+    def __init__(self, index: Int64[Tensor, " chosen"], shape: tuple[int, int]) -> None:
         """`index`: flat, ascending."""
         super().__init__()
         rows, of_row = torch.unique(index // shape[1], return_inverse=True)
@@ -67,7 +68,7 @@ class Pattern(nn.Module):
         for name, value in (("rows", rows), ("columns", columns), ("place", of_row * len(columns) + of_column)):
             self.register_buffer(name, value, persistent=False)
 
-    def gather(self, grad: Tensor, seen: Tensor) -> Tensor:
+    def gather(self, grad: Float[Tensor, "batch out"], seen: Float[Tensor, "batch in"]) -> Float[Tensor, " chosen"]:
         """The gradient (k,) of the chosen entries from grad (B, out) and input (B, in), or (B, columns) where small."""
         if self.small:
             return (grad.index_select(1, self.rows).T @ seen).flatten()[self.place]
@@ -90,7 +91,7 @@ class SparseLinear(nn.Linear):
         with torch.no_grad():
             self.weight.view(-1).index_copy_(0, self.pattern.index, self.values.detach())
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - nn.Linear's own name
+    def forward(self, input: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:  # noqa: A002 - nn.Linear's own name
         """(..., in) -> (..., out)."""
         self.write()
         out: Tensor = SparseProduct.apply(input, self.weight, self.bias, self.values, self.pattern)

@@ -128,8 +128,8 @@ def balance(labels: Labels, classes: int) -> list[int]:
 def sentence(counts: Mapping[str, int]) -> str:
     """What a run says of an audit before it trains; empty where nothing in it spoils a result."""
     spoils = ("groups_across_parts", "identical_across_parts", "near_pairs_across_parts", "contradicting_pairs")
-    found = [f"{counts[kind]} {WHAT[kind]}" for kind in spoils if counts.get(kind)]
-    return f"the audit found {', '.join(found)}" if found else ""
+    found = [f"{WHAT[kind]}: {counts[kind]}" for kind in spoils if counts.get(kind)]
+    return f"the audit found {'; '.join(found)}" if found else ""
 
 
 # --- from a run to its records -------------------------------------------------------------------------------------

@@ -122,7 +122,8 @@ def _name(job: Job) -> str:
     random = " (random weights)" if job.backbone.endswith("@random") else ""
     size = f" @ {job.target:,}" if job.target is not None else ""
     trial = f" lr {job.recipe.lr:g}" if job.role == "trial" else ""
-    return f"{job.label}{random}{size} on {job.dataset}, seed {job.seed}{trial}"
+    cut = f" ({job.variant})" if str(job.variant) else ""
+    return f"{job.label}{random}{size} on {job.dataset}{cut}, seed {job.seed}{trial}"
 
 
 def _outcome(record: Record) -> str:

@@ -110,11 +110,11 @@ def _print_audit(found: Audit) -> None:
     for line in (*_lines(found), *found.splits.notes):
         console.print(line, markup=False)
     for kind, cases in found.found.items():
-        console.print(f"{len(cases):6,} {WHAT[kind]}", markup=False, style="bold" if cases else "dim")
+        console.print(f"{WHAT[kind]}: {len(cases):,}", markup=False, style="bold" if cases else "dim")
         for case in cases[:NAMED]:
-            console.print(f"         {case}", markup=False)
+            console.print(f"    {case}", markup=False)
         if len(cases) > NAMED:
-            console.print(f"         and {len(cases) - NAMED:,} more (--json lists all)", markup=False)
+            console.print(f"    and {len(cases) - NAMED:,} more (--json lists all)", markup=False)
 
 
 def _balance(found: Audit) -> Table:

@@ -13,7 +13,7 @@ from peftbench import audit, backbone, evidence, official, pixels, variants
 from peftbench.augmentation import policy_name
 from peftbench.backbone import Source
 from peftbench.contract import Card, Splits
-from peftbench.errors import RequestError, SplitError
+from peftbench.errors import RequestError, SplitError, blaming
 from peftbench.inventory import open_dataset
 from peftbench.method import Fit, Method
 from peftbench.pixels import Data
@@ -98,10 +98,9 @@ def resolve(study: Study, places: Places, *, skip_broken: bool = False, watch: W
 
 
 def _leaks(tables: Mapping[tuple[str, Variant, int], Data], places: Places) -> list[str]:
-    """What the audit found on each data set as it is used first, in a sentence."""
-    found: dict[str, str] = {}
-    for (name, *_), data in tables.items():
-        found.setdefault(name, audit.sentence(audit.recall(places.cache, data.fingerprint)))
+    """What the audit found on each data set, in a sentence: on the cut that leaves the most in."""
+    fullest = {name: data for (name, *_), data in sorted(tables.items(), key=lambda item: item[1].sizes["train"])}
+    found = {name: audit.sentence(audit.recall(places.cache, data.fingerprint)) for name, data in fullest.items()}
     return [f"{name}: {said}. `peftbench data check {name}` says which." for name, said in found.items() if said]
 
 
@@ -152,12 +151,15 @@ def _rows(asked: Sequence[tuple[str, Method]], study: Study, source: Source) -> 
 
 
 def _sized(name: str, method: Method, targets: Sequence[int], source: Source, blank: Any) -> Iterator[Row]:  # noqa: ANN401
+    blame = f"The method {name!r} cannot be counted on {source.spec}"
     if not targets or method.knob is None:
-        method.count(blank)  # refuses an impossible size before anything trains
+        with blaming(blame):
+            method.count(blank)  # refuses an impossible size before anything trains
         yield Row(name, method, source)
         return
     for target in targets:
-        fit = method.within(target, blank)
+        with blaming(blame):
+            fit = method.within(target, blank)
         yield Row(name, fit.method, source, (target,), fit)
 
 

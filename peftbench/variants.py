@@ -5,6 +5,7 @@ Test always stays as it is, so that scores before and after tell what a leak was
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -104,11 +105,12 @@ def _subset(splits: Splits, index: Index, words: str, key: str) -> Splits:
 def share(part: Part, share: float, classes: Sequence[str], seed: int) -> Index:
     """Sorted positions of about `share` of a part: whole groups, every class, the classes in their proportions.
 
-    A seed puts the groups in one order whatever the share, so that a smaller share lies within a larger one. Raises
-    SplitError where the groups needed to show every class are far more than was asked for.
+    A seed puts the groups in one order whatever the share, so that a smaller share lies within a larger one, and nearly
+    the same one where some groups are left out. Raises SplitError where the groups needed to show every class are far
+    more than was asked for.
     """
-    members, counts = _groups(part, len(classes))
-    order = _order(counts, seed)
+    members, counts, names = _groups(part, len(classes))
+    order = _order(counts, _shuffled(names, seed))
     reached = np.cumsum(np.bincount(members)[order])
     seen = np.cumsum(counts[order] > 0, axis=0)[:, counts.any(axis=0)]
     cover = int((seen > 0).all(axis=1).argmax()) + 1
@@ -127,7 +129,7 @@ def few(part: Part, images: int, classes: Sequence[str], seed: int) -> Index:
 
     A seed puts the images in one order, so that fewer shots lie within more. Raises SplitError where a class has fewer.
     """
-    order = np.random.default_rng([seed, 13]).permutation(len(part)).tolist()
+    order = _shuffled(part.names, seed)
     shown, chosen = _shown(part.labels, len(classes)), set[int]()
     for label, name in enumerate(classes):
         mine = [i for i in order if shown[i, label]]
@@ -152,20 +154,25 @@ def _shown(labels: Labels, classes: int) -> Index:
     return np.eye(classes, dtype=np.int64)[labels] if labels.ndim == 1 else labels
 
 
-def _groups(part: Part, classes: int) -> tuple[Index, Index]:
-    """The group number of each image (n,), and each group's images (groups, classes + 1) by class, last of none."""
-    _, members = np.unique(np.asarray(part.groups, dtype=np.str_), return_inverse=True)
+def _shuffled(names: Sequence[str], seed: int) -> list[int]:
+    """Positions in an order that chance decides name by name: without some of them, the others keep theirs."""
+    return sorted(range(len(names)), key=lambda i: hashlib.sha256(f"{seed} {names[i]}".encode()).digest())
+
+
+def _groups(part: Part, classes: int) -> tuple[Index, Index, list[str]]:
+    """Group number of each image (n,), images of each group by class, last of none (groups, classes + 1), its name."""
+    names, members = np.unique(np.asarray(part.groups, dtype=np.str_), return_inverse=True)
     shown = _shown(part.labels, classes)
     shown = np.column_stack([shown, ~shown.any(axis=1)])
     counts = np.zeros((members.max(initial=-1) + 1, classes + 1), np.int64)
     np.add.at(counts, members, shown)
-    return members.astype(np.int64), counts
+    return members.astype(np.int64), counts, names.tolist()
 
 
-def _order(counts: Index, seed: int) -> Index:
+def _order(counts: Index, shuffled: Sequence[int]) -> Index:
     """All groups: first one of each class, the rarest first, then always one of the class that lags furthest behind."""
-    rng, taken, have = np.random.default_rng([seed, 13]), dict[int, None](), np.zeros(counts.shape[1])
-    queues = _queues(rng.permutation(len(counts)).tolist(), counts, taken)
+    taken, have = dict[int, None](), np.zeros(counts.shape[1])
+    queues = _queues(shuffled, counts, taken)
     wanted = counts.sum(axis=0) / max(1, counts.sum())
     rarest = np.argsort((counts > 0).sum(axis=0), kind="stable")
     while len(taken) < len(counts):

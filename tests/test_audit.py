@@ -68,7 +68,7 @@ def test_a_file_in_two_parts_and_two_classes(images: Path, tmp_path: Path) -> No
     across = {"identical_across_parts", "near_pairs_across_parts"}
     assert found.counts == CLEAN | dict.fromkeys(kinds | across, 1)
     assert found.found["identical"] == ("test/malignant/copy.png (test) = train/benign/0.png (train)",)
-    assert audit.sentence(found.counts).startswith("the audit found 1 groups that lie in several parts, 1 sets of")
+    assert audit.sentence(found.counts).startswith("the audit found groups that lie in several parts: 1; sets of")
 
 
 def test_a_file_three_times_is_one_set_and_three_pairs(images: Path, tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_data_check_says_what_is_wrong(
     asked = ["data", "check", str(images), "--cache", str(tmp_path / "cache")]
     assert call(asked, monkeypatch) == 0
     printed = capsys.readouterr().out
-    assert "1 sets of byte-identical images in several parts" in printed
+    assert "sets of byte-identical images in several parts: 1" in printed
     assert "test/benign/copy.png (test) = train/benign/0.png (train)" in printed
     assert call([*asked, "--json"], monkeypatch) == 0
     facts = json.loads(capsys.readouterr().out)

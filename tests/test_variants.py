@@ -158,6 +158,16 @@ def test_seeds_choose_other_images_and_the_same_seed_the_same() -> None:
     assert first == again != other
 
 
+def test_a_share_stays_nearly_the_same_where_a_group_is_left_out() -> None:
+    whole = big()
+    fewer = whole.take([i for i in range(400) if whole.groups[i] not in {"g3", "g70"}])
+    with_, without = (
+        {name for i, name in enumerate(one.names) if i in set(share(one, 0.25, CLASSES, 0).tolist())}
+        for one in (whole, fewer)
+    )
+    assert len(with_ & without) > 0.9 * len(without)
+
+
 def test_a_rare_class_is_in_every_share() -> None:
     whole = part("t", [0] * 97 + [1, 1, 2])
     assert set(whole.labels[share(whole, 0.03, CLASSES, 0)].tolist()) == {0, 1, 2}

@@ -154,7 +154,7 @@ def _alone(part: Path) -> Iterator[None]:
 
 def _read_on(file: Wanted, part: Path, watch: Watch) -> None:
     """Append to `part` until all is there; every stop is followed by another attempt."""
-    failures = 0
+    failures, why = 0, ""
     while failures < ATTEMPTS:
         before = part.stat().st_size
         try:
@@ -169,7 +169,8 @@ def _read_on(file: Wanted, part: Path, watch: Watch) -> None:
             why = str(getattr(error, "reason", error)) or type(error).__name__
         failures = 0 if part.stat().st_size > before else failures + 1
         time.sleep(PAUSE * failures)
-    raise DataError(f"{file.url} cannot be read on: {why}. The same command goes on from {before:,} bytes.")
+    here = part.stat().st_size
+    raise DataError(f"{file.url} cannot be read on: {why}. The same command goes on from {here:,} bytes.")
 
 
 def _request(file: Wanted, part: Path, watch: Watch) -> bool:

@@ -77,7 +77,7 @@ def _print(found: Sequence[Entry], state: dict[Path, str], place: Path) -> None:
         table.add_row(entry.kind, entry.folder.name, _size(entry.bytes), cache.since(entry.used), state[entry.folder])
     if found:
         console.print(table)
-    _say(f"{len(found)} entries, {_size(sum(entry.bytes for entry in found))} in {place}.")
+    _say(f"Kept: {len(found)}, {_size(sum(entry.bytes for entry in found))} in {place}.")
 
 
 def clear_cache(root: Path | None, kinds: Sequence[Kind]) -> None:
@@ -87,8 +87,8 @@ def clear_cache(root: Path | None, kinds: Sequence[Kind]) -> None:
         raise RequestError(f"Say what to clear: {', '.join(f'--{kind}' for kind in KINDS)} or --all.")
     found = cache.entries(place, kinds)
     dropped = [entry for entry in found if cache.drop(entry)]
-    used = f"; {len(found) - len(dropped)} are in use and stay" if len(dropped) < len(found) else ""
-    _say(f"{len(dropped)} entries dropped, {_size(sum(entry.bytes for entry in dropped))} in {place}{used}.")
+    used = f"; in use and kept: {len(found) - len(dropped)}" if len(dropped) < len(found) else ""
+    _say(f"Dropped: {len(dropped)}, {_size(sum(entry.bytes for entry in dropped))} in {place}{used}.")
 
 
 def _size(number: int) -> str:

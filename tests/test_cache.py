@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -12,6 +13,9 @@ import pytest
 from peftbench import cache
 from peftbench.cache import Hold, making, parse_size, publish, shrink
 from peftbench.errors import RequestError
+from peftbench.pixels import prepare
+from tests.images import CARD, SMALL, splits
+from tests.studies import call
 
 
 def put(root: Path, kind: str, name: str, size: int, used: int) -> Path:
@@ -105,3 +109,57 @@ def test_sizes_are_read_as_they_are_written(text: str, size: int) -> None:
 def test_what_is_no_size_is_refused(text: str) -> None:
     with pytest.raises(RequestError, match="Cannot read the size"):
         parse_size(text)
+
+
+# --- the verbs -------------------------------------------------------------------------------------------------------
+
+
+def test_cache_list_says_kinds_sizes_and_what_is_damaged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = prepare(CARD, splits(tmp_path / "d"), SMALL, tmp_path / "c")
+    put(tmp_path / "c", "probes", "estimate", 2_500_000, 0)
+    assert call(["cache", "list", "--cache", str(tmp_path / "c"), "--verify"], monkeypatch) == 0
+    said = capsys.readouterr().out
+    assert data.folder.name in said
+    assert "whole" in said
+    assert "2.5 MB" in said
+    with (data.folder / "pixels.npy").open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"!")
+    assert call(["cache", "list", "--cache", str(tmp_path / "c"), "--verify", "--json"], monkeypatch) == 1
+    rows = json.loads(capsys.readouterr().out)["entries"]
+    assert {row["kind"]: row["state"] for row in rows} == {"pixels": "damaged", "probes": ""}
+
+
+def test_cache_clear_drops_what_was_named_and_nobody_uses(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used = put(tmp_path, "pixels", "used", 10, 0)
+    put(tmp_path, "pixels", "free", 10, 0)
+    put(tmp_path, "features", "kept", 10, 0)
+    with Hold(used):
+        assert call(["cache", "clear", "--pixels", "--cache", str(tmp_path)], monkeypatch) == 0
+    assert "Dropped: 1, 0.0 MB" in (said := capsys.readouterr().out)
+    assert "in use and kept: 1" in said
+    assert sorted(names(tmp_path)) == ["kept", "used"]
+    assert call(["cache", "clear", "--all", "--cache", str(tmp_path)], monkeypatch) == 0
+    assert names(tmp_path) == []
+
+
+def test_cache_clear_wants_to_know_what(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert call(["cache", "clear", "--cache", str(tmp_path)], monkeypatch) == 2
+    assert "--pixels, --probes, --features or --all" in capsys.readouterr().err
+
+
+def test_a_data_set_in_use_outlives_a_small_bound(tmp_path: Path) -> None:
+    first = prepare(CARD, splits(tmp_path / "d"), SMALL, tmp_path / "c", limit=1)
+    second = prepare(CARD, splits(tmp_path / "e", (5, 1, 3)), SMALL, tmp_path / "c", limit=1)
+    assert sorted(names(tmp_path / "c")) == sorted([first.folder.name, second.folder.name])
+    gone = first.folder
+    del first
+    prepare(CARD, splits(tmp_path / "e", (5, 1, 3)), SMALL, tmp_path / "c", limit=1)
+    assert not gone.exists()
+    assert second.folder.exists()

@@ -16,10 +16,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from PIL import Image
 
 from peftbench import pixels
-from peftbench.contract import Splits
+from peftbench.contract import Part, Splits
 from peftbench.decode import decode
 from peftbench.errors import BrokenImagesError, DataError
 from peftbench.pixels import Features, Images, find, order, prepare
@@ -61,7 +62,12 @@ def test_broken_images_are_tried_again_and_nothing_else_is(tmp_path: Path, monke
     whole = break_some(tmp_path / "d")
     first = prepare(CARD, whole, SMALL, tmp_path / "c", skip_broken=True)
     tried: list[int] = []
-    monkeypatch.setattr(pixels, "decode", lambda part, *rest: (tried.append(len(part)), decode(part, *rest))[1])
+
+    def watched(part: Part, *rest: Any) -> tuple[NDArray[np.uint8], list[int]]:
+        tried.append(len(part))
+        return decode(part, *rest)
+
+    monkeypatch.setattr(pixels, "decode", watched)
     assert prepare(CARD, whole, SMALL, tmp_path / "c", skip_broken=True).folder == first.folder
     assert tried == [1, 1, 1]
     with pytest.raises(BrokenImagesError, match="3 images do not open"):

@@ -42,9 +42,8 @@ class Drawn:
         del root
         rng, waves = np.random.default_rng(seed), np.sin(np.arange(studies.SIDE) / 2)
         patterns = np.stack([np.outer(waves, waves), np.tile(waves[:, None], studies.SIDE), np.tile(waves, (64, 1))])
-        return Splits(
-            *(self._part(name, n, rng, patterns) for name, n in (("a", 8), ("b", 6), ("c", 12))), rule="drawn"
-        )
+        made = [self._part(name, n, rng, patterns) for name, n in (("a", 8), ("b", 6), ("c", 12))]
+        return Splits(made[0], made[1], made[2], "drawn")
 
     def _part(self, name: str, patients: int, rng: np.random.Generator, patterns: NDArray[np.float64]) -> Part:
         several = self.card.task == "multi_label"

@@ -6,6 +6,7 @@ was made with the method's original code. PEFTBENCH_TEST_ORACLES names the folde
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -34,7 +35,7 @@ from peftbench.methods.ft_ln import FTLN
 from peftbench.methods.full import Full
 from peftbench.methods.linear import Linear
 from peftbench.methods.lora import LoRA
-from peftbench.methods.spt_lora import SPTLoRA
+from peftbench.methods.spt_lora import LowRank, SPTLoRA
 from peftbench.methods.ssf import SSF
 from peftbench.methods.vpt_deep import VPTDeep
 from peftbench.methods.vpt_shallow import VPTShallow
@@ -118,11 +119,15 @@ class Oracle:
         return model
 
 
-def oracle(name: str, scenario: str = "") -> Oracle:
+def oracle_file(name: str) -> Path:
     folder = Path(os.environ.get("PEFTBENCH_TEST_ORACLES") or ROOT / "../shared/oracles")
-    if not (folder / f"{name}.npz").is_file():
-        pytest.skip(f"no {name}.npz in {folder}; PEFTBENCH_TEST_ORACLES names another folder")
-    with np.load(folder / f"{name}.npz", allow_pickle=False) as stored:
+    if not (folder / name).is_file():
+        pytest.skip(f"no {name} in {folder}; PEFTBENCH_TEST_ORACLES names another folder")
+    return folder / name
+
+
+def oracle(name: str, scenario: str = "") -> Oracle:
+    with np.load(oracle_file(f"{name}.npz"), allow_pickle=False) as stored:
         return Oracle(dict(stored), scenario)
 
 
@@ -322,3 +327,18 @@ def test_spt_spends_a_budget_as_the_original(budget: str, monkeypatch: pytest.Mo
     assert plan.count(model.vit) == sum(map(len, trained.values())) + 32 + sum(
         2 * (32 + 32 if "attn" in name else 32 + 128) for name in found
     )
+
+
+def test_the_authors_released_files_cost_what_we_count() -> None:
+    """42 choices of theirs for ViT-B/16: so many low-rank matrices of each kind, whole vectors and single weights."""
+    files = json.loads(oracle_file("counts_spt_shipped.json").read_text())
+    assert len(files) == 42
+    with torch.device("meta"):
+        layers = {shape: torch.nn.Linear(*shape) for shape in ((768, 2304), (768, 768), (768, 3072), (3072, 768))}
+    part = LowRank.size(layers[768, 2304], r=8, parts="q")
+    costs = (part, part, part, *(LowRank.size(layers[shape], r=8, parts="") for shape in list(layers)[1:]))
+    for file in files.values():
+        products = sum(cost * matrices for cost, matrices in zip(costs, file["per_op_qkvproj_fc1_fc2"], strict=True))
+        assert products == file["lora_params"]
+        whole = file["structured"] - products
+        assert products + whole + file["sparse_params"] + 768 == file["actual_no_head"]

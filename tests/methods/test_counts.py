@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
 
 import pytest
 from torch import nn
 
 from peftbench import backbone
+from peftbench.errors import RequestError
 from peftbench.method import Method
+from peftbench.methods.adaptformer import AdaptFormer
 from peftbench.methods.bitfit import BitFit
+from peftbench.methods.ft_att import FTAtt
+from peftbench.methods.ft_ln import FTLN
 from peftbench.methods.full import Full
 from peftbench.methods.linear import Linear
 from peftbench.methods.lora import LoRA
 from peftbench.methods.majority import Majority
 from peftbench.methods.shpeft import SHPEFT
+from peftbench.methods.spt_lora import SPTLoRA
+from peftbench.methods.ssf import SSF
+from peftbench.methods.vpt_deep import VPTDeep
+from peftbench.methods.vpt_shallow import VPTShallow
 from peftbench.spec import budget
 from tests.networks import blank
 
 VIT_B, N = "vit_base_patch16_224", 85_798_656
+VIT_S, VIT_TI, VIT_L = (f"vit_{size}_patch16_224" for size in ("small", "tiny", "large"))
 
 
 @lru_cache
@@ -42,6 +50,32 @@ def shapes(name: str) -> nn.Module:
         (BitFit(), "vit_small_patch16_224", 51_456),
         (BitFit(), "vit_tiny_patch16_224", 25_728),
         (BitFit(), "vit_large_patch16_224", 272_384),
+        (FTLN(), VIT_B, 38_400),
+        (FTLN(), "clip_vit_b16", 39_936),
+        (FTLN(), VIT_S, 19_200),
+        (FTLN(), VIT_TI, 9_600),
+        (FTLN(), VIT_L, 100_352),
+        (FTAtt(), VIT_B, 28_348_416),
+        (FTAtt(), "clip_vit_b16", 28_348_416),
+        (FTAtt(train_pos_embed=True), VIT_B, 28_499_712),
+        (FTAtt(train_pos_embed=True), "clip_vit_b16", 28_499_712),
+        *((VPTShallow(tokens=p), VIT_B, 768 * p) for p in (1, 5, 10, 50, 100, 200)),
+        *((VPTDeep(tokens=p), VIT_B, 9_216 * p) for p in (1, 5, 10, 50, 100, 200)),
+        (VPTShallow(tokens=50, before_norm_pre=True), "clip_vit_b16", 38_400),
+        (VPTDeep(tokens=50, before_norm_pre=True), "clip_vit_b16", 460_800),
+        (VPTDeep(tokens=5), VIT_S, 5 * 12 * 384),
+        (VPTDeep(tokens=5), VIT_L, 5 * 24 * 1_024),
+        (SSF(), VIT_B, 205_824),
+        (SSF(), "clip_vit_b16", 205_824),
+        (SSF((*SSF().sites, "norm_pre")), "clip_vit_b16", 205_824 + 1_536),
+        (SSF(("norm1", "qkv", "proj", "norm2", "fc1", "fc2")), VIT_B, 12 * 16_896),
+        (SSF(), VIT_S, 12 * 22 * 384 + 4 * 384),
+        (SSF(), VIT_TI, 12 * 22 * 192 + 4 * 192),
+        (SSF(), VIT_L, 24 * 22 * 1_024 + 4 * 1_024),
+        *((AdaptFormer(bottleneck=b), VIT_B, 9_216 + 18_444 * b) for b in (1, 4, 8, 16, 32, 64, 256)),
+        (AdaptFormer(), "clip_vit_b16", 1_189_632),
+        (AdaptFormer(bottleneck=8), VIT_L, 24 * (2 * 1_024 * 8 + 8 + 1_024)),
+        (SPTLoRA(), VIT_B, 428_993),  # what it aims at; what it reaches depends on the data
         (LoRA(r=1), VIT_B, 36_864),
         (LoRA(r=8), VIT_B, 294_912),
         (LoRA(r=8), "clip_vit_b16", 294_912),
@@ -58,22 +92,55 @@ def test_closed_forms(method: Method, network: str, count: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("share", "r", "edge"),
-    [("0.01%", 1, "floor"), ("0.05%", 1, None), ("0.1%", 2, None), ("0.5%", 12, None), ("1%", 23, None)],
+    ("method", "counted"),
+    [(Full(), 100.0), (FTLN(), 0.0448), (BitFit(), 0.1199), (SSF(), 0.2399), (FTAtt(), 33.04)],
+    ids=str,
 )
-def test_budgets_of_lora(share: str, r: int, edge: Any) -> None:
-    fit = LoRA().within(round(budget(share) * N), shapes(VIT_B))
-    assert (fit.method, fit.reached, fit.edge) == (LoRA(r=r), 36_864 * r, edge)
+def test_shares_of_methods_without_a_size(method: Method, counted: float) -> None:
+    assert 100 * method.count(shapes(VIT_B)) / N == pytest.approx(counted, abs=0.005 if counted > 1 else 0.00005)
+    with pytest.raises(RequestError, match="has no size to choose"):
+        method.within(1, shapes(VIT_B))
 
 
-def test_a_budget_above_every_rank_takes_the_width() -> None:
-    fit = LoRA().within(N, shapes(VIT_B))
-    assert (fit.method, fit.edge) == (LoRA(r=768), "ceiling")
+SIZES: dict[Method, tuple[int, ...]] = {  # knob -> what it is at 0.01%, 0.05%, 0.1%, 0.5%, 1% and 5% of ViT-B/16
+    LoRA(): (1, 1, 2, 12, 23, 116),
+    VPTDeep(): (1, 5, 9, 47, 93, 465),
+    VPTShallow(): (11, 56, 112, 559, 1_117, 5_586),
+    AdaptFormer(): (1, 2, 4, 23, 46, 232),
+}
+FLOORS: dict[Method, int] = {LoRA(): 36_864, VPTDeep(): 9_216, VPTShallow(): 768, AdaptFormer(): 27_660}
+
+
+@pytest.mark.parametrize("method", SIZES, ids=str)
+def test_budgets_take_the_nearest_size(method: Method) -> None:
+    for share, size in zip(("0.01%", "0.05%", "0.1%", "0.5%", "1%", "5%"), SIZES[method], strict=True):
+        target, sized = round(budget(share) * N), method.turned(size)
+        fit = method.within(target, shapes(VIT_B))
+        assert (fit.method, fit.reached) == (sized, sized.count(shapes(VIT_B)))
+        assert fit.edge == ("floor" if target < FLOORS[method] else None)
+
+
+@pytest.mark.parametrize("method", SIZES, ids=str)
+def test_a_budget_half_way_between_two_sizes_takes_the_smaller(method: Method) -> None:
+    three, four = (method.turned(size).count(shapes(VIT_B)) for size in (3, 4))
+    half_way = (three + four) // 2
+    assert method.within(half_way, shapes(VIT_B)).reached == three
+    assert method.within(half_way + 1, shapes(VIT_B)).reached == four
 
 
 @pytest.mark.parametrize(
-    ("share", "k"), [("0.01%", 8_580), ("0.05%", 42_899), ("0.1%", 85_799), ("0.5%", 428_993), ("1%", 857_987)]
+    ("method", "most"), [(LoRA(), 768), (AdaptFormer(), 768), (VPTDeep(), 8_192), (VPTShallow(), 8_192)], ids=str
 )
+def test_a_budget_above_every_size_takes_the_largest(method: Method, most: int) -> None:
+    fit = method.within(N, shapes(VIT_B))
+    assert (fit.method, fit.edge, method.sizes(shapes(VIT_B))[-1]) == (method.turned(most), "ceiling", most)
+    assert fit.reached == fit.method.count(shapes(VIT_B))
+
+
+MASKS = {"0.01%": 8_580, "0.05%": 42_899, "0.1%": 85_799, "0.5%": 428_993, "1%": 857_987, "5%": 4_289_933}
+
+
+@pytest.mark.parametrize(("share", "k"), MASKS.items())
 def test_budgets_of_shpeft(share: str, k: int) -> None:
     target = round(budget(share) * N)
     fit = SHPEFT().within(target, shapes(VIT_B))

@@ -20,7 +20,8 @@ Every message is one sentence or two: what is wrong, where, what to do.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 LISTED = 60  # names; a longer list is only counted
@@ -88,3 +89,14 @@ class JobError(PeftbenchError):
 
 class DivergedError(JobError):
     """The loss is no longer a finite number."""
+
+
+@contextmanager
+def blaming(what: str) -> Iterator[None]:
+    """Whatever a plug-in raises within becomes a PluginError that begins with `what`; our own errors pass."""
+    try:
+        yield
+    except PeftbenchError:
+        raise
+    except Exception as error:
+        raise PluginError(f"{what}: {type(error).__name__}: {error}") from error

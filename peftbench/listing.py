@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from peftbench import catalogue, inventory
-from peftbench.errors import PeftbenchError, UnknownNameError
+from peftbench.errors import PeftbenchError, UnknownNameError, blaming
 from peftbench.registry import FOLDERS, registry
 
 HOW = "how to get"
@@ -53,8 +53,21 @@ def _rows(kind: str, root: Path) -> dict[str, dict[str, Any]]:
     if kind not in FOLDERS:
         raise UnknownNameError("kind", kind, (*FOLDERS, "recipes"))
     if kind == "datasets":
-        return {name: _dataset_row(name, root) for name in registry(kind).names()}
-    return {name: _row(kind, name) for name in registry(kind).names()}
+        return {name: _dataset_row(name, root) for name in _sound(kind)}
+    return {name: _row(kind, name) for name in _sound(kind)}
+
+
+def _sound(kind: str) -> Iterator[str]:
+    """Every name but those of other people's plug-ins that cannot be loaded, which stderr names."""
+    theirs = registry(kind).others()
+    for name in registry(kind).names():
+        try:
+            if name in theirs:
+                registry(kind).get(name)
+        except PeftbenchError as error:
+            Console(stderr=True, soft_wrap=True).print(f"peftbench: left out: {error}", markup=False)
+        else:
+            yield name
 
 
 def _row(kind: str, name: str) -> dict[str, Any]:
@@ -62,7 +75,11 @@ def _row(kind: str, name: str) -> dict[str, Any]:
         entry = catalogue.method_entry(name)
         return {"family": entry.family, "merges": entry.merges, "trains": entry.trains, "source": entry.paper}
     origin = "built in" if name in registry(kind).own() else registry(kind).others()[name].value
-    return {**dict.fromkeys(("family", "merges", "trains") if kind == "methods" else (), ""), "source": origin}
+    if kind != "methods":
+        return {"source": origin}
+    plugin = registry(kind).get(name)
+    says = (getattr(plugin, "__doc__", None) or "").strip().partition("\n")[0]
+    return {"family": "", "merges": getattr(plugin, "merges", ""), "trains": says, "source": origin}
 
 
 def _dataset_row(name: str, root: Path) -> dict[str, Any]:
@@ -119,7 +136,8 @@ def facts(kind: str, name: str) -> dict[str, Any]:
     readers = {"method": _method, "dataset": _dataset, "backbone": _backbone, "recipe": _recipe}
     if kind not in readers:
         raise UnknownNameError("kind", kind, readers)
-    return readers[kind](name)
+    with blaming(f"The {kind} {name!r} cannot be shown"):
+        return readers[kind](name)
 
 
 def _method(name: str) -> dict[str, Any]:
@@ -144,7 +162,8 @@ def _count(plugin: Any, name: str) -> str:  # noqa: ANN401
     blank = backbone.find(name, blank=True).blank()
     total = sum(p.numel() for p in blank.parameters())
     try:
-        count = plugin().count(blank)
+        with blaming("It cannot be counted"):
+            count = plugin().count(blank)
     except PeftbenchError as error:
         return str(error)
     return f"{count:,} of {total:,} ({count / total:.4%}), head not counted"

@@ -183,7 +183,8 @@ def load(  # noqa: PLR0913 - what decides the data
     splits = dataset.load(places.data, seed)
     if recipe.name == "paper" and splits.carved:
         splits = _whole_train(splits)
-    seen = evidence.gather(splits, places.cache, None if variant.splits == "deduplicated" else audit.MOST)
+    most = None if variant.splits == "deduplicated" else audit.MOST
+    seen = evidence.gather(splits, places.cache, most, partial(watch, f"auditing {name}") if watch else None)
     splits = variants.arrange(splits, variant, dataset.card, seen.doubles if seen else (), seed)
     _refuse_missing_classes(name, splits, dataset.card)
     data = pixels.prepare(

@@ -1,0 +1,226 @@
+"""Every registered plug-in keeps the rules of its contract; a new file is covered without touching this one."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import tomllib
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from peftbench import backbone
+from peftbench.checking import check
+from peftbench.errors import PeftbenchError
+from peftbench.registry import registry
+from peftbench.testing import check_backbone, check_dataset, check_method, check_metric, check_report, failed
+from peftbench.testing.methods import ONCE, RULES
+from peftbench.testing.networks import STYLES
+from tests import studies
+
+ROOT = Path(__file__).parents[1]
+EXAMPLE = ROOT / "examples" / "peftbench-example"
+
+
+def names(folder: str) -> list[str]:
+    return sorted(registry(folder).own())
+
+
+# --- ours ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", names("methods"))
+def test_a_method_keeps_the_rules(name: str) -> None:
+    findings = check_method(registry("methods").get(name))
+    assert failed(findings) == []
+    assert len(findings) == len(STYLES) * len(RULES) + len(ONCE)
+
+
+@pytest.mark.parametrize("name", names("metrics"))
+def test_a_metric_keeps_the_rules(name: str) -> None:
+    assert failed(check_metric(registry("metrics").get(name), name)) == []
+
+
+@pytest.mark.parametrize("name", names("reports"))
+def test_a_report_keeps_the_rules(name: str) -> None:
+    assert failed(check_report(registry("reports").get(name))) == []
+
+
+@pytest.mark.parametrize("name", [name for name in names("datasets") if name.startswith("phantom_")])
+def test_a_phantom_keeps_the_rules(name: str, tmp_path: Path) -> None:
+    findings = check_dataset(registry("datasets").get(name), tmp_path)
+    assert failed(findings) == []
+    assert findings[0].verdict == "passed"
+
+
+@pytest.mark.parametrize("name", [name for name in names("datasets") if not name.startswith("phantom_")])
+def test_a_data_set_keeps_the_rules_where_its_files_are(name: str, data_root: Path) -> None:
+    plugin = registry("datasets").get(name)
+    if isinstance(plugin, type):
+        pytest.skip("it takes an argument")
+    findings = check_dataset(plugin, data_root)
+    assert failed(findings) == []
+    if findings[0].verdict == "skipped":
+        pytest.skip(findings[0].says)
+
+
+@pytest.mark.parametrize(
+    "text", ["mini", "clip_vit_b16", "timm:vit_tiny_patch16_224[depth=1]", "open_clip:ViT-B-32/openai[depth=1]"]
+)
+def test_a_backbone_keeps_the_rules(text: str) -> None:
+    assert failed(check_backbone(backbone.find(text, blank=True).plugin)) == []
+
+
+# --- somebody else's -------------------------------------------------------------------------------------------------
+
+BROKEN = {
+    "broken": "import nowhere_to_be_found\n",
+    "raising": """
+from dataclasses import dataclass
+from peftbench.method import Method
+@dataclass(frozen=True)
+class plugin(Method):
+    '''Raises what it likes.'''
+    def plan(self, vit, probe):
+        return {}["nothing"]
+""",
+}
+
+
+def install(source: Path, site: Path) -> None:
+    """What `pip install` leaves of a package of one module: the module, and the metadata that names its plug-ins."""
+    project = tomllib.loads((source / "pyproject.toml").read_text())["project"]
+    module = project["name"].replace("-", "_")
+    shutil.copy(source / f"{module}.py", site)
+    metadata = site / f"{module}-{project['version']}.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: 0.1.0\n")
+    lines = [
+        line
+        for group, points in project["entry-points"].items()
+        for line in (f"[{group}]", *(f"{name} = {value}" for name, value in points.items()))
+    ]
+    (metadata / "entry_points.txt").write_text("\n".join(lines))
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder on the path into which the example and two broken packages are installed; the working folder, too."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+    install(EXAMPLE, folder)
+    for name, content in BROKEN.items():
+        source = tmp_path / name
+        source.mkdir()
+        (source / f"theirs_{name}.py").write_text(content)
+        (source / "pyproject.toml").write_text(
+            f'[project]\nname = "theirs-{name}"\nversion = "1"\n'
+            f'[project.entry-points."peftbench.methods"]\n{name} = "theirs_{name}:plugin"\n'
+        )
+        install(source, folder)
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.chdir(tmp_path)
+    yield folder
+    for module in ("peftbench_example", *(f"theirs_{name}" for name in BROKEN)):
+        sys.modules.pop(module, None)
+
+
+@pytest.fixture
+def program(site: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:  # noqa: ARG001
+    """`peftbench ARGUMENTS` -> exit code, what it printed, what it said of errors."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        code = studies.call(arguments, monkeypatch)
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return run
+
+
+def test_an_installed_method_is_listed_and_the_broken_one_is_named_and_skipped(program: Any) -> None:
+    code, out, err = program("list", "methods", "--json")
+    listed = json.loads(out)
+    assert code == 0
+    assert listed["query_bitfit"]["source"] == "peftbench_example:QueryBitFit"
+    assert {"lora", "shpeft", "raising"} <= set(listed)
+    assert "broken" not in listed
+    assert "left out: The method 'broken' (theirs_broken:plugin) cannot be loaded: ModuleNotFoundError" in err
+    assert len(err.splitlines()) == 1
+
+
+def test_an_installed_method_is_checked_by_its_name(program: Any) -> None:
+    code, out, _ = program("check", "query_bitfit[mlp=false]", "--json")
+    (findings,) = json.loads(out).values()
+    assert code == 0
+    assert {finding["verdict"] for finding in findings if finding["rule"] != "the budget is met"} == {"passed"}
+
+
+def test_an_installed_method_runs_by_its_name(program: Any) -> None:
+    studies.draw(Path("images"), 4)
+    asked = ("--methods", "query_bitfit", "--datasets", "./images", "--recipe", "quick", "--steps", "2", "--batch", "4")
+    code, out, _ = program("run", *asked, "--evaluations", "1", "--backbone", "mini", "--no-baselines", "--jobs", "1")
+    assert code == 0, out
+    (record,) = studies.records(Path("runs")).values()
+    assert (record.status, record.method.name) == ("done", "query_bitfit")
+    assert record.counts is not None
+    assert record.counts.trainable == 6 * (192 + 768)
+
+
+@pytest.mark.usefixtures("site")
+def test_the_examples_own_test_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(EXAMPLE)
+    import_module("test_peftbench_example").test_it_keeps_every_rule()
+
+
+def test_a_method_that_raises_while_it_is_counted_is_one_sentence(program: Any) -> None:
+    for extra in (("--backbone", "mini"), ("--backbone", "mini", "--ratios", "1%")):
+        code, out, err = program(
+            "plan", "--methods", "raising", "--datasets", "phantom_ct", "--backbone", "mini", *extra
+        )
+        assert (code, out) == (2, "")
+        assert err == "peftbench: The method 'raising' cannot be counted on mini: KeyError: 'nothing'\n"
+    code, out, err = program("show", "method", "raising")
+    assert code == 0
+    assert "mini: It cannot be counted: KeyError: 'nothing'" in out
+
+
+def test_a_check_of_a_method_that_raises_fails(program: Any) -> None:
+    code, out, _ = program("check", "raising")
+    assert code == 1
+    assert "NO it runs [plain]: It raised KeyError: 'nothing'" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ((), "Say what to check"),
+        (("lorra",), "No plug-in is called 'lorra'. Did you mean lora"),
+        (("broken",), "The method 'broken' (theirs_broken:plugin) cannot be loaded"),
+        (("nowhere:Thing",), "nowhere:Thing cannot be loaded: ModuleNotFoundError"),
+        (("pathlib:Path",), "pathlib:Path is no method, data set, backbone, metric or report"),
+        (("lora[r=0]",), "r = 0 will not do"),
+        (("lora", "--all"), "Say what to check"),
+    ],
+)
+def test_what_cannot_be_checked_is_one_sentence(program: Any, arguments: tuple[str, ...], says: str) -> None:
+    code, out, err = program("check", *arguments)
+    assert (code, out) == (2, "")
+    assert says in err
+
+
+def test_a_module_in_the_working_folder_is_checked_by_package_and_name(program: Any) -> None:
+    Path("mine.py").write_text("def mine(logits, labels):\n    return float((logits.argmax(1) == labels).mean())\n")
+    code, out, _ = program("check", "mine:mine", "--json")
+    failures = {finding["rule"] for finding in json.loads(out)["mine:mine"] if finding["verdict"] == "failed"}
+    assert (code, failures) == (1, {"what is undefined is nan"})
+
+
+def test_every_kind_is_checked_by_its_name(tmp_path: Path) -> None:
+    for name in ("methods/linear", "metrics/accuracy", "reports/csv"):
+        assert failed(check(name, tmp_path)) == []
+    with pytest.raises(PeftbenchError, match="No report is called 'lora'"):
+        check("reports/lora", tmp_path)

@@ -9,7 +9,9 @@ import typer
 
 StoreOption = Annotated[Path, typer.Option("--store", help="Folder of the results.")]
 MethodsOption = Annotated[str, typer.Option("--methods", help="Such as lora,shpeft or 'lora[r=4],shpeft[lam=0.5]'.")]
-DatasetsOption = Annotated[str, typer.Option("--datasets", help="Names, all, paper, phantoms, or folder:PATH.")]
+DatasetsOption = Annotated[
+    str, typer.Option("--datasets", help="Names, all, paper, medmnist, every, phantoms, folder:PATH or table:FILE.csv.")
+]
 SplitsOption = Annotated[
     str, typer.Option("--splits", help="Some of official,grouped,deduplicated: what a leak between parts is worth.")
 ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,8 @@ DEEP = frozenset({".png", ".tif", ".tiff"})  # the usual files that may hold mor
 PERCENTILES = (0.5, 99.5)
 LOOKED_AT = 200  # DICOM files, to learn whether patients are stated at all
 
-Grey = NDArray[np.float64]
+Grey: TypeAlias = NDArray[np.float64]
+Window: TypeAlias = tuple[float, float]  # the lowest and the highest value that are shown
 
 
 def open_picture(file: Path) -> Image.Image:
@@ -102,15 +103,19 @@ def _is_deep(file: Path) -> bool:
         return False
 
 
-def _windowed(values: Grey, low: float | None = None, high: float | None = None) -> Grey:
-    """Values (H, W) in 0..1, cut off below `low` and above `high`, or at the percentiles."""
-    known = values[np.isfinite(values)]
-    if low is None or high is None:
-        low, high = np.percentile(known, PERCENTILES) if known.size else (0.0, 1.0)
-        if low == high and known.size:  # a small bright spot on an even ground
-            low, high = known.min(), known.max()
+def _windowed(values: Grey, window: Window | None = None) -> Grey:
+    """Values (H, W) in 0..1, cut off below and above the window, or at the percentiles."""
+    low, high = window or _percentiles(values[np.isfinite(values)])
     span = high - low if high > low else 1.0
     return np.nan_to_num((values.clip(low, high) - low) / span)
+
+
+def _percentiles(known: Grey) -> Window:
+    """Those of these values; where they fall together, as for a small spot on an even ground, the extremes."""
+    if not known.size:
+        return 0.0, 1.0
+    low, high = np.percentile(known, PERCENTILES).tolist()
+    return (low, high) if low < high else (float(known.min()), float(known.max()))
 
 
 def _shown(values: Grey) -> Image.Image:
@@ -150,15 +155,16 @@ def _grey(header: Any, pixels: NDArray[Any]) -> Image.Image:  # noqa: ANN401
     if header.PhotometricInterpretation == "PALETTE COLOR":
         return Image.fromarray((apply_color_lut(pixels, header) >> 8).astype(np.uint8))
     values = apply_modality_lut(pixels, header).astype(np.float64)
-    shown = _windowed(values, *_window(header)) if _window(header) else _windowed(_padded(header, pixels, values))
+    window = _window(header)
+    shown = _windowed(values if window else _padded(header, pixels, values), window)
     return _shown(1 - shown if header.PhotometricInterpretation == "MONOCHROME1" else shown)
 
 
-def _window(header: Any) -> tuple[float, float] | tuple[()]:  # noqa: ANN401
+def _window(header: Any) -> Window | None:  # noqa: ANN401
     """Lowest and highest value of the first window, if the file states one of a width."""
     centre, width = (_first(header.get(key)) for key in ("WindowCenter", "WindowWidth"))
     if centre is None or width is None or width < 1:
-        return ()
+        return None
     return (centre - 0.5 - (width - 1) / 2, centre - 0.5 + (width - 1) / 2)
 
 

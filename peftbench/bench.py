@@ -23,7 +23,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from peftbench import engine, measure
+from peftbench import cost, measure, optimise, overhead
 from peftbench.contract import Preprocessing
 from peftbench.head import Classifier, Head
 from peftbench.pixels import Features, Images
@@ -59,7 +59,16 @@ def run(rounds: int = 5) -> list[Gate]:
     try:
         return [
             gate
-            for part in (_exact, _memory, partial(_steps, rounds), _bf16, _head, _data, _importance)
+            for part in (
+                _exact,
+                _memory,
+                partial(_overhead, rounds),
+                partial(_steps, rounds),
+                _bf16,
+                _head,
+                _data,
+                _importance,
+            )
             for gate in part()
         ]
     finally:
@@ -120,7 +129,7 @@ def stepper(
     if mask:
         head = model.head.get_parameter("linear.weight")
         keep[head] = torch.ones_like(head)  # decays as everywhere
-    optimiser = engine.make_optimiser(model, replace(RECIPE, weight_decay=0.0) if mask else RECIPE)
+    optimiser = optimise.make_optimiser(model, replace(RECIPE, weight_decay=0.0) if mask else RECIPE)
 
     def step(number: int) -> float:
         x, y = batch(number)
@@ -180,24 +189,13 @@ def _memory() -> Iterator[Gate]:
 
 def counted(plan: Plan) -> int:
     """Bytes that a training step holds: weights, what backward saved, gradients, optimiser state."""
-    model, _ = stepper(plan)
-    optimiser, saved = engine.make_optimiser(model, RECIPE), dict[int, int]()
+    return cost.count(stepper(plan)[0], (BATCH, 3, SIDE, SIDE), RECIPE).memory.total
 
-    def pack(tensor: Tensor) -> Tensor:
-        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = F.cross_entropy(model(batch()[0]), batch()[1])
-    weights = {
-        p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in [*model.parameters(), *model.buffers()]
-    }
-    loss.backward()
-    optimiser.step()
-    grads = sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
-    return (
-        sum({**saved, **weights}.values()) + grads + sum(t.nbytes for t in engine.optimiser_tensors(optimiser).values())
-    )
+def _overhead(rounds: int) -> Iterator[Gate]:
+    match = overhead.Match(network(), SIDE, BATCH, 4, CLASSES)
+    found = ratios(overhead.contestants(match), "bare", rounds)
+    yield Gate("the engine's loop over a bare one of the same steps", found["engine"], 1.03)
 
 
 def _steps(rounds: int) -> Iterator[Gate]:
@@ -256,7 +254,7 @@ def _head() -> Iterator[Gate]:
 
 
 def _train(model: nn.Module, x: Tensor) -> None:
-    optimiser = engine.make_optimiser(model, RECIPE)
+    optimiser = optimise.make_optimiser(model, RECIPE)
     F.cross_entropy(model(x), batch()[1]).backward()
     optimiser.step()
 

@@ -1,13 +1,15 @@
 """Training single weights: their values packed in one vector, so that optimiser state exists for them only.
 
-A Linear weight gets `SparseLinear`, whose backward computes the gradient of no more than the rows x columns that hold
-chosen entries, where that block is small. Every other tensor (norms, biases, embeddings, the patch kernel) gets
+A Linear weight gets `SparseLinear`, whose backward takes the cheapest of three ways to the gradient of the chosen
+entries: the product of only the rows x columns that hold any, a product sampled at the entries, or the dense product
+and a look at the entries in it. Every other tensor (norms, biases, embeddings, the patch kernel) gets
 `Packed`: its dense gradient is small beside the layers' products, is gathered and at once freed.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import warnings
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int64
@@ -15,7 +17,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-BLOCK = 0.25  # largest share of a matrix for which the product on chosen rows x columns pays (measured on CPU)
+Way = Literal["block", "sampled", "dense"]
+# Where the ways break even, as measured on CPU (the dense product is 1; a block costs about its share of the matrix,
+# a sampled product .1 to .2 up to 2% of the entries, .3 to .4 at 5%; in bfloat16, where it must go through float32 and
+# the dense product is three times as fast, about .5 up to 1%):
+BLOCK = 0.25  # of the matrix: above it a block does not pay
+SMALL_BLOCK = 0.1  # of the matrix: below it nothing is cheaper
+SAMPLED = {torch.float32: 0.05, torch.float64: 0.05, torch.bfloat16: 0.01}  # of the entries
 
 
 class SparseProduct(torch.autograd.Function):
@@ -35,7 +43,8 @@ class SparseProduct(torch.autograd.Function):
             x, weight = (t.to(torch.get_autocast_dtype(x.device.type)) for t in (x, weight))
         seen = x.reshape(-1, x.shape[-1])
         ctx.pattern, ctx.shape, ctx.dtypes = pattern, x.shape, (values.dtype, bias.dtype if bias is not None else None)
-        ctx.save_for_backward(seen.index_select(1, pattern.columns) if pattern.small else seen, weight)
+        ctx.way = pattern.way(seen)
+        ctx.save_for_backward(seen.index_select(1, pattern.columns) if ctx.way == "block" else seen, weight)
         return F.linear(x, weight, bias.to(x.dtype) if bias is not None else None)
 
     @staticmethod
@@ -46,7 +55,7 @@ class SparseProduct(torch.autograd.Function):
         flat, (values_type, bias_type) = grad.reshape(-1, grad.shape[-1]), ctx.dtypes
         of_x = (grad @ weight).view(ctx.shape) if ctx.needs_input_grad[0] else None
         of_bias = flat.sum(0, dtype=bias_type) if ctx.needs_input_grad[2] else None
-        of_values = ctx.pattern.gather(flat, seen).to(values_type) if ctx.needs_input_grad[3] else None
+        of_values = ctx.pattern.gather(flat, seen, ctx.way).to(values_type) if ctx.needs_input_grad[3] else None
         return of_x, None, of_bias, of_values, None
 
 
@@ -57,22 +66,56 @@ class Pattern(nn.Module):
     rows: Tensor
     columns: Tensor
     place: Tensor
+    starts: Tensor
+    column: Tensor
 
     def __init__(self, index: Int64[Tensor, " chosen"], shape: tuple[int, int]) -> None:
         """`index`: flat, ascending."""
         super().__init__()
         rows, of_row = torch.unique(index // shape[1], return_inverse=True)
         columns, of_column = torch.unique(index % shape[1], return_inverse=True)
-        self.small = len(rows) * len(columns) < BLOCK * shape[0] * shape[1]
+        self.shape = shape
+        self.block = len(rows) * len(columns) / (shape[0] * shape[1])
+        self.share = len(index) / (shape[0] * shape[1])
+        starts = torch.searchsorted(index, torch.arange(shape[0] + 1, device=index.device) * shape[1])
         self.register_buffer("index", index)
-        for name, value in (("rows", rows), ("columns", columns), ("place", of_row * len(columns) + of_column)):
+        for name, value in (
+            ("rows", rows),
+            ("columns", columns),
+            ("place", of_row * len(columns) + of_column),
+            ("starts", starts),
+            ("column", index % shape[1]),
+        ):
             self.register_buffer(name, value, persistent=False)
 
-    def gather(self, grad: Float[Tensor, "batch out"], seen: Float[Tensor, "batch in"]) -> Float[Tensor, " chosen"]:
-        """The gradient (k,) of the chosen entries from grad (B, out) and input (B, in), or (B, columns) where small."""
-        if self.small:
+    def way(self, seen: Tensor) -> Way:
+        """The cheapest way for an input like this one."""
+        sampled = seen.device.type == "cpu" and not torch.compiler.is_compiling() and seen.dtype in SAMPLED
+        if self.block < SMALL_BLOCK:
+            return "block"
+        if sampled and self.share <= SAMPLED[seen.dtype]:
+            return "sampled"
+        return "block" if self.block < BLOCK else "dense"
+
+    def gather(
+        self, grad: Float[Tensor, "batch out"], seen: Float[Tensor, "batch in"], way: Way
+    ) -> Float[Tensor, " chosen"]:
+        """The gradient (k,) of the chosen entries from grad (B, out) and input (B, in), or (B, columns) for a block."""
+        if way == "block":
             return (grad.index_select(1, self.rows).T @ seen).flatten()[self.place]
-        return (grad.T @ seen).flatten()[self.index]
+        if way == "dense":
+            return (grad.T @ seen).flatten()[self.index]
+        wide = torch.promote_types(grad.dtype, torch.float32)
+        zeros = torch.zeros(len(self.index), dtype=wide)
+        where = _csr(self.starts, self.column, zeros, self.shape)
+        return torch.sparse.sampled_addmm(where, grad.T.to(wide).contiguous(), seen.to(wide), beta=0.0).values()
+
+
+def _csr(starts: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
+    """A sparse matrix; torch's notice that these are young is not for the user."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return torch.sparse_csr_tensor(starts, columns, values, shape, check_invariants=False)
 
 
 class SparseLinear(nn.Linear):

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from peftbench.optimise import make_optimiser
 from peftbench.plan import Plan
 from peftbench.recipe import Recipe
-from peftbench.sparse import Packed, Pattern, SparseLinear, SparseProduct, decays, pack, unpack
+from peftbench.sparse import Packed, Pattern, SparseLinear, SparseProduct, Way, decays, pack, unpack
 from tests.networks import STYLES, batch, classifier, network, values
 
 SGD = Recipe("sgd", optimiser="sgd", lr=1e-2, momentum=0.9, weight_decay=0.1)
@@ -159,13 +159,20 @@ def test_packing_does_not_change_which_values_decay() -> None:
 # --- the product -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("share", [0.02, 0.5], ids=["block", "dense"])
+WAYS: dict[Way, Tensor] = {  # entries of a (12, 10) matrix
+    "block": torch.tensor([0, 1]),
+    "sampled": torch.tensor([0, 11, 22, 33, 44]),
+    "dense": spread(120, 0.5),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("has_bias", [True, False])
-def test_its_gradients_are_right(share: float, has_bias: bool) -> None:  # noqa: FBT001
+def test_its_gradients_are_right(way: Way, has_bias: bool) -> None:  # noqa: FBT001
     draw = torch.Generator().manual_seed(0)
     weight = torch.randn(12, 10, generator=draw, dtype=torch.float64)
-    pattern = Pattern(spread(120, share), (12, 10))
-    assert pattern.small == (share < 0.1)
+    pattern = Pattern(WAYS[way], (12, 10))
+    assert pattern.way(weight) == way
     x, bias = (
         torch.randn(*shape, generator=draw, dtype=torch.float64, requires_grad=True) for shape in ((2, 3, 10), (12,))
     )
@@ -180,8 +187,28 @@ def test_its_gradients_are_right(share: float, has_bias: bool) -> None:  # noqa:
 
 
 def test_a_pattern_is_small_where_few_rows_and_columns_hold_it() -> None:
-    assert Pattern(CORNER, (96, 32)).small
-    assert not Pattern(spread(96 * 32, 0.3), (96, 32)).small
+    x = torch.zeros(1, 32)
+    assert Pattern(CORNER, (96, 32)).way(x) == "block"
+    assert Pattern(spread(96 * 32, 0.04), (96, 32)).way(x) == "sampled"
+    assert Pattern(spread(96 * 32, 0.04), (96, 32)).way(x.bfloat16()) == "dense"
+    assert Pattern(spread(96 * 32, 0.3), (96, 32)).way(x) == "dense"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_the_three_ways_agree(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    grad, seen, index = torch.randn(40, 96).to(dtype), torch.randn(40, 32).to(dtype), spread(96 * 32, 0.02)
+    pattern = Pattern(index, (96, 32))
+    exact = (grad.double().T @ seen.double()).flatten()[index]
+    close = {"atol": 0.3, "rtol": 0.02} if dtype == torch.bfloat16 else {"atol": 1e-4, "rtol": 1e-5}
+    for way, of in (("block", seen[:, pattern.columns]), ("sampled", seen), ("dense", seen)):
+        torch.testing.assert_close(pattern.gather(grad, of, way).double(), exact, **close)
+
+
+def test_nothing_is_said_of_young_sparse_tensors(recwarn: pytest.WarningsRecorder) -> None:
+    pattern = Pattern(WAYS["sampled"], (12, 10))
+    pattern.gather(torch.ones(3, 12), torch.ones(3, 10), "sampled")
+    assert not list(recwarn)
 
 
 @pytest.mark.parametrize("share", [0.002, 0.3], ids=["block", "dense"])

@@ -6,7 +6,6 @@ FAIL and nothing more; equality and memory, which do not depend on the machine's
 
 from __future__ import annotations
 
-import io
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -15,25 +14,23 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
-from PIL import Image
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from peftbench import cost, measure, optimise, overhead
-from peftbench.contract import Preprocessing
+from peftbench import bench_data, cost, measure, optimise, overhead
 from peftbench.head import Classifier, Head
-from peftbench.pixels import Features, Images
+from peftbench.pixels import Features
 from peftbench.plan import Plan
 from peftbench.probe import GradientProbe
 from peftbench.recipe import Recipe
 
 BATCH, CLASSES, SIDE = 32, 4, 64
 RECIPE = Recipe("bench", optimiser="sgd", lr=0.05, weight_decay=0.01, batch=BATCH, steps=50, evaluations=1)
-PREPROCESSING = Preprocessing(SIDE, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
 @dataclass(frozen=True)
@@ -260,23 +257,9 @@ def _train(model: nn.Module, x: Tensor) -> None:
 
 
 def _data() -> Iterator[Gate]:
-    draw = np.random.default_rng(0)
-    smooth = np.asarray(Image.fromarray(draw.integers(0, 255, (16, 16, 3), dtype=np.uint8)).resize((512, 512)))
-    buffer = io.BytesIO()
-    Image.fromarray(smooth).save(buffer, "JPEG", quality=90)
-    images = Images(draw.integers(0, 255, (256, 3, 224, 224), dtype=np.uint8), PREPROCESSING, torch.device("cpu"))
-    mean = np.full(3, 0.5, np.float32)
-
-    def decode() -> None:
-        for _ in range(BATCH):
-            picture = (
-                Image.open(io.BytesIO(buffer.getvalue())).convert("RGB").resize((224, 224), Image.Resampling.BICUBIC)
-            )
-            _ = (np.asarray(picture, np.float32) / 255 - mean) / mean
-
-    index = draw.permutation(256)[:BATCH]
-    found = ratios({"decoding": decode, "cached": lambda: images.batch(index)}, "cached", 7)
-    yield Gate("decoding 512 px JPEGs over a batch from the cache", found["decoding"], 25, at_least=True)
+    with TemporaryDirectory() as folder:
+        found = ratios(bench_data.epochs(Path(folder)), "cached", 7)
+    yield Gate("a DataLoader that decodes 512 px JPEGs over the cache", found["decoding"], 25, at_least=True)
 
 
 def _importance() -> Iterator[Gate]:

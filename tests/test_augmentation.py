@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -13,6 +15,8 @@ from torch import Tensor
 from peftbench import augmentation, catalogue
 from peftbench.augmentation import POLICIES, Policy, light, make, medical, policy, policy_name
 from peftbench.contract import Card, Preprocessing
+from peftbench.run import run
+from tests import studies
 
 PLAIN = Preprocessing(16, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 STILL = Policy(mirror=False, degrees=0, shift=0, zoom=0, brightness=0, contrast=0)
@@ -174,3 +178,26 @@ def test_make_gives_what_was_asked_for() -> None:
     wanted = medical(batch, 1, 2, policy=policy("ct sided"), preprocessing=PLAIN)
     assert torch.equal(made(batch, 1, 2), wanted)
     assert make("light", "", PLAIN) is augmentation.light
+
+
+# --- in a study ------------------------------------------------------------------------------------------------------
+
+
+def test_augmentation_is_part_of_a_jobs_identity_unless_there_is_none(tmp_path: Path) -> None:
+    images, where = studies.draw(tmp_path / "images", 5), studies.places(tmp_path)
+    kinds: tuple[Literal["", "none", "light", "medical"], ...] = ("", "none", "light", "medical")
+    jobs = {kind: studies.jobs(studies.small(images, augmentation=kind), where)[0] for kind in kinds}
+    assert jobs[""].id == jobs["none"].id
+    assert len({job.id for job in jobs.values()}) == 3
+    assert {kind: job.policy for kind, job in jobs.items()} == {"": "", "none": "", "light": "", "medical": "other"}
+    assert replace(jobs["medical"], policy="ct").id != jobs["medical"].id
+
+
+def test_a_head_alone_trains_on_images_where_they_change(tmp_path: Path) -> None:
+    """Stored features would be those of the unchanged images."""
+    images, where = studies.draw(tmp_path / "images", 5), studies.places(tmp_path)
+    (job,) = studies.jobs(studies.small(images, augmentation="medical", steps=2, evaluations=1), where)
+    found = run(job, where)
+    assert found is not None
+    assert (found.status, found.recipe["augmentation"]) == ("done", "medical")
+    assert not (where.cache / "features").exists()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from platformdirs import user_data_path
 
@@ -29,8 +29,8 @@ def open_dataset(text: str) -> Dataset:
     argument = _argument(found, spec.name) if isinstance(found, type) else ""
     if bool(argument) != (spec.argument is not None) or spec.random or (spec.fields and not argument):
         raise RequestError(f"Cannot read the data set {text!r}: write {usage(spec.name)}.")
-    dataset: Dataset = make(found, {**spec.fields, argument: spec.argument}, spec.name) if argument else found
-    return dataset
+    made: Any = make(found, {**spec.fields, argument: spec.argument}, spec.name) if argument else found
+    return cast("Dataset", made)
 
 
 def usage(name: str) -> str:

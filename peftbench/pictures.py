@@ -87,10 +87,11 @@ def states_patients(files: Sequence[Path]) -> bool:
 def patient(file: Path) -> str:
     """The PatientID of a DICOM file, "" where none is stated."""
     import pydicom  # noqa: PLC0415 - an extra
+    from pydicom.errors import InvalidDicomError  # noqa: PLC0415
 
     try:
         header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=["PatientID"])
-    except (OSError, ValueError, AttributeError, pydicom.errors.InvalidDicomError):
+    except (OSError, ValueError, AttributeError, InvalidDicomError):
         return ""  # told when the images are decoded
     return str(header.get("PatientID") or "").strip()
 

@@ -154,4 +154,4 @@ def recall(cache: Path, fingerprint: str) -> dict[str, int]:
 
 
 def _counts_file(cache: Path, fingerprint: str) -> Path:
-    return cache / "audit" / f"counts-{fingerprint[:24]}.json"
+    return cache / "audit" / fingerprint[:24] / "counts.json"

@@ -19,8 +19,8 @@ from typing import Literal, Self
 
 from peftbench.errors import DataError, RequestError
 
-Kind = Literal["pixels", "probes", "features"]
-KINDS: tuple[Kind, ...] = ("pixels", "probes", "features")
+Kind = Literal["pixels", "probes", "features", "audit"]
+KINDS: tuple[Kind, ...] = ("pixels", "probes", "features", "audit")
 LIMIT = 50 * 10**9  # bytes
 UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 

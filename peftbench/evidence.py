@@ -10,7 +10,7 @@ import hashlib
 import os
 import uuid
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,13 +24,15 @@ from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 
 from peftbench.contract import Splits
-from peftbench.duplicates import ALIKE, SIDE, SIMILAR, alike, thumbnail
+from peftbench.duplicates import ALIKE, SIDE, SIMILAR, Thumbnails, alike, thumbnail
 from peftbench.pictures import is_dicom, open_picture
 from peftbench.splits import file_digest
 
 VERSION = 1  # of what is kept
 
 Pair: TypeAlias = tuple[str, str]
+Seen: TypeAlias = tuple[str, tuple[int, int], str]  # digest, size, format
+Watch: TypeAlias = Callable[[int, int], None]
 Named: TypeAlias = tuple[str, Path | NDArray[np.uint8]]  # an image and its name within the data set
 
 
@@ -82,53 +84,56 @@ class Evidence:
         return tuple(f"{name} is {kind}" for name, kind, name_says in found if kind not in ("", name_says))
 
 
-def gather(splits: Splits, cache: Path, most: int | None = None) -> Evidence | None:
+def gather(splits: Splits, cache: Path, most: int | None = None, watch: Watch | None = None) -> Evidence | None:
     """From the cache, or by reading every image, and then kept; None for more than `most` files that are not known yet.
 
-    Files are known again by their names, sizes and times of change, whatever part they are in.
+    Files are known again by their names, sizes and times of change, whatever part they are in. `watch` is told how many
+    files of how many were read.
     """
     images = sorted(
         (pair for part in splits.parts.values() for pair in zip(part.names, part.images, strict=True)), key=_name
     )
-    kept = cache / "audit" / f"{_key(images)}.json"
-    found = _read(kept)
-    if found is None and (most is None or len(images) <= most or not isinstance(images[0][1], Path)):
-        found = look(images)
+    kept = cache / "audit" / _key(images) / "evidence.json"
+    found, files = _read(kept), bool(images) and isinstance(images[0][1], Path)
+    if found is None and (most is None or len(images) <= most or not files):
+        found = look(images, watch if files else None)
         _write(kept, found)
     return found
 
 
-def look(images: Sequence[Named]) -> Evidence:
+def look(images: Sequence[Named], watch: Watch | None = None) -> Evidence:
     """Read every image once; what does not open is noted, not raised. Raises DataError for DICOM without pydicom."""
-    thumbnails = np.zeros((len(images), SIDE * SIDE), np.float32)
-
-    def one(i: int) -> tuple[str, tuple[int, int], str]:
-        image = images[i][1]
-        digest = (
-            file_digest(image)
-            if isinstance(image, Path)
-            else hashlib.sha256(np.ascontiguousarray(image).data).hexdigest()
-        )
-        try:
-            picture = open_picture(image) if isinstance(image, Path) else Image.fromarray(image)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-            return digest, (0, 0), ""
-        thumbnails[i] = thumbnail(picture)
-        return digest, picture.size, _format(image)
-
+    thumbnails, facts = np.zeros((len(images), SIDE * SIDE), np.float32), list[Seen]()
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        facts = list(pool.map(one, range(len(images))))
+        for i, (fact, grey) in enumerate(pool.map(_look, (image for _, image in images))):
+            thumbnails[i] = grey
+            facts.append(fact)
+            if watch:
+                watch(i + 1, len(images))
     digests, sizes, formats = zip(*facts, strict=True) if facts else ((), (), ())
     return Evidence(tuple(map(_name, images)), digests, sizes, formats, tuple(alike(thumbnails)))
+
+
+def _look(image: Path | NDArray[np.uint8]) -> tuple[Seen, Thumbnails]:
+    """Digest, size and format of one image, and its thumbnail."""
+    if isinstance(image, np.ndarray):
+        picture = Image.fromarray(image)
+        return (hashlib.sha256(np.ascontiguousarray(image).data).hexdigest(), picture.size, ""), thumbnail(picture)
+    digest = file_digest(image)
+    try:
+        picture = open_picture(image)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return (digest, (0, 0), ""), np.zeros(SIDE * SIDE, np.float32)
+    return (digest, picture.size, _format(image)), thumbnail(picture)
 
 
 def _name(image: Named) -> str:
     return image[0]
 
 
-def _format(image: Path | NDArray[np.uint8]) -> str:
+def _format(image: Path) -> str:
     """What Pillow calls the format of a file that opens; MPO is a JPEG with a second picture behind it."""
-    if not isinstance(image, Path) or is_dicom(image):
+    if is_dicom(image):
         return ""
     with Image.open(image) as picture:
         return str(picture.format).replace("MPO", "JPEG")

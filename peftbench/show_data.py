@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from peftbench.contract import Part, Splits
 from peftbench.errors import MissingDataError
 from peftbench.inventory import data_folder, open_dataset
 from peftbench.pictures import open_picture
+from peftbench.progress import Bars
 from peftbench.registry import registry
 
 NAMED = 5  # cases of a finding that are printed; --json has all
@@ -78,7 +80,9 @@ def _pictures(found: Audit, file: Path) -> Path:
 def _audit(name: str, data: Path | None, cache: Path | None) -> Audit:
     dataset = open_dataset(name)
     splits = dataset.load(data_folder(data), 0)
-    return Audit(dataset.card, splits, evidence.gather(splits, cache or user_cache_path("peftbench")))
+    with Bars(Console(stderr=True)) as bars:
+        seen = evidence.gather(splits, cache or user_cache_path("peftbench"), None, partial(bars, f"auditing {name}"))
+    return Audit(dataset.card, splits, seen)
 
 
 def _stem(name: str) -> str:

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from peftbench import audit, evidence
+from peftbench import audit, evidence, pixels
 from peftbench.audit import Audit
 from peftbench.contract import Splits
 from peftbench.errors import MissingDataError
 from peftbench.inventory import open_dataset
-from peftbench.run import run
+from peftbench.outcome import make_record
 from peftbench.study import resolve
 from tests import studies
 from tests.studies import call
@@ -126,7 +126,7 @@ def splits_of(images: Path) -> Splits:
 
 def test_images_are_read_once(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = evidence.gather(splits_of(images), tmp_path / "cache")
-    monkeypatch.setattr(evidence, "look", lambda _: pytest.fail("an image was read again"))
+    monkeypatch.setattr(evidence, "look", lambda *_: pytest.fail("an image was read again"))
     assert evidence.gather(splits_of(images), tmp_path / "cache") == first
 
 
@@ -140,7 +140,7 @@ def test_a_changed_image_is_looked_at_again(images: Path, tmp_path: Path) -> Non
 
 def test_a_damaged_cache_is_mended(images: Path, tmp_path: Path) -> None:
     first = check(images, tmp_path)
-    (kept,) = (tmp_path / "audit").iterdir()
+    (kept,) = (tmp_path / "audit").glob("*/*")
     kept.write_text("{")
     assert check(images, tmp_path).counts == first.counts
     assert json.loads(kept.read_text())["names"]
@@ -148,7 +148,7 @@ def test_a_damaged_cache_is_mended(images: Path, tmp_path: Path) -> None:
 
 def test_evidence_is_its_owners_only(images: Path, tmp_path: Path) -> None:
     check(images, tmp_path)
-    (kept,) = (tmp_path / "audit").iterdir()
+    (kept,) = (tmp_path / "audit").glob("*/*")
     assert stat.S_IMODE(kept.stat().st_mode) == 0o600
 
 
@@ -165,8 +165,9 @@ def test_a_run_tells_and_its_record_holds_counts_and_names_no_image(images: Path
     (images / "test/malignant/secret.png").write_bytes((images / "train/benign/0.png").read_bytes())
     found = resolve(studies.small(images, methods=("majority",)), studies.places(tmp_path))
     assert f"`peftbench data check folder:{images}` says which." in found.says[-1]
-    record = run(found.drafts[0].job, studies.places(tmp_path))
-    assert record is not None
+    job, where = found.drafts[0].job, studies.places(tmp_path)
+    data = pixels.find(job.fingerprint, job.preprocessing, where.cache)
+    record = make_record(job, where, data, "stopped before it began", 0.0, 0)
     assert record.data.audit["contradicting_pairs"] == 1
     assert record.data.balance["test"] == [4, 5]
     assert "secret" not in record.model_dump_json()

@@ -151,7 +151,7 @@ def test_cache_clear_wants_to_know_what(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert call(["cache", "clear", "--cache", str(tmp_path)], monkeypatch) == 2
-    assert "--pixels, --probes, --features or --all" in capsys.readouterr().err
+    assert "--pixels, --probes, --features, --audit or --all" in capsys.readouterr().err
 
 
 def test_a_data_set_in_use_outlives_a_small_bound(tmp_path: Path) -> None:

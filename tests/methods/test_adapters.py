@@ -17,6 +17,7 @@ from peftbench.methods.adapter_plus import AdapterPlus
 from peftbench.methods.arc import ARC
 from peftbench.methods.convpass import Convpass
 from peftbench.methods.rep_adapter import RepAdapter
+from peftbench.methods.rlrr import RLRR
 from peftbench.plan import Tuned
 from tests.networks import STYLES, batch, network
 
@@ -125,8 +126,8 @@ def test_arc_shares_one_projection_for_attention_and_one_for_the_mlp() -> None:
 
 
 @pytest.mark.parametrize("style", STYLES)
-@pytest.mark.parametrize("method", [RepAdapter(r=4, groups=4, scale=2.0), ARC(r=3)], ids=str)
-def test_what_stands_ahead_folds_into_the_layer(method: Method, style: str) -> None:
+@pytest.mark.parametrize("method", [RepAdapter(r=4, groups=4, scale=2.0), ARC(r=3), RLRR()], ids=str)
+def test_what_is_linear_folds_into_the_layer(method: Method, style: str) -> None:
     vit, tuned, _ = carried(method, style)
     x = batch()[0]
     unmerged = vit(x)
@@ -153,6 +154,27 @@ def test_without_a_bias_to_take_the_shift_it_stays() -> None:
     assert not tuned.merge()
     assert type(vit.blocks[0].attn.qkv).__name__ == "Recomposed"
     assert type(vit.blocks[1].attn.qkv) is nn.Linear
+
+
+# --- within a layer --------------------------------------------------------------------------------------------------
+
+
+def test_rlrr_adds_every_matrix_rescaled_by_rows_and_columns() -> None:
+    """Query, key and value by columns of their own, as in the authors' three matrices."""
+    vit, _, tensors = carried(RLRR())
+    own, base = of(tensors, "blocks.0.attn.qkv"), network().get_submodule("blocks.0.attn.qkv")
+    found = vit.blocks[0].attn.qkv(TOKENS).chunk(3, -1)
+    weights, biases = base.get_parameter("weight").chunk(3), base.get_parameter("bias").chunk(3)
+    for i, shift in enumerate(own["shift"].chunk(3)):
+        weight = weights[i] + weights[i] * own["column"][i] * own["row"][i]
+        torch.testing.assert_close(found[i], TOKENS @ weight.T + biases[i] + shift, **EXACT)
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_rlrr_is_everywhere_but_in_embeddings_and_the_first_norm_of_clip(style: str) -> None:
+    vit = network(style)
+    layers = {n for n, m in vit.named_modules() if isinstance(m, nn.Linear | nn.LayerNorm | nn.Conv2d)}
+    assert RLRR().plan(vit, NoProbe()).grafts.keys() == layers - {"norm_pre"}
 
 
 # --- beside a branch -------------------------------------------------------------------------------------------------

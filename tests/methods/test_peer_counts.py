@@ -60,6 +60,7 @@ def made(name: str, **fields: Any) -> Method:
         ("adapter_plus", {"bottleneck": 8}, 313_536 // 2 + BLOCKS * D),
         ("rep_adapter", {}, 239_808),
         ("arc", {}, 2 * D * 50 + 2 * BLOCKS * (50 + D)),
+        ("rlrr", {}, BLOCKS * (4 * 3 * D + (D + 8 * D) + (4 * D + 2 * D) + 4 * D) + 4 * D),  # 288,768
         ("convpass", {}, 327_552),
         *[("fact_tk", {"r": r}, 1_680 * r + r**3) for r in (1, 8, 16)],
         *[("fact_tt", {"r": r}, 1_536 * r + 144 * r**2) for r in (1, 8, 16)],

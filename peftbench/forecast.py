@@ -19,7 +19,7 @@ from peftbench.inventory import open_dataset
 from peftbench.method import NoProbe
 from peftbench.plan import Plan
 from peftbench.recipe import Recipe
-from peftbench.record import Memory
+from peftbench.record import WHOLE, Memory
 from peftbench.request import complete, make_recipe
 from peftbench.spec import Places, Study
 from peftbench.study import Row, rows
@@ -64,7 +64,8 @@ def outline(study: Study, places: Places) -> list[dict[str, Any]]:
                 "with head": count + (head if row.method.trains else 0),
             }
             run = {"recipe": recipe.name, "steps": recipe.steps, **costs}
-            jobs += [{**shown, "seed": seed, **run} for seed in study.seeds]
+            cuts = [{"images": str(cut) or "all"} if study.variants != (WHOLE,) else {} for cut in study.variants]
+            jobs += [{**shown, **cut, "seed": seed, **run} for cut in cuts for seed in study.seeds]
     return jobs
 
 

@@ -26,6 +26,8 @@ class Described:
         entry = dataset_entry(self.name)
         if not isinstance(entry, OwnEntry):
             raise CatalogueError(f"datasets/{self.name}.toml is not in the working folder any more; put it back.")
+        if entry.task == "multi_label" and Path(entry.path).suffix.lower() not in TABLES:
+            raise CatalogueError(f"datasets/{self.name}.toml: several labels an image need a table as `path`.")
         return entry
 
     @property
@@ -38,26 +40,41 @@ class Described:
         return self.home.suffix.lower() in TABLES
 
     @property
+    def _several(self) -> bool:
+        return self.entry.task == "multi_label"
+
+    @property
     def card(self) -> Card:
         """As written, what is not written as found; raises as `load` does."""
-        card, given = dataset_card(self.name), (table.Table if self._is_table else folder.Folder)(str(self.home)).card
-        key = card.group_key or ("group" if self.entry.group else given.group_key)
-        return replace(card, classes=card.classes or given.classes, group_key=key)
+        card = dataset_card(self.name)
+        if self._is_table:
+            lines = table.lines_of(self.home, several=self._several)
+            classes, key = table.classes_of(lines), "group" if lines[0].group else ""
+        else:
+            classes, key = folder.classes_of(self.home), folder.key_of(self.home)
+        key = card.group_key or ("group" if self.entry.group else key)
+        return replace(card, classes=card.classes or classes, group_key=key)
 
     def presence(self, root: Path) -> Presence:  # noqa: ARG002  a path is no matter of the data folder
         """Images found, of those that the entry states under `sizes`."""
         if not self.home.exists():
             return Presence()
-        found = len(table.lines_of(self.home)) if self._is_table else len(_files.images_in(self.home))
+        if self._is_table:
+            found = len(table.lines_of(self.home, several=self._several))
+        else:
+            found = _files.count(self.home, ["."])
         return Presence(found, self.entry.sizes.get("total", found))
 
     def load(self, root: Path, seed: int) -> Splits:  # noqa: ARG002  likewise
         """Read the folder or table, cut off what parts are missing; raises as `folder:` and `table:` do."""
         card = self.card
-        given = table.read(self.home, card.classes) if self._is_table else self._folder(card.classes)
+        given = self._table(card.classes) if self._is_table else self._folder(card.classes)
         if self.entry.group:
             given = replace(given, parts={name: self._grouped(part) for name, part in given.parts.items()})
         return _own.splits(given, card, seed)
+
+    def _table(self, classes: tuple[str, ...]) -> _own.Given:
+        return table.read(self.home, classes, several=self._several)
 
     def _folder(self, classes: tuple[str, ...]) -> _own.Given:
         if sorted(classes) != sorted(folder.classes_of(self.home)):

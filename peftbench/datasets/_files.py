@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -119,7 +119,7 @@ def digests(files: Sequence[Path]) -> tuple[str, ...]:
     )
 
 
-def contradicting(labels: Sequence[int], keys: Sequence[str]) -> list[str]:
+def contradicting(labels: Sequence[Hashable], keys: Sequence[str]) -> list[str]:
     """The keys under which images of more than one class lie, sorted."""
     pairs = set(zip(keys, labels, strict=True))
     return sorted(key for key, classes in Counter(key for key, _ in pairs).items() if classes > 1)

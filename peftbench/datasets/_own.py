@@ -76,6 +76,6 @@ def _complete(given: Mapping[str, Part], seed: int) -> tuple[dict[str, Part], st
 
 
 def _contradicting(parts: Mapping[str, Part], same: tuple[str, ...]) -> list[str]:
-    labels = [label for part in parts.values() for label in part.labels.tolist()]
+    labels = [str(label) for part in parts.values() for label in part.labels.tolist()]
     clash = len(_files.contradicting(labels, same))
     return [f"Byte-identical images with contradicting labels, kept: {clash}."] if clash else []

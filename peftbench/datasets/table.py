@@ -4,7 +4,8 @@
     scans/001.png,benign,train,patient 1
 
 `image` is relative to the table's folder; `split` (train, val, test) and `group` (what may never cross parts) may be
-left out. Commas, semicolons or tabs separate the columns; others beside these four are not read.
+left out. Commas, semicolons or tabs separate the columns; others beside these four are not read. Several labels an
+image, `effusion|mass`, need a description (`datasets/NAME.toml`) that says `task = "multi_label"`.
 """
 
 from __future__ import annotations
@@ -65,8 +66,11 @@ class Table:
         return _own.splits(read(self.file, card.classes), card, seed)
 
 
-def lines_of(file: Path) -> list[Line]:
-    """The lines of a table; a split's other names are made one. Raises MissingDataError and DataError."""
+def lines_of(file: Path, *, several: bool = False) -> list[Line]:
+    """The lines of a table; a split's other names are made one. With `several` labels an image, it may have none.
+
+    Raises MissingDataError and DataError.
+    """
     if not file.is_file():
         raise MissingDataError(f"{file} does not exist; give a table with the columns image and label: table:FILE.csv.")
     try:
@@ -78,29 +82,34 @@ def lines_of(file: Path) -> list[Line]:
     if not named or not {"image", "label"} <= named[0].keys():
         raise DataError(f"{file} must hold the columns image and label and a line an image; see `show dataset table`.")
     lines = [Line(*(row.get(key, "").strip() for key in ("image", "label", "split", "group"))) for row in named]
-    _refuse_gaps(file, lines)
+    _refuse_gaps(file, lines, several=several)
     return [Line(line.image, line.label, _own.NAMES.get(line.split.lower(), ""), line.group) for line in lines]
 
 
 def classes_of(lines: Sequence[Line]) -> tuple[str, ...]:
     """The labels in sorted order, numbers as numbers."""
-    found = {line.label for line in lines}
+    found = {label for line in lines for label in labels_of(line)}
     return tuple(sorted(found, key=int) if all(label.isdecimal() for label in found) else sorted(found))
 
 
-def read(file: Path, classes: tuple[str, ...]) -> _own.Given:
-    """The images of a table, their labels numbered as in `classes`."""
-    lines = lines_of(file)
-    if unknown := sorted({line.label for line in lines} - set(classes)):
+def labels_of(line: Line) -> list[str]:
+    """What stands between the bars of `effusion|mass`."""
+    return [label.strip() for label in line.label.split("|") if label.strip()]
+
+
+def read(file: Path, classes: tuple[str, ...], *, several: bool = False) -> _own.Given:
+    """The images of a table, their labels numbered as in `classes`, or `several` each as 0 and 1 (n, classes)."""
+    lines = lines_of(file, several=several)
+    if unknown := sorted(set(classes_of(lines)) - set(classes)):
         raise DataError(f"{file} holds the label {unknown[0]!r}, which is none of {', '.join(classes)}; mend one.")
     _refuse_missing(file, lines)
     splits = list(dict.fromkeys(line.split for line in lines))
     if splits in (["train"], [""]):
-        return _own.Given(classes, {"all": _part(file.parent, lines, classes)})
+        return _own.Given(classes, {"all": _part(file.parent, lines, classes, several=several)})
     if "train" not in splits:
         raise SplitError(f"{file} holds no image of the split train; add some.")
-    parts = {part: _part(file.parent, [line for line in lines if line.split == part], classes) for part in splits}
-    return _own.Given(classes, parts)
+    by_part = {part: [line for line in lines if line.split == part] for part in splits}
+    return _own.Given(classes, {p: _part(file.parent, own, classes, several=several) for p, own in by_part.items()})
 
 
 def _separator(text: str) -> str:
@@ -109,19 +118,19 @@ def _separator(text: str) -> str:
     return max((",", ";", "\t"), key=first.count)
 
 
-def _part(home: Path, lines: Sequence[Line], classes: tuple[str, ...]) -> Part:
+def _part(home: Path, lines: Sequence[Line], classes: tuple[str, ...], *, several: bool) -> Part:
     names = tuple(line.image for line in lines)
     groups = tuple(line.group or line.image for line in lines)
-    labels = np.asarray([classes.index(line.label) for line in lines], np.int64)
-    return Part([home / name for name in names], labels, names, groups)
+    told = np.asarray([[label in labels_of(line) for label in classes] for line in lines], np.int64)
+    return Part([home / name for name in names], told if several else told.argmax(axis=1), names, groups)
 
 
-def _refuse_gaps(file: Path, lines: Sequence[Line]) -> None:
+def _refuse_gaps(file: Path, lines: Sequence[Line], *, several: bool) -> None:
     """Raise DataError for what stands in some lines only, for splits of no known name and for doubles."""
     seen: set[str] = set()
     for number, line in enumerate(lines, start=2):
-        if not line.image or not line.label:
-            raise DataError(f"{file}, line {number}: an image and its label are needed; fill or remove the line.")
+        if not line.image or (len(labels_of(line)) != 1 and not several):
+            raise DataError(f"{file}, line {number}: an image and one label are needed; fill or remove the line.")
         if line.split and line.split.lower() not in _own.NAMES:
             raise DataError(f"{file}, line {number}: the split {line.split!r} is none of train, val and test.")
         for key in ("split", "group"):

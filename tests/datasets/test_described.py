@@ -85,6 +85,23 @@ def test_a_table_may_be_described(home: Path) -> None:
     assert np.bincount(load().test.labels).tolist() == [4, 4]
 
 
+def test_several_labels_an_image_stand_in_a_table(home: Path) -> None:
+    labels = ["effusion|mass", "mass", "", "effusion"] * 10
+    files = sorted(home.glob("images/*/*.png"))
+    lines = [f"{file.relative_to(home)},{label}" for file, label in zip(files, labels, strict=True)]
+    (home / "all.csv").write_text("\n".join(["image,label", *lines]))
+    describe(CLINIC.replace("images", "all.csv") + 'task = "multi_label"')
+    splits = load()
+    told = {
+        name: label
+        for part in splits.parts.values()
+        for name, label in zip(part.names, part.labels.tolist(), strict=True)
+    }
+    assert inventory.open_dataset("clinic").card.classes == ("effusion", "mass")
+    assert [told[line.split(",")[0]] for line in lines[:4]] == [[1, 1], [0, 1], [0, 0], [1, 0]]
+    assert splits.train.labels.shape == (28, 2)
+
+
 def test_a_folder_that_is_not_there_is_said_in_the_list(home: Path) -> None:
     describe(CLINIC.replace("images", "nowhere"))
     assert inventory.state("clinic", home) == "no"
@@ -102,6 +119,7 @@ def test_fewer_images_than_stated_are_incomplete(home: Path) -> None:
         ("title = 'x'", CatalogueError, r"clinic\.toml: key 'path': Field required"),
         (CLINIC + "colour = 1", CatalogueError, "'colour': there is no such key"),
         (CLINIC + "classes = ['benign']", DataError, "`classes` must be the class folders of .*: benign, malignant"),
+        (CLINIC + "task = 'multi_label'", CatalogueError, "several labels an image need a table"),
         (CLINIC + "group = '('", CatalogueError, "`group` is no regular expression"),
         (CLINIC + "group = 'eye'", DataError, "`group` finds nothing in the path 'benign/patient0_0.png'"),
     ],

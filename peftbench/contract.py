@@ -6,6 +6,8 @@ point of the group `peftbench.datasets` names. The contract of methods is in `me
 
 from __future__ import annotations
 
+import hashlib
+import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, Self, TypeAlias, 
 import numpy as np
 from numpy.typing import NDArray
 
-from peftbench.errors import SplitError
+from peftbench.errors import SplitError, StoreError
 from peftbench.record import Record
 
 if TYPE_CHECKING:
@@ -258,8 +260,15 @@ class Result:
     folder: Path
 
     def predictions(self, rule: str, part: str = "test") -> tuple[Logits, Labels, tuple[int, ...]]:
-        """Logits (n, classes), labels (n,) or (n, labels) and group numbers (n,) of a part at a rule's step."""
-        with np.load(self.folder / "predictions.npz", allow_pickle=False) as stored:
+        """Logits (n, classes), labels (n,) or (n, labels) and group numbers (n,) of a part at a rule's step.
+
+        Raises StoreError when the file is not the one that the record vouches for.
+        """
+        content = (self.folder / "predictions.npz").read_bytes()
+        said = self.record.files.get("predictions.npz")
+        if said is not None and hashlib.sha256(content).hexdigest() != said:
+            raise StoreError(f"{self.folder / 'predictions.npz'} was changed after its record was written.")
+        with np.load(io.BytesIO(content), allow_pickle=False) as stored:
             return stored[f"{part}/{rule}/logits"], stored[f"{part}/labels"], tuple(stored[f"{part}/groups"].tolist())
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict
 
@@ -153,6 +155,21 @@ class Record(_Strict):
     facts: dict[str, float] = {}  # what the method says of its plan
     notes: list[str] = []  # "not converged", ...
     environment: dict[str, str] = {}
+    files: dict[str, str] = {}  # what lies beside it -> sha256
+    seal: str = ""  # sha256 of all the above; "" = not sealed
+
+    def sealed(self) -> Self:
+        """The same with its seal, so that a later change of the file is seen."""
+        return self.model_copy(update={"seal": self._digest()})
+
+    @property
+    def intact(self) -> bool:
+        """Whether nothing was changed since it was sealed, if it was."""
+        return self.seal in {"", self._digest()}
+
+    def _digest(self) -> str:
+        told = self.model_dump(mode="json", exclude={"seal"}, exclude_defaults=True)  # fields to come change no seal
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
     @property
     def rule(self) -> str:

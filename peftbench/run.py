@@ -60,7 +60,7 @@ def run(job: Job, places: Places, outside: Outside | None = None) -> Record | No
         with measure.peak_memory(places.device) as peak:
             outcome = _guarded(job, places, data, outside or Outside())
         record = make_record(job, places, data, outcome, time.perf_counter() - started, peak.bytes)
-        store.write_bytes(here.folder(job.id) / "record.json", record.model_dump_json(indent=1).encode())
+        record = here.write_record(record)
         Checkpoint(here.folder(job.id)).clear()
         return record
 
@@ -70,7 +70,7 @@ def give_up(job: Job, places: Places, reason: str) -> Record:
     data, here = pixels.find(job.fingerprint, job.preprocessing, places.cache), Store(places.store)
     with here.claim(job.id):
         record = make_record(job, places, data, reason, 0.0, 0)
-        store.write_bytes(here.folder(job.id) / "record.json", record.model_dump_json(indent=1).encode())
+        record = here.write_record(record)
         Checkpoint(here.folder(job.id)).clear()
     return record
 

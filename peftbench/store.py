@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import csv
 import fcntl
+import hashlib
 import io
 import json
 import os
@@ -33,6 +34,7 @@ from peftbench.errors import StoreError
 from peftbench.record import Record
 
 DRAFTS = ".*.draft"
+RESULTS = ("curve.csv", "predictions.npz", "delta.safetensors", "delta.json")  # what a record vouches for
 State = Literal["new", "interrupted", "running", "failed", "done"]
 
 
@@ -79,13 +81,26 @@ class Store:
         """Of a finished or failed job. Raises StoreError when it cannot be read."""
         file = self.folder(job_id) / "record.json"
         try:
-            return Record.model_validate_json(file.read_bytes())
+            record = Record.model_validate_json(file.read_bytes())
         except FileNotFoundError:
             return None
         except (ValidationError, OSError) as error:
             why = type(error).__name__
             message = f"The record {file} cannot be read ({why}); move its folder away and run the study again."
             raise StoreError(message) from None
+        if not record.intact:
+            message = f"The record {file} was changed after it was written"
+            raise StoreError(f"{message}; move its folder away and run the study again.")
+        return record
+
+    def write_record(self, record: Record) -> Record:
+        """Put a record into its job's folder, sealed, with the digests of what lies there; returns it so."""
+        folder = self.folder(record.id)
+        found = {name: folder / name for name in RESULTS if (folder / name).exists()}
+        digests = {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in found.items()}
+        whole = record.model_copy(update={"files": digests}).sealed()
+        write_bytes(folder / "record.json", whole.model_dump_json(indent=1).encode())
+        return whole
 
     def results(self) -> list[Result]:
         """Every finished or failed job, by id. Raises StoreError when there is no store here."""

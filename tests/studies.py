@@ -131,7 +131,7 @@ def _die(name: str, times: int) -> None:
 
 # --- what a job left -------------------------------------------------------------------------------------------------
 
-PASSING = ("costs", "environment")  # of a record: the machine and the hour, not the result
+PASSING = ("costs", "environment", "seal")  # of a record: the machine and the hour, not the result
 
 
 def left_by(folder: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from peftbench import store
+from peftbench.contract import Result
 from peftbench.errors import StoreError
 from peftbench.store import Store
 from tests import results
@@ -164,3 +165,29 @@ def test_an_empty_store_goes_and_one_with_a_job_stays(tmp_path: Path) -> None:
         one.discard()
     assert not empty.root.exists()
     assert used.folder("a").exists()
+
+
+def test_a_changed_record_is_seen(tmp_path: Path) -> None:
+    here = Store(tmp_path)
+    here.prepare()
+    here.folder("abc").mkdir()
+    record = here.write_record(results.Fake().record().model_copy(update={"id": "abc"}))
+    assert here.record("abc") == record
+    file = here.folder("abc") / "record.json"
+    file.write_text(file.read_text().replace('"seed": 0', '"seed": 1'))
+    with pytest.raises(StoreError, match="was changed after it was written"):
+        here.record("abc")
+
+
+def test_changed_predictions_are_seen(tmp_path: Path) -> None:
+    here = Store(tmp_path)
+    here.prepare()
+    here.folder("abc").mkdir()
+    file = here.folder("abc") / "predictions.npz"
+    np.savez(file, **{"test/last/logits": np.zeros((2, 2), np.float32), "test/labels": [0, 1], "test/groups": [0, 1]})
+    record = here.write_record(results.Fake().record().model_copy(update={"id": "abc"}))
+    result = Result(record, here.folder("abc"))
+    assert result.predictions("last")[2] == (0, 1)
+    np.savez(file, **{"test/last/logits": np.ones((2, 2), np.float32), "test/labels": [0, 1], "test/groups": [0, 1]})
+    with pytest.raises(StoreError, match="was changed after its record"):
+        result.predictions("last")

@@ -35,6 +35,7 @@ class Method:
 
     version: ClassVar[int] = 1  # raised when a default or the computation changes
     knob: ClassVar[str | None] = None  # the field that a budget turns
+    exact: ClassVar[bool] = True  # `count` says what will train; False: what is aimed at, the data decide
     trains: ClassVar[bool] = True  # False: not even the head (majority)
     identity: ClassVar[bool] = True  # step 0 computes what the pretrained network computes
     merges: ClassVar[bool] = True  # what was trained folds into the backbone's own tensors

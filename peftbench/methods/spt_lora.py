@@ -78,6 +78,7 @@ class SPTLoRA(Method):
     """
 
     knob: ClassVar[str | None] = "budget"
+    exact: ClassVar[bool] = False
     identity: ClassVar[bool] = False  # the authors' up-projections do not start at zero
 
     budget: float = 0.005  # share of the backbone's weights to aim at

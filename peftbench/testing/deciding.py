@@ -62,6 +62,8 @@ def counting_needs_no_data(scene: Scene) -> str:
         counted = scene.method.count(scene.blank)
     except PluginError as error:
         raise Broken(str(error)) from None
+    if not scene.method.exact:
+        return f"{counted:,} aimed at on the meta device."
     planned = scene.plan.count(scene.blank)
     demand(counted == planned, f"The method counts {counted:,} trainable parameters, its plan {planned:,}.")
     return f"{counted:,} on the meta device."

@@ -51,6 +51,7 @@ class HubMethod(Method):
     """A tuner of peft around chosen projections of every block."""
 
     kind: ClassVar[str]  # its name in peft.PeftType
+    rising: ClassVar[bool] = True  # each size of the knob counts more than the one before it
 
     sites: tuple[str, ...] = ("qkv",)
 
@@ -105,14 +106,14 @@ class HubMethod(Method):
         return self.total(self.shapes(vit))
 
     def within(self, budget: int, vit: nn.Module) -> Fit:
-        """The legal size whose count is nearest, ties to the smaller; a long list of sizes must rise in count."""
+        """The legal size whose count is nearest, ties to the smaller."""
         shapes, sizes = self.shapes(vit), self.sizes(vit)
 
         def counted(value: float) -> int:
             return self.turned(value).total(shapes)
 
         near: Sequence[float] = sizes
-        if len(sizes) > 4096:  # noqa: PLR2004 - a search by halves instead of all
+        if self.rising:  # halves the list instead of trying all of it
             place = bisect_left(sizes, budget, key=counted)
             near = [sizes[0], *sizes[max(0, place - 1) : place + 1], sizes[-1]]
         options = [(counted(value), value) for value in near]

@@ -15,6 +15,7 @@ class C3A(HubMethod):
     """W' = W + blocks of size `block`, each a circulant matrix given by one row, Xavier-uniform at the start."""
 
     kind: ClassVar[str] = "C3A"
+    rising: ClassVar[bool] = False
     knob: ClassVar[str | None] = "block"
     identity: ClassVar[bool] = False
 

@@ -15,6 +15,7 @@ class LoKr(LowRank):
     """W' = W + (alpha/r) C x (B A), x the Kronecker product; C zero at the start. B A is one piece where r is large."""
 
     kind: ClassVar[str] = "LOKR"
+    rising: ClassVar[bool] = False
 
     alpha: int = 8
     factor: int = 8  # the size of C, as near as the widths divide; -1: as square as can be, the smallest count

@@ -15,6 +15,7 @@ class RandLoRA(SharedHub):
     """
 
     kind: ClassVar[str] = "RANDLORA"
+    rising: ClassVar[bool] = False
 
     r: int = 32
     scale: float = 10.0

@@ -177,7 +177,7 @@ def _train(  # noqa: PLR0913 - likewise
     for step, index in enumerate(order(len(task.train), recipe.batch, seed, first, until), start=first):
         torch.manual_seed(1_000_003 * seed + step)  # dropout and the like: the same after a resume
         for group in optimiser.param_groups:
-            group["lr"] = learning_rate(step, recipe)
+            group["lr"] = group["times"] * learning_rate(step, recipe)
         inputs = task.train.batch(index)
         inputs = task.augment(inputs, seed, step) if task.augment else inputs
         labels = task.labels[torch.as_tensor(index, device=task.labels.device)]

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from peftbench import sparse
 from peftbench.contract import Logits
+from peftbench.head import Head
 from peftbench.recipe import Recipe
 
 SAVE = 200  # steps between two checkpoints, at most
@@ -42,17 +43,31 @@ def stops(recipe: Recipe, done: int) -> list[int]:
 
 
 def make_optimiser(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """Over what requires a gradient, and nothing else; matrices decay, vectors do not."""
-    free: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    """Over what requires a gradient, and nothing else; matrices decay, vectors do not.
+
+    Each group says how many times the recipe's learning rate it learns at: the head at `recipe.head_lr` or more.
+    """
+    faster = max(1.0, recipe.head_lr / recipe.lr)
+    groups = [
+        {"params": some, "weight_decay": recipe.weight_decay if decays else 0.0, "times": times}
+        for (times, decays), some in _sorted(model, faster).items()
+    ]
+    if recipe.optimiser == "sgd":
+        return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum)
+    return torch.optim.AdamW(groups, lr=recipe.lr, fused=True)
+
+
+def _sorted(model: nn.Module, faster: float) -> dict[tuple[float, bool], list[nn.Parameter]]:
+    """What trains, by how many times the learning rate it gets and whether it decays."""
+    free: dict[tuple[float, bool], list[nn.Parameter]] = {(1.0, True): [], (1.0, False): []}
+    heads = {module for head in model.modules() if isinstance(head, Head) for module in head.modules()}
     for module in model.modules():
         for leaf, parameter in module.named_parameters(recurse=False):
             if parameter.requires_grad:
                 packed = isinstance(module, (sparse.Packed, sparse.SparseLinear)) and leaf == "values"
-                free[bool(module.decays) if packed else sparse.decays(leaf, parameter)].append(parameter)
-    groups = [{"params": free[True], "weight_decay": recipe.weight_decay}, {"params": free[False], "weight_decay": 0.0}]
-    if recipe.optimiser == "sgd":
-        return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum)
-    return torch.optim.AdamW(groups, lr=recipe.lr, fused=True)
+                decays = bool(module.decays) if packed else sparse.decays(leaf, parameter)
+                free.setdefault((faster if module in heads else 1.0, decays), []).append(parameter)
+    return free
 
 
 def make_loss(recipe: Recipe, labels: Tensor, classes: int) -> Callable[[Tensor, Tensor], Tensor]:

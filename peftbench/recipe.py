@@ -28,6 +28,7 @@ class Recipe:
     clip: float = 0.0  # largest norm of the gradient; 0 = any
     label_smoothing: float = 0.0
     evaluations: int = 20  # evenly spaced, the last step included
+    head_lr: float = 0.0  # the head learns at this rate where `lr` is lower
     head: Literal["plain", "l2", "batchnorm"] = "plain"
     head_scale: float = 1.0  # l2: the length of the features
     selection: Literal["validation", "last"] = "validation"
@@ -41,8 +42,11 @@ class Recipe:
                 raise RequestError(f"Recipe {self.name}: {name} must be above 0, not {getattr(self, name)}.")
         if not 0 <= self.warmup < 1 or not 0 <= self.weight_decay < math.inf or not 0 <= self.momentum < 1:
             raise RequestError(f"Recipe {self.name}: warmup and momentum lie in [0, 1), weight_decay is not negative.")
-        if not 0 <= self.label_smoothing < 1 or not 0 <= self.clip < math.inf:
-            raise RequestError(f"Recipe {self.name}: label_smoothing lies in [0, 1), clip is not negative.")
+        if not 0 <= self.label_smoothing < 1:
+            raise RequestError(f"Recipe {self.name}: label_smoothing lies in [0, 1), not at {self.label_smoothing}.")
+        for name in ("clip", "head_lr", "warmup_lr", "min_lr"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise RequestError(f"Recipe {self.name}: {name} is not negative, as {getattr(self, name)} is.")
 
 
 RECIPES: Mapping[str, Recipe] = {

@@ -19,6 +19,7 @@ from peftbench.contract import Logits
 from peftbench.engine import Learner, Outside, Progress, Task, fit
 from peftbench.errors import DivergedError
 from peftbench.head import Classifier, Head
+from peftbench.optimise import make_optimiser
 from peftbench.pixels import Features, order
 from peftbench.recipe import Recipe
 
@@ -297,3 +298,13 @@ def test_the_loss_of_a_long_stretch_does_not_depend_on_where_a_checkpoint_fell()
     whole = fit(learner(network()), on, recipe, SEED, outside=Outside(save=saving(kept)))
     assert [progress.step for progress, *_ in kept] == [200, 400, 450]
     assert fit(learner(network()), on, recipe, SEED, begun=kept[1]).curve == whole.curve
+
+
+def test_the_head_learns_at_its_own_rate_where_the_recipe_s_is_lower() -> None:
+    model = Classifier(nn.Linear(WIDTH, WIDTH), Head(WIDTH, CLASSES, "plain", 1.0, SEED))
+    slow, fast = (replace(RECIPE, lr=lr, head_lr=0.02) for lr in (0.001, 0.05))
+    times = {id(p): group["times"] for group in make_optimiser(model, slow).param_groups for p in group["params"]}
+    assert {times[id(p)] for p in model.head.parameters()} == {20.0}
+    assert {times[id(p)] for p in model.vit.parameters()} == {1.0}
+    assert {group["times"] for group in make_optimiser(model, fast).param_groups} == {1.0}
+    assert {group["times"] for group in make_optimiser(model.head, slow).param_groups if group["params"]} == {20.0}

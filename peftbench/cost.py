@@ -7,10 +7,11 @@ weight and draws no random number, so a job's bits are the same whether its cost
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import psutil
 import torch
@@ -20,9 +21,11 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.flop_counter import FlopCounterMode
 
+from peftbench import sparse
 from peftbench.recipe import Recipe
 from peftbench.record import Memory
 
+_OURS = MappingProxyType({torch.ops.peftbench.sampled: sparse.sampled_flops})
 _STEP_COUNTER = 4  # bytes: AdamW counts the steps of each tensor in a float32
 
 
@@ -34,6 +37,7 @@ class Passes:
     its backward computes anew), sums and activation functions are not: torch.utils.flop_counter.
     """
 
+    images: int
     activations: int  # bytes that forward keeps for backward, casts of weights among them, weights and input not
     forward: float  # FLOPs an image
     both: float  # FLOPs an image, backward included
@@ -87,7 +91,7 @@ def count(
 def passes(model: nn.Module, batch: Sequence[int], device: str = "cpu", autocast: torch.dtype | None = None) -> Passes:
     """Count one pass in training mode; nothing of the model changes.
 
-    A method whose forward looks at values cannot be faked and computes this one pass in earnest, on random images.
+    A method whose forward looks at values cannot be faked: it computes in earnest, on a few random images.
     """
     was = model.training
     model.train()
@@ -113,10 +117,22 @@ def _like(tensor: Tensor, device: str) -> Tensor:
 
 
 def _in_earnest(model: nn.Module, batch: Sequence[int], device: str, autocast: torch.dtype | None) -> Passes:
+    """From passes over two and over three images: what a batch costs grows by the same with each image."""
+    images, *shape = batch
+    with torch.random.fork_rng(range(torch.cuda.device_count()) if device == "cuda" else ()):
+        two, three = (_real(model, (few, *shape), device, autocast) for few in (2, 3))
+
+    def grown(get: Callable[[Passes], float]) -> float:
+        return get(two) + (images - 2) * (get(three) - get(two))
+
+    whole = (grown(lambda found: found.forward * found.images), grown(lambda found: found.both * found.images))
+    return Passes(images, round(grown(lambda found: found.activations)), *(flops / images for flops in whole))
+
+
+def _real(model: nn.Module, batch: Sequence[int], device: str, autocast: torch.dtype | None) -> Passes:
     trainable = dict(model.named_parameters())
     copies = {name: t if name in trainable else t.clone() for name, t in _tensors(model).items()}
-    with torch.random.fork_rng(range(torch.cuda.device_count()) if device == "cuda" else ()):
-        return _run(model, copies, torch.randn(tuple(batch), device=device), autocast)
+    return _run(model, copies, torch.randn(tuple(batch), device=device), autocast)
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -127,14 +143,17 @@ def _run(model: nn.Module, tensors: Mapping[str, Tensor], inputs: Tensor, autoca
     """Forward and backward of the summed output, with `tensors` in the places of the model's own."""
     trained = [t for t in tensors.values() if t.requires_grad]
     amp = torch.autocast(inputs.device.type, autocast) if autocast else nullcontext()
-    with FlopCounterMode(display=False) as flops, _saved([inputs, *tensors.values()]) as saved:
+    with (
+        FlopCounterMode(display=False, custom_mapping=dict(_OURS)) as flops,
+        _saved([inputs, *tensors.values()]) as saved,
+    ):
         with amp:
             out: Tensor = torch.func.functional_call(model, dict(tensors), (inputs,))
         forward = flops.get_total_flops()
         if out.requires_grad:
             torch.autograd.grad(out.float().sum(), trained, allow_unused=True)
         both = flops.get_total_flops()
-    return Passes(sum(saved.values()), forward / len(inputs), both / len(inputs))
+    return Passes(len(inputs), sum(saved.values()), forward / len(inputs), both / len(inputs))
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from peftbench.request import complete, make_recipe
 from peftbench.spec import Places, Study
 from peftbench.study import Row, rows
 
+PLACE = 40  # bytes an entry at most: where a single weight lies, in every form that its product may want
 DTYPES: Mapping[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16}
 
 
@@ -139,13 +140,19 @@ def _counted(source: Source, model: Classifier, recipe: Recipe, device: str, *, 
 
 
 def _at_most(source: Source, recipe: Recipe, device: str, count: int, classes: int) -> Memory:
-    """Weights, gradients and moments are exact; activations are those of training everything."""
+    """Gradients and moments are exact; activations are those of training everything, and what is written anew.
+
+    That is every tensor but the matrices: with single weights that learn, each forward writes them into a copy.
+    """
     model = _carried_out(source, Plan(tune=frozenset(n for n, _ in source.blank().named_parameters())), classes)
     whole = _counted(source, model, recipe, device, alone=False)
     chosen = [nn.Parameter(torch.empty(count, device="meta")), *model.head.parameters()]
+    matrices = {id(m.weight) for m in model.vit.modules() if isinstance(m, nn.Linear)}
+    copies = sum(p.nbytes for p in model.vit.parameters() if id(p) not in matrices)
     return whole.model_copy(
         update={
-            "weights": whole.weights + chosen[0].nbytes,
+            "weights": whole.weights + chosen[0].nbytes + PLACE * count,
+            "activations": whole.activations + copies,
             "gradients": sum(p.nbytes for p in chosen),
             "optimiser": cost.optimiser_bytes(chosen, recipe),
         }

@@ -9,6 +9,7 @@ and a look at the entries in it. Every other tensor (norms, biases, embeddings, 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -106,9 +107,30 @@ class Pattern(nn.Module):
         if way == "dense":
             return (grad.T @ seen).flatten()[self.index]
         wide = torch.promote_types(grad.dtype, torch.float32)
-        zeros = torch.zeros(len(self.index), dtype=wide)
-        where = _csr(self.starts, self.column, zeros, self.shape)
-        return torch.sparse.sampled_addmm(where, grad.T.to(wide).contiguous(), seen.to(wide), beta=0.0).values()
+        chosen: Tensor = torch.ops.peftbench.sampled(grad.to(wide), seen.to(wide), self.starts, self.column)
+        return chosen
+
+
+def _sampled(grad: Tensor, seen: Tensor, starts: Tensor, column: Tensor) -> Tensor:
+    """The entries (k,) of grad (B, out).T @ seen (B, in) at the places of a CSR pattern, and no others."""
+    zeros = torch.zeros(len(column), dtype=grad.dtype)
+    where = _csr(starts, column, zeros, (grad.shape[1], seen.shape[1]))
+    product: Tensor = torch.sparse.sampled_addmm(where, grad.T.contiguous(), seen, beta=0.0)
+    return product.values()
+
+
+# An operator of its own, so that passes without values and counters of operations know what it gives and costs.
+_OPERATORS = torch.library.Library("peftbench", "DEF")
+_OPERATORS.define("sampled(Tensor grad, Tensor seen, Tensor starts, Tensor column) -> Tensor")
+_OPERATORS.impl("sampled", _sampled, "CPU")
+torch.library.register_fake(
+    "peftbench::sampled", lambda grad, _seen, _starts, column: grad.new_empty(len(column)), lib=_OPERATORS
+)
+
+
+def sampled_flops(grad: Sequence[int], _seen: object, _starts: object, column: Sequence[int], **_: object) -> int:
+    """Of the operator, from the shapes of its inputs; a multiply-add is two."""
+    return 2 * grad[0] * column[0]
 
 
 def _csr(starts: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:

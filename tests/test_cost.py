@@ -20,6 +20,7 @@ from peftbench.plan import Plan
 from peftbench.recipe import Recipe
 from peftbench.record import Memory
 from peftbench.registry import registry
+from peftbench.sparse import SparseLinear, Way
 from tests.networks import CLASSES, batch, classifier, values
 
 IMAGES = (8, 3, 32, 32)  # of the tiny network: 17 tokens of width 32, 2 blocks of 2 heads
@@ -104,8 +105,23 @@ def test_what_two_layers_keep_of_one_tensor_counts_once() -> None:
 
 def test_activations_are_those_of_a_real_pass() -> None:
     model = everything(classifier(dtype=torch.float32))
-    real = cost._in_earnest(model.train(), IMAGES, "cpu", None)
-    assert cost.passes(model, IMAGES) == real
+    found = cost.passes(model, IMAGES)
+    assert found == cost._real(model.train(), IMAGES, "cpu", None)
+    assert found == cost._in_earnest(model, IMAGES, "cpu", None)
+
+
+@pytest.mark.parametrize(("share", "way"), [(0.001, "block"), (0.01, "sampled"), (0.2, "dense")])
+def test_single_weights_cost_what_their_product_does(share: float, way: Way) -> None:
+    layer = nn.Linear(64, 64)
+    places = torch.randperm(64 * 64, generator=torch.Generator().manual_seed(0))[: round(share * 64 * 64)].sort().values
+    single = SparseLinear(layer, places)
+    assert single.pattern.way(torch.zeros(1, 64)) == way
+    nn.Module.requires_grad_(layer, requires_grad=False)
+    found = cost.passes(single, (8, 64))
+    block = len(single.pattern.rows) * len(single.pattern.columns)
+    products = {"block": block, "sampled": len(places), "dense": 64 * 64}[way]
+    assert found.both - found.forward == 2 * products
+    assert found == cost._real(single, (8, 64), "cpu", None)
 
 
 def test_a_network_without_values_is_counted_like_one_with() -> None:

@@ -300,7 +300,6 @@ def test_a_spoilt_method_is_caught(fault: str) -> None:
     kind, meant, also = SPOILT[fault]
     findings = [finding for finding in check_method(kind, ("plain",)) if finding.verdict == "failed"]
     assert {finding.rule for finding in findings} == {meant, *also}
-    assert all(finding.says.endswith((".", ")")) or "raised" in finding.says for finding in findings)
 
 
 def test_every_rule_has_its_spoilt_method() -> None:

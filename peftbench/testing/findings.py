@@ -73,11 +73,15 @@ def failed(findings: Sequence[Finding]) -> list[str]:
 
 
 def refuse_torch(module: str) -> str:
-    """Raise Broken if importing a module brings torch, in a process of its own."""
+    """Raise Broken if importing a module brings torch."""
     if module.partition(".")[0] == "peftbench":
         raise Skipped("peftbench's own imports are watched by its layers (pyproject.toml).")
+    demand(not brings_torch(module), f"Importing {module} brings torch, which takes seconds.")
+    return f"{module} does not import torch."
+
+
+def brings_torch(module: str) -> bool:
+    """Whether importing a module imports torch, in a process of its own."""
     code = f"import importlib, sys; importlib.import_module({module!r}); sys.exit('torch' in sys.modules)"
     paths = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run([sys.executable, "-c", code], env=paths, check=False)  # noqa: S603 - a module of the user's
-    demand(done.returncode == 0, f"Importing {module} brings torch, which takes seconds.")
-    return f"{module} does not import torch."
+    return subprocess.run([sys.executable, "-c", code], env=paths, check=False).returncode != 0  # noqa: S603

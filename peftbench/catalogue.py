@@ -64,6 +64,7 @@ class MethodEntry(_Entry):
 
     title: str
     family: Literal["S", "A", "P", "S+A", "baseline"]  # selective, additive, prompt
+    knob: str = ""  # the hyper-parameter that a budget turns; "" = its size is fixed
     trains: str  # one line
     formula: str
     paper: str  # citation

@@ -73,13 +73,15 @@ def _sound(kind: str) -> Iterator[str]:
 def _row(kind: str, name: str) -> dict[str, Any]:
     if kind == "methods" and name in catalogue.method_names():
         entry = catalogue.method_entry(name)
-        return {"family": entry.family, "merges": entry.merges, "trains": entry.trains, "source": entry.paper}
+        short = {"family": entry.family, "knob": entry.knob, "merges": entry.merges}
+        return {**short, "trains": entry.trains, "source": entry.paper}
     origin = "built in" if name in registry(kind).own() else registry(kind).others()[name].value
     if kind != "methods":
         return {"source": origin}
     plugin = registry(kind).get(name)
     says = (getattr(plugin, "__doc__", None) or "").strip().partition("\n")[0]
-    return {"family": "", "merges": getattr(plugin, "merges", ""), "trains": says, "source": origin}
+    known = {"family": "", "knob": getattr(plugin, "knob", None) or "", "merges": getattr(plugin, "merges", "")}
+    return {**known, "trains": says, "source": origin}
 
 
 def _dataset_row(name: str, root: Path) -> dict[str, Any]:
@@ -142,7 +144,8 @@ def facts(kind: str, name: str) -> dict[str, Any]:
 
 def _method(name: str) -> dict[str, Any]:
     plugin = registry("methods").get(name)
-    options = {f.name: f"{f.type} = {f.default!r}" for f in fields(plugin)}
+    kinds = {f.name: f.type.__name__ if isinstance(f.type, type) else f.type for f in fields(plugin)}
+    options = {f.name: f"{kinds[f.name]} = {f.default!r}" for f in fields(plugin)}
     entry = (
         catalogue.method_entry(name).model_dump()
         if name in catalogue.method_names()

@@ -14,6 +14,7 @@ class Majority(Method):
     """No training, not even of a head: the logits are the log frequencies."""
 
     trains: ClassVar[bool] = False
+    merges: ClassVar[bool] = False  # there is nothing to fold
 
     def plan(self, vit: nn.Module, probe: Probe) -> Plan:
         """Nothing."""

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from peftbench import measure
 from peftbench.cli import app
+from peftbench.listing import facts as known
 from peftbench.method import Method
 from peftbench.plan import Plan, Probe
 from peftbench.registry import registry
@@ -330,16 +331,20 @@ def test_list_names_what_there_is(
         ("backbone", "clip_vit_b16", "parameters", "85,799,424"),
         ("dataset", "busi", "how_to_get", "busi"),
         ("dataset", "folder", "use", "working folder"),
-        ("dataset", "phantom_oct", "synthetic", "True"),
         ("recipe", "paper", "steps", "40000"),
     ],
 )
+@pytest.mark.usefixtures("here")
 def test_show_says_all_about_one(
     kind: str, name: str, key: str, says: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     facts = json.loads(answer(["show", kind, name, "--json"], capsys, monkeypatch))
     assert says in str(facts[key])
     assert key in answer(["show", kind, name], capsys, monkeypatch)
+
+
+def test_a_phantom_is_said_to_be_synthetic() -> None:
+    assert known("dataset", "phantom_oct")["synthetic"] is True
 
 
 def test_plan_needs_neither_weights_nor_data(

@@ -104,6 +104,13 @@ def oldest(session: nox.Session) -> None:
     session.run("pytest", "-n", "2", *session.posargs, env=ONE_THREAD)
 
 
+@nox.session(name="compile", default=False)
+def compiled(session: nox.Session) -> None:
+    """The conformance rules on everything built in, torch.compile included; the test suite compiles one of a family."""
+    session.install("-e", ".", *PINNED)
+    session.run("peftbench", "check", "--all", "--compile", *session.posargs, env=ONE_THREAD)
+
+
 @nox.session(default=False)
 def crash(session: nox.Session) -> None:
     """A study killed a hundred times at random moments must end with the bits of one that nobody disturbed."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -73,6 +74,27 @@ def test_a_data_set_keeps_the_rules_where_its_files_are(name: str, data_root: Pa
 )
 def test_a_backbone_keeps_the_rules(text: str) -> None:
     assert failed(check_backbone(backbone.find(text, blank=True).plugin)) == []
+
+
+REPRESENTATIVES = ("bitfit", "shpeft", "lora", "adaptformer", "ssf", "vpt_deep", "vera")  # one of each family
+COMPILES = """
+import sys
+from peftbench.registry import registry
+from peftbench.testing.findings import judge
+from peftbench.testing.methods import COMPILED
+from peftbench.testing.scene import Scene
+for name in sys.argv[1:]:
+    (finding,) = judge(COMPILED, Scene(registry("methods").get(name)(), "plain"))
+    print(name, finding.verdict, finding.says)
+"""
+
+
+def test_one_method_of_each_family_compiles() -> None:
+    """In a process of its own: torch.compile stumbles over the run-time checks of types that tests put everywhere."""
+    command = [sys.executable, "-c", COMPILES, *REPRESENTATIVES]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    verdicts = [line.split()[:2] for line in done.stdout.splitlines()]
+    assert verdicts == [[name, "passed"] for name in REPRESENTATIVES], done.stdout
 
 
 # --- somebody else's -------------------------------------------------------------------------------------------------
@@ -168,6 +190,10 @@ def test_an_installed_method_runs_by_its_name(program: Any) -> None:
     assert (record.status, record.method.name) == ("done", "query_bitfit")
     assert record.counts is not None
     assert record.counts.trainable == 6 * (192 + 768)
+
+
+def test_the_readme_shows_the_example_as_it_is() -> None:
+    assert (EXAMPLE / "peftbench_example.py").read_text() in (ROOT / "README.md").read_text()
 
 
 @pytest.mark.usefixtures("site")

@@ -306,6 +306,16 @@ def test_every_rule_has_its_spoilt_method() -> None:
     assert {meant for _, meant, _ in SPOILT.values()} == {rule.__name__.replace("_", " ") for rule in (*RULES, *ONCE)}
 
 
+def test_a_count_that_data_decide_may_be_an_aim() -> None:
+    class Aims(Sound):
+        exact = False
+
+        def count(self, vit: nn.Module) -> int:
+            return super().count(vit) + 100
+
+    assert failed(check_method(Aims, ("plain",))) == []
+
+
 def test_when_it_does_not_run_nothing_else_is_looked_at() -> None:
     first, *others = check_method(PlanRaises, ("clip",))
     assert first == Finding(RUNS, "clip", "failed", "It raised ZeroDivisionError: by a width of zero")

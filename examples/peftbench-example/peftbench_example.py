@@ -11,11 +11,11 @@ from peftbench.plan import Plan, Probe
 
 @dataclass(frozen=True)
 class QueryBitFit(Method):
-    """About half of BitFit's values; its authors found little lost in language. `mlp`: the MLP's bias, too."""
+    """About half of BitFit's values. A method's fields are its options: `query_bitfit[mlp=false]`."""
 
     mlp: bool = True
 
-    def plan(self, vit: nn.Module, probe: Probe) -> Plan:  # noqa: ARG002 - biases are chosen without data
+    def plan(self, vit: nn.Module, probe: Probe) -> Plan:
         """The first third of each block's fused qkv bias is the query's; the MLP's bias trains whole."""
         blocks = [f"blocks.{name}" for name, _ in vit.get_submodule("blocks").named_children()]
         query = torch.arange(vit.get_parameter("cls_token").shape[-1])

@@ -65,6 +65,8 @@ def counting_needs_no_data(scene: Scene) -> str:
     if not scene.method.exact:
         return f"{counted:,} aimed at on the meta device."
     planned = scene.plan.count(scene.blank)
+    if not scene.method.exact:
+        return f"It aims at {counted:,} on the meta device; with these data {planned:,} train (exact = False)."
     demand(counted == planned, f"The method counts {counted:,} trainable parameters, its plan {planned:,}.")
     return f"{counted:,} on the meta device."
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -10,7 +11,7 @@ from platformdirs import user_data_path
 
 from peftbench import catalogue
 from peftbench.contract import Dataset, Presence
-from peftbench.errors import MissingDataError, PluginError, RequestError
+from peftbench.errors import DataError, PluginError, RequestError
 from peftbench.registry import registry
 from peftbench.spec import PAPER_SIX, Spec, make, parse
 
@@ -54,13 +55,11 @@ def presence(name: str, root: Path) -> Presence | None:
 
 
 def is_complete(name: str, root: Path) -> bool:
-    """Whether all of it is here; what is still packed is unpacked to find out. Raises DataError for a bad archive."""
+    """Whether all of it is here, sound or not; what is still packed is unpacked to find out."""
     found = presence(name, root)
     if found and found.packed:
-        try:
+        with suppress(DataError):  # running it says what is wrong with it
             open_dataset(name).load(root, 0)
-        except MissingDataError:
-            return False
         found = presence(name, root)
     return bool(found and found.complete)
 

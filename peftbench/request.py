@@ -11,7 +11,7 @@ from platformdirs import user_cache_path
 
 from peftbench import backbone, catalogue, inventory, measure
 from peftbench.cache import LIMIT, parse_size
-from peftbench.errors import DataError, MissingDataError, RequestError, WeightsError
+from peftbench.errors import MissingDataError, RequestError, WeightsError
 from peftbench.recipe import CPU_STANDARD, RECIPES, Recipe
 from peftbench.registry import registry
 from peftbench.spec import PAPER_SIX, QUICK, Places, Study
@@ -126,10 +126,7 @@ def _every(root: Path) -> tuple[list[str], list[str]]:
 
 
 def _present(name: str, root: Path) -> bool:
-    try:
-        return inventory.is_complete(name, root)
-    except DataError:
-        return True  # here, but broken: running it says how
+    return inventory.is_complete(name, root)
 
 
 def make_recipe(study: Study, device: str) -> Recipe:

@@ -46,6 +46,17 @@ def test_a_copy_that_is_still_packed_says_so_and_counts_once_unpacked(tmp_path: 
     assert not (home / "Dataset_BUSI_with_GT").exists()
 
 
+def test_what_is_packed_is_unpacked_to_learn_whether_it_is_complete(tmp_path: Path) -> None:
+    home = tmp_path / "chest_xray"
+    for name in ("train/NORMAL/IM-1.jpeg", "train/PNEUMONIA/p_bacteria_1.jpeg", "test/NORMAL/a", "test/PNEUMONIA/a"):
+        (home / "chest_xray" / name).parent.mkdir(parents=True, exist_ok=True)
+        (home / "chest_xray" / name).touch()
+    shutil.make_archive(str(home / "ChestXRay2017"), "zip", home, "chest_xray")
+    shutil.rmtree(home / "chest_xray")
+    assert not inventory.is_complete("chest_xray", tmp_path)
+    assert inventory.state("chest_xray", tmp_path) == "incomplete (2 of 5,840)"
+
+
 def test_all_leaves_an_incomplete_copy_out_and_says_so(tmp_path: Path) -> None:
     names, says = group("all", tmp_path, busi(tmp_path / "data", 100))
     assert all(name.startswith("phantom_") for name in names)

@@ -49,7 +49,7 @@ class Described:
         card = dataset_card(self.name)
         if self._is_table:
             lines = table.lines_of(self.home, several=self._several)
-            classes, key = table.classes_of(lines), "group" if lines[0].group else ""
+            classes, key = table.classes_of(lines), table.key_of(self.home, lines)
         else:
             classes, key = folder.classes_of(self.home), folder.key_of(self.home)
         key = card.group_key or ("group" if self.entry.group else key)

@@ -14,6 +14,7 @@ from peftbench.splits import carve, join_duplicates, split
 NAMES = {"train": "train", "training": "train", "test": "test", "testing": "test"} | dict.fromkeys(
     ("val", "valid", "validation"), "val"
 )
+PATIENT = "patient"
 SHARES = (0.7, 0.1, 0.2)  # train, val, test where nothing is given
 VAL_SHARE, TEST_SHARE = SHARES[1], SHARES[2]  # of train where only that part is missing
 

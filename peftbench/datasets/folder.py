@@ -18,8 +18,6 @@ from peftbench.contract import Card, Part, Splits
 from peftbench.datasets import _files, _own
 from peftbench.errors import DataError, MissingDataError, SplitError
 
-PATIENT = "patient"
-
 
 @dataclass(frozen=True)
 class Folder:
@@ -63,7 +61,7 @@ def key_of(home: Path) -> str:
     """What groups the images: the patients that DICOM files state, else nothing."""
     folders, _ = _layout(home)
     files = (file for folder in folders.values() for file in _files.images_in(folder))
-    return PATIENT if pictures.states_patients(list(files)) else ""
+    return _own.PATIENT if pictures.states_patients(list(files)) else ""
 
 
 def read(home: Path, classes: tuple[str, ...]) -> _own.Given:

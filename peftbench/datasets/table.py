@@ -4,8 +4,9 @@
     scans/001.png,benign,train,patient 1
 
 `image` is relative to the table's folder; `split` (train, val, test) and `group` (what may never cross parts) may be
-left out. Commas, semicolons or tabs separate the columns; others beside these four are not read. Several labels an
-image, `effusion|mass`, need a description (`datasets/NAME.toml`) that says `task = "multi_label"`.
+left out; DICOM files that state patients are then grouped by them. Commas, semicolons or tabs separate the columns;
+others beside these four are not read. Several labels an image, `effusion|mass`, need a description
+(`datasets/NAME.toml`) that says `task = "multi_label"`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from peftbench import pictures
 from peftbench.contract import Card, Part, Splits
 from peftbench.datasets import _own
 from peftbench.errors import DataError, MissingDataError, SplitError
@@ -53,7 +55,7 @@ class Table:
             classes=classes_of(lines),
             licence="the user's own",
             source="a table of the user's",
-            group_key="group" if lines[0].group else "",
+            group_key=key_of(self.file, lines),
         )
 
     def load(self, root: Path, seed: int) -> Splits:  # noqa: ARG002  a path is no matter of the data folder
@@ -92,6 +94,13 @@ def classes_of(lines: Sequence[Line]) -> tuple[str, ...]:
     return tuple(sorted(found, key=int) if all(label.isdecimal() for label in found) else sorted(found))
 
 
+def key_of(file: Path, lines: Sequence[Line]) -> str:
+    """What groups the images: the column, without one the patients that DICOM files state, else nothing."""
+    if lines[0].group:
+        return "group"
+    return _own.PATIENT if pictures.states_patients([file.parent / line.image for line in lines]) else ""
+
+
 def labels_of(line: Line) -> list[str]:
     """What stands between the bars of `effusion|mass`."""
     return [label.strip() for label in line.label.split("|") if label.strip()]
@@ -103,13 +112,19 @@ def read(file: Path, classes: tuple[str, ...], *, several: bool = False) -> _own
     if unknown := sorted(set(classes_of(lines)) - set(classes)):
         raise DataError(f"{file} holds the label {unknown[0]!r}, which is none of {', '.join(classes)}; mend one.")
     _refuse_missing(file, lines)
+    given = _given(file.parent, lines, classes, several=several)
+    return _own.patients_kept(given) if key_of(file, lines) == _own.PATIENT else given
+
+
+def _given(home: Path, lines: Sequence[Line], classes: tuple[str, ...], *, several: bool) -> _own.Given:
+    """The images by part. Raises SplitError where parts are given and train is none of them."""
     splits = list(dict.fromkeys(line.split for line in lines))
     if splits in (["train"], [""]):
-        return _own.Given(classes, {"all": _part(file.parent, lines, classes, several=several)})
+        return _own.Given(classes, {"all": _part(home, lines, classes, several=several)})
     if "train" not in splits:
-        raise SplitError(f"{file} holds no image of the split train; add some.")
+        raise SplitError(f"The table in {home} holds no image of the split train; add some.")
     by_part = {part: [line for line in lines if line.split == part] for part in splits}
-    return _own.Given(classes, {p: _part(file.parent, own, classes, several=several) for p, own in by_part.items()})
+    return _own.Given(classes, {p: _part(home, own, classes, several=several) for p, own in by_part.items()})
 
 
 def _separator(text: str) -> str:

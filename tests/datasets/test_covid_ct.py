@@ -112,6 +112,17 @@ def test_images_still_zipped_are_unpacked_beside_their_zip(root: Path) -> None:
     assert fingerprint(plugin.load(root, seed=0)) == before
 
 
+def test_the_whole_repository_as_one_zip_with_zips_in_it(root: Path) -> None:
+    before = fingerprint(plugin.load(root, seed=0))
+    images, top = root / "covid_ct/Images-processed", root / "COVID-CT-master"
+    for name in ("CT_COVID", "CT_NonCOVID"):
+        shutil.make_archive(str(images / name), "zip", images, name)
+        shutil.rmtree(images / name)
+    (root / "covid_ct").rename(top)
+    shutil.make_archive(str(root / "covid_ct/COVID-CT-master"), "zip", root, top.name)
+    assert fingerprint(plugin.load(root, seed=0)) == before
+
+
 def test_a_missing_folder_of_images_is_named(root: Path) -> None:
     shutil.rmtree(root / "covid_ct/Images-processed/CT_COVID")
     with pytest.raises(MissingDataError, match=r"covid_ct lacks Images-processed/CT_COVID\. Clone"):

@@ -9,6 +9,7 @@ from PIL import Image
 from peftbench.contract import Splits
 from peftbench.datasets.table import plugin
 from peftbench.errors import DataError, MissingDataError, SplitError
+from tests.test_pictures import write_dicom
 
 
 def write(home: Path, lines: list[str], header: str = "image,label") -> Path:
@@ -81,6 +82,15 @@ def test_equal_files_of_two_groups_join_them(tmp_path: Path) -> None:
     splits = load(file)
     assert len({group for part in splits.parts.values() for group in part.groups}) == 9
     assert "Byte-identical images with contradicting labels, kept: 1." in splits.notes
+
+
+def test_a_patient_of_dicom_files_stays_in_one_part_without_a_column_for_it(tmp_path: Path) -> None:
+    file = write(tmp_path, [line.replace(".png", ".dcm") for line in PLAIN])
+    for i in range(40):
+        write_dicom(tmp_path / f"scans/{i}.dcm", np.full((4, 4), i, np.uint8), PatientID=f"P{i // 4}")
+    groups = [set(part.groups) for part in load(file).parts.values()]
+    assert sum(map(len, groups)) == len(set().union(*groups)) == 10
+    assert plugin(str(file)).card.group_key == "patient"
 
 
 def test_deep_images_are_noted(tmp_path: Path) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -24,7 +26,9 @@ from peftbench.methods.lora_fa import LoRAFA
 from peftbench.methods.shpeft import SHPEFT
 from peftbench.plan import Plan
 from peftbench.probe import GradientProbe
+from peftbench.run import run
 from tests.networks import STYLES, batch, batches, classifier, network
+from tests.studies import draw, jobs, places, small
 
 EXACT: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-10}
 
@@ -212,3 +216,17 @@ def test_a_control_cannot_be_larger_than_where_it_looks() -> None:
         ControlNorm(ratio=0.5).count(network())
     with pytest.raises(RequestError, match="candidates = linear will not do"):
         ControlPatch(candidates="linear")
+
+
+def test_jobs_of_two_seeds_train_two_masks(tmp_path: Path) -> None:
+    asked = small(draw(tmp_path / "images", 12), methods=("control_random",), seeds=(0, 1), steps=2, evaluations=1)
+    where = places(tmp_path)
+    masks = []
+    for job in jobs(asked, where):
+        record = run(job, where)
+        assert record is not None
+        assert record.status == "done"
+        saved = load_file(where.store / "jobs" / job.id / "delta.safetensors")
+        masks.append(torch.cat([saved[name] for name in sorted(saved) if name.startswith("index/")]))
+    assert len(masks[0]) == len(masks[1])
+    assert not torch.equal(*masks)

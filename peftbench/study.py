@@ -278,7 +278,13 @@ def _trained(row: Row, study: Study, recipe: Recipe, sizes: Mapping[str, int]) -
 def note_study(resolved: Resolved, finals: Sequence[Job], store: Store) -> None:
     """Write down what was asked and which jobs answer it."""
     answers = {
-        job.id: {"targets": draft.targets, "label": job.label, "dataset": job.dataset, "seed": job.seed}
+        job.id: {
+            "targets": draft.targets,
+            "label": job.label,
+            "dataset": job.dataset,
+            "images": str(job.variant) or "all",
+            "seed": job.seed,
+        }
         for draft, job in zip(resolved.drafts, finals, strict=True)
     }
     write_json(store.root / "study.json", {"asked": asdict(resolved.study), "jobs": answers, "says": resolved.says})

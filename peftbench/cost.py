@@ -196,9 +196,13 @@ def batch_bytes(batch: Sequence[int]) -> int:
 
 
 def mapped_bytes(file: Path) -> int:
-    """How much of a memory-mapped file lies in this process's memory; all of it where the system does not tell."""
+    """How much of a memory-mapped file lies in this process's memory; all of it where the system does not tell.
+
+    Several mappings of one file share their pages, so it is never more than the file.
+    """
+    size = file.stat().st_size
     try:
         maps = psutil.Process().memory_maps()
     except (AttributeError, OSError, psutil.Error):  # AttributeError: macOS has none
-        return file.stat().st_size
-    return sum(int(found.rss) for found in maps if found.path == str(file.resolve()))
+        return size
+    return min(size, sum(int(found.rss) for found in maps if found.path == str(file.resolve())))

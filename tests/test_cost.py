@@ -156,6 +156,8 @@ def test_of_a_mapped_file_what_was_read_lies_in_memory(tmp_path: Path) -> None:
     np.save(tmp_path / "pixels.npy", np.ones((64, 2**16), np.uint8))
     pixels = np.load(tmp_path / "pixels.npy", mmap_mode="r")
     assert int(pixels.sum()) == 64 * 2**16
+    again = np.load(tmp_path / "pixels.npy", mmap_mode="r")  # shares the pages of the first
+    assert int(again.sum()) == int(pixels.sum())
     assert 64 * 2**16 <= cost.mapped_bytes(tmp_path / "pixels.npy") <= 65 * 2**16
 
 

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 import peftbench
-from peftbench import backbone, delta, engine, pixels
+from peftbench import backbone, cost, delta, engine, pixels
 from peftbench.contract import Result
 from peftbench.engine import Learner, Outside, Progress, fit
 from peftbench.errors import JobError
@@ -177,6 +177,52 @@ def test_a_finished_job_is_not_run_again(done: dict[str, Result], jobs: dict[str
     before = file.stat()
     assert run(jobs["lora"], studies.places(home)) == Record.model_validate_json(file.read_bytes())
     assert (file.stat().st_ino, file.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+# --- costs -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_record_says_what_a_step_holds_and_computes(done: dict[str, Result], home: Path) -> None:
+    costs = {name: result.record.costs for name, result in done.items()}
+    assert all(found for found in costs.values())
+    held = {name: found.memory for name, found in costs.items() if found and found.memory}
+    assert set(held) == set(done) - {"majority"}
+    for name, memory in held.items():
+        counts = done[name].record.counts
+        assert counts
+        assert memory.gradients == 4 * (counts.trainable + counts.head)
+        assert (memory.activations == 0) == (name == "linear")  # its head trains on stored features
+    pixels_ = next((home / "cache" / "pixels").rglob("pixels.npy")).stat().st_size
+    assert 0 < held["lora"].pixels - 4 * 3 * studies.SIDE**2 * 5 <= pixels_
+    assert costs["lora"] and costs["linear"]  # noqa: PT018 - for the type checker
+    assert (costs["lora"].flops_forward or 0) > (costs["linear"].flops_forward or 0) > 0
+    assert (costs["lora"].predicted_per_second or 0) > 0
+    assert costs["linear"].predicted_per_second is None
+
+
+@pytest.mark.parametrize("method", ["bitfit", "linear"])
+def test_counting_changes_no_bit_of_a_job_and_failing_undoes_none(
+    method: str, jobs: dict[str, Job], done: dict[str, Result], home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise RuntimeError
+
+    monkeypatch.setattr(cost, "count", refuse)
+    uncounted = replace(studies.places(home), store=home / "uncounted")
+    record = run(jobs[method], uncounted)
+    assert record is not None
+    assert record.costs is not None
+    assert record.costs.memory is None
+    assert studies.left_by(Store(uncounted.store).folder(record.id)) == studies.left_by(done[method].folder)
+
+
+def test_an_older_record_can_still_be_read(done: dict[str, Result]) -> None:
+    old = json.loads(done["lora"].record.model_dump_json())
+    for name in ("memory", "flops_forward", "flops_training", "predicted_per_second"):
+        del old["costs"][name]
+    found = Record.model_validate_json(json.dumps(old)).costs
+    assert found is not None
+    assert found.memory is None
 
 
 # --- trials ----------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from functools import lru_cache
 import pytest
 from torch import nn
 
-from peftbench import backbone
+from peftbench import backbone, catalogue
 from peftbench.errors import RequestError
 from peftbench.method import Method
 from peftbench.methods.adaptformer import AdaptFormer
@@ -23,6 +23,7 @@ from peftbench.methods.spt_lora import SPTLoRA
 from peftbench.methods.ssf import SSF
 from peftbench.methods.vpt_deep import VPTDeep
 from peftbench.methods.vpt_shallow import VPTShallow
+from peftbench.registry import registry
 from peftbench.spec import budget
 from tests.networks import blank
 
@@ -166,3 +167,10 @@ def test_shpeft_below_one_weight_and_above_all_candidates() -> None:
     linear = 12 * 12 * 768 * 768
     assert (ceiling.reached, ceiling.edge) == (linear, "ceiling")
     assert ceiling.method.count(shapes(VIT_B)) == linear
+
+
+@pytest.mark.parametrize("name", catalogue.method_names())
+def test_the_catalogue_says_of_a_method_what_its_code_says(name: str) -> None:
+    """`peftbench list` reads the catalogue alone, so that it need not import torch."""
+    entry, method = catalogue.method_entry(name), registry("methods").get(name)
+    assert (entry.knob, entry.merges) == (method.knob or "", method.merges)

@@ -86,7 +86,7 @@ def test_a_pickled_array_is_never_opened(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_a_missing_size_names_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_set(tmp_path, "pathmnist", 28, monkeypatch)
-    with pytest.raises(MissingDataError, match=r"pathmnist_128\.npz does not exist\. pip install medmnist"):
+    with pytest.raises(MissingDataError, match=r"pathmnist_128\.npz does not exist\. Run `peftbench data fetch"):
         plugin("pathmnist", 128).load(tmp_path, seed=0)
     assert str(plugin("pathmnist", 128).presence(tmp_path)) == "no"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -13,7 +14,6 @@ from torch import nn
 from peftbench import backbone, cost, ledger, measure
 from peftbench.backbone import Source
 from peftbench.cost import Alone
-from peftbench.errors import PluginError
 from peftbench.head import Classifier, Head
 from peftbench.inventory import open_dataset
 from peftbench.method import NoProbe
@@ -111,15 +111,24 @@ def seconds(row: Row, recipe: Recipe, threads: int, places: Places) -> float | N
 # --- memory ----------------------------------------------------------------------------------------------------------
 
 
-def expect(row: Row, recipe: Recipe, device: str, classes: int = 2) -> Expected:
-    """The memory of a training step without the decoded images, counted on a network without values."""
+def expect(row: Row, recipe: Recipe, device: str, classes: int = 2) -> Expected | None:
+    """The memory of a training step without the decoded images, counted on a network without values.
+
+    None where a graft computes what cannot be told without values.
+    """
     source, blank = row.source, row.source.blank()
     count = row.fit.reached if row.fit else row.method.count(blank)
     try:
         plan = row.method.plan(blank, NoProbe())
-        model = _carried_out(source, plan, classes)
-    except (PluginError, NotImplementedError, RuntimeError):  # it asks for gradients, or for weights that are not there
+    except Exception:  # noqa: BLE001 - a method may ask for gradients, or for weights that are not there, in any way
         return Expected(_at_most(source, recipe, device, count, classes), exact=False)
+    with suppress(Exception):
+        return _exactly(source, plan, recipe, device, classes)
+    return None
+
+
+def _exactly(source: Source, plan: Plan, recipe: Recipe, device: str, classes: int) -> Expected:
+    model = _carried_out(source, plan, classes)
     return Expected(
         _counted(source, model, recipe, device, alone=plan.empty and recipe.augmentation == "none"), exact=True
     )

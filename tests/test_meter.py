@@ -126,6 +126,7 @@ def test_expected_memory_is_what_is_counted_on_the_real_network(here: Places, ro
     wanted = Study(methods=ASKED.methods, backbone=TINY, baselines=False)
     for row in studies.rows(wanted, find(TINY)):
         found, real = expect(row, recipe, here.device), rows[meter.label(row)].memory
+        assert found
         if found.exact:
             assert found.memory == real
         else:

@@ -76,6 +76,8 @@ class SSF(Method):
             raise RequestError(
                 f"ssf: sites = {strange[0]!r} will not do: there are {', '.join(known)}; join several with +."
             )
+        if len(set(self.sites)) < len(self.sites):
+            raise RequestError(f"ssf: sites = {'+'.join(self.sites)} will not do: each may stand there once.")
 
     def plan(self, vit: nn.Module, probe: Probe) -> Plan:
         """A graft behind every chosen operation."""

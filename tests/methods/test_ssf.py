@@ -64,7 +64,9 @@ def test_a_layer_without_a_bias_has_no_place_for_a_shift() -> None:
     assert not SSF(("proj",)).plan(vit, NoProbe()).carry_out(vit).merge()
 
 
-@pytest.mark.parametrize(("sites", "message"), [(("head",), "sites = 'head'"), ((), "sites = 'nothing'")])
+@pytest.mark.parametrize(
+    ("sites", "message"), [(("head",), "sites = 'head'"), ((), "sites = 'nothing'"), (("qkv", "qkv"), "each may")]
+)
 def test_what_cannot_be_is_refused(sites: Any, message: str) -> None:
     with pytest.raises(RequestError, match=message):
         SSF(sites)

@@ -103,7 +103,7 @@ def wrong_study(here: Path) -> None:
 RUN = "run --backbone mini --no-baselines --recipe quick"
 LORA = f"{RUN} --datasets images --methods lora"
 MISTAKES: list[tuple[str, str, Callable[[Path], None]]] = [  # the command, what the sentence names, what lies there
-    (f"{RUN} --datasets images --methods lroa", "'lroa'. Did you mean lora", nothing),
+    (f"{RUN} --datasets images --methods lorra", "'lorra'. Did you mean lora", nothing),
     (f"{RUN} --datasets images --methods lora[", "'lora['", nothing),
     (f"{RUN} --datasets images --methods lora[r]", "'r' has no value", nothing),
     (f"{RUN} --datasets images --methods lora[rank=4]", "lora has no field 'rank'; its fields are r, alpha", nothing),
@@ -156,7 +156,7 @@ MISTAKES: list[tuple[str, str, Callable[[Path], None]]] = [  # the command, what
     (f"{LORA} --learning-rate 1", "--learning-rate", nothing),
     ("run nothing.toml", "nothing.toml", nothing),
     ("run study.toml", "study.toml has no field 'learning_rate'", wrong_study),
-    ("plan --methods lroa", "'lroa'", nothing),
+    ("plan --methods lorra", "'lorra'", nothing),
     ("report nowhere", "nowhere", nothing),
     ("report empty", "empty", empty_store),
     ("report hurt", "abc/record.json cannot be read", damaged_record),
@@ -166,7 +166,7 @@ MISTAKES: list[tuple[str, str, Callable[[Path], None]]] = [  # the command, what
     ("status hurt", "abc/record.json cannot be read", damaged_record),
     ("list method", "'method'. Did you mean methods", nothing),
     ("show methods lora", "'methods'. Did you mean method", nothing),
-    ("show method lroa", "Did you mean lora", nothing),
+    ("show method lorra", "Did you mean lora", nothing),
     ("show dataset buzi", "Did you mean busi", nothing),
     ("show backbone minni", "Did you mean mini", nothing),
     ("show recipe qiuck", "Did you mean quick", nothing),
@@ -196,10 +196,10 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(
 
 
 def test_debug_shows_where_it_happened(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    assert peftbench(["--debug", "show", "method", "lroa"], monkeypatch) == 2
+    assert peftbench(["--debug", "show", "method", "lorra"], monkeypatch) == 2
     said = capsys.readouterr().err
     assert said.startswith("Traceback (most recent call last):")
-    assert said.splitlines()[-1].startswith("peftbench: No method is called 'lroa'.")
+    assert said.splitlines()[-1].startswith("peftbench: No method is called 'lorra'.")
 
 
 def test_a_full_disk_is_no_traceback(

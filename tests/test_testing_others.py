@@ -223,9 +223,9 @@ class TakesAnything(Mini):
 
 class Forgets(Mini):
     def load(self, vit: VisionTransformer, file: Path) -> None:
-        kept = vit.norm.weight.detach().clone()
+        kept = vit.get_parameter("norm.weight").detach().clone()
         super().load(vit, file)
-        vit.norm.weight.data = kept
+        vit.get_parameter("norm.weight").data = kept
 
 
 @pytest.mark.parametrize(

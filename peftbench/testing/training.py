@@ -137,6 +137,6 @@ def it_compiles(scene: Scene) -> str:
 def _step(carried: Carried, scene: Scene, vit: object) -> tuple[Tensor, dict[str, Tensor]]:
     features: Tensor = vit(scene.images)  # type: ignore[operator]
     carried.model.zero_grad()
-    features.square().sum().backward()
+    carried.model.head(features).square().sum().backward()  # through the head: a linear probe trains nothing below it
     grads = {name: p.grad.clone() for name, p in carried.trainable().items() if p.grad is not None}
     return features.detach(), grads

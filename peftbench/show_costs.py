@@ -15,7 +15,7 @@ from rich.table import Table
 
 from peftbench import cells, forecast, measure, meter
 from peftbench.ledger import Measured
-from peftbench.spec import Places, Study
+from peftbench.spec import Places, Study, parse
 from peftbench.store import write_json
 
 NONE = cells.NONE
@@ -74,7 +74,11 @@ PARTS = ("weights", "gradients", "optimiser", "activations", "pixels")
 
 def show_measure(asked: Study, places: Places, seconds: float, out: Path | None, *, as_json: bool) -> None:
     """Measure, print a row a method and write them with the machine they were taken on."""
-    rows = list(meter.table(asked, places, seconds))
+    rows: list[Measured] = []
+    for row in meter.table(asked, places, seconds):
+        rows.append(row)
+        if not as_json:
+            console.print(f"{row.method}: {row.images_per_second:,.1f} images/s in training", markup=False)
     found = {"environment": measure.environment(places.device), "threads": asked.threads, "rows": _plain(rows)}
     if out:
         write_json(out, found)
@@ -165,15 +169,24 @@ def _foretold(rows: Sequence[Mapping[str, Any]], asked: Study) -> list[str]:
     unknown = list(dict.fromkeys(str(row["method"]) for row in rows if row["seconds"] is None))
     known = sum(row["seconds"] or 0.0 for row in rows)
     says = ["Memory: what a training step holds, without the decoded images; ≤ where the method chooses by the data."]
-    if len(unknown) < len({row["method"] for row in rows}):
+    if known:
         says.append(f"Training of the jobs whose time is known: about {duration(known)}, one after the other.")
     if unknown:
-        backbone = asked.backbone or rows[0]["backbone"]
         says.append(
-            f"Time unknown for {', '.join(unknown)}: nothing was measured here. "
-            f"`peftbench measure --methods {','.join(unknown)} --backbone {backbone}` does it."
+            f"Time unknown for {', '.join(unknown)}: nothing was measured here. `{_advice(rows, asked)}` does it."
         )
     return says
+
+
+def _advice(rows: Sequence[Mapping[str, Any]], asked: Study) -> str:
+    """The command that measures what is unknown; a time does not depend on the weights, so random ones will do."""
+    unknown = {str(row["method"]) for row in rows if row["seconds"] is None}
+    methods = ",".join([text for text in asked.methods if parse(text).name in unknown] or sorted(unknown))
+    words = ["peftbench measure --methods", f"'{methods}'" if "[" in methods else methods]
+    words += ["--ratios", ",".join(asked.ratios)] if asked.ratios else []
+    words += ["--backbone", f"{str(rows[0]['backbone']).removesuffix('@random')}@random"]
+    words += ["--image-size", str(asked.image_size)] if asked.image_size else []
+    return " ".join(words)
 
 
 def duration(seconds: float) -> str:

@@ -152,6 +152,14 @@ def test_a_plan_says_memory_and_time_or_how_to_get_it(
     assert rows
 
 
+def test_the_advice_measures_what_was_planned() -> None:
+    rows = [{"method": name, "seconds": None, "backbone": "clip_vit_b16"} for name in ("linear", "lora")]
+    asked = Study(methods=("lora[alpha=16]", "full"), ratios=("1%",), image_size=112)
+    said = "peftbench measure --methods 'lora[alpha=16]' --ratios 1% --backbone clip_vit_b16@random --image-size 112"
+    assert show._advice(rows, asked) == said
+    assert "--methods linear,lora --backbone" in show._advice(rows, Study())
+
+
 @pytest.mark.parametrize(("seconds", "shown"), [(0, "0 s"), (119, "119 s"), (600, "10 min"), (9000, "2.5 h")])
 def test_times_have_a_fitting_unit(seconds: float, shown: str) -> None:
     assert show.duration(seconds) == shown

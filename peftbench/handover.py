@@ -5,6 +5,7 @@ It stands in delta.json, so that the folder of a job, or its two delta files alo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -61,8 +62,9 @@ def temperature(logits: Logits, labels: Labels) -> float:
             return -float(np.where(labels == 1, log_expit(scaled), log_expit(-scaled)).mean())
         return -float(log_softmax(scaled, axis=1)[np.arange(len(labels)), labels].mean())
 
-    found: Any = minimize_scalar(loss, bounds=np.log(TEMPERATURES), method="bounded")
-    return float(f"{np.exp(found.x):.4g}")
+    least, most = (math.log(heat) for heat in TEMPERATURES)
+    found = minimize_scalar(loss, bounds=(least, most), method="bounded")
+    return float(f"{math.exp(found.x):.4g}")
 
 
 def _some(data: Data) -> NDArray[np.uint8]:

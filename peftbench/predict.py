@@ -22,10 +22,11 @@ from torch import Tensor, nn
 
 from peftbench import backbone, delta
 from peftbench.contract import Part, Preprocessing
+from peftbench.decode import decode
 from peftbench.errors import BrokenImagesError, DeltaError, RequestError
 from peftbench.handover import brightness, is_grey
 from peftbench.head import Classifier, Head
-from peftbench.pixels import Images, decode
+from peftbench.pixels import Images
 from peftbench.spec import Places
 from peftbench.store import write_bytes, write_json
 
@@ -89,7 +90,9 @@ class Model:
     @property
     def preprocessing(self) -> Preprocessing:
         """What every image goes through."""
-        told = {k: tuple(v) if isinstance(v, list) else v for k, v in self.about["preprocessing"].items()}
+        told: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in self.about["preprocessing"].items()
+        }
         return Preprocessing(**told)
 
     @torch.inference_mode()
@@ -196,9 +199,10 @@ def plain_tensors(classifier: Classifier) -> tuple[dict[str, Tensor], dict[str, 
     """
     head: Head = classifier.head
     weight, bias = head.linear.weight.double(), head.linear.bias.double()
-    if isinstance(head.norm, nn.BatchNorm1d) and head.norm.running_var is not None:
-        weight = weight / (head.norm.running_var.double() + head.norm.eps).sqrt()
-        bias = bias - weight @ head.norm.running_mean.double()
+    if isinstance(head.norm, nn.BatchNorm1d):
+        mean, variance = (head.norm.get_buffer(f"running_{what}").double() for what in ("mean", "var"))
+        weight = weight / (variance + head.norm.eps).sqrt()
+        bias = bias - weight @ mean
     own = {n: t for n, t in classifier.vit.state_dict().items() if not n.startswith("head.")}
     dtype = head.linear.weight.dtype
     tensors = {**own, "head.weight": weight.to(dtype), "head.bias": bias.to(dtype)}

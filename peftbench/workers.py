@@ -171,7 +171,19 @@ def _deaf() -> Iterator[None]:
 
 def _work(job: Job, places: Places, ticks: Any) -> Record | None:  # noqa: ANN401 - a proxy of a queue
     with asked_by(signal.SIGTERM) as stop:
-        return run(job, places, Outside(ticker(job, ticks.put), stop=stop))
+        return run(job, places, Outside(ticker(job, _sender(ticks)), stop=stop))
+
+
+def _sender(ticks: Any) -> Show:  # noqa: ANN401
+    """Puts ticks into a queue; whose parent is gone, so that nobody hears them, stops like one that was asked to."""
+
+    def send(tick: Tick) -> None:
+        try:
+            ticks.put(tick)
+        except (OSError, EOFError):
+            raise KeyboardInterrupt from None
+
+    return send
 
 
 def _drain(ticks: Any, show: Show) -> None:  # noqa: ANN401

@@ -154,6 +154,11 @@ def giga(value: float) -> str:
     return f"{value / 1e9:.3g}" if value < _THOUSAND * 1e9 else f"{value / 1e9:,.0f}"
 
 
+def rate(value: float) -> str:
+    """Images a second, three digits or all."""
+    return f"{value:.3g}" if value < _THOUSAND else f"{value:,.0f}"
+
+
 def mebibytes(value: float) -> str:
     """Bytes in MiB, three digits or all."""
     size = value / 2**20
@@ -167,8 +172,8 @@ SPENT: Mapping[str, Callable[[Sequence[Record]], str]] = MappingProxyType(
         **{kind: _held(kind) for kind in ("weights", "gradients", "optimiser", "activations", "pixels")},
         "in all": _held("total"),
         "peak": _peak,
-        "images/s training": _spent(lambda costs: costs.images_per_second, "{:,.0f}".format),
-        "prediction": _spent(lambda costs: costs.predicted_per_second, "{:,.0f}".format),
+        "images/s training": _spent(lambda costs: costs.images_per_second, rate),
+        "prediction": _spent(lambda costs: costs.predicted_per_second, rate),
     }
 )
 

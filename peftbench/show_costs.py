@@ -41,8 +41,8 @@ COSTS: Mapping[str, Show] = MappingProxyType(
         "GFLOPs forward": _over(lambda row: row.flops_forward, cells.giga),
         "training": _over(lambda row: row.flops_training, cells.giga),
         "held": _over(lambda row: row.memory.total, cells.mebibytes),
-        "images/s training": _over(lambda row: row.images_per_second, "{:,.0f}".format),
-        "prediction": _over(lambda row: row.predicted_per_second, "{:,.0f}".format),
+        "images/s training": _over(lambda row: row.images_per_second, cells.rate),
+        "prediction": _over(lambda row: row.predicted_per_second, cells.rate),
         "delta": lambda row, _: cells.mebibytes(row.delta_bytes),
     }
 )
@@ -78,7 +78,7 @@ def show_measure(asked: Study, places: Places, seconds: float, out: Path | None,
     for row in meter.table(asked, places, seconds):
         rows.append(row)
         if not as_json:
-            console.print(f"{row.method}: {row.images_per_second:,.1f} images/s in training", markup=False)
+            console.print(f"{row.method}: {cells.rate(row.images_per_second)} images/s in training", markup=False)
     found = {"environment": measure.environment(places.device), "threads": asked.threads, "rows": _plain(rows)}
     if out:
         write_json(out, found)

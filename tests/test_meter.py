@@ -190,5 +190,6 @@ def test_an_unknown_method_is_one_sentence(monkeypatch: pytest.MonkeyPatch, caps
 def test_units_of_cost() -> None:
     assert cells.giga(35.126e9) == "35.1"
     assert cells.giga(1234.5e9) == "1,234"
+    assert (cells.rate(0.4567), cells.rate(1234.5)) == ("0.457", "1,234")
     assert cells.mebibytes(3 * 2**20) == "3 MiB"
     assert cost.batch_bytes((1, 3, 2, 2)) == 60

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from peftbench.errors import JobError
@@ -52,7 +53,7 @@ def _finite(scores: Tensor) -> Tensor:
     return scores
 
 
-def top(scores: Tensor, k: int) -> Tensor:
+def top(scores: Float[Tensor, " n"], k: int) -> Int64[Tensor, " k"]:
     """The ascending indices of the k largest scores (n,), ties to the lower index.
 
     Raises JobError if any is not finite.
@@ -86,16 +87,3 @@ def share(k: int, whole: int) -> float:
     """The shortest decimal number that asks for exactly k of `whole`, so that 1% and its count are one job."""
     written = (float(f"{k / whole:.{digits}g}") for digits in range(1, 18))
     return next(share for share in written if round(share * whole) == k)
-
-
-def largest_in_rows(scores: Tensor, k: int) -> Tensor:
-    """The k largest scores of every row of (n, m) -> ascending flat indices (n k,), ties to the lower index.
-
-    Raises JobError if any score is not finite.
-    """
-    if not scores.isfinite().all():
-        raise JobError("Some importance is not finite; the gradients overflowed (try --precision fp32).")
-    least = scores.topk(k, dim=1).values[:, -1:]
-    above, ties = scores > least, scores == least
-    chosen = above | (ties & (ties.cumsum(1) <= k - above.sum(1, keepdim=True)))
-    return chosen.flatten().nonzero().flatten()

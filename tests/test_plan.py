@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from peftbench.optimise import make_optimiser
 from peftbench.errors import DeltaError, PluginError, RequestError
 from peftbench.grafts import HubTuner, LoRATuner
 from peftbench.method import Fit, Method, NoProbe, edge
@@ -19,6 +18,7 @@ from peftbench.methods.bitfit import BitFit
 from peftbench.methods.full import Full
 from peftbench.methods.linear import Linear
 from peftbench.methods.lora import LoRA
+from peftbench.optimise import make_optimiser
 from peftbench.plan import Graft, Plan, Tuned
 from peftbench.recipe import Recipe
 from tests.networks import STYLES, batch, classifier, network, values

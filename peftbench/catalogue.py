@@ -23,6 +23,9 @@ Texts = Annotated[tuple[str, ...], Field(strict=False)]  # TOML knows lists only
 Numbers = Annotated[tuple[float, ...], Field(strict=False)]
 
 
+CALLED = {"methods": "method", "datasets": "data set"}
+
+
 class _Entry(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -145,19 +148,36 @@ def dataset_names() -> tuple[str, ...]:
 
 
 def own_datasets() -> dict[str, Path]:
-    """The files of `datasets/` in the working folder by name.
+    """The files of `datasets/` in the working folder by name; `path` marks the user's. Raises CatalogueError."""
+    return _own("datasets", "path")
 
-    In a copy of peftbench's own catalogue, files that state no `path` are peftbench's. Raises CatalogueError for a
-    name that peftbench uses itself.
-    """
-    folder, built_in = Path("datasets").absolute(), _folder("datasets")
+
+def own_methods() -> dict[str, Path]:
+    """The files of `methods/` in the working folder by name; `base` marks the user's. Raises CatalogueError."""
+    return _own("methods", "base")
+
+
+def _own(kind: Kind, mark: str) -> dict[str, Path]:
+    """In a copy of peftbench's own catalogue, files without the mark are peftbench's; its names are taken."""
+    folder, built_in = Path(kind).absolute(), _folder(kind)
     if not folder.is_dir() or folder.resolve() == built_in.resolve():
         return {}
     files = {file.stem: file for file in sorted(folder.glob("*.toml"))}
-    taken = [name for name in files if name in _names("datasets")]
-    if clash := [files[name] for name in taken if "path" in _toml(files[name])]:
-        raise CatalogueError(f"{clash[0]}: peftbench has a data set {clash[0].stem!r} of its own; rename the file.")
+    taken = [name for name in files if name in _names(kind)]
+    if clash := [files[name] for name in taken if mark in _toml(files[name])]:
+        one = clash[0]
+        raise CatalogueError(f"{one}: peftbench has a {CALLED[kind]} {one.stem!r} of its own; rename the file.")
     return {name: file for name, file in files.items() if name not in taken}
+
+
+def method_variant(name: str) -> tuple[str, dict[str, Any]]:
+    """The method that a user's variant is of, and the fields that it sets. Raises CatalogueError."""
+    file = own_methods()[name]
+    fields = {key: value for key, value in _toml(file).items() if key != "title"}
+    base = fields.pop("base", None)
+    if not isinstance(base, str):
+        raise CatalogueError(f"{file}: key 'base' must name the method that this is a variant of, such as \"lora\".")
+    return base, {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
 
 
 @lru_cache
@@ -205,7 +225,9 @@ def read_entry(file: Path, model: type[Entry]) -> Entry:
 def _toml(file: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise CatalogueError(f"{file} cannot be read: {error.strerror}.") from None
+    except (ValueError, RecursionError) as error:
         raise CatalogueError(f"{file} is not valid TOML: {error}.") from None
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from peftbench import backbone, cost, ledger, measure
+from peftbench.asked import Row, rows_of
 from peftbench.backbone import Source
 from peftbench.cost import Alone
 from peftbench.head import Classifier, Head
@@ -22,7 +23,6 @@ from peftbench.recipe import Recipe
 from peftbench.record import WHOLE, Memory
 from peftbench.request import complete, make_recipe
 from peftbench.spec import Places, Study
-from peftbench.study import Row, rows
 
 PLACE = 40  # bytes an entry at most: where a single weight lies, in every form that its product may want
 DTYPES: Mapping[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16}
@@ -47,7 +47,7 @@ def outline(study: Study, places: Places) -> list[dict[str, Any]]:
     source = backbone.find(study.backbone, study.image_size, blank=True)
     blank = source.blank()
     total, width = sum(p.numel() for p in blank.parameters()), blank.num_features
-    found = [(row, _about(row, recipe, study.threads, places)) for row in rows(study, source)]
+    found = [(row, _about(row, recipe, study.threads, places)) for row in rows_of(study, source)]
     jobs: list[dict[str, Any]] = []
     for name in study.datasets:
         head = (width + 1) * len(open_dataset(name).card.classes)

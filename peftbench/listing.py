@@ -15,6 +15,7 @@ from rich.table import Table
 from peftbench import catalogue, inventory
 from peftbench.errors import PeftbenchError, UnknownNameError, blaming
 from peftbench.registry import FOLDERS, registry
+from peftbench.spec import Spec
 
 HOW = "how to get"
 DATASET_COLUMNS = ("here", "modality", "classes", "sizes", "licence", HOW)
@@ -54,7 +55,9 @@ def _rows(kind: str, root: Path) -> dict[str, dict[str, Any]]:
         raise UnknownNameError("kind", kind, (*FOLDERS, "recipes"))
     if kind == "datasets":
         return {name: _dataset_row(name, root) for name in _sound(kind)}
-    return {name: _row(kind, name) for name in _sound(kind)}
+    rows = {name: _row(kind, name) for name in _sound(kind)}
+    own = catalogue.own_methods() if kind == "methods" else {}
+    return rows | {name: _variant_row(name) for name in own}
 
 
 def _sound(kind: str) -> Iterator[str]:
@@ -82,6 +85,15 @@ def _row(kind: str, name: str) -> dict[str, Any]:
     says = (getattr(plugin, "__doc__", None) or "").strip().partition("\n")[0]
     known = {"family": "", "knob": getattr(plugin, "knob", None) or "", "merges": getattr(plugin, "merges", "")}
     return {**known, "trains": says, "source": origin}
+
+
+def _variant_row(name: str) -> dict[str, Any]:
+    """A user's variant says what its base says, and which fields it sets; a faulty file says what is wrong with it."""
+    try:
+        base, values = catalogue.method_variant(name)
+        return {**_row("methods", base), "source": str(Spec(base, None, values))}
+    except (PeftbenchError, KeyError) as error:
+        return {"family": "", "knob": "", "merges": "", "trains": str(error), "source": ""}
 
 
 def _dataset_row(name: str, root: Path) -> dict[str, Any]:
@@ -143,6 +155,9 @@ def facts(kind: str, name: str) -> dict[str, Any]:
 
 
 def _method(name: str) -> dict[str, Any]:
+    if name in catalogue.own_methods():
+        base, values = catalogue.method_variant(name)
+        return {"variant of": str(Spec(base, None, values)), **_method(base)}
     plugin = registry("methods").get(name)
     kinds = {f.name: f.type.__name__ if isinstance(f.type, type) else f.type for f in fields(plugin)}
     options = {f.name: f"{kinds[f.name]} = {f.default!r}" for f in fields(plugin)}

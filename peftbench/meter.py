@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from peftbench import backbone, cost, delta, engine, forecast, ledger, measure
-from peftbench import study as studies
+from peftbench.asked import Row, rows_of
 from peftbench.backbone import Source
 from peftbench.cost import Alone, Counted
 from peftbench.engine import Learner, Task
@@ -35,7 +35,6 @@ from peftbench.plan import Plan, Tuned
 from peftbench.probe import Batch, GradientProbe
 from peftbench.recipe import Recipe
 from peftbench.spec import Places, Spec, Study
-from peftbench.study import Row
 
 CLASSES = 2
 PROBED = 2  # batches that a method may look at
@@ -76,7 +75,7 @@ def table(asked: Study, places: Places, seconds: float = 2.0) -> Iterator[Measur
     """
     source = backbone.find(asked.backbone or "mini", asked.image_size, places.weights)
     asked = replace(asked, methods=tuple(dict.fromkeys((REFERENCE, *asked.methods))), baselines=False)
-    rows = studies.rows(asked, source)
+    rows = rows_of(asked, source)
     if idle := [row.name for row in rows if not row.method.trains]:
         raise RequestError(f"--methods {idle[0]}: it trains nothing, so there is nothing to measure; leave it out.")
     bench = _bench(asked, source, places, seconds)

@@ -27,9 +27,8 @@ T = TypeVar("T")
 _SPEC = re.compile(
     r"(?P<name>[A-Za-z0-9_\-]+)(:(?P<argument>[^\[\]@]+))?(\[(?P<fields>[^\[\]]*)\])?(?P<random>@random)?"
 )
-
-
 PATHS = ("folder", "table")  # data sets behind whose colon stands a path, which may hold anything
+LARGEST = 2**31 - 1  # of any number that a study may hold
 _NUMBER = re.compile(r"[+-]?[\d.]+(e[+-]?\d+)?", re.IGNORECASE)
 
 
@@ -85,9 +84,9 @@ def _show(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
 
 
-def _number(text: str, whole: str) -> float:
+def _number(text: str, whole: str, scale: float = 1.0) -> float:
     try:
-        number = float(text)
+        number = float(text) * scale
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
@@ -99,9 +98,9 @@ def budget(text: str) -> float | int:
     """A share of the backbone's weights (`1%`, `0.01`) as a float in (0, 1], or a count (`100k`, `0.3M`) as an int."""
     text = text.strip()
     scale = {"k": 1_000, "M": 1_000_000}.get(text[-1:])
-    number = _number(text[:-1], text) if scale or text.endswith("%") else _number(text, text)
+    number = _number(text[:-1], text, scale or 1) if scale or text.endswith("%") else _number(text, text)
     if scale:
-        value: float | int = round(number * scale)
+        value: float | int = round(number)
     elif text.endswith("%"):
         value = number / 100
     else:
@@ -134,7 +133,7 @@ def make(kind: type[T], values: Mapping[str, Any], who: str) -> T:
     except ValidationError as error:
         first = error.errors()[0]
         where = first["loc"][0] if first["loc"] else "a value"
-        raise RequestError(f"{who}: {where} = {first['input']!r} will not do: {first['msg']}.") from None
+        raise RequestError(f"{who}: {where} = {first['input']!r:.80} will not do: {first['msg']}.") from None
 
 
 # --- studies ---------------------------------------------------------------------------------------------------------
@@ -173,10 +172,10 @@ class Study:
     def __post_init__(self) -> None:
         for name in ("image_size", "steps", "batch", "evaluations", "lr", "threads"):
             value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise RequestError(f"--{name.replace('_', '-')} {value}: it must be above 0.")
-        if not self.seeds or min(self.seeds) < 0:
-            raise RequestError("--seeds: give one whole number or more, none below 0.")
+            if value is not None and not 0 < value < LARGEST:
+                raise RequestError(f"--{name.replace('_', '-')} {value}: it must be above 0 and below {LARGEST}.")
+        if not self.seeds or min(self.seeds) < 0 or max(self.seeds) > LARGEST:
+            raise RequestError(f"--seeds: give one whole number or more, none below 0 or above {LARGEST}.")
         if self.tune:
             grid(self.tune)  # refuses a number below 2
         if self.tune and self.lr is not None:
@@ -204,9 +203,10 @@ def load_study(file: Path) -> Study:
     """Read study.toml. Raises RequestError naming the file and the key."""
     try:
         values = tomllib.loads(file.read_text(encoding="utf-8"))
+        json.dumps(values, default=str)  # refuses numbers that are too long to be shown
     except OSError as error:
         raise RequestError(f"Cannot read the study {file}: {error.strerror}.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise RequestError(f"The study {file} is not valid TOML: {error}.") from None
     return make(Study, values, f"The study {file}")
 
@@ -263,6 +263,7 @@ class Job:
     tuning: Mapping[str, Any] | None = None
     variant: Variant = WHOLE  # of the data; `split` and `fingerprint` tell it apart
     policy: str = ""  # what augmentation `medical` does to this data set
+    alias: str = ""  # how a user's variant of the method is called
 
     def identity(self) -> dict[str, Any]:
         """The resolved values that decide the result, fields at their default left out."""
@@ -291,7 +292,7 @@ class Job:
         """How a table calls the method: its name and the fields that are not at their default, the knob's aside."""
         turned = self.knob if self.target is not None else None
         inside = {k: v for k, v in self.fields.items() if k != turned and v != self.defaults.get(k, MISSING)}
-        return str(Spec(self.method, None, inside))
+        return self.alias or str(Spec(self.method, None, inside))
 
 
 def digest(value: object) -> str:

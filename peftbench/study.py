@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 
 from peftbench import audit, backbone, evidence, official, pixels, variants
+from peftbench.asked import Row, rows_of
 from peftbench.augmentation import policy_name
 from peftbench.backbone import Source
 from peftbench.contract import Card, Splits
-from peftbench.errors import RequestError, SplitError, blaming
+from peftbench.errors import RequestError, SplitError
 from peftbench.inventory import open_dataset
-from peftbench.method import Fit, Method
 from peftbench.pixels import Data
 from peftbench.recipe import QUICK_RATES, Recipe, grid
 from peftbench.record import WHOLE, Record, Variant
-from peftbench.registry import registry
 from peftbench.request import complete, make_recipe, written
-from peftbench.spec import Job, Places, Study, budget, make, parse
+from peftbench.spec import Job, Places, Study
 from peftbench.store import Store, write_json
 
 Watch = Callable[[str, int, int], None]  # what is being decoded, images done, images in all
-BASELINES = (("majority", False), ("linear", False), ("linear", True))  # method, on random weights
 
 
 @dataclass(frozen=True)
@@ -72,9 +69,8 @@ def resolve(study: Study, places: Places, *, skip_broken: bool = False, watch: W
     recipe = make_recipe(study, places.device)
     if recipe.precision != "fp32" and study.precision == "auto":
         says.append(f"Precision {recipe.precision} (auto): this hardware multiplies it natively.")
-    asked = [_method(text, study.recipe) for text in study.methods]
     source = backbone.find(study.backbone, study.image_size, places.weights)
-    rows = _rows(asked, study, source)
+    asked = rows_of(study, source)
     _refuse_bad_weights(source)
     tables = {
         (name, variant, seed): load(
@@ -90,7 +86,7 @@ def resolve(study: Study, places: Places, *, skip_broken: bool = False, watch: W
     drafts = [
         _draft(row, study, recipe, where, data, tables[*where[:2], study.seeds[0]])
         for where, data in tables.items()
-        for row in rows
+        for row in asked
     ]
     return Resolved(
         study, tuple({draft.job.id: draft for draft in drafts}.values()), tuple(says), tuple(tables.values())
@@ -108,63 +104,6 @@ def _refuse_bad_weights(source: Source) -> None:
     """Raise WeightsError before anything trains if the file is not what the network needs."""
     if source.file:
         source.plugin.load(source.blank().to_empty(device="cpu"), source.file)
-
-
-@dataclass(frozen=True)
-class Row:
-    """A method at one size on one backbone: what becomes a job for every data set and seed."""
-
-    name: str
-    method: Method
-    source: Source
-    targets: tuple[int, ...] = ()  # several may reach the same size
-    fit: Fit | None = None
-
-
-def _method(text: str, recipe: str) -> tuple[str, Method]:
-    spec = parse(text)
-    if spec.argument or spec.random:
-        raise RequestError(f"Cannot read the method {text!r}: write NAME or NAME[field=value,...].")
-    kind: type[Method] = registry("methods").get(spec.name)
-    fields = official.fields(spec.name, spec.fields) if recipe == "official" else spec.fields
-    return spec.name, make(kind, fields, spec.name)
-
-
-def rows(study: Study, source: Source) -> list[Row]:
-    """The methods that a study asks for at its budgets, and its baselines."""
-    return _rows([_method(text, study.recipe) for text in study.methods], study, source)
-
-
-def _rows(asked: Sequence[tuple[str, Method]], study: Study, source: Source) -> list[Row]:
-    blank = source.blank()
-    total = sum(p.numel() for p in blank.parameters())
-    targets = [round(b * total) if isinstance(b, float) else b for b in map(budget, study.ratios)]
-    rows = [row for name, method in asked for row in _sized(name, method, targets, source, blank)]
-    bases = [Row(n, registry("methods").get(n)(), _random(source) if r else source) for n, r in BASELINES]
-    merged: dict[tuple[Method, str], Row] = {}
-    for row in [*(bases if study.baselines else []), *rows]:
-        first = merged.setdefault((row.method, str(row.source.spec)), row)
-        if first is not row:
-            both = tuple(dict.fromkeys(first.targets + row.targets))
-            merged[row.method, str(row.source.spec)] = replace(first, targets=both)
-    return list(merged.values())
-
-
-def _sized(name: str, method: Method, targets: Sequence[int], source: Source, blank: Any) -> Iterator[Row]:  # noqa: ANN401
-    blame = f"The method {name!r} cannot be counted on {source.spec}"
-    if not targets or method.knob is None:
-        with blaming(blame):
-            method.count(blank)  # refuses an impossible size before anything trains
-        yield Row(name, method, source)
-        return
-    for target in targets:
-        with blaming(blame):
-            fit = method.within(target, blank)
-        yield Row(name, fit.method, source, (target,), fit)
-
-
-def _random(source: Source) -> Source:
-    return replace(source, spec=replace(source.spec, random=True), file=None)
 
 
 def load(  # noqa: PLR0913 - what decides the data
@@ -249,6 +188,7 @@ def _draft(
         target=row.targets[0] if row.targets else None,
         edge=row.fit.edge if row.fit else None,
         variant=variant,
+        alias=row.alias,
         policy=policy_name(data.card) if recipe.augmentation == "medical" else "",
     )
     if len(rates) == 1:

@@ -9,7 +9,7 @@ import torch
 
 from peftbench import cells, cost, forecast, ledger, meter
 from peftbench import show_costs as show
-from peftbench import study as studies
+from peftbench.asked import rows_of
 from peftbench.backbone import find
 from peftbench.errors import RequestError
 from peftbench.forecast import expect, outline
@@ -104,7 +104,7 @@ def test_a_first_run_is_left_out_unless_it_took_all_the_time(seconds: float, run
 
 def test_what_was_measured_foretells_the_time_of_training(here: Places, rows: dict[str, Measured]) -> None:
     asked = Study(methods=("lora[r=2]",), backbone=TINY)
-    (row,) = studies.rows(Study(methods=asked.methods, backbone=TINY, baselines=False), find(TINY))
+    (row,) = rows_of(Study(methods=asked.methods, backbone=TINY, baselines=False), find(TINY))
     recipe = Recipe(steps=30, batch=4, precision="fp32")
     found = forecast.seconds(row, recipe, 1, here)
     assert found == pytest.approx(120 / rows["lora[r=2]"].images_per_second)
@@ -124,7 +124,7 @@ def test_a_damaged_entry_is_none(tmp_path: Path, rows: dict[str, Measured]) -> N
 def test_expected_memory_is_what_is_counted_on_the_real_network(here: Places, rows: dict[str, Measured]) -> None:
     recipe = Recipe("measure", batch=2, precision="fp32")
     wanted = Study(methods=ASKED.methods, backbone=TINY, baselines=False)
-    for row in studies.rows(wanted, find(TINY)):
+    for row in rows_of(wanted, find(TINY)):
         found, real = expect(row, recipe, here.device), rows[meter.label(row)].memory
         assert found
         if found.exact:

@@ -70,7 +70,8 @@ def test_a_data_set_keeps_the_rules_where_its_files_are(name: str, data_root: Pa
 
 
 @pytest.mark.parametrize(
-    "text", ["mini", "clip_vit_b16", "timm:vit_tiny_patch16_224[depth=1]", "open_clip:ViT-B-32-quickgelu/openai[depth=1]"]
+    "text",
+    ["mini", "clip_vit_b16", "timm:vit_tiny_patch16_224[depth=1]", "open_clip:ViT-B-32-quickgelu/openai[depth=1]"],
 )
 def test_a_backbone_keeps_the_rules(text: str) -> None:
     assert failed(check_backbone(backbone.find(text, blank=True).plugin)) == []

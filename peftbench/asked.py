@@ -1,0 +1,88 @@
+"""The methods that a study asks for, at its budgets: names, variants and sizes become rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from peftbench import catalogue, official
+from peftbench.backbone import Source
+from peftbench.errors import RequestError, blaming
+from peftbench.method import Fit, Method
+from peftbench.registry import registry
+from peftbench.spec import Study, budget, make, parse
+
+BASELINES = (("majority", False), ("linear", False), ("linear", True))  # method, on random weights
+
+
+@dataclass(frozen=True)
+class Named:
+    """A method as asked for; `alias` where it is a variant of the user's own."""
+
+    name: str
+    method: Method
+    alias: str = ""
+
+
+def named(text: str, recipe: str) -> Named:
+    """The method that a text such as `lora[r=4]` asks for, with the authors' fields under recipe `official`."""
+    spec = parse(text)
+    if spec.argument or spec.random:
+        raise RequestError(f"Cannot read the method {text!r}: write NAME or NAME[field=value,...].")
+    base, fields = catalogue.method_variant(spec.name) if spec.name in catalogue.own_methods() else (spec.name, {})
+    kind: type[Method] = registry("methods").get(base)
+    fields = {**fields, **spec.fields}
+    fields = official.fields(base, fields) if recipe == "official" else fields
+    return Named(base, make(kind, fields, spec.name), str(spec) if base != spec.name else "")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method at one size on one backbone: what becomes a job for every data set and seed."""
+
+    name: str
+    method: Method
+    source: Source
+    targets: tuple[int, ...] = ()  # several may reach the same size
+    fit: Fit | None = None
+    alias: str = ""  # how a user's variant is called
+
+
+def rows_of(study: Study, source: Source) -> list[Row]:
+    """The methods that a study asks for at its budgets, and its baselines."""
+    return _rows([named(text, study.recipe) for text in study.methods], study, source)
+
+
+def _rows(asked: Sequence[Named], study: Study, source: Source) -> list[Row]:
+    blank = source.blank()
+    total = sum(p.numel() for p in blank.parameters())
+    targets = [round(b * total) if isinstance(b, float) else b for b in map(budget, study.ratios)]
+    rows = [row for one in asked for row in _sized(one, targets, source, blank)]
+    bases = [Row(n, registry("methods").get(n)(), _random(source) if r else source) for n, r in BASELINES]
+    merged: dict[tuple[Method, str], Row] = {}
+    for row in [*(bases if study.baselines else []), *rows]:
+        first = merged.setdefault((row.method, str(row.source.spec)), row)
+        if first is not row:
+            both = tuple(dict.fromkeys(first.targets + row.targets))
+            merged[row.method, str(row.source.spec)] = replace(first, targets=both)
+    return list(merged.values())
+
+
+def _sized(one: Named, targets: Sequence[int], source: Source, blank: nn.Module) -> Iterator[Row]:
+    name, method = one.name, one.method
+    blame = f"The method {one.alias or name!r} cannot be counted on {source.spec}"
+    if not targets or method.knob is None:
+        with blaming(blame):
+            method.count(blank)  # refuses an impossible size before anything trains
+        yield Row(name, method, source, alias=one.alias)
+        return
+    for target in targets:
+        with blaming(blame):
+            fit = method.within(target, blank)
+        yield Row(name, fit.method, source, (target,), fit, one.alias)
+
+
+def _random(source: Source) -> Source:
+    return replace(source, spec=replace(source.spec, random=True), file=None)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from peftbench import engine
+from peftbench import engine, optimise
 from peftbench.contract import Logits
 from peftbench.engine import Learner, Outside, Progress, Task, fit
 from peftbench.errors import DivergedError
@@ -93,12 +93,12 @@ def test_fit_is_the_plain_loop(optimiser: Literal["adamw", "sgd"]) -> None:
     [(12, 4, [3, 6, 9, 12]), (10, 3, [3, 7, 10]), (3, 20, [1, 2, 3]), (1, 1, [1]), (40_000, 2, [20_000, 40_000])],
 )
 def test_evaluations_are_evenly_spaced_and_hold_the_last_step(steps: int, evaluations: int, after: list[int]) -> None:
-    assert engine.evaluation_steps(replace(RECIPE, steps=steps, evaluations=evaluations)) == after
+    assert optimise.evaluation_steps(replace(RECIPE, steps=steps, evaluations=evaluations)) == after
 
 
 def test_the_rate_rises_linearly_then_falls_as_half_a_cosine() -> None:
     recipe = replace(RECIPE, lr=1.0, steps=20, warmup=0.2)
-    rates = [engine.learning_rate(step, recipe) for step in range(20)]
+    rates = [optimise.learning_rate(step, recipe) for step in range(20)]
     assert rates[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
     assert rates[12] == pytest.approx(0.5)
     assert 0 < rates[19] < 0.01
@@ -106,8 +106,8 @@ def test_the_rate_rises_linearly_then_falls_as_half_a_cosine() -> None:
 
 def test_without_warm_up_the_paper_s_rate_starts_at_the_top() -> None:
     recipe = replace(RECIPE, warmup=0.0, steps=40_000)
-    assert engine.learning_rate(0, recipe) == recipe.lr
-    assert engine.learning_rate(20_000, recipe) == pytest.approx(recipe.lr / 2)
+    assert optimise.learning_rate(0, recipe) == recipe.lr
+    assert optimise.learning_rate(20_000, recipe) == pytest.approx(recipe.lr / 2)
 
 
 def scripted(monkeypatch: pytest.MonkeyPatch, scores: dict[str, list[float]]) -> None:
@@ -211,11 +211,11 @@ def test_the_loss_weighs_classes_by_their_rarity() -> None:
     labels = torch.tensor([0, 0, 0, 0, 1, 1, 2, 2])
     on = replace(task(), labels=labels)
     logits = torch.randn(8, CLASSES, generator=torch.Generator().manual_seed(0))
-    ours = engine.make_loss(replace(RECIPE, class_weights="balanced"), on.labels, on.classes)(logits, labels)
+    ours = optimise.make_loss(replace(RECIPE, class_weights="balanced"), on.labels, on.classes)(logits, labels)
     each = F.cross_entropy(logits, labels, reduction="none")
     weight = torch.tensor([8 / 12, 8 / 6, 8 / 6])[labels]  # images / (classes x images of the class)
     torch.testing.assert_close(ours, (weight * each).sum() / weight.sum())
-    plain = engine.make_loss(RECIPE, on.labels, on.classes)(logits, labels)
+    plain = optimise.make_loss(RECIPE, on.labels, on.classes)(logits, labels)
     torch.testing.assert_close(plain, each.mean())
 
 

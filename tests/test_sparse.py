@@ -200,9 +200,10 @@ def test_the_three_ways_agree(dtype: torch.dtype) -> None:
     grad, seen, index = torch.randn(40, 96).to(dtype), torch.randn(40, 32).to(dtype), spread(96 * 32, 0.02)
     pattern = Pattern(index, (96, 32))
     exact = (grad.double().T @ seen.double()).flatten()[index]
-    close = {"atol": 0.3, "rtol": 0.02} if dtype == torch.bfloat16 else {"atol": 1e-4, "rtol": 1e-5}
-    for way, of in (("block", seen[:, pattern.columns]), ("sampled", seen), ("dense", seen)):
-        torch.testing.assert_close(pattern.gather(grad, of, way).double(), exact, **close)
+    atol, rtol = (0.3, 0.02) if dtype == torch.bfloat16 else (1e-4, 1e-5)
+    ways: dict[Way, Tensor] = {"block": seen[:, pattern.columns], "sampled": seen, "dense": seen}
+    for way, of in ways.items():
+        torch.testing.assert_close(pattern.gather(grad, of, way).double(), exact, atol=atol, rtol=rtol)
 
 
 def test_nothing_is_said_of_young_sparse_tensors(recwarn: pytest.WarningsRecorder) -> None:

@@ -13,7 +13,7 @@ import pytest
 from peftbench import store
 from peftbench.contract import Result
 from peftbench.errors import StoreError
-from peftbench.store import Store
+from peftbench.store import Store, write_predictions
 from tests import results
 
 
@@ -184,10 +184,11 @@ def test_changed_predictions_are_seen(tmp_path: Path) -> None:
     here.prepare()
     here.folder("abc").mkdir()
     file = here.folder("abc") / "predictions.npz"
-    np.savez(file, **{"test/last/logits": np.zeros((2, 2), np.float32), "test/labels": [0, 1], "test/groups": [0, 1]})
+    beside = {"test/labels": np.array([0, 1]), "test/groups": np.array([0, 1])}
+    write_predictions(file, {"test/last/logits": np.zeros((2, 2), np.float32), **beside})
     record = here.write_record(results.Fake().record().model_copy(update={"id": "abc"}))
     result = Result(record, here.folder("abc"))
     assert result.predictions("last")[2] == (0, 1)
-    np.savez(file, **{"test/last/logits": np.ones((2, 2), np.float32), "test/labels": [0, 1], "test/groups": [0, 1]})
+    write_predictions(file, {"test/last/logits": np.ones((2, 2), np.float32), **beside})
     with pytest.raises(StoreError, match="was changed after its record"):
         result.predictions("last")

@@ -12,6 +12,7 @@ from peftbench import request
 from peftbench import study as studies_
 from peftbench.errors import MissingDataError, RequestError, SplitError, UnknownNameError, WeightsError
 from peftbench.forecast import outline
+from peftbench.inventory import open_dataset
 from peftbench.recipe import grid
 from peftbench.record import Record
 from peftbench.registry import registry
@@ -88,7 +89,7 @@ def test_a_path_is_a_folder_of_images(home: Path) -> None:
 @pytest.mark.parametrize("text", ["folder", "busi:here", "busi@random", "phantom_oct[side=3]"])
 def test_a_data_set_takes_nothing_that_it_does_not_know(text: str) -> None:
     with pytest.raises(RequestError, match=r"Cannot read the data set .*: write "):
-        studies_.open_dataset(text)
+        open_dataset(text)
 
 
 def test_a_class_without_a_training_image_is_refused(tmp_path: Path) -> None:

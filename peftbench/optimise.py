@@ -45,12 +45,15 @@ def stops(recipe: Recipe, done: int) -> list[int]:
 def make_optimiser(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """Over what requires a gradient, and nothing else; matrices decay, vectors do not.
 
-    Each group says how many times the recipe's learning rate it learns at: the head at `recipe.head_lr` or more.
+    Each group says how many times the recipe's learning rate it learns at. The head learns at `recipe.head_lr` or
+    more, unless it learns alone, as in a linear probe.
     """
     faster = max(1.0, recipe.head_lr / recipe.lr)
+    found = _sorted(model, faster)
+    alone = not any(some for (times, _), some in found.items() if times == 1.0)
     groups = [
-        {"params": some, "weight_decay": recipe.weight_decay if decays else 0.0, "times": times}
-        for (times, decays), some in _sorted(model, faster).items()
+        {"params": some, "weight_decay": recipe.weight_decay if decays else 0.0, "times": 1.0 if alone else times}
+        for (times, decays), some in found.items()
     ]
     if recipe.optimiser == "sgd":
         return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum)

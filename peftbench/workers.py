@@ -120,10 +120,10 @@ def _pooled(
 ) -> Iterator[tuple[Job, Record | None]]:
     """Jobs in a pool of processes, as they end. Raises BrokenProcessPool when one of these dies."""
     context = multiprocessing.get_context("spawn")
-    others = set(multiprocessing.active_children())
     with ExitStack() as stack:
         with _deaf():
             ticks = stack.enter_context(context.Manager()).Queue()
+            others = set(multiprocessing.active_children())  # the queue's keeper among them, which stays to the end
             pool = stack.enter_context(ProcessPoolExecutor(min(workers, len(jobs)), context))
             pending: dict[Future[Record | None], Job] = {pool.submit(_work, job, places, ticks): job for job in jobs}
         ours = set(multiprocessing.active_children()) - others

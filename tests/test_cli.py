@@ -265,7 +265,7 @@ def test_a_failed_job_is_shown_does_not_stop_the_study_and_is_tried_again(
         broken.setattr(registry("methods").get("bitfit"), "plan", fail)
         assert peftbench(asked, broken) == 1
     printed = capsys.readouterr().out
-    assert "FAILED bitfit on ./images: Out of memory (nothing left); a smaller --batch may do." in printed
+    assert "FAILED bitfit on ./images: Out of memory, also with every batch in 4 pieces (nothing left)" in printed
     assert "1 of 2 jobs done" in printed
     assert peftbench(["status", "--json"], monkeypatch) == 0
     assert sorted(json.loads(capsys.readouterr().out).values()) == ["done", "failed"]

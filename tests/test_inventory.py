@@ -70,7 +70,7 @@ def test_all_takes_a_complete_copy(tmp_path: Path) -> None:
 
 
 def test_medmnist_means_those_of_the_twelve_that_are_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(MissingDataError, match=r"No set of MedMNIST\+ lies under .*\. pip install medmnist"):
+    with pytest.raises(MissingDataError, match=r"No set of MedMNIST\+ lies under .*\. Run `peftbench data fetch"):
         group("medmnist", tmp_path, tmp_path / "data")
     write_set(tmp_path / "data", "breastmnist", 64, monkeypatch)
     assert group("medmnist", tmp_path, tmp_path / "data")[0] == ("medmnist:breastmnist[size=64]",)

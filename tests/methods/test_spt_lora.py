@@ -96,10 +96,11 @@ def test_the_start_is_the_authors_code_or_the_papers() -> None:
 
 
 def test_dropout_and_drop_path_act_in_training_only() -> None:
+    torch.manual_seed(0)
     base, x = nn.Linear(32, 96), torch.randn(64, 5, 32)
     graft = LowRank(base, r=2, parts="qkv", init="official", dropout=0.0, drop_path=0.5)
-    unchanged = torch.isclose(graft(x), base(x), atol=1e-6).flatten(1).all(dim=1)
-    assert 10 < int(unchanged.sum()) < 54  # of 64 images half lose the whole product
+    for unchanged in torch.isclose(graft(x), base(x), atol=1e-6).chunk(3, dim=2):  # the query's, the key's, the value's
+        assert 16 < int(unchanged.flatten(1).all(dim=1).sum()) < 48  # of 64 images half lose the whole product
     graft.eval()
     torch.testing.assert_close(graft(x), graft(x))
     dropping = LowRank(base, r=2, parts="qkv", init="official", dropout=0.5, drop_path=0.0)

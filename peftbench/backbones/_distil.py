@@ -51,16 +51,16 @@ def draw_view(images: Tensor) -> Tensor:
     """One random view of every image: uint8 (n, 3, SIDE, SIDE) in, the same out."""
     change = v2.Compose(
         [
-            v2.RandomResizedCrop(SIDE, scale=(0.3, 1.0), antialias=True),
+            v2.RandomResizedCrop(SIDE, scale=(0.4, 1.0), antialias=True),
             v2.RandomHorizontalFlip(),
             v2.RandomVerticalFlip(0.1),
-            v2.ColorJitter(0.4, 0.4, 0.3),
+            v2.ColorJitter(0.3, 0.3, 0.2),
             v2.RandomGrayscale(0.5),  # most medical images are grey
-            v2.RandomInvert(0.1),
+            v2.RandomInvert(0.05),
         ]
     )
     view = torch.stack([change(image) for image in images])
-    return cut_mix(view, share=0.3)
+    return cut_mix(view, share=0.2)
 
 
 def cut_mix(view: Tensor, share: float) -> Tensor:
@@ -173,8 +173,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("mini.safetensors"))
     parser.add_argument("--init", type=Path, help="go on from these weights, the heads drawn anew")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--views", type=int, default=6)
-    parser.add_argument("--passes", type=int, default=3)
+    parser.add_argument("--views", type=int, default=8)
+    parser.add_argument("--passes", type=int, default=5)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--limit", type=int, default=None, help="use only the first images, to try the script out")

@@ -173,7 +173,7 @@ def _keep_the_rest(
     card: Card, splits: Splits, broken: Broken, pixels: NDArray[np.uint8], preprocessing: Preprocessing, cache: Path
 ) -> None:
     """The entry of the images that open, copied, so that nothing is decoded twice."""
-    starts = dict(zip(PARTS, np.cumsum([0, *map(len, splits.parts.values())]).tolist(), strict=False))
+    starts: dict[str, int] = dict(zip(PARTS, np.cumsum([0, *map(len, splits.parts.values())]).tolist(), strict=False))
     bad = [starts[name] + i for name, places in broken.items() for i in places]
     good = np.delete(np.arange(len(pixels)), bad)
     if not len(good):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
@@ -20,7 +21,8 @@ def largest(scores: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]], k: int)
     a tensor's in several pieces: then no more than a piece and a few times k are held. Raises JobError if any score is
     not finite.
     """
-    index, _, sizes = leaders(scores.items() if isinstance(scores, Mapping) else scores, k)
+    pairs: Iterable[Any] = scores.items() if isinstance(scores, Mapping) else scores
+    index, _, sizes = leaders(pairs, k)
     return split(index, sizes)
 
 

@@ -16,7 +16,7 @@ from peftbench.duplicates import ALIKE, SIDE, alike, thumbnail
 def picture(seed: int, shape: tuple[int, int] = (90, 70)) -> NDArray[np.uint8]:
     """Smooth noise."""
     rough = np.random.default_rng(seed).integers(0, 256, (9, 7), dtype=np.uint8)
-    return np.asarray(Image.fromarray(rough).resize(shape[::-1], Image.Resampling.BICUBIC))
+    return np.asarray(Image.fromarray(rough).resize((shape[1], shape[0]), Image.Resampling.BICUBIC))
 
 
 def thumbnails(*images: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -56,7 +56,7 @@ def handler(server: Server) -> type[BaseHTTPRequestHandler]:
             self.end_headers()
             self.wfile.write(body[: server.stops.pop(0)] if server.stops else body)
 
-        def log_message(self, *_: Any) -> None:
+        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's own names
             """Quiet."""
 
     return Handler

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -124,12 +124,12 @@ def test_pieces_give_the_gradients_of_the_whole(pieces: int) -> None:
 
 
 def test_a_loss_that_explodes_is_a_failure_within_50_steps() -> None:
-    mine, seen = learner(), list[int]()
-    mine.model.register_forward_hook(lambda _, __, logits: 1e4 * logits)
-    mine.model.register_forward_pre_hook(lambda *_: seen.append(1))
+    mine, steps = learner(), list[int]()
+    mine.model.register_forward_hook(lambda *call: 1e4 * cast("torch.Tensor", call[2]))
+    mine.model.register_forward_pre_hook(lambda *_: steps.append(1))
     with pytest.raises(DivergedError, match=r"The loss grew to .* by step \d+"):
         fit(mine, task(), replace(RECIPE, steps=500, lr=1.0), 0)
-    assert len(seen) <= engine.REPORT
+    assert len(steps) <= engine.REPORT
 
 
 # --- disk ------------------------------------------------------------------------------------------------------------

@@ -109,7 +109,10 @@ def _terms(
     for name, weight in own.items():
         flat = (tensor.detach().cpu().flatten().split(PIECE) for tensor in (weight, *(part[name] for part in sums)))
         for piece, first, *others in zip(*flat, strict=True):
-            yield name, shape(sum(others, first.double())), _magnitude(piece, ta)
+            total = first.double()
+            for other in others:
+                total = total + other
+            yield name, shape(total), _magnitude(piece, ta)
 
 
 def _magnitude(weight: Tensor, kind: str) -> Tensor:

@@ -57,7 +57,7 @@ class ScaleShift(Graft):
         """Adds t to the position embedding of the patches, and of them only, where the convolution has no bias."""
         if self.base.bias is None:
             places = vit.get_parameter("pos_embed")  # (1, class token and patches, D)
-            patches: int = vit.get_submodule("patch_embed").num_patches
+            patches = int(getattr(vit.get_submodule("patch_embed"), "num_patches"))  # noqa: B009 - torch types it loosely
             with torch.no_grad():
                 places[:, -patches:] += self.shift
 

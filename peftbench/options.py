@@ -8,7 +8,9 @@ from typing import Annotated
 import typer
 
 StoreOption = Annotated[Path, typer.Option("--store", help="Folder of the results.")]
-MethodsOption = Annotated[str, typer.Option("--methods", help="Such as lora,shpeft or 'lora[r=4],shpeft[lam=0.5]'.")]
+MethodsOption = Annotated[
+    str, typer.Option("--methods", help="Such as lora,shpeft or 'lora[r=4],shpeft[lam=0.5]'; paper or all.")
+]
 DatasetsOption = Annotated[
     str, typer.Option("--datasets", help="Names, all, paper, medmnist, every, phantoms, folder:PATH or table:FILE.csv.")
 ]

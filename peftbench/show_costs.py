@@ -115,7 +115,7 @@ def _memory(rows: Sequence[Measured]) -> Table:
 def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     screen = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for column in columns:
-        screen.add_column(column, justify="left" if column == "method" else "right")
+        screen.add_column(column, justify="left" if column == "method" else "right", overflow="fold")
     for row in rows:
         screen.add_row(*map(cells.plain, row))
     return screen
@@ -148,7 +148,7 @@ def show_plan(asked: Study, places: Places, *, as_json: bool) -> None:
     )
     for column in shown[0]:
         right = isinstance(rows[0].get(column), int) or column == "training"
-        screen.add_column(column, justify="right" if right else "left")
+        screen.add_column(column, justify="right" if right else "left", overflow="fold")
     for row in shown:
         screen.add_row(*(cells.plain(_cell(value)) for value in row.values()))
     console.print(screen)

@@ -369,3 +369,14 @@ def test_a_plan_lists_no_job_twice(tmp_path: Path) -> None:
     asked = replace(PAPER, methods=("lora", "lora"), datasets=("busi", "busi"), ratios=("1k", "2k"), seeds=(0, 0))
     rows = outline(replace(asked, baselines=False), studies.places(tmp_path))
     assert [(row["method"], row["targets"], row["trainable"]) for row in rows] == [("lora", (1000, 2000), 36_864)]
+
+
+def test_paper_and_all_name_methods(tmp_path: Path) -> None:
+    def methods(*words: str) -> tuple[str, ...]:
+        return request.complete(Study(methods=words, datasets=("phantoms",)), studies.places(tmp_path))[0].methods
+
+    twelve = "adaptformer bitfit ft_att ft_ln full linear lora shpeft spt_lora ssf vpt_deep vpt_shallow"
+    assert methods("paper") == tuple(twelve.split())
+    assert {*twelve.split(), "dora", "control_random"} <= set(methods("all"))
+    assert "majority" not in methods("all")
+    assert methods("lora[r=4]", "paper")[0] == "lora[r=4]"

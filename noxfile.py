@@ -121,6 +121,14 @@ def crash(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def fuzz(session: nox.Session) -> None:
+    """Studies, tables, catalogues, archives, images and stored files of any bytes: 2,000 new examples a test."""
+    session.install("-e", ".", "--group", "test", *PINNED)
+    tests = ("tests/test_fuzz.py", "tests/test_fuzz_files.py", "tests/test_damage.py")
+    session.run("pytest", "-n", "2", *tests, *session.posargs, env=ONE_THREAD | {"PEFTBENCH_TEST_FUZZ": "2000"})
+
+
+@nox.session(default=False)
 def constraints(session: nox.Session) -> None:
     """Renew the pinned versions: `nox -s constraints -- --upgrade`."""
     groups = [word for group in ("test", "lint", "layers", "types") for word in ("--group", group)]

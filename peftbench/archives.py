@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import lzma
 import shutil
+import struct
 import tarfile
 import uuid
 import zipfile
@@ -14,7 +16,17 @@ from peftbench.errors import DataError
 SUFFIXES = (".zip", ".npz", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 BOMB = 200  # times its own size: more than pictures can be packed
 SLACK = 100_000_000  # bytes that any archive may hold
-DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError)
+MEMBER = 512  # bytes that one counts for, however small
+DAMAGE = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    struct.error,
+    ValueError,
+    LookupError,
+)
 
 
 def is_archive(file: Path) -> bool:
@@ -44,13 +56,22 @@ def unpack(archive: Path) -> Path:
         lone = draft / target.name
         (lone if list(draft.iterdir()) == [lone] and lone.is_dir() else draft).rename(target)
     except DAMAGE as error:
-        raise DataError(f"{archive} is damaged ({str(error) or type(error).__name__}); get it again.") from None
+        raise DataError(f"{archive} is damaged ({_words(error)}); get it again.") from None
+    except (NotImplementedError, RuntimeError) as error:  # a password, an unknown compression
+        raise DataError(f"{archive} cannot be unpacked here ({error}); unpack it beside itself.") from None
     except OSError as error:
+        if not error.errno:  # a decoder's, not the system's
+            raise DataError(f"{archive} is damaged ({_words(error)}); get it again.") from None
         if not target.is_dir():  # else another process was first
             raise DataError(f"{archive} cannot be unpacked beside itself ({error.strerror}); unpack it.") from None
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return target
+
+
+def _words(error: Exception) -> str:
+    """Its first line; tarfile lists every way in which it failed."""
+    return str(error).partition("\n")[0].rstrip(":") or type(error).__name__
 
 
 def _extract(archive: Path, into: Path) -> None:
@@ -69,7 +90,7 @@ def _extract(archive: Path, into: Path) -> None:
             _refuse_path(archive, entry.name)
             if not (entry.isfile() or entry.isdir()):
                 raise DataError(f"{archive} holds {entry.name!r}, which is a link or a device; get it elsewhere.")
-            total += entry.size
+            total += max(0, entry.size) + MEMBER
             _refuse_bomb(archive, total)
             _refuse_room(archive, entry.size)
             packed_tar.extract(entry, into, filter="data")

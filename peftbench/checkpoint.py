@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from peftbench.engine import Chosen, Progress
+from peftbench.kept import DAMAGE, pack, unpack
 from peftbench.store import write_bytes
 
 
@@ -38,30 +37,34 @@ class Checkpoint:
         tensors = {
             f"{g}|{n}": t.detach().cpu().contiguous().clone() for g, named in groups.items() for n, t in named.items()
         }
-        plain = {k: v for k, v in vars(progress).items() if k not in {"chosen", "kept"}}
+        plain = {k: v for k, v in vars(progress).items() if k not in {"chosen", "kept"}} | {"job": self.folder.name}
         chosen = {rule: {"step": c.step, "score": c.score} for rule, c in progress.chosen.items()}
         self.file.parent.mkdir(exist_ok=True, mode=0o700)
-        write_bytes(self.file, save(tensors, {"progress": json.dumps(plain | {"chosen": chosen})}))
+        write_bytes(self.file, pack(tensors, json.dumps(plain | {"chosen": chosen})))
 
     def read(self) -> tuple[Progress, dict[str, Tensor], dict[str, Tensor]] | None:
-        """Progress, the learner's tensors and the optimiser's; None where there is nothing to go on from."""
+        """Progress, the learner's tensors and the optimiser's; None where there is nothing sound to go on from."""
         try:
-            with safe_open(self.file, "pt") as stored:
-                facts = json.loads(stored.metadata()["progress"])
-                tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - not a dict
-        except (FileNotFoundError, SafetensorError, KeyError, ValueError):
+            tensors, said = unpack(self.file)
+            facts = json.loads(said)
+            if facts.pop("job") != self.folder.name:
+                return None
+            progress = _progress(facts, tensors)
+        except DAMAGE:
             return None
-        rules = facts.pop("chosen")
-        chosen = {
-            rule: Chosen(c["step"], c["score"], _arrays(_under(tensors, f"logits|{rule}|")))
-            for rule, c in rules.items()
-        }
-        progress = Progress(**facts, chosen=chosen, kept=_under(tensors, "kept|"))
         return progress, _under(tensors, "learner|"), _under(tensors, "optimiser|")
 
     def clear(self) -> None:
         """The job is done."""
         shutil.rmtree(self.file.parent, ignore_errors=True)
+
+
+def _progress(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Progress:
+    chosen = {
+        rule: Chosen(c["step"], c["score"], _arrays(_under(tensors, f"logits|{rule}|")))
+        for rule, c in facts["chosen"].items()
+    }
+    return Progress(**{**facts, "chosen": chosen, "kept": _under(tensors, "kept|")})
 
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

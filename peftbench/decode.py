@@ -14,8 +14,9 @@ from PIL import Image
 from peftbench.contract import Part, Preprocessing
 from peftbench.pictures import open_picture, to_rgb
 
+LONGEST = 1000  # times the short side: fitted to the network, a longer image would fill the memory
 CHUNK = 32  # images between two looks at the progress
-BROKEN = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what a file that does not open raises
+BROKEN = (OSError, ValueError)  # what a file that does not open raises
 _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 Tick = Callable[[int], None]  # images done since the last
@@ -55,7 +56,12 @@ def _open(image: Path | NDArray[np.uint8], preprocessing: Preprocessing) -> NDAr
 
 
 def fit(picture: Image.Image, preprocessing: Preprocessing) -> Image.Image:
-    """A square picture of the network's size: squashed, or its short side fitted and the middle cut out."""
+    """A square picture of the network's size: squashed, or its short side fitted and the middle cut out.
+
+    Raises ValueError for a picture LONGEST times as long as wide.
+    """
+    if max(picture.size) >= LONGEST * min(picture.size):
+        raise ValueError(f"{picture.width} x {picture.height} px are no picture")
     side, resample = preprocessing.size, _FILTERS[preprocessing.interpolation]
     if preprocessing.fit == "squash":
         return picture.resize((side, side), resample)

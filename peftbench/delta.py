@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from peftbench.errors import DeltaError, PluginError
+from peftbench.kept import DAMAGE
 from peftbench.plan import Graft, Plan, Shared, Sizes, Tuned
 from peftbench.registry import registry
 from peftbench.store import write_bytes, write_json
@@ -46,34 +47,34 @@ def read(folder: Path, base: str) -> tuple[Plan, dict[str, Tensor], dict[str, An
     try:
         content = file.read_bytes()
         tensors, made_by = load(content), about["method"]["name"]
-        with safe_open(file, "pt") as opened:
-            bound = (opened.metadata() or {}).get("about")
         told = {"grafts": about["grafts"], "shared": about.get("shared", {})}
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except DAMAGE as error:
         raise DeltaError(f"The delta in {folder} cannot be read ({type(error).__name__}: {error}).") from None
     if about.get("base") != base:
         made_for = str(about.get("base"))[:12]
         raise DeltaError(f"The delta in {folder} was made for weights {made_for}, not for these, {base[:12]}.")
     if about.get("sha256") != digest(content):
         raise DeltaError(f"The delta in {folder} is damaged: delta.safetensors is not what delta.json was written for.")
-    if bound != _said(about):
-        raise DeltaError(f"The delta in {folder} is damaged: delta.json is not what it was when it was written.")
     registry("methods").get(made_by)  # brings the kinds of its grafts
-    grafts, shared = (_found(told[what], kind, folder) for what, kind in (("grafts", Graft), ("shared", Shared)))
+    grafts, shared = _found(told["grafts"], Graft, folder), _found(told["shared"], Shared, folder)
     index = {n.removeprefix("index/"): tensors.pop(n).long() for n in list(tensors) if n.startswith("index/")}
     tune = frozenset(n.removeprefix("tune/") for n in tensors if n.startswith("tune/"))
     return Plan(tune, index, grafts, shared), tensors, about
 
 
 def read_about(folder: Path) -> dict[str, Any]:
-    """What a delta says of itself. Raises DeltaError when that cannot be read."""
+    """What a delta says of itself. Raises DeltaError when that cannot be read, or was changed since it was written."""
     try:
         about: Any = json.loads((folder / "delta.json").read_bytes())
         found: int = about["format"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        with safe_open(folder / "delta.safetensors", "pt") as opened:
+            bound = (opened.metadata() or {}).get("about")
+    except (*DAMAGE, RecursionError) as error:
         raise DeltaError(f"The delta in {folder} cannot be read ({type(error).__name__}: {error}).") from None
     if found != FORMAT:
         raise DeltaError(f"The delta in {folder} has the format {found}; this peftbench reads {FORMAT}.")
+    if bound != _said(about):
+        raise DeltaError(f"The delta in {folder} is damaged: delta.json is not what it was when it was written.")
     return dict(about)
 
 

@@ -1,20 +1,25 @@
-"""Tensors that are worth keeping between jobs: read from the cache, or made and put there."""
+"""Tensors kept on disk with the digest of what was written: cached between jobs, or a job's own checkpoint."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save, save_file
 from torch import Tensor
 
 from peftbench.cache import Hold
 
+DAMAGE = (OSError, SafetensorError, KeyError, TypeError, ValueError, OverflowError, RuntimeError)
+
 
 def kept(file: Path | None, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The tensors in `file`; made anew where it is missing or damaged, and written in one piece. None keeps nothing."""
+    """The tensors in `file`; made anew where it is missing, damaged or another entry's. None keeps nothing."""
     if file is None:
         return make()
     with Hold(file.parent):  # against being dropped from the cache while in use
@@ -22,12 +27,40 @@ def kept(file: Path | None, make: Callable[[], dict[str, Tensor]]) -> dict[str, 
 
 
 def _kept(file: Path, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    place = f"{file.parent.name}/{file.name}"  # names everything that decides the tensors
     try:
-        return load_file(file)
-    except (SafetensorError, OSError):
-        made = make()
+        tensors, said = unpack(file)
+        if said == place:
+            return tensors
+    except DAMAGE:
+        pass  # made anew below, outside of the handler, so that its own errors read as they are
+    made = {name: tensor.contiguous() for name, tensor in make().items()}
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     draft = file.with_name(f"{file.name}.{uuid.uuid4().hex}")
-    save_file({name: tensor.contiguous() for name, tensor in made.items()}, draft)
+    save_file(made, draft, _metadata(made, place))
     draft.replace(file)
     return made
+
+
+def pack(tensors: Mapping[str, Tensor], said: str) -> bytes:
+    """A safetensors file of contiguous tensors on the CPU and a text, with the digest of both."""
+    return save(dict(tensors), _metadata(tensors, said))
+
+
+def unpack(file: Path) -> tuple[dict[str, Tensor], str]:
+    """What was packed. Raises one of DAMAGE where the file is missing, or is not what was written."""
+    with safe_open(file, "pt") as stored:
+        about: dict[str, str] = stored.metadata() or {}
+        tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - not a dict
+    if about != _metadata(tensors, about["said"]):
+        raise ValueError(f"{file} was changed")
+    return tensors, about["said"]
+
+
+def _metadata(tensors: Mapping[str, Tensor], said: str) -> dict[str, str]:
+    """The text, and one sha256 over it and every tensor's name, type, shape and bytes."""
+    found = hashlib.sha256(json.dumps(said).encode())
+    for name, tensor in sorted(tensors.items()):
+        found.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        found.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
+    return {"said": said, "sha256": found.hexdigest()}

@@ -6,7 +6,8 @@ C.11.2, its linear form) where the file states one, else from the 0.5th to the 9
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -29,12 +30,24 @@ Window: TypeAlias = tuple[float, float]  # the lowest and the highest value that
 def open_picture(file: Path) -> Image.Image:
     """Read a file as RGB, eight bits a channel, its transparency left away.
 
-    Raises OSError, ValueError or SyntaxError for a file that does not open, DataError for DICOM without pydicom.
+    Raises OSError or ValueError for a file that does not open, DataError for DICOM without pydicom.
     """
-    if is_dicom(file):
-        return _dicom(file)
-    with Image.open(file) as picture:
-        return to_rgb(picture)
+    with _reading(file):
+        if is_dicom(file):
+            return _dicom(file)
+        with Image.open(file) as picture:
+            return to_rgb(picture)
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    """Whatever decoders raise at arbitrary bytes, refusals of what unpacks to too much among it, is a ValueError."""
+    try:
+        yield
+    except (DataError, OSError, MemoryError):
+        raise
+    except Exception as error:  # noqa: BLE001 - nobody lists what they raise
+        raise ValueError(f"{file} does not open ({type(error).__name__}: {error})") from None
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:
@@ -87,20 +100,20 @@ def states_patients(files: Sequence[Path]) -> bool:
 def patient(file: Path) -> str:
     """The PatientID of a DICOM file, "" where none is stated."""
     import pydicom  # noqa: PLC0415 - an extra
-    from pydicom.errors import InvalidDicomError  # noqa: PLC0415
 
     try:
-        header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=["PatientID"])
-    except (OSError, ValueError, AttributeError, InvalidDicomError):
+        with _reading(file):
+            header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=["PatientID"])
+            return str(header.get("PatientID") or "").strip()
+    except (OSError, ValueError):
         return ""  # told when the images are decoded
-    return str(header.get("PatientID") or "").strip()
 
 
 def _is_deep(file: Path) -> bool:
     try:
-        with Image.open(file) as picture:
+        with _reading(file), Image.open(file) as picture:
             return picture.mode.startswith(("I", "F"))
-    except (OSError, ValueError, SyntaxError):  # told when the images are decoded
+    except (OSError, ValueError):  # told when the images are decoded
         return False
 
 
@@ -131,14 +144,10 @@ def _require_pydicom(file: Path) -> None:
 def _dicom(file: Path) -> Image.Image:
     _require_pydicom(file)
     import pydicom  # noqa: PLC0415 - an extra
-    from pydicom.errors import InvalidDicomError  # noqa: PLC0415
     from pydicom.pixels.utils import pixel_array  # noqa: PLC0415
 
-    try:
-        header = pydicom.dcmread(file)
-        pixels = pixel_array(header)
-    except (InvalidDicomError, AttributeError, KeyError, RuntimeError, NotImplementedError, TypeError) as error:
-        raise ValueError(f"{file} does not open as DICOM: {error}") from None
+    header = pydicom.dcmread(file)
+    pixels = pixel_array(header)
     if int(header.get("NumberOfFrames") or 1) > 1:
         raise ValueError(f"{file} holds several frames; export the one to classify.")
     return _coloured(header, pixels) if pixels.ndim == 3 else _grey(header, pixels)  # noqa: PLR2004

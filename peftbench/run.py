@@ -132,9 +132,7 @@ def _work(job: Job, places: Places, data: Data, outside: Outside, pieces: int) -
     return Outcome(progress, counts, plan.facts, selection_seconds, size, counted)
 
 
-def _count(
-    job: Job, places: Places, data: Data, model: Classifier, learner: Learner, pieces: int
-) -> Counted | None:
+def _count(job: Job, places: Places, data: Data, model: Classifier, learner: Learner, pieces: int) -> Counted | None:
     """What a pass of its training holds and computes, or None where it cannot be counted."""
     side, batch = job.preprocessing.size, -(-job.recipe.batch // pieces)
     alone = Alone(model.head, (batch, model.head.linear.in_features)) if learner.model is model.head else None

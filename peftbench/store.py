@@ -23,7 +23,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,9 +57,7 @@ class Store:
             probe.touch()
             probe.unlink()
         except OSError as error:
-            raise StoreError(
-                f"Cannot write results into {self.root} ({error.strerror}); choose another folder with --store."
-            ) from None
+            raise StoreError(_unwritable(self.root, error)) from None
 
     def discard(self) -> None:
         """Take an empty store away again; one that holds anything stays."""
@@ -72,8 +70,11 @@ class Store:
         record = self.record(job_id)
         if record is not None and not (self.folder(job_id) / "state").exists():
             return record.status
-        if not self.folder(job_id).exists():
+        folder = self.folder(job_id)
+        if not folder.exists():
             return "new"
+        if not os.access(folder, os.W_OK):  # nobody who reads this store can run the job
+            return "interrupted"
         with self.claim(job_id) as mine:
             return "interrupted" if mine else "running"
 
@@ -116,9 +117,7 @@ class Store:
 
         Let go when the process ends, however it ends.
         """
-        folder = self.folder(job_id)
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with (folder / ".lock").open("w") as lock:
+        with self._lock(job_id) as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -128,6 +127,15 @@ class Store:
                 message = f"{self.root} is on a file system that cannot lock files ({error.strerror})"
                 raise StoreError(f"{message}; choose another folder with --store.") from None
             yield True
+
+    def _lock(self, job_id: str) -> TextIO:
+        """The open file that is locked; it stays, so that all lock the same."""
+        folder = self.folder(job_id)
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            return (folder / ".lock").open("w")
+        except OSError as error:
+            raise StoreError(_unwritable(folder, error)) from None
 
     def sweep(self, job_id: str) -> None:
         """Remove the drafts that a killed process left; only for who holds the job."""
@@ -147,6 +155,10 @@ class Store:
         ):
             path = self.folder(job_id) / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _unwritable(folder: Path, error: OSError) -> str:
+    return f"Cannot write results into {folder} ({error.strerror}); choose another folder with --store."
 
 
 def write_bytes(file: Path, content: bytes) -> None:
@@ -177,7 +189,7 @@ def write_curve(file: Path, rows: Sequence[Mapping[str, float]]) -> None:
 
 
 def write_predictions(file: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """As .npz without pickles."""
+    """As .npz without pickles; in alphabetical order, so that the same arrays are the same bytes."""
     packed = io.BytesIO()
-    np.savez_compressed(packed, **arrays)  # type: ignore[arg-type]
+    np.savez_compressed(packed, **dict(sorted(arrays.items())))  # type: ignore[arg-type]
     write_bytes(file, packed.getvalue())

@@ -33,7 +33,7 @@ class Described:
     @property
     def home(self) -> Path:
         """The folder or table that the entry names."""
-        return Path(self.entry.path).expanduser().resolve()
+        return _own.place(self.entry.path)
 
     @property
     def _is_table(self) -> bool:
@@ -86,7 +86,7 @@ class Described:
         """The part with the groups that the entry's regular expression finds in the images' names."""
         try:
             found = [re.search(self.entry.group, name) for name in part.names]
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:
             raise CatalogueError(f"datasets/{self.name}.toml: `group` is no regular expression: {error}.") from None
         keys = [match[1] if match and match.re.groups else match and match[0] for match in found]
         if None in keys:

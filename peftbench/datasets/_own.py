@@ -9,6 +9,7 @@ from pathlib import Path
 from peftbench import pictures
 from peftbench.contract import Card, Part, Splits
 from peftbench.datasets import _files
+from peftbench.errors import DataError
 from peftbench.splits import carve, join_duplicates, split
 
 NAMES = {"train": "train", "training": "train", "test": "test", "testing": "test"} | dict.fromkeys(
@@ -26,6 +27,14 @@ class Given:
     classes: tuple[str, ...]
     parts: Mapping[str, Part]
     notes: tuple[str, ...] = ()
+
+
+def place(path: str) -> Path:
+    """Where a path leads that a user wrote. Raises DataError for one that no file can have."""
+    try:
+        return Path(path).expanduser().resolve()
+    except (RuntimeError, ValueError) as error:
+        raise DataError(f"{path!r} is no path on this machine ({error}); mend it.") from None
 
 
 def splits(given: Given, card: Card, seed: int) -> Splits:

@@ -63,7 +63,7 @@ def _images(folder: Path) -> list[Path]:
 def _thumbnail(file: Path) -> Thumbnails:
     try:
         return thumbnail(open_picture(file))
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise BrokenImagesError(f"{file} does not open ({error}); get it again.") from None
 
 

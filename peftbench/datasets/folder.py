@@ -28,7 +28,7 @@ class Folder:
     @property
     def home(self) -> Path:
         """The folder itself."""
-        return Path(self.path).expanduser().resolve()
+        return _own.place(self.path)
 
     @property
     def card(self) -> Card:

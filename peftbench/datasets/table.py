@@ -12,6 +12,7 @@ others beside these four are not read. Several labels an image, `effusion|mass`,
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +44,7 @@ class Table:
     @property
     def file(self) -> Path:
         """The table itself."""
-        return Path(self.path).expanduser().resolve()
+        return _own.place(self.path)
 
     @property
     def card(self) -> Card:
@@ -80,6 +81,9 @@ def lines_of(file: Path, *, several: bool = False) -> list[Line]:
         rows = list(csv.DictReader(text.splitlines(), delimiter=_separator(text), strict=True))
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{file} is no table in UTF-8 ({error}); save it as CSV.") from None
+    columns = [key.strip().lower() for key in rows[0] if key] if rows else []
+    if twice := [key for key in ("image", "label", "split", "group") if columns.count(key) > 1]:
+        raise DataError(f"{file} holds the column {twice[0]} twice; remove one.")
     named = [{(key or "").strip().lower(): (value or "") for key, value in row.items() if key} for row in rows]
     if not named or not {"image", "label"} <= named[0].keys():
         raise DataError(f"{file} must hold the columns image and label and a line an image; see `show dataset table`.")
@@ -90,8 +94,14 @@ def lines_of(file: Path, *, several: bool = False) -> list[Line]:
 
 def classes_of(lines: Sequence[Line]) -> tuple[str, ...]:
     """The labels in sorted order, numbers as numbers."""
-    found = {label for line in lines for label in labels_of(line)}
-    return tuple(sorted(found, key=int) if all(label.isdecimal() for label in found) else sorted(found))
+    found = sorted({label for line in lines for label in labels_of(line)})
+    return tuple(sorted(found, key=_size) if all(label.isdecimal() for label in found) else found)
+
+
+def _size(label: str) -> tuple[int, str]:
+    """Orders digits as the numbers that they write, however many there are."""
+    digits = label.lstrip("0")
+    return len(digits), digits
 
 
 def key_of(file: Path, lines: Sequence[Line]) -> str:
@@ -157,7 +167,7 @@ def _refuse_gaps(file: Path, lines: Sequence[Line], *, several: bool) -> None:
 
 
 def _refuse_missing(file: Path, lines: Sequence[Line]) -> None:
-    missing = [line.image for line in lines if not (file.parent / line.image).is_file()]
+    missing = [line.image for line in lines if not os.path.isfile(file.parent / line.image)]  # noqa: PTH113 - not OSError, whatever the name
     if missing:
         raise MissingDataError(
             f"{len(missing)} of {len(lines)} images of {file} are not there, the first is {missing[0]!r}; "

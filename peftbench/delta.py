@@ -45,16 +45,13 @@ def read(folder: Path, base: str) -> tuple[Plan, dict[str, Tensor], dict[str, An
     """
     about, file = read_about(folder), folder / "delta.safetensors"
     try:
-        content = file.read_bytes()
-        tensors, made_by = load(content), about["method"]["name"]
+        tensors, made_by = load(file.read_bytes()), about["method"]["name"]
         told = {"grafts": about["grafts"], "shared": about.get("shared", {})}
     except DAMAGE as error:
         raise DeltaError(f"The delta in {folder} cannot be read ({type(error).__name__}: {error}).") from None
     if about.get("base") != base:
         made_for = str(about.get("base"))[:12]
         raise DeltaError(f"The delta in {folder} was made for weights {made_for}, not for these, {base[:12]}.")
-    if about.get("sha256") != digest(content):
-        raise DeltaError(f"The delta in {folder} is damaged: delta.safetensors is not what delta.json was written for.")
     registry("methods").get(made_by)  # brings the kinds of its grafts
     grafts, shared = _found(told["grafts"], Graft, folder), _found(told["shared"], Shared, folder)
     index = {n.removeprefix("index/"): tensors.pop(n).long() for n in list(tensors) if n.startswith("index/")}
@@ -69,12 +66,15 @@ def read_about(folder: Path) -> dict[str, Any]:
         found: int = about["format"]
         with safe_open(folder / "delta.safetensors", "pt") as opened:
             bound = (opened.metadata() or {}).get("about")
+        held = digest((folder / "delta.safetensors").read_bytes())
     except (*DAMAGE, RecursionError) as error:
         raise DeltaError(f"The delta in {folder} cannot be read ({type(error).__name__}: {error}).") from None
     if found != FORMAT:
         raise DeltaError(f"The delta in {folder} has the format {found}; this peftbench reads {FORMAT}.")
     if bound != _said(about):
         raise DeltaError(f"The delta in {folder} is damaged: delta.json is not what it was when it was written.")
+    if about.get("sha256") != held:
+        raise DeltaError(f"The delta in {folder} is damaged: delta.safetensors is not what delta.json was written for.")
     return dict(about)
 
 

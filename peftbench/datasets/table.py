@@ -12,6 +12,7 @@ others beside these four are not read. Several labels an image, `effusion|mass`,
 from __future__ import annotations
 
 import csv
+import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from peftbench import pictures
 from peftbench.contract import Card, Part, Splits
 from peftbench.datasets import _own
 from peftbench.errors import DataError, MissingDataError, SplitError
+
+LONGEST = 1000  # characters of a cell: what holds more is no name, and floods an error
 
 
 @dataclass(frozen=True)
@@ -78,10 +81,11 @@ def lines_of(file: Path, *, several: bool = False) -> list[Line]:
         raise MissingDataError(f"{file} does not exist; give a table with the columns image and label: table:FILE.csv.")
     try:
         text = file.read_text(encoding="utf-8-sig")
-        rows = list(csv.DictReader(text.splitlines(), delimiter=_separator(text), strict=True))
+        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=_separator(text), strict=True)
+        rows = list(reader)
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{file} is no table in UTF-8 ({error}); save it as CSV.") from None
-    columns = [key.strip().lower() for key in rows[0] if key] if rows else []
+    columns = [key.strip().lower() for key in reader.fieldnames or ()]
     if twice := [key for key in ("image", "label", "split", "group") if columns.count(key) > 1]:
         raise DataError(f"{file} holds the column {twice[0]} twice; remove one.")
     named = [{(key or "").strip().lower(): (value or "") for key, value in row.items() if key} for row in rows]
@@ -95,13 +99,7 @@ def lines_of(file: Path, *, several: bool = False) -> list[Line]:
 def classes_of(lines: Sequence[Line]) -> tuple[str, ...]:
     """The labels in sorted order, numbers as numbers."""
     found = sorted({label for line in lines for label in labels_of(line)})
-    return tuple(sorted(found, key=_size) if all(label.isdecimal() for label in found) else found)
-
-
-def _size(label: str) -> tuple[int, str]:
-    """Orders digits as the numbers that they write, however many there are."""
-    digits = label.lstrip("0")
-    return len(digits), digits
+    return tuple(sorted(found, key=int) if all(label.isdecimal() for label in found) else found)
 
 
 def key_of(file: Path, lines: Sequence[Line]) -> str:
@@ -154,6 +152,8 @@ def _refuse_gaps(file: Path, lines: Sequence[Line], *, several: bool) -> None:
     """Raise DataError for what stands in some lines only, for splits of no known name and for doubles."""
     seen: set[str] = set()
     for number, line in enumerate(lines, start=2):
+        if any(len(cell) > LONGEST for cell in vars(line).values()):
+            raise DataError(f"{file}, line {number}: a cell holds over {LONGEST} characters; mend or remove the line.")
         if not line.image or (len(labels_of(line)) != 1 and not several):
             raise DataError(f"{file}, line {number}: an image and one label are needed; fill or remove the line.")
         if line.split and line.split.lower() not in _own.NAMES:

@@ -9,7 +9,7 @@ import tarfile
 import uuid
 import zipfile
 import zlib
-from pathlib import Path, PureWindowsPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from peftbench.errors import DataError
 
@@ -43,8 +43,9 @@ def place(archive: Path) -> Path:
 def unpack(archive: Path) -> Path:
     """Fill the folder of the archive's name beside it, if there is none yet; returns it.
 
-    A lone top folder of that very name is not repeated. The folder appears whole or not at all. Raises DataError for
-    a damaged archive, one that does not fit on the disk, and one with links or paths that leave the folder.
+    A lone top folder of that very name is not repeated, and what macOS adds is left out. The folder appears whole or
+    not at all. Raises DataError for a damaged archive, one that does not fit on the disk, and one with links or paths
+    that leave the folder.
     """
     target = place(archive)
     if target.is_dir():
@@ -82,7 +83,8 @@ def _extract(archive: Path, into: Path) -> None:
             _refuse_room(archive, total)
             for member in packed.infolist():
                 _refuse_path(archive, member.filename)
-            packed.extractall(into)  # noqa: S202 - every path was looked at
+            wanted = [member for member in packed.infolist() if not _is_litter(member.filename)]
+            packed.extractall(into, wanted)  # noqa: S202 - every path was looked at
         return
     total = 0
     with tarfile.open(archive) as packed_tar:
@@ -93,7 +95,14 @@ def _extract(archive: Path, into: Path) -> None:
             total += max(0, entry.size) + MEMBER
             _refuse_bomb(archive, total)
             _refuse_room(archive, entry.size)
-            packed_tar.extract(entry, into, filter="data")
+            if not _is_litter(entry.name):
+                packed_tar.extract(entry, into, filter="data")
+
+
+def _is_litter(name: str) -> bool:
+    """What macOS puts beside the files that somebody packed."""
+    steps = PurePosixPath(name).parts
+    return "__MACOSX" in steps or any(step == ".DS_Store" or step.startswith("._") for step in steps)
 
 
 def _refuse_path(archive: Path, name: str) -> None:

@@ -49,6 +49,14 @@ def test_a_lone_top_folder_of_the_same_name_is_not_repeated(tmp_path: Path) -> N
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["set"]
 
 
+@pytest.mark.parametrize("name", ["set.zip", "set.tar"])
+def test_what_macos_adds_is_left_out(name: str, tmp_path: Path) -> None:
+    """CT_COVID.zip as published: its images, and a folder __MACOSX beside them."""
+    packed = {f"set/{name}": text for name, text in FILES.items()}
+    folder = unpack(pack(tmp_path / name, packed | {"__MACOSX/set/._1.png": "", "set/.DS_Store": "", "._set": ""}))
+    assert contents(folder) == FILES
+
+
 def test_a_folder_that_is_there_is_left_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     assert contents(unpack(pack(tmp_path / "set.zip", FILES))) == {}

@@ -56,7 +56,7 @@ def _seek(top: Path, needed: Sequence[str]) -> tuple[Path | None, str]:
     """The folder that holds all that is `needed`, or what is missing."""
     most, lack = 0, f"{top} does not exist" if not top.is_dir() else f"nothing like {needed[0]} lies within {top}"
     for folder in folders(top):
-        missing = [path for path in needed if not (folder / path).exists()]
+        missing = [path for path in needed if not at(folder, path).exists()]
         if not missing:
             return folder, ""
         if len(needed) - len(missing) > most:
@@ -102,6 +102,14 @@ def subfolders(folder: Path) -> list[Path]:
     """The visible folders directly in `folder`, sorted."""
     with os.scandir(folder) as children:
         return sorted(Path(child.path) for child in children if child.is_dir() and not _is_hidden(child.name))
+
+
+def at(home: Path, path: str) -> Path:
+    """`path` below `home`, each folder that holds one of its own name passed: so some programs unpack an archive."""
+    for step in Path(path).parts:
+        home /= step
+        home = home / step if (home / step).is_dir() else home
+    return home
 
 
 def part(home: Path, files: Sequence[Path], labels: Sequence[int], groups: Sequence[str] | None = None) -> Part:

@@ -18,9 +18,10 @@ from peftbench.splits import carve, join_duplicates
 NAME = "chest_xray"
 NEEDED = tuple(f"{part}/{kind}" for part in ("train", "test") for kind in ("NORMAL", "PNEUMONIA"))
 VAL_SHARE = 0.1
-LABELS = {"bacteria": 1, "virus": 2}
+LABELS = {"normal": 0, "bacteria": 1, "virus": 2}
 PNEUMONIA = re.compile(r"(person\d+)_(bacteria|virus)_")
 NORMAL = re.compile(r"(?:NORMAL\d*-)?IM-\d+")  # NORMAL2-IM-1423-0001.jpeg: series, patient, image
+ORIGINAL = re.compile(r"(NORMAL|BACTERIA|VIRUS)-(\d+)-\d+")  # BACTERIA-1008087-0001.jpeg: kind, patient, image
 
 
 class ChestXray:
@@ -51,16 +52,19 @@ class ChestXray:
 def label_and_patient(name: str) -> tuple[int, str]:
     """Class index and patient of a file by its path below the data set's folder.
 
-    Numbers restart in every folder and kind, so that both are part of the patient: `train/bacteria/person12`.
+    In the original release a patient's number is one everywhere. In the Kaggle copy's names numbers restart in every
+    folder and kind, so that both are part of the patient: `train/bacteria/person12`.
     """
     folder, kind, file = Path(name).parts[-3:]
+    if original := ORIGINAL.match(file):
+        return LABELS[original[1].lower()], f"patient {original[2]}"
     folder = "train" if folder == "val" else folder  # the Kaggle copy's val folder was taken from train
     if kind == "NORMAL":
         known = NORMAL.match(file)
         return 0, f"{folder}/normal/{known[0] if known else file}"
     sick = PNEUMONIA.match(file)
     if not sick:
-        raise DataError(f"{name}: the name of a PNEUMONIA image must hold _bacteria_ or _virus_; mend or remove it.")
+        raise DataError(f"{name}: the name of a PNEUMONIA image must hold bacteria or virus; mend or remove it.")
     return LABELS[sick[2]], f"{folder}/{sick[2]}/{sick[1]}"
 
 

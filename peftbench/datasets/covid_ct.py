@@ -9,6 +9,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+
 from peftbench.catalogue import dataset_card
 from peftbench.contract import Card, Part, Presence, Splits
 from peftbench.datasets import _files
@@ -55,17 +57,24 @@ def source_paper(file: Path) -> str:
 def _part(home: Path, name: str, classes: tuple[str, ...]) -> Part:
     """The images of a part's two lists that are there."""
     listed = [(file, label) for label, kind in enumerate(classes) for file in _listed(home, name, kind)]
-    there = _files.listed(NAME, [file for file, _ in listed])
-    found = [pair for pair, is_there in zip(listed, there, strict=True) if is_there]
-    papers = [source_paper(file) for file, _ in found]
-    return _files.part(home, [file for file, _ in found], [label for _, label in found], papers)
+    files = [_renamed(file) for file, _ in listed]
+    there = np.flatnonzero(_files.listed(NAME, files)).tolist()
+    papers = [source_paper(listed[i][0]) for i in there]
+    return _files.part(home, [files[i] for i in there], [listed[i][1] for i in there], papers)
+
+
+def _renamed(file: Path) -> Path:
+    """The file as some copies on the web call it, where only that is there."""
+    other = file.with_name(file.name.replace("%", "_"))
+    return other if other.is_file() and not file.is_file() else file
 
 
 def _listed(home: Path, name: str, label: str) -> list[Path]:
     list_file = Path("Data-split", label, f"{name}CT_{label}.txt")
     _files.listed(NAME, [home / list_file])
     lines = (home / list_file).read_text(encoding="utf-8").splitlines()
-    return [home / "Images-processed" / f"CT_{label}" / line.strip() for line in lines if line.strip()]
+    folder = _files.at(home, f"Images-processed/CT_{label}")
+    return [folder / line.strip() for line in lines if line.strip()]
 
 
 def _unlisted(home: Path, parts: Mapping[str, Part]) -> tuple[str, ...]:

@@ -62,7 +62,7 @@ def patient(name: str) -> str:
 
 
 def _part(home: Path, part: str) -> Part:
-    by_class = [_files.images_in(home / part / label) for label in FOLDERS]
+    by_class = [_files.images_in(_files.at(home, f"{part}/{label}")) for label in FOLDERS]
     files = [file for one_class in by_class for file in one_class]
     labels = [label for label, one_class in enumerate(by_class) for _ in one_class]
     return _files.part(home, files, labels, [patient(file.name) for file in files])

@@ -53,8 +53,22 @@ def test_validation_is_whole_patients_cut_off_train(root: Path) -> None:
         ("val/PNEUMONIA/person1946_bacteria_4874.jpeg", 1, "train/bacteria/person1946"),
     ],
 )
-def test_numbers_of_patients_restart_in_every_folder_and_kind(name: str, label: int, patient: str) -> None:
+def test_numbers_of_patients_of_the_kaggle_copy_restart_in_every_folder_and_kind(
+    name: str, label: int, patient: str
+) -> None:
     assert label_and_patient(name) == (label, patient)
+
+
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [
+        ("train/NORMAL/NORMAL-1003233-0001.jpeg", 0),
+        ("train/PNEUMONIA/BACTERIA-1003233-0001.jpeg", 1),
+        ("test/PNEUMONIA/VIRUS-1003233-0002.jpeg", 2),
+    ],
+)
+def test_in_the_original_release_a_patient_is_known_everywhere(name: str, label: int) -> None:
+    assert label_and_patient(name) == (label, "patient 1003233")
 
 
 def test_identical_files_of_two_patients_join_them(root: Path) -> None:
@@ -84,7 +98,7 @@ def test_the_val_folder_of_the_kaggle_copy_joins_train(root: Path) -> None:
 
 def test_a_name_without_a_label_is_refused(root: Path) -> None:
     write(root / "chest_xray/chest_xray", "train/PNEUMONIA/scan.jpeg")
-    with pytest.raises(DataError, match=r"train/PNEUMONIA/scan.jpeg: .* must hold _bacteria_ or _virus_"):
+    with pytest.raises(DataError, match=r"train/PNEUMONIA/scan.jpeg: .* must hold bacteria or virus"):
         plugin.load(root, seed=0)
 
 

@@ -74,6 +74,23 @@ def test_the_source_paper_is_read_from_the_name(file: str, paper: str) -> None:
     assert source_paper(Path(file)) == paper
 
 
+def test_copies_without_percent_signs_are_the_same_papers(root: Path) -> None:
+    before = plugin.load(root, seed=0)
+    for image in (root / "covid_ct/Images-processed").rglob("*%*"):
+        image.rename(image.with_name(image.name.replace("%", "_")))
+    after = plugin.load(root, seed=0)
+    assert after.val.groups == before.val.groups
+    assert after.val.names[0] == "Images-processed/CT_NonCOVID/10_0.jpg"
+
+
+def test_each_zip_may_be_unpacked_into_a_folder_of_its_name(root: Path) -> None:
+    folder = root / "covid_ct/Images-processed/CT_COVID"
+    folder.rename(root / "moved")
+    folder.mkdir()
+    (root / "moved").rename(folder / folder.name)
+    assert len(plugin.load(root, seed=0).train) == 4
+
+
 def test_the_download_may_lie_deeper(root: Path) -> None:
     (root / "covid_ct").rename(root / "unpacked")
     (root / "covid_ct/COVID-CT-master").mkdir(parents=True)

@@ -91,6 +91,18 @@ def test_the_two_zips_of_the_record_are_unpacked(root: Path) -> None:
     assert plugin.presence(root).found == 88
 
 
+def test_each_zip_may_be_unpacked_into_a_folder_of_its_name(root: Path) -> None:
+    home = root / "limuc"
+    before = plugin.load(root, seed=0)
+    for part in ("train_and_validation_sets", "test_set"):
+        (home / part).rename(home / "moved")
+        (home / part).mkdir()
+        (home / "moved").rename(home / part / part)
+    after = plugin.load(root, seed=0)
+    assert after.test.labels.tolist() == before.test.labels.tolist()
+    assert after.train.groups == before.train.groups
+
+
 def test_a_missing_grade_is_named(root: Path) -> None:
     shutil.rmtree(root / "limuc/test_set/Mayo 3")
     with pytest.raises(MissingDataError, match=r"lacks test_set/Mayo 3\. Download"):

@@ -38,6 +38,20 @@ def named(text: str, recipe: str) -> Named:
     return Named(base, make(kind, fields, spec.name), str(spec) if base != spec.name else "")
 
 
+def written_out(words: Sequence[str]) -> tuple[str, ...]:
+    """Methods with `paper`, those in the paper's table, and `all`, every one but the baseline `majority`, named."""
+    return tuple(name for word in words for name in _meant(word))
+
+
+def _meant(word: str) -> tuple[str, ...]:
+    if word == "all":
+        return tuple(name for name in registry("methods").names() if name != "majority")
+    if word != "paper":
+        return (word,)
+    known = ((name, catalogue.method_entry(name).published) for name in catalogue.method_names())
+    return tuple(name for name, published in known if published)
+
+
 @dataclass(frozen=True)
 class Row:
     """A method at one size on one backbone: what becomes a job for every data set and seed."""

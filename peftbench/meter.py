@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from peftbench import backbone, cost, delta, engine, forecast, ledger, measure
-from peftbench.asked import Row, rows_of
+from peftbench.asked import Row, rows_of, written_out
 from peftbench.backbone import Source
 from peftbench.cost import Alone, Counted
 from peftbench.engine import Learner, Task
@@ -74,7 +74,8 @@ def table(asked: Study, places: Places, seconds: float = 2.0) -> Iterator[Measur
     Raises RequestError, WeightsError.
     """
     source = backbone.find(asked.backbone or "mini", asked.image_size, places.weights)
-    asked = replace(asked, methods=tuple(dict.fromkeys((REFERENCE, *asked.methods))), baselines=False)
+    methods = tuple(dict.fromkeys((REFERENCE, *written_out(asked.methods))))
+    asked = replace(asked, methods=methods, baselines=False)
     rows = rows_of(asked, source)
     if idle := [row.name for row in rows if not row.method.trains]:
         raise RequestError(f"--methods {idle[0]}: it trains nothing, so there is nothing to measure; leave it out.")

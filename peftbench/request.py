@@ -10,6 +10,7 @@ from typing import Any
 from platformdirs import user_cache_path
 
 from peftbench import backbone, catalogue, inventory, measure
+from peftbench.asked import written_out
 from peftbench.cache import LIMIT, parse_size
 from peftbench.errors import MissingDataError, RequestError, WeightsError
 from peftbench.recipe import CPU_STANDARD, RECIPES, Recipe
@@ -49,7 +50,7 @@ def complete(study: Study, places: Places) -> tuple[Study, list[str]]:
         says.append(
             "The quick study: synthetic phantoms, to see that everything works. For real images see --datasets."
         )
-    methods = tuple(name for word in study.methods or QUICK["methods"] for name in _methods(word))
+    methods = written_out(study.methods or QUICK["methods"])
     names, about = _datasets(study.datasets or ("all",), places.data)
     seeds = tuple(dict.fromkeys(study.seeds))
     recipe = study.recipe or "standard"
@@ -59,16 +60,6 @@ def complete(study: Study, places: Places) -> tuple[Study, list[str]]:
         study, methods=methods, datasets=tuple(names), seeds=seeds, recipe=recipe, backbone=chosen, tune=tune
     )
     return study, [*says, *about, *([why] if why else [])]
-
-
-def _methods(word: str) -> tuple[str, ...]:
-    """What a word stands for: `paper` the methods in the paper's table, `all` every one but the baseline `majority`."""
-    if word == "all":
-        return tuple(name for name in registry("methods").names() if name != "majority")
-    if word != "paper":
-        return (word,)
-    known = ((name, catalogue.method_entry(name).published) for name in catalogue.method_names())
-    return tuple(name for name, published in known if published)
 
 
 def _default_backbone(places: Places) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,12 @@ def test_the_head_alone_trains_on_stored_features(rows: dict[str, Measured]) -> 
     assert [name for name, row in rows.items() if row.stored] == ["linear"]
     assert rows["linear"].memory.activations == 0
     assert rows["linear"].flops_forward == rows["full"].flops_forward
+
+
+def test_the_word_paper_means_the_methods_of_its_table(here: Places) -> None:
+    table = meter.table(replace(ASKED, methods=("paper",)), here, seconds=0.0)
+    assert next(table).method == "full"
+    assert next(table).method == "adaptformer"  # the first of them by name
 
 
 def test_what_trains_nothing_is_not_measured(here: Places) -> None:

@@ -125,8 +125,8 @@ def plan(
 def report(
     store: Annotated[Path, typer.Argument(help="Folder of the results.")] = Path("runs"),
     formats: Annotated[
-        str, typer.Option("--format", help="Some of markdown (md), latex, csv, figure.")
-    ] = "markdown,latex,csv,figure",
+        str, typer.Option("--format", help="Some of markdown (md), latex, csv, figure, html.")
+    ] = "markdown,latex,csv,figure,html",
     out: Annotated[
         Path | None, typer.Option("--out", help="Where to write; default reports/NAME OF THE STORE.")
     ] = None,

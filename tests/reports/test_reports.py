@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 from csv import DictReader
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pandas as pd
@@ -12,12 +13,14 @@ import pytest
 from PIL import Image
 
 from peftbench.contract import Report, Result
-from peftbench.reports import csv, figure, latex, markdown
+from peftbench.reports import csv, figure, html, latex, markdown
+from peftbench.tables import tables
 from tests.results import Fake, study
 
 FORMATS: dict[str, Report] = {
     "csv": csv.plugin,
     "figure": figure.plugin,
+    "html": html.plugin,
     "latex": latex.plugin,
     "markdown": markdown.plugin,
 }
@@ -110,6 +113,42 @@ def test_latex_compiles(results: list[Result], tmp_path: Path) -> None:
 
 
 # --- csv -----------------------------------------------------------------------------------------------------------
+
+
+class Tags(HTMLParser):
+    """What stands open, how many rows and pictures there were, and every address."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[str] = []
+        self.addresses: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append(tag)
+        self.addresses += [value or "" for key, value in attrs if key in {"src", "href"}]
+        if tag not in {"meta", "img"}:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_the_page_is_whole_and_fetches_nothing(written: dict[str, list[Path]], results: list[Result]) -> None:
+    tags = Tags()
+    tags.feed(written["html"][0].read_text(encoding="utf-8"))
+    assert tags.open == []
+    assert tags.seen.count("table") == len(tables(results))
+    assert "img" in tags.seen
+    assert "script" not in tags.seen
+    assert all(address.startswith(("#", "data:")) for address in tags.addresses)
+
+
+def test_the_page_shows_names_as_they_are_written(tmp_path: Path) -> None:
+    results = [Fake(label="lora[r=4]<b>", reason="it said <script>").write(tmp_path / "store")]
+    text = html.plugin.write(results, tmp_path)[0].read_text(encoding="utf-8")
+    assert "&lt;script&gt;" in text
+    assert "<script>" not in text
 
 
 def test_csv_has_a_row_a_final_job_and_nothing_else(results: list[Result], tmp_path: Path) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, asdict, fields, is_dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from rich.table import Table
 from peftbench import testing
 from peftbench.errors import PeftbenchError, PluginError, RequestError, UnknownNameError
 from peftbench.method import Method
+from peftbench.progress import Tally
 from peftbench.registry import FOLDERS, registry
 from peftbench.spec import Spec, make, parse
 from peftbench.testing import Finding, failed
@@ -29,15 +31,58 @@ def show_check(name: str | None, data: Path, *, everything: bool, compiled: bool
     """Print what the rules found; 0 if every rule holds, else 1. Raises RequestError for what cannot be checked."""
     if (name is None) != everything:
         raise RequestError("Say what to check: NAME or PACKAGE:NAME, or --all for everything that is installed.")
-    found = dict(_all(data, compiled=compiled)) if name is None else {name: check(name, data, compiled=compiled)}
+    started = time.perf_counter()
+    said = Console(stderr=True, highlight=False) if as_json else console
+    found = check_all(data, said, compiled=compiled) if name is None else {name: check(name, data, compiled=compiled)}
     if as_json:
         told = {one: [asdict(finding) for finding in findings] for one, findings in found.items()}
         console.print_json(json.dumps(told))
     elif name is None:
-        _print_all(found)
+        _print_all(found, time.perf_counter() - started)
     else:
         _print_one(found[name])
     return int(any(map(failed, found.values())))
+
+
+def check_all(data: Path, said: Console, *, compiled: bool = False) -> dict[str, list[Finding]]:
+    """The findings on everything installed, and a line on `said` as each plug-in ends."""
+    names = [f"{folder}/{name}" for folder in FOLDERS for name in registry(folder).names()]
+    found: dict[str, list[Finding]] = {}
+    with Tally(said, "checking", len(names)) as tally:
+        for name in names:
+            tally.begin(name)
+            started = time.perf_counter()
+            found[name] = _looked_at(name, data, compiled=compiled)
+            seconds = time.perf_counter() - started
+            tally.end(name, f"{_in_short(found[name])}, {seconds:.1f} s", aloud=bool(failed(found[name])))
+    return found
+
+
+def _looked_at(name: str, data: Path, *, compiled: bool) -> list[Finding]:
+    """The findings on one of many: what cannot be loaded or built is a finding itself."""
+    try:
+        _, plugin, spec = _found(name)
+        if lacking := _needed(plugin):
+            return [Finding("it is built", "", "skipped", f"{spec.name} needs a value for {lacking[0]!r}.")]
+        return check(name, data, compiled=compiled)
+    except PeftbenchError as error:
+        return [Finding("it is built", "", "failed", str(error))]
+
+
+def _needed(plugin: Any) -> list[str]:  # noqa: ANN401
+    """The fields that it cannot be built without."""
+    if not (isinstance(plugin, type) and is_dataclass(plugin)):
+        return []
+    return [f.name for f in fields(plugin) if f.init and f.default is MISSING and f.default_factory is MISSING]
+
+
+def _in_short(findings: Sequence[Finding]) -> str:
+    """One phrase for a line of a log."""
+    broken = failed(findings)
+    if broken:
+        return f"FAILED {'; '.join(broken)}"
+    held = sum(finding.verdict == "passed" for finding in findings)
+    return f"all {held} rules hold" if held else f"not looked at: {findings[0].says}"
 
 
 def check(name: str, data: Path, *, compiled: bool = False) -> list[Finding]:
@@ -104,19 +149,6 @@ def _first_field(plugin: Any) -> str:  # noqa: ANN401
     return str(next(iter(getattr(plugin, "__dataclass_fields__", {"argument": None}))))
 
 
-def _all(data: Path, *, compiled: bool) -> Iterator[tuple[str, Sequence[Finding]]]:
-    """Every plug-in that works without an argument; one that cannot be loaded or built is a finding itself."""
-    for folder in FOLDERS:
-        for name in registry(folder).names():
-            asked = f"{folder}/{name}"
-            try:
-                yield asked, check(asked, data, compiled=compiled)
-            except RequestError as error:  # needs an argument: folder:PATH, timm:NAME
-                yield asked, [Finding("it is built", "", "skipped", str(error))]
-            except PeftbenchError as error:
-                yield asked, [Finding("it is loaded", "", "failed", str(error))]
-
-
 def _print_one(findings: Sequence[Finding]) -> None:
     networks = list(dict.fromkeys(finding.network for finding in findings))
     table = Table("rule", *(network or "holds" for network in networks), box=None, pad_edge=False)
@@ -130,7 +162,7 @@ def _print_one(findings: Sequence[Finding]) -> None:
         console.print(f"NO {line}", markup=False)
 
 
-def _print_all(found: Findings) -> None:
+def _print_all(found: Findings, seconds: float) -> None:
     table = Table("plug-in", *MARKS, box=None, pad_edge=False)
     for name, findings in found.items():
         table.add_row(name, *(str(sum(f.verdict == verdict for f in findings)) for verdict in MARKS))
@@ -138,3 +170,13 @@ def _print_all(found: Findings) -> None:
     for name, findings in found.items():
         for line in failed(findings):
             console.print(f"NO {name}: {line}", markup=False)
+    broken = [name for name, findings in found.items() if failed(findings)]
+    unseen = [name for name, findings in found.items() if all(f.verdict == "skipped" for f in findings)]
+    _say(f"{len(found) - len(broken) - len(unseen)} of {len(found)} plug-ins keep every rule; {seconds:.0f} s.")
+    for words, names in (("Not looked at", unseen), ("A rule does not hold", broken)):
+        if names:
+            _say(f"{words}: {', '.join(names)}.")
+
+
+def _say(line: str) -> None:
+    console.print(line, markup=False, soft_wrap=True)

@@ -6,7 +6,15 @@ import time
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 QUIET = 10.0  # seconds between two plain lines
 
@@ -45,3 +53,32 @@ class Bars:
 
     def _show(self, number: int) -> str:
         return f"{number / 1e6:,.1f} MB" if self._in_bytes else f"{number:,} images"
+
+
+class Tally:
+    """One thing after another: a bar with the name of the present one in a terminal, a line as each ends elsewhere."""
+
+    def __init__(self, console: Console, what: str, total: int) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        note = TextColumn("{task.fields[note]}", markup=False)
+        self._bars = Progress(*columns, TimeRemainingColumn(), note, console=console, disable=not console.is_terminal)
+        self._console, self._total, self._ended = console, total, 0
+        self._all = self._bars.add_task(what, total=total, note="")
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def begin(self, name: str) -> None:
+        """It is this one's turn."""
+        self._bars.update(self._all, note=name)
+
+    def end(self, name: str, says: str, *, aloud: bool) -> None:
+        """It is done; in a terminal its line stays only if `aloud`."""
+        self._ended += 1
+        self._bars.update(self._all, completed=self._ended, note="")
+        if aloud or not self._console.is_terminal:
+            self._console.print(f"[{self._ended}/{self._total}] {name}: {says}", markup=False, soft_wrap=True)

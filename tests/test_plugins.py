@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import pytest
 from peftbench import backbone
 from peftbench.checking import check
 from peftbench.errors import PeftbenchError
-from peftbench.registry import registry
+from peftbench.registry import Registry, registry
 from peftbench.testing import check_backbone, check_dataset, check_method, check_metric, check_report, failed
 from peftbench.testing.methods import ONCE, RULES
 from peftbench.testing.networks import STYLES
@@ -80,7 +81,7 @@ def test_a_backbone_keeps_the_rules(text: str) -> None:
 REPRESENTATIVES = ("bitfit", "shpeft", "lora", "adaptformer", "ssf", "vpt_deep", "vera")  # one of each family
 COMPILES = """
 import sys
-from peftbench.registry import registry
+from peftbench.registry import Registry, registry
 from peftbench.testing.findings import judge
 from peftbench.testing.methods import COMPILED
 from peftbench.testing.scene import Scene
@@ -219,6 +220,31 @@ def test_a_check_of_a_method_that_raises_fails(program: Any) -> None:
     code, out, _ = program("check", "raising")
     assert code == 1
     assert "NO it runs [plain]: It raised KeyError: 'nothing'" in out
+
+
+def test_a_check_of_everything_goes_on_past_what_is_broken(program: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line as each ends, what failed by its rule at the end, exit code 1."""
+    few = {"methods": ("broken", "linear", "raising"), "backbones": ("timm",), "metrics": ("accuracy",)}
+    monkeypatch.setattr(Registry, "names", lambda self: few.get(self.folder, ()))
+    code, out, _ = program("check", "--all")
+    lines = out.splitlines()
+    assert code == 1
+    assert lines[0].startswith("[1/5] methods/broken: FAILED it is built: The method 'broken' (theirs_broken:plugin)")
+    assert lines[1].startswith("[2/5] methods/linear: all ")
+    assert lines[3].startswith("[4/5] backbones/timm: not looked at: timm needs a value for 'argument'.")
+    assert "NO methods/raising: it runs [plain]: It raised KeyError: 'nothing'" in out
+    assert re.fullmatch(r"2 of 5 plug-ins keep every rule; \d+ s\.", lines[-3])
+    assert lines[-2:] == [
+        "Not looked at: backbones/timm.",
+        "A rule does not hold: methods/broken, methods/raising.",
+    ]
+
+
+def test_a_check_of_everything_as_json_is_json_only(program: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Registry, "names", lambda self: ("accuracy",) if self.folder == "metrics" else ())
+    code, out, err = program("check", "--all", "--json")
+    assert (code, list(json.loads(out))) == (0, ["metrics/accuracy"])
+    assert err.startswith("[1/1] metrics/accuracy: all ")
 
 
 @pytest.mark.parametrize(

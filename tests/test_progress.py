@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from peftbench import progress
-from peftbench.progress import Bars
+from peftbench.progress import Bars, Tally
 
 
 def said(*, terminal: bool, in_bytes: bool = False) -> str:
@@ -42,3 +42,23 @@ def test_an_unknown_end_is_not_invented() -> None:
         bars("x.zip", 10, 0)
     assert "10 images" in out.getvalue()
     assert "/" not in out.getvalue()
+
+
+def told(*, terminal: bool) -> str:
+    out = io.StringIO()
+    with Tally(Console(file=out, force_terminal=terminal, width=100, highlight=False), "checking", 2) as tally:
+        for name, aloud in (("lora", False), ("[broken]", True)):
+            tally.begin(name)
+            tally.end(name, "done", aloud=aloud)
+    return out.getvalue()
+
+
+def test_a_log_gets_a_line_for_each() -> None:
+    assert told(terminal=False).splitlines() == ["[1/2] lora: done", "[2/2] [broken]: done"]
+
+
+def test_a_terminal_keeps_the_lines_that_matter() -> None:
+    shown = told(terminal=True)
+    assert "[2/2] [broken]: done" in shown
+    assert "lora: done" not in shown
+    assert "2/2" in shown.splitlines()[-2]

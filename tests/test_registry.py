@@ -27,7 +27,7 @@ def install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
         points.append(EntryPoint(name, f"{stem}:plugin", group))
         return stem
 
-    monkeypatch.setattr(module, "entry_points", lambda *, group: EntryPoints(points).select(group=group))
+    monkeypatch.setattr(module, "_points", lambda group, _path: EntryPoints(points).select(group=group))
     return one
 
 

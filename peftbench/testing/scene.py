@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -70,12 +71,12 @@ class Trained:
 
     carried: Carried
     before: dict[str, Tensor]
-    checkpoint: Begun | None  # from half of the steps, as it was read back from disk
+    halfway: Halfway
 
     @property
     def state(self) -> dict[str, Tensor]:
         """Everything that training may change, head included."""
-        return self.carried.tuned.state() | {name: t.detach().clone() for name, t in self.carried.head.items()}
+        return self.carried.tuned.state() | _copied(self.carried.head)
 
 
 class Scene:
@@ -139,25 +140,36 @@ class Scene:
 
     def train(self, carried: Carried, optimiser: str, begun: Begun | None = None) -> Trained:
         """Train with momentum and weight decay, from a checkpoint if given."""
-        before = {name: tensor.detach().clone() for name, tensor in carried.frozen().items()}
+        before = _copied(carried.frozen())
         learner = Learner(carried.model, {**carried.tuned.tensors, **carried.head}, carried.tuned.callback)
         task = Task(Features(self.images), self.labels, {}, CLASSES)
-        with TemporaryDirectory() as folder:
-            keeper = Halfway(Checkpoint(Path(folder)))
-            fit(learner, task, recipe(optimiser), SEED, begun=begun, outside=Outside(save=keeper))
-            return Trained(carried, before, keeper.checkpoint.read())
+        halfway = Halfway()
+        fit(learner, task, recipe(optimiser), SEED, begun=begun, outside=Outside(save=halfway))
+        return Trained(carried, before, halfway)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Halfway:
-    """Keeps the checkpoint behind half of the steps."""
+    """What the checkpoint behind half of the steps holds; on disk only when it is asked for."""
 
-    checkpoint: Checkpoint
+    held: Begun | None = None
 
     def __call__(self, progress: Progress, learner: Mapping[str, Tensor], optimiser: Mapping[str, Tensor]) -> None:
         """As the engine calls it."""
         if progress.step == STEPS // 2:
-            self.checkpoint.write(progress, learner, optimiser)
+            self.held = deepcopy(progress), _copied(learner), _copied(optimiser)
+
+    def read(self) -> Begun | None:
+        """Written to disk and read back."""
+        with TemporaryDirectory() as folder:
+            checkpoint = Checkpoint(Path(folder))
+            if self.held:
+                checkpoint.write(*self.held)
+            return checkpoint.read()
+
+
+def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
 
 def _tensors(vit: nn.Module) -> list[tuple[str, Tensor]]:

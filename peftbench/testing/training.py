@@ -79,7 +79,7 @@ def a_resumed_run_ends_with_the_same_bits(scene: Scene) -> str:
     """Stopped half-way and gone on from the file, as after a power cut."""
     whole = scene.trained("adamw")
     torch.manual_seed(99)
-    resumed = scene.train(scene.carried(), "adamw", whole.checkpoint)
+    resumed = scene.train(scene.carried(), "adamw", whole.halfway.read())
     changed = differing(whole.state, resumed.state)
     demand(not changed, f"Gone on from a checkpoint, it ends with another {listed(changed or [''])}.")
     return f"{len(whole.state)} tensors, bit for bit."

@@ -24,6 +24,7 @@ from peftbench.inventory import data_folder, open_dataset
 from peftbench.pictures import open_picture
 from peftbench.progress import Bars
 from peftbench.registry import registry
+from peftbench.splits import honest
 
 NAMED = 5  # cases of a finding that are printed; --json has all
 TILE, COLUMNS, BAND = 112, 8, 16  # of the grid: pixels of a picture, pictures a class, pixels of a heading
@@ -82,7 +83,7 @@ def _audit(name: str, data: Path | None, cache: Path | None) -> Audit:
     splits = dataset.load(data_folder(data), 0)
     with Bars(Console(stderr=True)) as bars:
         seen = evidence.gather(splits, cache or user_cache_path("peftbench"), None, partial(bars, f"auditing {name}"))
-    return Audit(dataset.card, splits, seen)
+    return Audit(honest(dataset.card, splits), splits, seen)
 
 
 def _stem(name: str) -> str:

@@ -8,13 +8,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from peftbench.contract import Labels, Part, Splits
+from peftbench.contract import Card, Labels, Part, Splits
 from peftbench.errors import SplitError
 
 Index = NDArray[np.int64]  # positions of images
@@ -159,6 +160,12 @@ def crossings(parts: Mapping[str, Part], key: str) -> tuple[str, ...]:
             what = f"1 {key} lies" if len(shared) == 1 else f"{len(shared)} {key}s lie"
             notes.append(f"{what} in both {left} and {right} ({images} images).")
     return tuple(notes)
+
+
+def honest(card: Card, splits: Splits) -> Card:
+    """The card without its group key where every image is its own group: a copy of the set may not tell them."""
+    told = any(part.groups != part.names for part in splits.parts.values())
+    return card if told else replace(card, group_key="")
 
 
 # --- contents ------------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from peftbench.recipe import QUICK_RATES, Recipe, grid
 from peftbench.record import WHOLE, Record, Variant
 from peftbench.request import complete, make_recipe, written
 from peftbench.spec import Job, Places, Study
+from peftbench.splits import honest
 from peftbench.store import Store, write_json
 
 Watch = Callable[[str, int, int], None]  # what is being decoded, images done, images in all
@@ -120,14 +121,15 @@ def load(  # noqa: PLR0913 - what decides the data
     """A data set's images, audited and decoded for a backbone. Raises DataError with what to do."""
     dataset = open_dataset(name)
     splits = dataset.load(places.data, seed)
+    card = honest(dataset.card, splits)
     if recipe.name == "paper" and splits.carved:
         splits = _whole_train(splits)
     most = None if variant.splits == "deduplicated" else audit.MOST
     seen = evidence.gather(splits, places.cache, most, partial(watch, f"auditing {name}") if watch else None)
-    splits = variants.arrange(splits, variant, dataset.card, seen.doubles if seen else (), seed)
-    _refuse_missing_classes(name, splits, dataset.card)
+    splits = variants.arrange(splits, variant, card, seen.doubles if seen else (), seed)
+    _refuse_missing_classes(name, splits, card)
     data = pixels.prepare(
-        dataset.card,
+        card,
         splits,
         source.preprocessing,
         places.cache,
@@ -135,7 +137,7 @@ def load(  # noqa: PLR0913 - what decides the data
         watch=partial(watch, f"decoding {name}") if watch else None,
         limit=places.cache_limit,
     )
-    audit.remember(places.cache, data.fingerprint, audit.Audit(dataset.card, splits, seen).counts)
+    audit.remember(places.cache, data.fingerprint, audit.Audit(card, splits, seen).counts)
     return data
 
 

@@ -52,6 +52,8 @@ def grouped(splits: Splits, key: str) -> Splits:
     }
     train, val_ = (len(splits.parts[part]) - len(index) for part, index in kept.items())
     note = f"grouped: {train} images of train and {val_} of val left out whose {key} also lies in a later part."
+    if all(part.groups == part.names for part in splits.parts.values()):
+        note = "grouped: nothing left out, for it is not known which images belong together."
     return _kept(splits, kept, "grouped", note, key)
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -8,9 +9,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from peftbench.contract import Labels, Part, Splits
+from peftbench.contract import Card, Labels, Part, Splits
 from peftbench.errors import SplitError
-from peftbench.splits import carve, crossings, fingerprint, join_duplicates, join_pairs, split
+from peftbench.splits import carve, crossings, fingerprint, honest, join_duplicates, join_pairs, split
 
 SHARES = (0.7, 0.1, 0.2)
 
@@ -160,3 +161,10 @@ def test_a_fingerprint_changes_with_a_files_bytes_but_not_with_its_place(tmp_pat
         return fingerprint(splits(test=Part([file], np.zeros(1, np.int64), ("s0",), ("g",))))
 
     assert found("here", b"1") == found("there", b"1") != found("here", b"2")
+
+
+def test_a_card_promises_no_groups_that_the_copy_does_not_tell() -> None:
+    card = Card("OCT", "retina", ("a", "b"), "none", "drawn", group_key="patient")
+    alone = Splits(part("a", [0, 1]), part("b", [0]), part("c", [1]), "official")
+    assert not honest(card, alone).group_key
+    assert honest(card, replace(alone, test=part("c", [1], ["patient 7"]))).group_key == "patient"

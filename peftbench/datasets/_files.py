@@ -41,11 +41,6 @@ def presence(root: Path, name: str, needed: Sequence[str], images: Callable[[Pat
     return Presence(found, every, packed=found < every and bool(_packed(root / name, needed)))
 
 
-def is_begun(root: Path, name: str, needed: Sequence[str]) -> bool:
-    """Whether what `find` needs is there, or archives that may hold it."""
-    return bool(_seek(root / name, needed)[0] or _packed(root / name, needed))
-
-
 def whole(name: str) -> int:
     """The images of a complete copy."""
     entry = dataset_entry(name)

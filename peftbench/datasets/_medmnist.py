@@ -7,6 +7,8 @@ and unpacked once beside itself, so that its arrays are read from the disk as th
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ from numpy.typing import NDArray
 
 from peftbench import archives
 from peftbench.catalogue import dataset_entry
-from peftbench.contract import Part, Presence
+from peftbench.contract import INCOMPLETE, Part, Presence
 from peftbench.errors import DataError, MissingDataError
 
 COLLECTION = "medmnist"
@@ -35,9 +37,27 @@ def sides_here(root: Path, name: str) -> tuple[int, ...]:
 
 
 def presence(root: Path, name: str, side: int) -> Presence:
-    """All or nothing: a set is one file."""
-    whole = sum(dataset_entry(COLLECTION).members[name].sizes.values())
-    return Presence(whole if side in sides_here(root, name) else 0, whole)
+    """All or nothing while it is packed, for it is one file; then as many images as have labels."""
+    every, folder = whole(name), archives.place(file_of(root, name, side))
+    if not folder.is_dir():
+        return Presence(every if side in sides_here(root, name) else 0, every)
+    with suppress(DataError):  # running it says what is wrong with it
+        return Presence(sum(len(_array(folder / f"{part}_labels.npy")) for part in PARTS), every)
+    return Presence(0, every)
+
+
+def whole(name: str) -> int:
+    """The images that are published."""
+    return sum(dataset_entry(COLLECTION).members[name].sizes.values())
+
+
+def notes(name: str, side: int, parts: Mapping[str, Part]) -> tuple[str, ...]:
+    """What a reader must know of any of these sets."""
+    found = sum(map(len, parts.values()))
+    lacks = f"{INCOMPLETE}: {found} of {whole(name)} images are here."
+    title = dataset_entry(COLLECTION).members[name].title
+    about = (f"These are {title}'s images of {side} x {side} pixels.", NO_GROUPS)
+    return (lacks, *about) if found < whole(name) else about
 
 
 def read(root: Path, name: str, side: int) -> dict[str, Part]:

@@ -31,14 +31,13 @@ class MedMNIST:
         return dataset_card(_medmnist.COLLECTION, self.name)
 
     def presence(self, root: Path) -> Presence:
-        """Whether the file is there."""
+        """Whether the file is there, and is all of it."""
         return _medmnist.presence(root, self.name, self.size)
 
     def load(self, root: Path, seed: int) -> Splits:  # noqa: ARG002  the split is official
         """Read the published parts; raises MissingDataError and DataError."""
         parts = _medmnist.read(root, self.name, self.size)
-        notes = (f"Images of {self.size} x {self.size} pixels.", _medmnist.NO_GROUPS)
-        return _files.assemble(parts, self.card, "official", notes)
+        return _files.assemble(parts, self.card, "official", _medmnist.notes(self.name, self.size, parts))
 
     @classmethod
     def here(cls, root: Path) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Kermany's retinal OCT (2018) in four classes: the original release, else OCTMNIST's copy of it at 224 pixels.
+"""Kermany's retinal OCT (2018) in four classes: the whole release, else OCTMNIST's copy of it at 224 pixels.
 
 Train and test are official; a tenth of train, whole patients, becomes the validation part. The Kaggle copy's val
 folder of 32 images is what its test folder lacks of the official 1,000, and joins it.
@@ -32,18 +32,17 @@ class Oct:
         return dataset_card(NAME)
 
     def presence(self, root: Path) -> Presence:
-        """Images of the original release, where there are none those of OCTMNIST."""
-        found = _files.presence(root, NAME, NEEDED, lambda home: _files.count(home, ("train", "val", "test")))
-        return found if found.found or found.packed else _medmnist.presence(root, COPY, COPY_SIDE)
+        """Images of the original release, or of OCTMNIST where that stands in."""
+        return _medmnist.presence(root, COPY, COPY_SIDE) if _stands_in(root) else _release(root)
 
     def load(self, root: Path, seed: int) -> Splits:
         """Read labels from folders, patients from names.
 
         Raises MissingDataError, DataError for a name without a patient.
         """
-        if not _files.is_begun(root, NAME, NEEDED) and COPY_SIDE in _medmnist.sides_here(root, COPY):
-            notes = ("These are OCTMNIST's images of 224 x 224 pixels.", _medmnist.NO_GROUPS)
-            return _files.assemble(_medmnist.read(root, COPY, COPY_SIDE), self.card, "official (OCTMNIST)", notes)
+        if _stands_in(root):
+            parts = _medmnist.read(root, COPY, COPY_SIDE)
+            return _files.assemble(parts, self.card, "official (OCTMNIST)", _medmnist.notes(COPY, COPY_SIDE, parts))
         home = _files.find(root, NAME, NEEDED)
         train, test, more = (_part(home, part) for part in ("train", "test", "val"))
         train, val = carve(train, VAL_SHARE, seed)
@@ -51,6 +50,16 @@ class Oct:
         joined = (f"The {len(more)} images of the val folder joined test.",) if len(more) else ()
         rule = f"official train and test, 10% of train for validation, grouped by {self.card.group_key}"
         return _files.assemble(parts, self.card, rule, (*_files.size_notes(NAME, parts), *joined), carved=True)
+
+
+def _release(root: Path) -> Presence:
+    return _files.presence(root, NAME, NEEDED, lambda home: _files.count(home, ("train", "val", "test")))
+
+
+def _stands_in(root: Path) -> bool:
+    """Whether OCTMNIST is here and the release is not, or only a sample of it."""
+    release, copy = _release(root), _medmnist.presence(root, COPY, COPY_SIDE)
+    return not (release.complete or release.packed) and (copy.complete or copy.found > release.found)
 
 
 def patient(name: str) -> str:

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from peftbench.datasets import _medmnist
+from peftbench.contract import Presence
+from peftbench.datasets import _files, _medmnist
 from peftbench.datasets.oct import FOLDERS, patient, plugin
 from peftbench.errors import DataError, MissingDataError
 from tests.datasets.medmnist_files import write_set
@@ -67,14 +68,22 @@ def test_the_release_is_unpacked_where_it_lies(root: Path) -> None:
 def test_octmnist_stands_in_where_the_release_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_set(tmp_path, "octmnist", 224, monkeypatch, images=8)
     splits = plugin.load(tmp_path, seed=0)
-    assert plugin.presence(tmp_path).complete
+    assert plugin.presence(tmp_path) == Presence(24, 109309)
     assert splits.rule == "official (OCTMNIST)"
     assert splits.train.names[0] == "octmnist/train/0"
-    assert splits.notes == ("These are OCTMNIST's images of 224 x 224 pixels.", _medmnist.NO_GROUPS)
+    assert splits.notes[0] == "Incomplete copy: 24 of 109309 images are here."
+    assert splits.notes[1:] == ("These are OCTMNIST's images of 224 x 224 pixels.", _medmnist.NO_GROUPS)
 
 
-def test_the_release_goes_before_octmnist(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_octmnist_goes_before_a_sample_of_the_release(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_set(root, "octmnist", 224, monkeypatch, images=8)  # packed, so that its checksum vouches for all of it
+    assert plugin.presence(root).complete
+    assert plugin.load(root, seed=0).rule == "official (OCTMNIST)"
+
+
+def test_the_whole_release_goes_before_octmnist(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_set(root, "octmnist", 224, monkeypatch, images=8)
+    monkeypatch.setattr(_files, "whole", lambda _name: 96)
     assert plugin.load(root, seed=0).rule.startswith("official train and test")
     assert plugin.presence(root).found == 96
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from peftbench.errors import RequestError
 from peftbench.method import Fit, Method, edge
-from peftbench.methods._sites import PROJECTIONS, blocks, width
+from peftbench.methods._sites import PROJECTIONS, blocks, matrix, width
 from peftbench.plan import Graft, Shared
 
 
@@ -99,12 +99,17 @@ class FacT(Method):
 def sites(vit: nn.Module) -> dict[str, int]:
     """Every matrix of every block -> of how many squares it is."""
     names = [f"{block}.{layer}" for block in blocks(vit) for layer in PROJECTIONS.values()]
-    return {name: math.prod(squares(vit.get_submodule(name), width(vit))) for name in names}
+    return {name: math.prod(along(matrix(vit, name), width(vit))) for name in names}
 
 
 def squares(layer: nn.Module, width: int) -> tuple[int, int]:
-    """Of how many squares a matrix is, along its inputs and along its outputs. Raises RequestError."""
-    outputs, inputs = layer.get_parameter("weight").shape
+    """Of how many squares a layer's matrix is, along its inputs and along its outputs. Raises RequestError."""
+    return along(layer.get_parameter("weight"), width)
+
+
+def along(weight: Tensor, width: int) -> tuple[int, int]:
+    """The same of a matrix (out, in)."""
+    outputs, inputs = weight.shape
     if inputs % width or outputs % width:
         raise RequestError(f"FacT cuts matrices into squares of {width}; one of {outputs} x {inputs} cannot be cut so.")
     return inputs // width, outputs // width

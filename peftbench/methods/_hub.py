@@ -19,7 +19,7 @@ from torch import nn
 from peftbench.errors import RequestError
 from peftbench.grafts import HubShared, HubTuner
 from peftbench.method import Fit, Method, edge
-from peftbench.methods._sites import PROJECTIONS, blocks
+from peftbench.methods._sites import PROJECTIONS, blocks, matrix
 from peftbench.plan import Graft, Plan, Probe, Sizes
 
 UNFIT: Mapping[str, str] = MappingProxyType(
@@ -94,8 +94,8 @@ class HubMethod(Method):
 
     def shapes(self, vit: nn.Module) -> Counter[tuple[int, int]]:
         """How many sites have so many outputs and inputs."""
-        names = (f"{block}.{PROJECTIONS[site]}.weight" for block in blocks(vit) for site in self.sites)
-        return Counter((w.shape[0], w.shape[1]) for w in map(vit.get_parameter, names))
+        names = (f"{block}.{PROJECTIONS[site]}" for block in blocks(vit) for site in self.sites)
+        return Counter((w.shape[0], w.shape[1]) for w in (matrix(vit, name) for name in names))
 
     def total(self, shapes: Counter[tuple[int, int]]) -> int:
         """Trainable parameters of all sites and of what they share."""

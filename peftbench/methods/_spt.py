@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from peftbench.selection import leaders
 
-NEVER = ("cls_token", "reg_token", "pos_embed", "patch_embed.")  # beside the head: always or never trained
+NEVER = ("cls_token", "reg_token", "pos_embed", "patch_embed.", "attn_pool.")  # these train always or never
 PARTS = "qkv"
 
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from peftbench.errors import RequestError
 from peftbench.methods._adapters import Bottleneck
-from peftbench.methods._sites import blocks, width
+from peftbench.methods._sites import blocks, norms, width
 from peftbench.methods._stepped import Stepped
 from peftbench.plan import Plan, Probe
 
@@ -32,9 +32,9 @@ class AdapterHoulsby(Stepped):
     def plan(self, vit: nn.Module, probe: Probe) -> Plan:
         """A graft around the scale of each branch, which is an Identity where there is none."""
         size = {"width": width(vit), "r": self.bottleneck}
-        norms = [name for name, module in vit.named_modules() if isinstance(module, nn.LayerNorm) and self.norms]
+        chosen = tuple(f"{name}." for name in norms(vit)) if self.norms else ()
         return Plan(
-            tune=frozenset(f"{name}.{leaf}" for name in norms for leaf in ("weight", "bias")),
+            tune=frozenset(name for name, _ in vit.named_parameters() if name.startswith(chosen)),
             grafts={f"{block}.{scale}": (Bottleneck, size) for block in blocks(vit) for scale in ("ls1", "ls2")},
         )
 

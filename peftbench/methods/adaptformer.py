@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from peftbench.errors import PluginError, RequestError
-from peftbench.methods._sites import blocks
+from peftbench.methods._sites import blocks, width
 from peftbench.methods._stepped import Stepped
 from peftbench.plan import Graft, Plan, Probe
 
@@ -71,7 +71,7 @@ class AdaptFormer(Stepped):
 
     def most(self, vit: nn.Module) -> int:
         """The width: a wider one were no bottleneck."""
-        return vit.get_parameter("cls_token").shape[-1]
+        return width(vit)
 
 
 plugin = AdaptFormer

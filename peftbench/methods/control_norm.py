@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from peftbench.methods._masked import Masked
+from peftbench.methods._sites import norms
 from peftbench.plan import Plan, Probe
 from peftbench.selection import largest
 
@@ -25,8 +26,8 @@ class ControlNorm(Masked):
         )
 
     def candidates_in(self, vit: nn.Module) -> list[str]:
-        """The weight of every LayerNorm."""
-        return [f"{name}.weight" for name, module in vit.named_modules() if isinstance(module, nn.LayerNorm)]
+        """The weight of every norm."""
+        return [f"{name}.weight" for name in norms(vit)]
 
 
 plugin = ControlNorm

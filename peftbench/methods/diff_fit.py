@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from peftbench.method import Method
-from peftbench.methods._sites import PROJECTIONS, blocks
+from peftbench.methods._sites import PROJECTIONS, blocks, norms
 from peftbench.plan import Graft, Plan, Probe
 
 
@@ -45,8 +45,8 @@ class DiffFit(Method):
 
     def plan(self, vit: nn.Module, probe: Probe) -> Plan:
         """g stands behind the last matrix of each branch, ahead of the scale that DINOv2 has there."""
-        norms = {name for name, module in vit.named_modules() if isinstance(module, nn.LayerNorm)}
-        trained = (n for n, _ in vit.named_parameters() if n.endswith("bias") or n.rpartition(".")[0] in norms)
+        scaled = set(norms(vit))
+        trained = (n for n, _ in vit.named_parameters() if n.endswith("bias") or n.rpartition(".")[0] in scaled)
         sites = [f"{block}.{PROJECTIONS[last]}" for block in blocks(vit) for last in ("proj", "fc2")]
         return Plan(tune=frozenset(trained), grafts={site: (Gain, {}) for site in sites})
 

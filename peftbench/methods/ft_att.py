@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from peftbench.errors import RequestError
 from peftbench.method import Method
 from peftbench.plan import Plan, Probe
 
@@ -18,6 +19,8 @@ class FTAtt(Method):
         """Chosen by their place in a block: the patch convolution is called `proj`, too."""
         places = (".attn.qkv.", ".attn.proj.")
         tune = {name for name, _ in vit.named_parameters() if any(place in name for place in places)}
+        if not tune:
+            raise RequestError("ft_att: the blocks of this network have no attn.qkv and attn.proj to train.")
         return Plan(tune=frozenset(tune | ({"pos_embed"} if self.train_pos_embed else set())))
 
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from peftbench.errors import RequestError
 from peftbench.grafts import LoRATuner
-from peftbench.methods._sites import PROJECTIONS, blocks
+from peftbench.methods._sites import PROJECTIONS, blocks, width
 from peftbench.methods._stepped import Stepped
 from peftbench.plan import Plan, Probe
 
@@ -50,7 +50,7 @@ class LoRA(Stepped):
 
     def most(self, vit: nn.Module) -> int:
         """The width."""
-        return vit.get_parameter("cls_token").shape[-1]
+        return width(vit)
 
 
 plugin = LoRA

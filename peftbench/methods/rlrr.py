@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from peftbench.method import Method
-from peftbench.methods._sites import PROJECTIONS, blocks
+from peftbench.methods._sites import PROJECTIONS, blocks, last_norm
 from peftbench.methods.ssf import ScaleShift
 from peftbench.plan import Graft, Plan, Probe
 
@@ -64,10 +64,9 @@ class RLRR(Method):
         """A graft around every matrix, the norms of the blocks, the final norm and the patch convolution."""
         matrices = {f"{block}.{layer}": layer for block in blocks(vit) for layer in PROJECTIONS.values()}
         norms = [f"{block}.{norm}" for block in blocks(vit) for norm in ("norm1", "norm2")]
-        last = [] if isinstance(vit.get_submodule("norm"), nn.Identity) else ["norm"]
         return Plan(
             grafts={site: (Rescaled, {"parts": 3 if layer == "attn.qkv" else 1}) for site, layer in matrices.items()}
-            | {site: (ScaleShift, {}) for site in (*norms, *last, "patch_embed.proj")}
+            | {site: (ScaleShift, {}) for site in (*norms, *last_norm(vit), "patch_embed.proj")}
         )
 
 

@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 
 from torch import nn
 
+from peftbench.errors import RequestError
 from peftbench.methods._hub import HubMethod, common
 from peftbench.plan import Sizes
 
@@ -29,8 +30,10 @@ class RoAd(HubMethod):
         return self.variant * rows
 
     def sizes(self, vit: nn.Module) -> Sequence[int]:
-        """The three variants; none where `group` does not divide the outputs."""
-        return (1, 2, 4) if common(self.shapes(vit), side=0) % self.group == 0 else ()
+        """The three variants. Raises RequestError where `group` does not divide the outputs."""
+        if (outputs := common(self.shapes(vit), side=0)) % self.group:
+            raise RequestError(f"road: group = {self.group} will not do: it divides the outputs, {outputs}.")
+        return 1, 2, 4
 
 
 plugin = RoAd

@@ -110,13 +110,13 @@ class SPTLoRA(Method):
         even, odd = probe.estimate("squares", self.batches)
         tries = _spt.steps(_spt.unit(budget))
         ranking = _spt.rank(among, (p.of(even[p.name]).double() + p.of(odd[p.name]) for p in among), tries[-1])
-        always = vit.get_parameter("cls_token").numel()
-        totals = [always + rule.spent(among, ranking.counts(k)) for k in tries]
-        return self._carried(among, rule, ranking, tries[_spt.nearest(totals, budget)])
+        always = _always(vit)
+        totals = [sum(always.values()) + rule.spent(among, ranking.counts(k)) for k in tries]
+        return self._carried(set(always), among, rule, ranking, tries[_spt.nearest(totals, budget)])
 
-    def _carried(self, among: list[Piece], rule: Rule, ranking: Ranking, k: int) -> Plan:
-        """The plan of the k most sensitive weights."""
-        tune, single, products = {"cls_token"}, defaultdict[str, list[Tensor]](list), defaultdict[str, str](str)
+    def _carried(self, tune: set[str], among: list[Piece], rule: Rule, ranking: Ranking, k: int) -> Plan:
+        """The plan of the k most sensitive weights, and of what trains whole anyway."""
+        single, products = defaultdict[str, list[Tensor]](list), defaultdict[str, str](str)
         facts = {"spt_matrices": 0.0, "spt_vectors": 0.0, "spt_entries": 0.0}
         for piece, chosen in zip(among, ranking.entries(k), strict=True):
             site = piece.name.rpartition(".")[0]
@@ -151,11 +151,16 @@ class SPTLoRA(Method):
 
     def within(self, budget: int, vit: nn.Module) -> Fit:
         """The budget itself, from the class token and one weight up to everything whole."""
-        rule, always = Rule(self.r, self.alpha, self.beta), vit.get_parameter("cls_token").numel()
+        rule, always = Rule(self.r, self.alpha, self.beta), sum(_always(vit).values())
         least, most = always + 1, always + sum(rule.cost(piece) for piece in _spt.pieces(vit))
         reached = min(max(budget, least), most)
         aimed = replace(self, budget=selection.share(reached, selection.total(vit)))
         return Fit(aimed, reached, edge(budget, (least, most)))
+
+
+def _always(vit: nn.Module) -> dict[str, int]:
+    """What trains whatever its sensitivity, and its size: the class token, where there is one."""
+    return {name: p.numel() for name, p in vit.named_parameters() if name == "cls_token"}
 
 
 plugin = SPTLoRA

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from peftbench.errors import RequestError
 from peftbench.method import Method
-from peftbench.methods._sites import PROJECTIONS, blocks
+from peftbench.methods._sites import PROJECTIONS, blocks, has, last_norm
 from peftbench.plan import Graft, Plan, Probe
 
 WITHIN = {"norm1": "norm1", "norm2": "norm2", **PROJECTIONS}
-AROUND = {"patch": "patch_embed.proj", "norm_pre": "norm_pre", "norm": "norm"}
+AROUND = {"patch": "patch_embed.proj", "norm_pre": "norm_pre"}
+LAST = "norm"  # wherever a network has it, behind its pooling, too; a few have none
 
 
 class ScaleShift(Graft):
@@ -43,7 +44,7 @@ class ScaleShift(Graft):
 
         Without a bias there is no place for t, but that of the patch convolution (CLIP) has one: see `settle`.
         """
-        if self.base.bias is None and not isinstance(self.base, nn.Conv2d):
+        if getattr(self.base, "bias", None) is None and not isinstance(self.base, nn.Conv2d):
             return None
         plain = deepcopy(self.base)
         with torch.no_grad():
@@ -71,7 +72,7 @@ class SSF(Method):
     sites: tuple[str, ...] = ("patch", "norm1", "qkv", "proj", "norm2", "fc1", "fc2", "norm")
 
     def __post_init__(self) -> None:
-        known = [*AROUND, *WITHIN]
+        known = [*AROUND, *WITHIN, LAST]
         if strange := [site for site in self.sites if site not in known] or ([] if self.sites else ["nothing"]):
             raise RequestError(
                 f"ssf: sites = {strange[0]!r} will not do: there are {', '.join(known)}; join several with +."
@@ -83,9 +84,10 @@ class SSF(Method):
         """A graft behind every chosen operation."""
         inner = [f"{block}.{WITHIN[site]}" for block in blocks(vit) for site in self.sites if site in WITHIN]
         places = [*(AROUND[site] for site in self.sites if site in AROUND), *inner]
-        if absent := [place for place in places if isinstance(vit.get_submodule(place), nn.Identity)]:
+        if absent := [place for place in places if not has(vit, place)]:
             raise RequestError(f"ssf: this network has no {absent[0]}; leave it out of the sites.")
-        return Plan(grafts={place: (ScaleShift, {}) for place in places})
+        last = last_norm(vit) if LAST in self.sites else []
+        return Plan(grafts={place: (ScaleShift, {}) for place in (*places, *last)})
 
 
 plugin = SSF

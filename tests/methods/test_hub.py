@@ -351,7 +351,7 @@ def test_an_interrupted_adalora_ends_with_the_same_bits() -> None:
         (lambda: HRA(r=3).plan(network(), NoProbe()), "hra: r = 3 will not do .*: 2, 4, 6"),
         (lambda: C3A(block=64).plan(network(), NoProbe()), "c3a: block = 64 will not do .*: 1, 2, 4, 8, 16, 32"),
         (lambda: LoHa(r=33).plan(network(), NoProbe()), "loha: r = 33 will not do .*: 1 to 32"),
-        (lambda: RoAd(group=7).plan(network(), NoProbe()), "road: variant = 1 will not do"),
+        (lambda: RoAd(group=7).plan(network(), NoProbe()), "road: group = 7 will not do: it divides the outputs, 96"),
         (lambda: VBLoRA(length=24).plan(network(), NoProbe()), "vblora: length = 24 will not do .*: it divides 32"),
         (lambda: HubTuner(nn.Linear(4, 4), "NOT_YET"), "NOT_YET needs peft newer than this, here is"),
     ],

@@ -26,7 +26,7 @@ from pydantic import TypeAdapter, ValidationError
 from peftbench.contract import Splits
 from peftbench.duplicates import ALIKE, SIDE, SIMILAR, Thumbnails, alike, thumbnail
 from peftbench.pictures import is_dicom, open_picture
-from peftbench.splits import file_digest
+from peftbench.splits import known_digest
 
 VERSION = 1  # of what is kept
 
@@ -119,7 +119,7 @@ def _look(image: Path | NDArray[np.uint8]) -> tuple[Seen, Thumbnails]:
     if isinstance(image, np.ndarray):
         picture = Image.fromarray(image)
         return (hashlib.sha256(np.ascontiguousarray(image).data).hexdigest(), picture.size, ""), thumbnail(picture)
-    digest = file_digest(image)
+    digest = known_digest(image)
     try:
         picture = open_picture(image)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):

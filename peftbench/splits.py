@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from itertools import combinations
 from pathlib import Path
 
@@ -16,9 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from peftbench.contract import Card, Labels, Part, Splits
-from peftbench.errors import SplitError
+from peftbench.errors import DataError, SplitError
 
 Index = NDArray[np.int64]  # positions of images
+SETTLED = 2 * 10**9  # nanoseconds after which a file cannot change again without its times telling
 
 
 # --- splitting -----------------------------------------------------------------------------------------------------
@@ -40,7 +43,8 @@ def split(labels: Labels, groups: Sequence[str], shares: Sequence[float], seed: 
     _cover(place, counts, wanted)
     parts = [np.flatnonzero(place[members] == part) for part in range(len(shares))]
     if not all(len(part) for part in parts):
-        raise SplitError(f"{len(counts)} groups cannot fill {len(shares)} parts; give more images or fewer parts.")
+        few = f"{len(labels)} images in {len(counts)} groups" if len(counts) < len(labels) else f"{len(labels)} images"
+        raise SplitError(f"{few} are too few to fill {len(shares)} parts with every class; give more.")
     return parts
 
 
@@ -177,6 +181,22 @@ def file_digest(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def known_digest(file: Path) -> str:
+    """`file_digest`, read once a process as long as the file stays as it is. Raises DataError for one without bytes."""
+    try:
+        now = file.stat()
+        if time.time_ns() - max(now.st_mtime_ns, now.st_ctime_ns) < SETTLED:
+            return file_digest(file)
+        return _remembered(str(file), now.st_size, now.st_mtime_ns, now.st_ctime_ns, now.st_ino)
+    except OSError as error:
+        raise DataError(f"{file} cannot be read ({error.strerror}); mend or remove it.") from None
+
+
+@cache
+def _remembered(file: str, *_: int) -> str:
+    return file_digest(Path(file))
+
+
 def fingerprint(splits: Splits) -> str:
     """A sha256 over each part's names, labels, groups and image contents: equal if and only if the data are."""
     total = hashlib.sha256()
@@ -189,4 +209,4 @@ def fingerprint(splits: Splits) -> str:
 def _contents(part: Part) -> list[str]:
     if isinstance(part.images, np.ndarray):
         return [hashlib.sha256(np.ascontiguousarray(image).data).hexdigest() for image in part.images]
-    return [file_digest(file) for file in part.images]
+    return [known_digest(file) for file in part.images]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -9,9 +10,10 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from peftbench import splits as splits_
 from peftbench.contract import Card, Labels, Part, Splits
 from peftbench.errors import SplitError
-from peftbench.splits import carve, crossings, fingerprint, honest, join_duplicates, join_pairs, split
+from peftbench.splits import carve, crossings, fingerprint, honest, join_duplicates, join_pairs, known_digest, split
 
 SHARES = (0.7, 0.1, 0.2)
 
@@ -89,8 +91,8 @@ def test_no_group_is_in_two_parts(images: list[tuple[int, int]], seed: int) -> N
 @pytest.mark.parametrize(
     ("labels", "groups", "shares", "message"),
     [
-        ([0, 1], ["a", "b"], (0.7, 0.1, 0.2), "2 groups cannot fill 3 parts"),
-        ([0, 1, 0, 1], ["a"] * 4, (0.5, 0.5), "1 groups cannot fill 2 parts"),
+        ([0, 1], ["a", "b"], (0.7, 0.1, 0.2), "^2 images are too few to fill 3 parts"),
+        ([0, 1, 0, 1], ["a"] * 4, (0.5, 0.5), "^4 images in 1 groups are too few to fill 2 parts"),
         ([0, 1], ["a"], (0.5, 0.5), "2 labels but 1 group keys"),
         ([0, 1], ["a", "b"], (1.0, 0.0), "must be above 0"),
     ],
@@ -168,3 +170,30 @@ def test_a_card_promises_no_groups_that_the_copy_does_not_tell() -> None:
     alone = Splits(part("a", [0, 1]), part("b", [0]), part("c", [1]), "official")
     assert not honest(card, alone).group_key
     assert honest(card, replace(alone, test=part("c", [1], ["patient 7"]))).group_key == "patient"
+
+
+def test_a_file_is_read_again_only_once_it_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, reads = tmp_path / "a.png", list[Path]()
+    file.write_text("one")
+    monkeypatch.setattr(splits_, "SETTLED", 0)
+
+    def read(asked: Path) -> str:
+        reads.append(asked)
+        return asked.read_text()
+
+    monkeypatch.setattr(splits_, "file_digest", read)
+    assert [known_digest(file), known_digest(file)] == ["one", "one"]
+    assert len(reads) == 1
+    before = file.stat()
+    file.write_text("two")  # of the same size; and then its time is put back
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert known_digest(file) == "two"
+
+
+def test_a_file_that_has_just_changed_is_always_read(tmp_path: Path) -> None:
+    file = tmp_path / "a.png"
+    digests = set[str]()
+    for i in range(20):  # within a tick of the disk's clock
+        file.write_text(f"{i:02}")
+        digests.add(known_digest(file))
+    assert len(digests) == 20

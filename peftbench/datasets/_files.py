@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +12,11 @@ import numpy as np
 from peftbench import archives, pictures
 from peftbench.catalogue import dataset_entry
 from peftbench.contract import INCOMPLETE, Card, Part, Presence, Splits
-from peftbench.errors import MissingDataError, SplitError
-from peftbench.splits import crossings, file_digest
+from peftbench.errors import DataError, MissingDataError, SplitError
+from peftbench.splits import crossings, known_digest
 
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}) | pictures.DICOM
+KINDS_TOLD = 3  # suffixes of files that are left out, the most frequent
 DEPTH = 3  # how far below root/<name> a download may have been unpacked
 
 
@@ -78,19 +79,47 @@ def listed(name: str, files: Sequence[Path]) -> list[bool]:
 
 def images_in(folder: Path) -> list[Path]:
     """The image files in `folder` and below, sorted; hidden ones (such as macOS's ._copies) left out."""
-    return sorted(Path(place, name) for place, names in _walk(folder) for name in names)
+    found = [f"{place}{os.sep}{name}" for place, names in _walk(folder) for name in names if _is_image(name)]
+    return [Path(file) for file in sorted(found, key=lambda file: file.split(os.sep))]  # noqa: PTH206 - as paths sort, but soon
+
+
+def left_out(folders: Iterable[Path]) -> tuple[str, ...]:
+    """A note on the visible files in these folders and below whose names are none of images, by suffix."""
+    names = (name for folder in folders for _, found in _walk(folder) for name in found)
+    kinds = Counter(_suffix(name) or "no suffix" for name in names if not _is_image(name))
+    told = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(KINDS_TOLD))
+    return (f"Files left out because of their names: {sum(kinds.values())} ({told}).",) if kinds else ()
 
 
 def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
-    """Folders with the names of their images; of a hundred thousand files the disk is not asked about each."""
-    for place, below, names in os.walk(folder):
-        below[:] = [name for name in below if not _is_hidden(name)]
-        yield place, [n for n in names if os.path.splitext(n)[1].lower() in EXTENSIONS and not _is_hidden(n)]  # noqa: PTH122
+    """Folders with the names of their visible files; of a hundred thousand files the disk is not asked about each."""
+    above = {os.path.realpath(folder), *map(str, folder.resolve().parents)}
+    for place, below, names in os.walk(folder, followlinks=True):
+        below[:] = [n for n in below if not _is_hidden(n) and not _leads_back(f"{place}{os.sep}{n}", above)]
+        yield place, [name for name in names if not _is_hidden(name)]
+
+
+def _leads_back(folder: str, above: set[str]) -> bool:
+    """Whether it is a link to one of the folders `above`, or to where another has led, which it then joins."""
+    if not os.path.islink(folder):  # noqa: PTH114
+        return False
+    leads = os.path.realpath(folder)
+    known = leads in above
+    above.add(leads)
+    return known
+
+
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()  # noqa: PTH122 - a hundred thousand times
+
+
+def _is_image(name: str) -> bool:
+    return _suffix(name) in EXTENSIONS
 
 
 def count(home: Path, folders: Sequence[str]) -> int:
     """The image files in these folders of `home` and below."""
-    return sum(len(names) for folder in folders for _, names in _walk(home / folder))
+    return sum(_is_image(name) for folder in folders for _, names in _walk(home / folder) for name in names)
 
 
 def subfolders(folder: Path) -> list[Path]:
@@ -115,11 +144,19 @@ def part(home: Path, files: Sequence[Path], labels: Sequence[int], groups: Seque
 
 def digests(files: Sequence[Path]) -> tuple[str, ...]:
     """A key a file, equal if and only if the bytes are: the size where no other file has it, else size and sha256."""
-    sizes = [file.stat().st_size for file in files]
+    sizes = [_size(file) for file in files]
     times = Counter(sizes)
     return tuple(
-        f"{size} {file_digest(file)}" if times[size] > 1 else str(size) for file, size in zip(files, sizes, strict=True)
+        f"{size} {known_digest(file)}" if times[size] > 1 else str(size)
+        for file, size in zip(files, sizes, strict=True)
     )
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except OSError as error:
+        raise DataError(f"{file} cannot be read ({error.strerror}); mend or remove it.") from None
 
 
 def contradicting(labels: Sequence[Hashable], keys: Sequence[str]) -> list[str]:

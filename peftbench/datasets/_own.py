@@ -38,7 +38,9 @@ def place(path: str) -> Path:
 
 
 def splits(given: Given, card: Card, seed: int) -> Splits:
-    """All three parts; images of the same bytes share a group. Raises SplitError for a class that training lacks."""
+    """All three parts; images of the same bytes share a group. Raises SplitError and DataError."""
+    if len(card.classes) == 1 and card.task != "multi_label":
+        raise DataError(f"{card.title}: every image has the label {card.classes[0]!r}; two classes or more are needed.")
     files = [Path(file) for part in given.parts.values() for file in part.images]
     same = _files.digests(files)
     parts, rule = _complete(_joined(given.parts, same), seed)

@@ -9,7 +9,7 @@ files of the same bytes and, where DICOM files state them, a patient's images to
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,8 @@ from peftbench import pictures
 from peftbench.contract import Card, Part, Splits
 from peftbench.datasets import _files, _own
 from peftbench.errors import DataError, MissingDataError, SplitError
+
+SHOWN = 5  # names in a note
 
 
 @dataclass(frozen=True)
@@ -67,9 +69,20 @@ def key_of(home: Path) -> str:
 def read(home: Path, classes: tuple[str, ...]) -> _own.Given:
     """The images of the class folders `classes` in that order."""
     folders, ignored = _layout(home)
-    notes = (f"Folders beside the parts are left out: {len(ignored)}.",) if ignored else ()
+    beside = (f"Folders beside the parts are left out: {len(ignored)}.",) if ignored else ()
+    of_classes = [folder / label for folder in folders.values() for label in classes]
+    notes = (*beside, *_files.left_out(of_classes), *_doubted(of_classes))
     given = _own.Given(classes, {name: _part(home, folder, classes) for name, folder in folders.items()}, notes)
     return _own.patients_kept(given) if key_of(home) else given
+
+
+def _doubted(folders: Sequence[Path]) -> tuple[str, ...]:
+    """A note where every class folder holds folders of the same names: those may be the classes."""
+    below = [frozenset(child.name for child in _files.subfolders(folder)) for folder in folders if folder.is_dir()]
+    shared = sorted(frozenset.intersection(*below))
+    found = ", ".join(shared[:SHOWN]) + (", ..." if len(shared) > SHOWN else "")
+    says = f"Every class folder holds the folders {found}: if those are the classes, give a table instead."
+    return (says,) if len(shared) > 1 else ()
 
 
 def _layout(home: Path) -> tuple[dict[str, Path], list[Path]]:

@@ -154,7 +154,12 @@ def _refuse_gaps(file: Path, lines: Sequence[Line], *, several: bool) -> None:
     for number, line in enumerate(lines, start=2):
         if any(len(cell) > LONGEST for cell in vars(line).values()):
             raise DataError(f"{file}, line {number}: a cell holds over {LONGEST} characters; mend or remove the line.")
-        if not line.image or (len(labels_of(line)) != 1 and not several):
+        if len(labels_of(line)) > 1 and not several:
+            raise DataError(
+                f"{file}, line {number}: several labels an image need a description that says "
+                'task = "multi_label" (datasets/NAME.toml); keep one label, or write it.'
+            )
+        if not line.image or not (labels_of(line) or several):
             raise DataError(f"{file}, line {number}: an image and one label are needed; fill or remove the line.")
         if line.split and line.split.lower() not in _own.NAMES:
             raise DataError(f"{file}, line {number}: the split {line.split!r} is none of train, val and test.")

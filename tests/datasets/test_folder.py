@@ -136,6 +136,33 @@ def test_folders_beside_the_parts_are_counted(tmp_path: Path) -> None:
     assert load(tmp_path).notes == ("Folders beside the parts are left out: 1.",)
 
 
+def test_files_that_are_no_images_by_their_names_are_counted(tmp_path: Path) -> None:
+    fill(tmp_path, 10, "a", "b/deep")
+    for name in ("a/1.gif", "a/2.GIF", "b/deep/IM00001", "b/.hidden", "c.gif"):
+        (tmp_path / name).write_text(name)
+    assert load(tmp_path).notes == ("Files left out because of their names: 3 (2 .gif, 1 no suffix).",)
+
+
+def test_folders_of_the_same_names_in_every_class_folder_are_told(tmp_path: Path) -> None:
+    fill(tmp_path, 5, "clinic 1/a", "clinic 1/b", "clinic 2/a", "clinic 2/b")
+    (note,) = load(tmp_path).notes
+    assert note == "Every class folder holds the folders a, b: if those are the classes, give a table instead."
+
+
+def test_links_to_folders_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+    fill(tmp_path, 10, "set/a", "set/b", "elsewhere")
+    (tmp_path / "set/a/more").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "set/b/again").symlink_to(tmp_path / "set")
+    assert np.sum(sizes(load(tmp_path / "set")), axis=0).tolist() == [20, 10]
+
+
+def test_a_link_to_nothing_is_named(tmp_path: Path) -> None:
+    fill(tmp_path, 10, "a", "b")
+    (tmp_path / "a/gone.png").symlink_to(tmp_path / "gone.png")
+    with pytest.raises(DataError, match=r"gone\.png cannot be read \(No such file or directory\); mend or remove it"):
+        load(tmp_path)
+
+
 def test_no_such_path(tmp_path: Path) -> None:
     with pytest.raises(MissingDataError, match="nowhere is no folder; give a folder of class folders"):
         load(tmp_path / "nowhere")

@@ -54,7 +54,7 @@ def outline(study: Study, places: Places) -> list[dict[str, Any]]:
         for row, costs in found:
             count = row.fit.reached if row.fit else row.method.count(blank)
             shown: dict[str, Any] = {
-                "method": row.name,
+                "method": row.label,
                 "data set": name,
                 "backbone": str(row.source.spec),
                 "targets": row.targets,
@@ -128,15 +128,15 @@ def expect(row: Row, recipe: Recipe, device: str, classes: int = 2) -> Expected 
 
 
 def _exactly(source: Source, plan: Plan, recipe: Recipe, device: str, classes: int) -> Expected:
-    model = _carried_out(source, plan, classes)
+    model = _carried_out(source, plan, classes, recipe)
     return Expected(
         _counted(source, model, recipe, device, alone=plan.empty and recipe.augmentation == "none"), exact=True
     )
 
 
-def _carried_out(source: Source, plan: Plan, classes: int) -> Classifier:
+def _carried_out(source: Source, plan: Plan, classes: int, recipe: Recipe) -> Classifier:
     vit = source.blank()
-    plan.carry_out(vit)
+    plan.carry_out(vit).slim(DTYPES[recipe.precision])
     return Classifier(vit, Head(vit.num_features, classes, "plain", 1.0, 0).to("meta"))
 
 
@@ -153,7 +153,7 @@ def _at_most(source: Source, recipe: Recipe, device: str, count: int, classes: i
 
     That is every tensor but the matrices: with single weights that learn, each forward writes them into a copy.
     """
-    model = _carried_out(source, Plan(tune=frozenset(n for n, _ in source.blank().named_parameters())), classes)
+    model = _carried_out(source, Plan(tune=frozenset(n for n, _ in source.blank().named_parameters())), classes, recipe)
     whole = _counted(source, model, recipe, device, alone=False)
     chosen = [nn.Parameter(torch.empty(count, device="meta")), *model.head.parameters()]
     matrices = {id(m.weight) for m in model.vit.modules() if isinstance(m, nn.Linear)}

@@ -118,6 +118,7 @@ def _row(row: Row, bench: Bench) -> Measured:
         plan = row.method.plan(model.vit, _probe(bench, model, task, looked))
         selection_seconds = time.perf_counter() - started
         tuned = plan.carry_out(model.vit)
+        tuned.slim(bench.autocast)
         learner, task, alone = _learner(bench, model, tuned, task)
         progress = _train(bench, learner, task)
     counted = _count(bench, model, alone)

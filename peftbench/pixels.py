@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from peftbench.splits import fingerprint
 
 PARTS = ("train", "val", "test")
 ROWS = 256  # images copied at a time
+RESIDENT = 0.25  # of a card's free memory that images may take for good
 
 Broken = Mapping[str, Sequence[int]]  # part -> positions of the images that do not open
 Watch = Callable[[int, int], None]  # images decoded, images in all
@@ -217,10 +219,20 @@ def _without(splits: Splits, broken: Broken, *, skip: bool) -> Splits:
 
 
 class Images:
-    """uint8 images as float batches, standardised as the backbone wants them, in buffers that are used again."""
+    """uint8 images as float batches, standardised as the backbone wants them, in buffers that are used again.
 
-    def __init__(self, pixels: NDArray[np.uint8], preprocessing: Preprocessing, device: torch.device) -> None:
-        self.pixels, self.device = pixels, device
+    `resident` ones go to the device whole, when the first batch is asked for, and others batch by batch.
+    """
+
+    def __init__(
+        self,
+        pixels: NDArray[np.uint8],
+        preprocessing: Preprocessing,
+        device: torch.device,
+        *,
+        resident: bool = False,
+    ) -> None:
+        self.pixels, self.device, self.resident = pixels, device, resident
         self.mean = 255 * torch.tensor(preprocessing.mean, device=device).view(3, 1, 1)
         self.scale = 1 / (255 * torch.tensor(preprocessing.std, device=device).view(3, 1, 1))
         self._buffers: dict[int, tuple[NDArray[np.uint8], Tensor]] = {}
@@ -232,9 +244,16 @@ class Images:
         """(B, 3, S, S) float32, valid until the next call with as many images."""
         places = np.asarray(index)
         raw, made = self._buffer(len(places))
+        if self.resident:
+            chosen = self._held[torch.as_tensor(places, device=self.device)]
+            return made.copy_(chosen).sub_(self.mean).mul_(self.scale)
         for i in np.argsort(places, kind="stable"):  # in the order in which they lie on the disk
             raw[i] = self.pixels[places[i]]
         return made.copy_(torch.from_numpy(raw)).sub_(self.mean).mul_(self.scale)
+
+    @cached_property
+    def _held(self) -> Tensor:
+        return torch.from_numpy(np.array(self.pixels)).to(self.device)
 
     def _buffer(self, images: int) -> tuple[NDArray[np.uint8], Tensor]:
         if images not in self._buffers:
@@ -242,6 +261,11 @@ class Images:
             made = torch.empty(shape, dtype=torch.float32, device=self.device)
             self._buffers[images] = np.empty(shape, np.uint8), made
         return self._buffers[images]
+
+
+def fits(size: int, device: torch.device) -> bool:
+    """Whether that many bytes of images may lie on a card for good; a CPU has them mapped into its memory anyway."""
+    return device.type == "cuda" and size <= RESIDENT * torch.cuda.mem_get_info(device)[0]
 
 
 class Features:

@@ -234,6 +234,21 @@ class Tuned:
             with torch.no_grad():
                 tensor.copy_(state[name])
 
+    def slim(self, autocast: torch.dtype | None) -> None:
+        """Hold frozen matrices in the type to which autocast casts them anew in each pass: same bits, half the bytes.
+
+        Of plain layers only. Those within grafts stay, for a graft may compute with a weight itself, and all stay where
+        a callback sees the network. From here on the network is good for passes under this autocast only.
+        """
+        if autocast is None or self.callback is not None:
+            return
+        within = {module for graft in self.grafts for module in graft.modules()}
+        for module in self.vit.modules():
+            if type(module) in {nn.Linear, nn.Conv2d} and module not in within:
+                weight = module.get_parameter("weight")
+                if weight.dtype == torch.float32 and not weight.requires_grad:
+                    module.register_parameter("weight", nn.Parameter(weight.to(autocast), requires_grad=False))
+
     def merge(self) -> bool:
         """Fold what folds; True when the backbone is plain again, of the same tensors as before."""
         sparse.unpack(self.vit)  # first: a graft folds into the weight below it

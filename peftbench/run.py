@@ -24,7 +24,7 @@ from peftbench.kept import kept
 from peftbench.method import Method
 from peftbench.optimise import make_loss
 from peftbench.outcome import Outcome, make_record, write_results
-from peftbench.pixels import Data, Features, Images
+from peftbench.pixels import Data, Features, Images, fits
 from peftbench.probe import Batch, GradientProbe
 from peftbench.record import Counts, Record
 from peftbench.registry import registry
@@ -108,7 +108,7 @@ def _work(job: Job, places: Places, data: Data, outside: Outside, pieces: int) -
     weights = None if job.digest.startswith("random:") else places.weights
     vit = backbone.find(job.backbone, job.image_size, weights).build(job.seed)
     model = Classifier(vit, _head(job, vit, data)).to(places.device)
-    task = _task(job, places, data)
+    task = _task(job, places, data, pieces)
 
     started = time.perf_counter()
     plan = method.plan(vit, _probe(job, places, model, task))
@@ -120,6 +120,7 @@ def _work(job: Job, places: Places, data: Data, outside: Outside, pieces: int) -
     head = {f"head/{name}": tensor for name, tensor in model.head.state_dict(keep_vars=True).items()}
     learner = Learner(model, {**tuned.tensors, **head}, tuned.callback)
     autocast = PRECISIONS[job.recipe.precision]
+    tuned.slim(autocast)
     if plan.empty and job.recipe.augmentation == "none":  # nothing before the head changes: look at each image once
         learner, task = Learner(model.head, head), _features(job, places, model, task)
     checkpoint = Checkpoint(folder)
@@ -128,17 +129,25 @@ def _work(job: Job, places: Places, data: Data, outside: Outside, pieces: int) -
 
     write_results(job, places, data, progress)
     size = delta.write(folder, plan, progress.kept, about(job, data, progress)) if job.role == "final" else 0
-    counted = _count(job, places, data, model, learner, pieces) if job.role == "final" else None
+    held = _held(places, data, task)
+    counted = _count(job, places, held, model, learner, pieces) if job.role == "final" else None
     return Outcome(progress, counts, plan.facts, selection_seconds, size, counted)
 
 
-def _count(job: Job, places: Places, data: Data, model: Classifier, learner: Learner, pieces: int) -> Counted | None:
+def _held(places: Places, data: Data, task: Task) -> int:
+    """Bytes of decoded images in memory: mapped from the disk, or on the card for good."""
+    if places.device == "cpu":
+        return cost.mapped_bytes(data.folder / "pixels.npy")
+    inputs = [task.train, *(images for images, _ in task.parts.values())]
+    return sum(images.pixels.nbytes for images in inputs if isinstance(images, Images) and images.resident)
+
+
+def _count(job: Job, places: Places, held: int, model: Classifier, learner: Learner, pieces: int) -> Counted | None:
     """What a pass of its training holds and computes, or None where it cannot be counted."""
     side, batch = job.preprocessing.size, -(-job.recipe.batch // pieces)
     alone = Alone(model.head, (batch, model.head.linear.in_features)) if learner.model is model.head else None
-    mapped = cost.mapped_bytes(data.folder / "pixels.npy") if places.device == "cpu" else 0
     images = (batch, 3, side, side)
-    pixels = mapped + cost.batch_bytes(alone.batch if alone else images)
+    pixels = held + cost.batch_bytes(alone.batch if alone else images)
     autocast = PRECISIONS[job.recipe.precision]
     try:
         return cost.count(model, images, job.recipe, places.device, autocast, pixels, alone)
@@ -159,10 +168,12 @@ def _head(job: Job, vit: Any, data: Data) -> Head:  # noqa: ANN401 - a timm Visi
     return Head(vit.num_features, len(data.card.classes), job.recipe.head, job.recipe.head_scale, job.seed)
 
 
-def _task(job: Job, places: Places, data: Data) -> Task:
-    """Images and labels on the device; a trial never holds test."""
+def _task(job: Job, places: Places, data: Data, pieces: int) -> Task:
+    """Images and labels; a trial never holds test, and where memory was wanting once the images come batch by batch."""
     device = torch.device(places.device)
-    images = {part: Images(data.pixels(part), job.preprocessing, device) for part, size in data.sizes.items() if size}
+    pixels = {part: data.pixels(part) for part, size in data.sizes.items() if size}
+    resident = pieces == 1 and fits(sum(raw.nbytes for raw in pixels.values()), device)
+    images = {part: Images(raw, job.preprocessing, device, resident=resident) for part, raw in pixels.items()}
     seen = ("val",) if job.role == "trial" else ("val", "test")
     parts = {part: (images[part], data.labels[part]) for part in seen if part in images}
     labels = torch.from_numpy(data.labels["train"]).to(device)

@@ -23,7 +23,7 @@ from peftbench import pixels
 from peftbench.contract import Part, Splits
 from peftbench.decode import decode
 from peftbench.errors import BrokenImagesError, DataError
-from peftbench.pixels import Features, Images, find, order, prepare
+from peftbench.pixels import Features, Images, find, fits, order, prepare
 from peftbench.sealed import is_whole
 from tests.images import CARD, SMALL, photo, splits
 
@@ -273,6 +273,22 @@ def test_a_batch_comes_from_the_memory_map(tmp_path: Path) -> None:
     images = Images(data.pixels("train"), SMALL, torch.device("cpu"))
     assert len(images) == 4
     assert images.batch(np.array([2])).shape == (1, 3, 8, 8)
+
+
+def test_resident_images_give_the_same_batches(tmp_path: Path) -> None:
+    data = prepare(CARD, splits(tmp_path / "d"), SMALL, tmp_path / "c")
+    streamed, resident = (
+        Images(data.pixels("train"), SMALL, torch.device("cpu"), resident=resident) for resident in (False, True)
+    )
+    for index in (np.array([2, 0, 2]), [3]):
+        assert torch.equal(resident.batch(index), streamed.batch(index))
+
+
+def test_images_are_resident_in_a_quarter_of_a_cards_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (100, 200))
+    assert fits(25, torch.device("cuda"))
+    assert not fits(26, torch.device("cuda"))
+    assert not fits(1, torch.device("cpu"))
 
 
 def test_features_come_by_position() -> None:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from peftbench.errors import DeltaError, PluginError, RequestError
 from peftbench.grafts import HubTuner, LoRATuner
+from peftbench.head import Classifier
 from peftbench.method import Fit, Method, NoProbe, edge
 from peftbench.methods.bitfit import BitFit
 from peftbench.methods.full import Full
@@ -124,6 +125,35 @@ def test_everything_else_is_frozen_bit_for_bit(optimiser: Any) -> None:
         assert set(moved.tolist()) <= set(MIXED.entries.get(name, torch.tensor([])).tolist()), name
     for name in MIXED.tune:
         assert not torch.equal(before[name], after[name]), name
+
+
+def learnt(plan: Plan, *, slim: bool) -> tuple[Classifier, dict[str, Tensor]]:
+    """After three steps under bfloat16 autocast: the model, and its logits beside what trained."""
+    torch.manual_seed(0)
+    model = classifier(dtype=torch.float32)
+    tuned = plan.carry_out(model.vit)
+    tuned.slim(torch.bfloat16 if slim else None)
+    x, _ = batch(dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        train(model, HARSH)
+        return model, {**tuned.state(), "logits": model(x).detach()}
+
+
+@pytest.mark.parametrize("plan", [MIXED, Plan(frozenset({"blocks.0.norm1.bias"})), Plan()])
+def test_slim_weights_give_the_same_bits(plan: Plan) -> None:
+    (_, usual), (_, slim) = (learnt(plan, slim=slim) for slim in (False, True))
+    assert [name for name, tensor in usual.items() if not torch.equal(tensor, slim[name])] == []
+
+
+def test_only_frozen_matrices_that_autocast_alone_reads_are_slim() -> None:
+    plan = Plan(
+        frozenset({"blocks.0.mlp.fc2.weight"}),
+        grafts={"blocks.1": (Shift, {}), "blocks.0.attn.qkv": (LoRATuner, {"r": 1, "alpha": 1})},
+    )
+    model, _ = learnt(plan, slim=True)
+    slim = {name for name, tensor in model.vit.named_parameters() if tensor.dtype == torch.bfloat16}
+    assert slim == {"patch_embed.proj.weight", "blocks.0.attn.proj.weight", "blocks.0.mlp.fc1.weight"}
+    assert model.vit.get_parameter("blocks.0.mlp.fc1.bias").dtype == torch.float32
 
 
 def test_every_chosen_tensor_moves() -> None:

@@ -156,7 +156,7 @@ def test_the_linear_probe_learns_what_it_learns_through_the_network(
     data = pixels.find(job.fingerprint, job.preprocessing, home / "cache")
     vit = backbone.find("mini").build(0).requires_grad_(requires_grad=False)
     model = Classifier(vit, Head(192, 3, "plain", 1.0, job.seed))
-    task = _task(job, studies.places(home), data)
+    task = _task(job, studies.places(home), data, 1)
     learner = Learner(model, {f"head/{n}": t for n, t in model.head.state_dict(keep_vars=True).items()})
     progress = fit(learner, task, job.recipe, job.seed)
     stored = load_file(done["linear"].folder / "delta.safetensors")

@@ -11,8 +11,8 @@ from peftbench import catalogue, official
 from peftbench.backbone import Source
 from peftbench.errors import RequestError, blaming
 from peftbench.method import Fit, Method
-from peftbench.registry import registry
-from peftbench.spec import Study, budget, make, parse
+from peftbench.registry import registry, variant
+from peftbench.spec import Spec, Study, budget, make, parse
 
 BASELINES = (("majority", False), ("linear", False), ("linear", True))  # method, on random weights
 
@@ -31,7 +31,7 @@ def named(text: str, recipe: str) -> Named:
     spec = parse(text)
     if spec.argument or spec.random:
         raise RequestError(f"Cannot read the method {text!r}: write NAME or NAME[field=value,...].")
-    base, fields = catalogue.method_variant(spec.name) if spec.name in catalogue.own_methods() else (spec.name, {})
+    base, fields = variant(spec.name)
     kind: type[Method] = registry("methods").get(base)
     fields = {**fields, **spec.fields}
     fields = official.fields(base, fields) if recipe == "official" else fields
@@ -62,6 +62,13 @@ class Row:
     targets: tuple[int, ...] = ()  # several may reach the same size
     fit: Fit | None = None
     alias: str = ""  # how a user's variant is called
+
+    @property
+    def label(self) -> str:
+        """How a table calls it: by its name and the fields that are not at their default, a turned knob's aside."""
+        defaults, turned = type(self.method)().values(), self.method.knob if self.fit else None
+        inside = {k: v for k, v in self.method.values().items() if k != turned and v != defaults[k]}
+        return self.alias or str(Spec(self.name, None, inside))
 
 
 def rows_of(study: Study, source: Source) -> list[Row]:

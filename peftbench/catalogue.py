@@ -171,8 +171,18 @@ def _own(kind: Kind, mark: str) -> dict[str, Path]:
 
 
 def method_variant(name: str) -> tuple[str, dict[str, Any]]:
-    """The method that a user's variant is of, and the fields that it sets. Raises CatalogueError."""
-    file = own_methods()[name]
+    """The method that a user's variant is of, through other variants too, and the fields set. Raises CatalogueError."""
+    own, base, values, passed = own_methods(), name, dict[str, Any](), list[str]()
+    while base in own:
+        if base in passed:
+            raise CatalogueError(f"{own[name]}: its base leads back to {base!r}; a variant must end at a method.")
+        passed.append(base)
+        base, fields = _variant(own[base])
+        values = {**fields, **values}
+    return base, values
+
+
+def _variant(file: Path) -> tuple[str, dict[str, Any]]:
     fields = {key: value for key, value in _toml(file).items() if key != "title"}
     base = fields.pop("base", None)
     if not isinstance(base, str):

@@ -18,7 +18,7 @@ from peftbench import testing
 from peftbench.errors import PeftbenchError, PluginError, RequestError, UnknownNameError
 from peftbench.method import Method
 from peftbench.progress import Tally
-from peftbench.registry import FOLDERS, registry
+from peftbench.registry import FOLDERS, registry, variant
 from peftbench.spec import Spec, make, parse
 from peftbench.testing import Finding, failed
 
@@ -106,6 +106,9 @@ def _found(name: str) -> tuple[str, Any, Spec]:
     folder, slash, rest = name.partition("/")
     asked = rest if slash and folder in FOLDERS else name
     head = asked.partition(":")[0].partition("[")[0]
+    base, values = variant(head)
+    if base != head:
+        return "methods", registry("methods").get(base), Spec(base, None, {**values, **parse(asked).fields})
     folders = [folder] if asked is rest else [f for f in FOLDERS if head in registry(f).names()]
     if folders:
         return folders[0], registry(folders[0]).get(head), parse(asked)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from rich.table import Table
 
 from peftbench import catalogue, inventory
 from peftbench.errors import PeftbenchError, UnknownNameError, blaming
-from peftbench.registry import FOLDERS, registry
-from peftbench.spec import Spec
+from peftbench.registry import FOLDERS, registry, variant
+from peftbench.spec import Spec, make
 
 HOW = "how to get"
+_NOTHING: tuple[Any, ...] = ("", None, (), [], {})
 DATASET_COLUMNS = ("here", "modality", "classes", "sizes", "licence", HOW)
 HERE = ("complete", "built in", "wherever you say")
 
@@ -90,9 +92,9 @@ def _row(kind: str, name: str) -> dict[str, Any]:
 def _variant_row(name: str) -> dict[str, Any]:
     """A user's variant says what its base says, and which fields it sets; a faulty file says what is wrong with it."""
     try:
-        base, values = catalogue.method_variant(name)
+        base, values = variant(name)
         return {**_row("methods", base), "source": str(Spec(base, None, values))}
-    except (PeftbenchError, KeyError) as error:
+    except PeftbenchError as error:
         return {"family": "", "knob": "", "merges": "", "trains": str(error), "source": ""}
 
 
@@ -135,13 +137,15 @@ def tell(title: str, told: Mapping[str, Any]) -> None:
 
 def _print(key: str, value: object, indent: int) -> None:
     if isinstance(value, Mapping):
+        if not any(what not in _NOTHING for what in value.values()):
+            return
         console.print(f"{' ' * indent}{key}", markup=False)
         for inner, what in value.items():
             _print(str(inner), what, indent + 2)
     elif isinstance(value, (list, tuple)):
         for item in value:
             console.print(f"{' ' * indent}{key}: {item}", markup=False)
-    elif value not in ("", None, ()):
+    elif value not in _NOTHING:
         console.print(f"{' ' * indent}{key}: {value}", markup=False)
 
 
@@ -155,33 +159,35 @@ def facts(kind: str, name: str) -> dict[str, Any]:
 
 
 def _method(name: str) -> dict[str, Any]:
-    if name in catalogue.own_methods():
-        base, values = catalogue.method_variant(name)
-        return {"variant of": str(Spec(base, None, values)), **_method(base)}
-    plugin = registry("methods").get(name)
-    kinds = {f.name: f.type.__name__ if isinstance(f.type, type) else f.type for f in fields(plugin)}
-    options = {f.name: f"{kinds[f.name]} = {f.default!r}" for f in fields(plugin)}
+    base, values = variant(name)
+    plugin = registry("methods").get(base)
+    options = {f.name: f"{_type(f.type)} = {values.get(f.name, f.default)!r}" for f in fields(plugin)}
     entry = (
-        catalogue.method_entry(name).model_dump()
-        if name in catalogue.method_names()
+        catalogue.method_entry(base).model_dump()
+        if base in catalogue.method_names()
         else {"trains": (plugin.__doc__ or "").strip()}
     )
     return {
+        **({} if base == name else {"variant of": str(Spec(base, None, values))}),
         **entry,
         "knob": plugin.knob,
         "options": options,
-        "counts": {b: _count(plugin, b) for b in ("mini", "clip_vit_b16")},
+        "counts": {b: _count(partial(make, plugin, values, name), b) for b in ("mini", "clip_vit_b16")},
     }
 
 
-def _count(plugin: Any, name: str) -> str:  # noqa: ANN401
+def _type(annotation: object) -> str:
+    return annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
+
+
+def _count(method: Callable[[], Any], name: str) -> str:
     from peftbench import backbone  # noqa: PLC0415 - imports torch
 
     blank = backbone.find(name, blank=True).blank()
     total = sum(p.numel() for p in blank.parameters())
     try:
         with blaming("It cannot be counted"):
-            count = plugin().count(blank)
+            count = method().count(blank)
     except PeftbenchError as error:
         return str(error)
     return f"{count:,} of {total:,} ({count / total:.4%}), head not counted"

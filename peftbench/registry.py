@@ -11,8 +11,8 @@ from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any
 
-from peftbench.catalogue import own_datasets
-from peftbench.errors import PeftbenchError, PluginError, UnknownNameError
+from peftbench.catalogue import method_variant, own_datasets, own_methods
+from peftbench.errors import CatalogueError, PeftbenchError, PluginError, UnknownNameError
 
 FOLDERS = ("methods", "datasets", "backbones", "metrics", "reports")
 
@@ -76,6 +76,20 @@ class Registry:
         except Exception as error:
             message = f"The {self.kind} {name!r} ({where}) cannot be loaded: {type(error).__name__}: {error}"
             raise PluginError(message) from error
+
+
+def variant(name: str) -> tuple[str, dict[str, Any]]:
+    """The method that a name stands for, and the fields that a file of the user's own sets for it.
+
+    Raises CatalogueError for a file whose base is no method.
+    """
+    own = own_methods()
+    if name not in own:
+        return name, {}
+    base, fields = method_variant(name)
+    if base not in registry("methods").names():
+        raise CatalogueError(f"{own[name]}: base = {base!r} is no method; `peftbench list methods` names them.")
+    return base, fields
 
 
 @lru_cache

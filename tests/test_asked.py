@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from peftbench import backbone
 from peftbench import study as studies_of
-from peftbench.asked import named
+from peftbench.asked import named, rows_of
+from peftbench.checking import check
 from peftbench.errors import CatalogueError, RequestError
 from peftbench.listing import facts
 from peftbench.methods.lora import LoRA
+from peftbench.testing import failed
 from tests import studies
 
 
@@ -44,8 +47,25 @@ def test_it_is_listed_and_shown(
 ) -> None:
     assert studies.call(["list", "methods", "--json"], monkeypatch) == 0
     assert '"small_lora"' in capsys.readouterr().out
-    assert facts("method", "small_lora")["variant of"] == "lora[r=2,sites=qkv+proj]"
+    told = facts("method", "small_lora")
+    assert told["variant of"] == "lora[r=2,sites=qkv+proj]"
+    assert told["options"]["r"] == "int = 2"
+    assert told["options"]["alpha"].endswith("= 8")
+    assert told["counts"]["mini"].startswith(f"{6 * 2 * (6 * 192):,} of ")
     assert here.is_dir()
+
+
+def test_a_variant_may_have_variants(here: Path) -> None:
+    (here / "methods" / "tiny_lora.toml").write_text('base = "small_lora"\nr = 1\n')
+    assert named("tiny_lora", "standard").method == LoRA(r=1, sites=("qkv", "proj"))
+    assert facts("method", "tiny_lora")["variant of"] == "lora[r=1,sites=qkv+proj]"
+    assert failed(check("tiny_lora[alpha=4]", here)) == []
+
+
+def test_a_plan_calls_a_method_by_what_tells_it_apart(here: Path) -> None:
+    asked = studies.small(here, methods=("small_lora", "lora[alpha=4]", "lora"), ratios=("1%",))
+    source = backbone.find(asked.backbone, asked.image_size)
+    assert [row.label for row in rows_of(asked, source)] == ["small_lora", "lora[alpha=4]", "lora"]
 
 
 @pytest.mark.parametrize(
@@ -54,6 +74,8 @@ def test_it_is_listed_and_shown(
         ("r = 2", "key 'base' must name the method"),
         ("base = 3", "key 'base' must name the method"),
         ("base =", "not valid"),
+        ('base = "lorra"', "base = 'lorra' is no method"),
+        ('base = "odd"', "its base leads back to 'odd'"),
     ],
 )
 def test_a_faulty_file_is_named(here: Path, text: str, message: str) -> None:

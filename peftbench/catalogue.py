@@ -55,7 +55,7 @@ class Official(_Entry):
     erasing: float | None = None
     drop_path: float | None = None
     head_kind: Literal["plain", "l2", "batchnorm"] | None = None
-    head: str | None = None  # words
+    head: str | None = None  # words, where it is drawn otherwise than ours (truncated normal of std 0.02, bias 0)
     init: str | None = None  # words
     augmentation: str | None = None  # words
     fields: dict[str, bool | int | float | str] = {}  # of the method, where the authors' are not our defaults

@@ -17,7 +17,10 @@ AS_THEY_ARE = (
     *("weight_decay", "momentum", "batch", "schedule", "clip"),
     *("label_smoothing", "warmup", "warmup_lr", "min_lr"),
 )
-NOT_RUN = ("mixup", "cutmix", "erasing", "drop_path", "weight_decay_grid", "augmentation")
+NOT_RUN: Mapping[str, str] = {
+    name: name.replace("_", " ")
+    for name in ("mixup", "cutmix", "erasing", "drop_path", "weight_decay_grid", "augmentation")
+} | {"head": "start of the head"}
 
 
 def entry(method: str) -> Official:
@@ -63,7 +66,8 @@ def fields(method: str, given: Mapping[str, Any]) -> dict[str, Any]:
 def left_out(method: str) -> list[str]:
     """What the authors do and this recipe does not."""
     theirs = entry(method)
-    names = [name.replace("_", " ") for name in NOT_RUN if getattr(theirs, name)]
+    names = [words for name, words in NOT_RUN.items() if getattr(theirs, name)]
+    names += ["warm-up"] if theirs.warmup_epochs and not theirs.epochs else []  # of how many, they do not say
     unsaid = theirs.lr is None and not theirs.lr_grid
     said = [f"official: without the authors' {', '.join(names)}"] if names else []
     return said + (["official: the authors state no learning rate"] if unsaid else [])

@@ -50,7 +50,8 @@ def test_a_grid_is_chosen_from_on_validation(tmp_path: Path) -> None:
     full, bitfit = studies_of.resolve(asked, studies.places(tmp_path)).drafts
     assert [trial.recipe.lr for trial in full.trials] == [1.5e-4, 7.5e-4, 1.5e-3, 7.5e-3]  # times 384 / 256
     assert bitfit.trials == ()
-    assert (bitfit.job.recipe.lr, bitfit.job.recipe.clip, bitfit.job.recipe.schedule) == (1e-3, 1.0, "constant")
+    recipe = bitfit.job.recipe
+    assert (recipe.lr, recipe.clip, recipe.schedule, recipe.warmup) == (1e-3, 1.0, "constant", 0.0)
 
 
 def test_the_authors_fields_are_taken_where_the_user_gives_none() -> None:
@@ -59,7 +60,12 @@ def test_the_authors_fields_are_taken_where_the_user_gives_none() -> None:
 
 
 def test_what_is_left_out_is_said() -> None:
-    assert official.left_out("ft_att") == ["official: without the authors' mixup, cutmix, erasing, augmentation"]
+    assert official.left_out("ft_att") == [
+        "official: without the authors' mixup, cutmix, erasing, augmentation, warm-up"
+    ]
+    assert official.left_out("vpt_deep") == [
+        "official: without the authors' weight decay grid, augmentation, start of the head"
+    ]
     assert official.left_out("bitfit") == []
     assert official.left_out("lora") == ["official: the authors state no learning rate"]
 

@@ -29,9 +29,14 @@ DAMAGE = (
 )
 
 
-def is_archive(file: Path) -> bool:
+def is_packed(file: Path) -> bool:
     """Whether its name says that it can be unpacked here."""
-    return file.name.lower().endswith(SUFFIXES) and not file.name.startswith(".") and file.is_file()
+    return file.name.lower().endswith(SUFFIXES) and not file.name.startswith(".")
+
+
+def is_archive(file: Path) -> bool:
+    """Whether it is a file of such a name."""
+    return is_packed(file) and file.is_file()
 
 
 def place(archive: Path) -> Path:

@@ -1,4 +1,4 @@
-"""What is made once and kept on disk: decoded images, estimates, features. Bounded: the least recently used go first.
+"""What is made once and kept on disk: images, estimates, features, costs. Bounded: the least recently used go first.
 
 CACHE/pixels/KEY/      an entry; CACHE/pixels/.KEY.lock stands beside it, its time that of the last use
 CACHE/pixels/.KEY.draft/   being made, by whoever holds .KEY.build; left by a crash if nobody does
@@ -19,8 +19,8 @@ from typing import Literal, Self
 
 from peftbench.errors import DataError, RequestError
 
-Kind = Literal["pixels", "probes", "features", "audit"]
-KINDS: tuple[Kind, ...] = ("pixels", "probes", "features", "audit")
+Kind = Literal["pixels", "probes", "features", "audit", "measured"]
+KINDS: tuple[Kind, ...] = ("pixels", "probes", "features", "audit", "measured")
 LIMIT = 50 * 10**9  # bytes
 UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 

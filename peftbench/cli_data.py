@@ -57,11 +57,12 @@ def clear(
     probes: Annotated[bool, typer.Option("--probes", help="Estimates of importance.")] = False,  # noqa: FBT002
     features: Annotated[bool, typer.Option("--features", help="Features of frozen backbones.")] = False,  # noqa: FBT002
     audit: Annotated[bool, typer.Option("--audit", help="What audits saw; it names files.")] = False,  # noqa: FBT002
+    measured: Annotated[bool, typer.Option("--measured", help="What methods cost here, for `plan`.")] = False,  # noqa: FBT002
     everything: Annotated[bool, typer.Option("--all", help="All of these.")] = False,  # noqa: FBT002
 ) -> None:
     """Drop what is kept, but for what another process uses."""
     from peftbench.cache import KINDS  # noqa: PLC0415 - only here
     from peftbench.show_files import clear_cache  # noqa: PLC0415 - heavy
 
-    asked = zip(KINDS, (pixels, probes, features, audit), strict=True)
+    asked = zip(KINDS, (pixels, probes, features, audit, measured), strict=True)
     clear_cache(cache, [kind for kind, said in asked if said or everything])

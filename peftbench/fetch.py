@@ -111,7 +111,7 @@ def fetch(file: Wanted, watch: Watch | None = None, *, keep: bool = False) -> Pa
     no answer, another size or checksum, an archive that is not safe, no room on the disk.
     """
     folder = archives.place(file.target)
-    packed = file.target.name.lower().endswith(archives.SUFFIXES)
+    packed = archives.is_packed(file.target)
     if packed and folder.is_dir():
         return folder
     if not file.target.is_file():
@@ -149,7 +149,11 @@ def _alone(part: Path) -> Iterator[None]:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise DataError(f"Another process is downloading {part}; wait for it.") from None
-        yield
+        try:
+            yield
+        finally:
+            if not os.fstat(held.fileno()).st_size:
+                part.unlink(missing_ok=True)  # nothing to go on from
 
 
 def _read_on(file: Wanted, part: Path, watch: Watch) -> None:
@@ -204,7 +208,7 @@ def _append(answer: http.client.HTTPResponse, part: Path, here: int, total: int,
     with part.open("r+b") as out:
         out.truncate(here)
         out.seek(here)
-        while block := answer.read(BLOCK):
+        while block := answer.read1(BLOCK):  # what has come: of a slow line, too, nothing is lost
             here += len(block)
             if here > limit:
                 raise DataError(f"{part} grew beyond {limit:,} bytes; the answer is not what was announced.")

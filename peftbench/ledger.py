@@ -67,4 +67,4 @@ def recall(cache: Path, key: Mapping[str, Any]) -> Measured | None:
 
 def _file(cache: Path, key: Mapping[str, Any]) -> Path:
     text = json.dumps(key, sort_keys=True, separators=(",", ":"), default=list)
-    return cache / "measured" / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.json"
+    return cache / "measured" / hashlib.sha256(text.encode()).hexdigest()[:24] / "cost.json"

@@ -11,7 +11,7 @@ from platformdirs import user_cache_path
 from rich.console import Console
 from rich.table import Table
 
-from peftbench import cache, fetch
+from peftbench import archives, cache, fetch
 from peftbench.cache import KINDS, Entry, Kind
 from peftbench.errors import RequestError
 from peftbench.inventory import data_folder
@@ -39,6 +39,10 @@ def fetch_data(names: Sequence[str], data: Path | None, *, accept: bool, keep: b
 
 def _fetch(files: Sequence[fetch.Wanted], *, keep: bool) -> None:
     for file in files:
+        here = archives.place(file.target)
+        if archives.is_packed(file.target) and here.is_dir():
+            _say(f"{here} is here already; move it away to fetch it anew.")
+            continue
         with Bars(console, in_bytes=True) as bars:
             there = fetch.fetch(file, bars, keep=keep)
         checked = "checksum as published" if file.checksum else "no checksum is published: its size agrees"

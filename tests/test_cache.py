@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from peftbench import cache
+from peftbench import cache, ledger
 from peftbench.cache import Hold, making, parse_size, publish, shrink
 from peftbench.errors import RequestError
+from peftbench.ledger import Measured
 from peftbench.pixels import prepare
+from peftbench.show_files import clear_cache
 from tests.images import CARD, SMALL, splits
 from tests.studies import call
 
@@ -151,7 +153,7 @@ def test_cache_clear_wants_to_know_what(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert call(["cache", "clear", "--cache", str(tmp_path)], monkeypatch) == 2
-    assert "--pixels, --probes, --features, --audit or --all" in capsys.readouterr().err
+    assert "--pixels, --probes, --features, --audit, --measured or --all" in capsys.readouterr().err
 
 
 def test_a_data_set_in_use_outlives_a_small_bound(tmp_path: Path) -> None:
@@ -163,3 +165,12 @@ def test_a_data_set_in_use_outlives_a_small_bound(tmp_path: Path) -> None:
     prepare(CARD, splits(tmp_path / "e", (5, 1, 3)), SMALL, tmp_path / "c", limit=1)
     assert not gone.exists()
     assert second.folder.exists()
+
+
+def test_what_measure_found_is_kept_with_the_rest(tmp_path: Path) -> None:
+    cost = Measured.model_construct(method="lora")
+    ledger.remember(tmp_path, {"method": "lora"}, cost)
+    assert [entry.kind for entry in cache.entries(tmp_path)] == ["measured"]
+    clear_cache(tmp_path, ["measured"])
+    assert ledger.recall(tmp_path, {"method": "lora"}) is None
+    assert cache.entries(tmp_path) == []

@@ -19,6 +19,7 @@ import pytest
 from peftbench import archives, catalogue, fetch
 from peftbench.errors import DataError, RequestError
 from peftbench.fetch import Wanted
+from peftbench.show_files import fetch_data
 from tests.studies import call
 
 CONTENT = bytes(range(256)) * 2000  # 512,000 bytes
@@ -155,7 +156,7 @@ def test_a_file_of_another_size_is_refused_before_it_is_read(server: Server, tmp
     wanted = replace(file(server, tmp_path), size=99)
     with pytest.raises(DataError, match="512,000 bytes where 99 are published"):
         fetch.fetch(wanted)
-    assert (tmp_path / "set/.x.bin.part").stat().st_size == 0
+    assert list((tmp_path / "set").iterdir()) == []
 
 
 def test_a_file_of_the_users_is_never_removed(server: Server, tmp_path: Path) -> None:
@@ -333,3 +334,9 @@ def test_terms_are_accepted_first(
     assert call([*command, "--accept-licence"], monkeypatch) == 0
     assert "x (checksum as published)" in capsys.readouterr().out
     assert (tmp_path / "set/x/train_images").exists()
+
+
+def test_what_was_unpacked_before_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "chest_xray/ChestXRay2017").mkdir(parents=True)
+    assert fetch_data(["chest_xray"], tmp_path, accept=False, keep=False) == 0
+    assert "ChestXRay2017 is here already; move it away to fetch it anew." in capsys.readouterr().out

@@ -132,7 +132,8 @@ def fit(  # noqa: PLR0913 - what a run is made of
     """Train to the recipe's last step, from `begun` if given; the learner ends with the last step's tensors.
 
     Batches go through the network in `parts` pieces whose gradients add up. Raises DivergedError within REPORT steps
-    of a loss that is not finite or explodes; KeyboardInterrupt, behind a checkpoint, when asked to stop.
+    of a loss that is not finite or explodes, and for logits that are not finite; KeyboardInterrupt, behind a
+    checkpoint, when asked to stop.
     """
     outside = outside or Outside()
     optimiser = make_optimiser(learner.model, recipe)
@@ -228,6 +229,8 @@ def _evaluate(
     """Predict every part, note the curve and let each selection rule keep this step or not."""
     started, macro_f1 = time.perf_counter(), registry("metrics").get("macro_f1")
     logits = {name: predict(learner.model, inputs, autocast) for name, (inputs, _) in task.parts.items()}
+    if not all(np.isfinite(made).all() for made in logits.values()):
+        raise DivergedError(f"What the network said was no number at step {progress.step} {_advice(recipe)}.")
     scores = {name: float(macro_f1(logits[name], labels)) for name, (_, labels) in task.parts.items()}
     since = max((e for e in evaluations if e < progress.step), default=0)
     row = {
@@ -284,4 +287,8 @@ def _go_on(learner: Learner, optimiser: torch.optim.Optimizer, begun: Begun | No
 def _refuse_divergence(loss: float, step: int, recipe: Recipe) -> None:
     if not loss < EXPLODED:  # nor is a loss that is no number
         what = f"grew to {loss:.3g}" if math.isfinite(loss) else "was no longer a number"
-        raise DivergedError(f"The loss {what} by step {step} at learning rate {recipe.lr:g}; a smaller one may do.")
+        raise DivergedError(f"The loss {what} by step {step} {_advice(recipe)}.")
+
+
+def _advice(recipe: Recipe) -> str:
+    return f"at learning rate {recipe.lr:g}; a smaller one may do"

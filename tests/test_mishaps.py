@@ -132,6 +132,13 @@ def test_a_loss_that_explodes_is_a_failure_within_50_steps() -> None:
     assert len(steps) <= engine.REPORT
 
 
+def test_a_last_step_that_breaks_the_network_is_no_result() -> None:
+    mine, train = learner(), task()
+    broken = replace(train, parts={"val": (train.train, train.labels.numpy())})
+    with pytest.raises(DivergedError, match="no number at step 1 at learning rate 1e"):
+        fit(mine, broken, replace(RECIPE, steps=1, evaluations=1, lr=1e308), 0)
+
+
 # --- disk ------------------------------------------------------------------------------------------------------------
 
 

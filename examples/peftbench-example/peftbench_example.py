@@ -18,7 +18,7 @@ class QueryBitFit(Method):
     def plan(self, vit: nn.Module, probe: Probe) -> Plan:
         """The first third of each block's fused qkv bias is the query's; the MLP's bias trains whole."""
         blocks = [f"blocks.{name}" for name, _ in vit.get_submodule("blocks").named_children()]
-        query = torch.arange(vit.get_parameter("cls_token").shape[-1])
+        query = torch.arange(vit.get_parameter("blocks.0.attn.qkv.weight").shape[1])
         return Plan(
             tune=frozenset(f"{block}.mlp.fc1.bias" for block in blocks if self.mlp),
             entries={f"{block}.attn.qkv.bias": query for block in blocks},

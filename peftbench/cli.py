@@ -6,7 +6,7 @@ import os
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated
 
 import typer
 
@@ -34,9 +34,8 @@ from peftbench.options import (
     TuneOption,
     WeightsOption,
 )
+from peftbench.usage import UsageError, sentence, spell_out
 
-# Of click, which some versions of typer bring under another name.
-UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__bases__[0])
 INTERRUPTED = 130
 
 app = typer.Typer(
@@ -265,6 +264,7 @@ def bench(
 def main() -> None:
     """Entry point: errors of the user's making are one sentence and exit code 2."""
     debug = "--debug" in sys.argv
+    spell_out()
     words = [word for word in sys.argv[1:] if word != "--debug"]
     try:
         code = app(words or ["--help"], prog_name="peftbench", standalone_mode=False)
@@ -279,14 +279,6 @@ def main() -> None:
     except (PeftbenchError, UsageError, OSError) as error:
         if debug:
             traceback.print_exc()
-        typer.echo(f"peftbench: {_sentence(error)}", err=True)
+        typer.echo(f"peftbench: {sentence(error)}", err=True)
         sys.exit(2)
     sys.exit(code)
-
-
-def _sentence(error: Exception) -> str:
-    """What an error says, on one line."""
-    if isinstance(error, OSError):
-        return f"{error.filename or 'The system'}: {error.strerror or error}."
-    said = error.format_message() if isinstance(error, UsageError) else str(error)
-    return " ".join(said.split())

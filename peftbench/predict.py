@@ -116,7 +116,8 @@ class Model:
             names = tuple(map(str, some))
             pixels, bad = decode(Part(some, np.zeros(len(some), np.int64), names, names), self.preprocessing)
             if bad:
-                raise BrokenImagesError(f"{len(bad)} images do not open, the first is {some[bad[0]]}; leave them out.")
+                many = f" and {len(bad) - 1} more do" if len(bad) > 1 else " does"
+                raise BrokenImagesError(f"The image {some[bad[0]]}{many} not open; leave out what is none.")
             warned, sizes = self.warnings(pixels), [_too_small(file, self.preprocessing.size) for file in some]
             for name, row, small, said in zip(names, self.probabilities(pixels), sizes, warned, strict=True):
                 yield Prediction(name, tuple(map(float, row)), (*small, *said))

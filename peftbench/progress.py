@@ -38,7 +38,7 @@ class Bars:
 
     def __call__(self, what: str, done: int, total: int) -> None:
         """Go on; a total of 0 is unknown."""
-        note = f"{self._show(done)}/{self._show(total)}" if total else self._show(done)
+        note = self._show(done, total)
         if what not in self._tasks:
             self._tasks[what] = self._bars.add_task(what, total=total or None, note=note)
         self._bars.update(self._tasks[what], completed=done, note=note)
@@ -51,8 +51,11 @@ class Bars:
             self._said[what] = time.monotonic()
             self._console.print(f"{what}: {note}", markup=False, soft_wrap=True)
 
-    def _show(self, number: int) -> str:
-        return f"{number / 1e6:,.1f} MB" if self._in_bytes else f"{number:,} images"
+    def _show(self, done: int, total: int) -> str:
+        known = (done, total) if total else (done,)
+        if self._in_bytes:
+            return f"{' of '.join(f'{number / 1e6:,.1f}' for number in known)} MB"
+        return f"{' of '.join(f'{number:,}' for number in known)} images"
 
 
 class Tally:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -30,7 +31,7 @@ from peftbench.progress import Bars
 from peftbench.record import Record
 from peftbench.registry import registry
 from peftbench.spec import Job, Places, Study
-from peftbench.store import Store, write_bytes
+from peftbench.store import Store, make_room, write_bytes
 
 SHORT = {"md": "markdown", "tex": "latex", "png": "figure"}
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
@@ -161,6 +162,10 @@ def write_report(root: Path, formats: str, out: Path) -> None:
         raise RequestError(f"No job in {root} has ended yet; `peftbench status {root}` says how far they are.")
     names = [SHORT.get(name.strip(), name.strip()) for name in formats.split(",") if name.strip()]
     writers = [registry("reports").get(name) for name in names]
+    if not writers:
+        raise RequestError(f"--format {formats!r} names none; there are {', '.join(registry('reports').names())}.")
+    if out.exists() and not out.is_dir():
+        raise RequestError(f"--out {out} is a file; name a folder for the report.")
     out.mkdir(parents=True, exist_ok=True)
     for writer in writers:
         for file in writer.write(results, out):
@@ -168,7 +173,7 @@ def write_report(root: Path, formats: str, out: Path) -> None:
 
 
 def show_status(root: Path, *, as_json: bool) -> None:
-    """How many jobs are in which state, and why some failed."""
+    """How many jobs are in which state, why some failed, and every job but the trials by its id."""
     store = Store(root)
     folder = root / "jobs"
     if not folder.is_dir():
@@ -182,10 +187,51 @@ def show_status(root: Path, *, as_json: bool) -> None:
     for name in (n for n, state in states.items() if state == "failed"):
         record = store.record(name)
         _say(f"{name} {record.label if record else ''}: {record.reason if record else ''}")
+    finals = {name: state for name, state in states.items() if not _is_trial(store, name)}
+    if len(finals) < len(states):
+        _say(f"{len(states) - len(finals)} of them are trials of learning rates, which are not listed.")
+    for line in _columns(sorted((_listed(store, *one) for one in finals.items()), key=_by_data)):
+        _say(line)
+
+
+def _by_data(row: tuple[str, ...]) -> tuple[str, ...]:
+    """What it is sorted by: data set, method, seed."""
+    return row[3], row[2], *row[4:]
+
+
+def _is_trial(store: Store, name: str) -> bool:
+    record = store.record(name)
+    return record is not None and record.role == "trial"
+
+
+def _listed(store: Store, name: str, state: str) -> tuple[str, ...]:
+    """A job's id, which `predict` and `merge` want, beside what it is."""
+    record = store.record(name)
+    if record is None:
+        return (name, state, *_begun(store.folder(name) / "job.json"))
+    trained = f"{record.counts.trainable:,}" if record.counts else ""
+    return (name, state, record.label, record.data.name, f"seed {record.seed}", trained)
+
+
+def _begun(file: Path) -> tuple[str, ...]:
+    """Of a job without a record: its method, data set and seed, as far as it came to write them down."""
+    try:
+        told = json.loads(file.read_bytes())
+        return (told["alias"] or told["method"], told["dataset"], f"seed {told['seed']}", "")
+    except (OSError, ValueError, KeyError, TypeError):
+        return ("", "", "", "")
+
+
+def _columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Rows under a header, every column as wide as its widest cell."""
+    table = [("job", "state", "method", "data set", "", "trained"), *rows] if rows else []
+    widths = [max(map(cell_len, column)) for column in zip(*table, strict=True)]
+    return ["  ".join(map(set_cell_size, row, widths)).rstrip() for row in table]
 
 
 def merge_job(job: str, out: Path, store: Path, weights: Path | None) -> None:
     """Write one file of weights and say how equal it is."""
+    make_room(out)
     off = predict.merge(predict.find_job(store, job), request.places(store, weights=weights, device="cpu"), out)
     _say(f"{out}: plain timm weights with the head; the logits differ by {off:.1e} of their size.")
     _say(f"{out}.json: classes, preprocessing, what stands before the head, and where the weights come from.")
@@ -195,6 +241,8 @@ def predict_images(
     job: str, images: Sequence[Path], store: Path, weights: Path | None, device: str, out: Path | None, *, as_json: bool
 ) -> None:
     """Print or write probabilities; warnings go to the terminal too."""
+    if out:
+        make_room(out)
     model = predict.open_model(predict.find_job(store, job), request.places(store, weights=weights, device=device))
     found = list(model.predict(predict.image_files(images)))
     text = predict.as_json(model, found) if as_json else predict.as_csv(model, found)
@@ -203,7 +251,11 @@ def predict_images(
         return
     write_bytes(out, text.encode())
     warned = [one for one in found if one.warnings]
-    _say(f"{out}: {len(found)} images" + (f", {len(warned)} with warnings" if warned else "") + ".")
+    _say(
+        f"{out}: {len(found)} image{'' if len(found) == 1 else 's'}"
+        + (f", {len(warned)} with warnings" if warned else "")
+        + "."
+    )
     for one in warned[:5]:
         _say(f"  {one.image}: {'; '.join(one.warnings)}")
 

@@ -16,7 +16,7 @@ from rich.table import Table
 from peftbench import cells, forecast, measure, meter
 from peftbench.ledger import Measured
 from peftbench.spec import Places, Study, parse
-from peftbench.store import write_json
+from peftbench.store import make_room, write_json
 
 NONE = cells.NONE
 _APART = ("recipe", "steps", "memory", "memory is", "seconds")  # of a planned job, not shown as they are
@@ -74,6 +74,8 @@ PARTS = ("weights", "gradients", "optimiser", "activations", "pixels")
 
 def show_measure(asked: Study, places: Places, seconds: float, out: Path | None, *, as_json: bool) -> None:
     """Measure, print a row a method and write them with the machine they were taken on."""
+    if out:
+        make_room(out)
     rows: list[Measured] = []
     for row in meter.table(asked, places, seconds):
         rows.append(row)

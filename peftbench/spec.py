@@ -175,14 +175,14 @@ class Study:
             if value is not None and not 0 < value < LARGEST:
                 raise RequestError(f"--{name.replace('_', '-')} {value}: it must be above 0 and below {LARGEST}.")
         if not self.seeds or min(self.seeds) < 0 or max(self.seeds) > LARGEST:
-            raise RequestError(f"--seeds: give one whole number or more, none below 0 or above {LARGEST}.")
+            raise RequestError(f"--seeds: give whole numbers such as 0,1,2, none below 0 or above {LARGEST}.")
         if self.tune:
             grid(self.tune)  # refuses a number below 2
         if self.tune and self.lr is not None:
             raise RequestError("--tune and --lr contradict each other: a rate is looked for or given.")
         if not self.splits or (self.train_share and self.shots) or min(self.shots, default=1) < 1:
             raise RequestError("Give --splits once or more, and --train-share or --shots (from 1) or neither.")
-        _ = self.variants  # refuses what is no share
+        _ = self.variants, *map(budget, self.ratios), *map(parse, self.methods + self.datasets)  # refuse nonsense
 
     @property
     def variants(self) -> tuple[Variant, ...]:

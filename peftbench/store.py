@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from peftbench.contract import Result
-from peftbench.errors import StoreError
+from peftbench.errors import RequestError, StoreError
 from peftbench.record import Record
 
 DRAFTS = ".*.draft"
@@ -159,6 +159,16 @@ class Store:
 
 def _unwritable(folder: Path, error: OSError) -> str:
     return f"Cannot write results into {folder} ({error.strerror}); choose another folder with --store."
+
+
+def make_room(file: Path) -> None:
+    """The folder of a file that will be written, so that no work is lost for want of it. Raises RequestError."""
+    if file.is_dir():
+        raise RequestError(f"--out {file} is a folder; name a file.")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RequestError(f"Cannot write {file}: {file.parent} is no folder ({error.strerror}).") from None
 
 
 def write_bytes(file: Path, content: bytes) -> None:

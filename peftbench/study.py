@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 
 import numpy as np
 
 from peftbench import audit, backbone, evidence, official, pixels, variants
-from peftbench.asked import Row, rows_of
+from peftbench.asked import Row, named, rows_of
 from peftbench.augmentation import policy_name
 from peftbench.backbone import Source
 from peftbench.contract import Card, Splits
@@ -19,7 +19,7 @@ from peftbench.pixels import Data
 from peftbench.recipe import QUICK_RATES, Recipe, grid
 from peftbench.record import WHOLE, Record, Variant
 from peftbench.request import complete, make_recipe, written
-from peftbench.spec import Job, Places, Study
+from peftbench.spec import Job, Places, Study, parse
 from peftbench.splits import honest
 from peftbench.store import Store, write_json
 
@@ -81,7 +81,7 @@ def resolve(study: Study, places: Places, *, skip_broken: bool = False, watch: W
         for variant in study.variants
         for seed in study.seeds
     }
-    says += _leaks(tables, places)
+    says += [*_overruled(study), *_leaks(tables, places)]
     if study.tune and (unheld := [name for (name, *_), data in tables.items() if not data.sizes["val"]]):
         raise RequestError(f"--tune {study.tune} chooses on validation, of which {unheld[0]} has no part; use --lr.")
     drafts = [
@@ -92,6 +92,14 @@ def resolve(study: Study, places: Places, *, skip_broken: bool = False, watch: W
     return Resolved(
         study, tuple({draft.job.id: draft for draft in drafts}.values()), tuple(says), tuple(tables.values())
     )
+
+
+def _overruled(study: Study) -> Iterator[str]:
+    """What was written of a method's size where the budgets decide it."""
+    for text in study.methods if study.ratios else ():
+        knob = named(text, study.recipe).method.knob
+        if knob in parse(text).fields:
+            yield f"{text}: --ratios decides {knob}, so the {knob} that is written there is not used."
 
 
 def _leaks(tables: Mapping[tuple[str, Variant, int], Data], places: Places) -> list[str]:

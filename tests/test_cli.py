@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -172,6 +173,9 @@ MISTAKES: list[tuple[str, str, Callable[[Path], None]]] = [  # the command, what
     ("show recipe qiuck", "Did you mean quick", nothing),
     ("runn", "'runn'", nothing),
     ("show method", "'name'", nothing),
+    ("list", "'kind': methods, datasets", nothing),
+    ("run --seeds 0-4", "--seeds: give whole numbers such as 0,1,2", nothing),
+    ("report runs --format ,", "--format", finished_store),
 ]
 
 
@@ -375,6 +379,8 @@ def test_status_counts_jobs_and_says_why_some_failed(
         ["1", "interrupted"],
     ]
     assert printed.splitlines()[3] == f"{fakes[2].id} full: Out of memory: all of it."
+    listed = [line.split() for line in printed.splitlines()[5:]]  # the ids that predict and merge want
+    assert {tuple(words[:2]) for words in listed} >= {(fakes[0].id, "done"), ("begun", "interrupted")}
     assert json.loads(answer(["status", "--json"], capsys, monkeypatch))["begun"] == "interrupted"
 
 
@@ -383,3 +389,10 @@ def test_help_names_every_verb_and_nothing_said_is_help() -> None:
     assert all(verb in printed for verb in ("run", "plan", "report", "status", "list", "show"))
     done = subprocess.run([sys.executable, "-m", "peftbench"], capture_output=True, text=True, check=True)
     assert done.stdout.split()[:1] == ["Usage:"]
+
+
+def test_a_terminal_that_knows_ascii_only_still_gets_its_answer() -> None:
+    words = [sys.executable, "-m", "peftbench", "show", "method", "adapter_pfeiffer"]
+    env = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(words, capture_output=True, text=True, check=True, env=env)
+    assert "R\\xfcckl\\xe9" in done.stdout

@@ -20,7 +20,7 @@ def said(*, terminal: bool, in_bytes: bool = False) -> str:
 
 
 def test_a_log_gets_the_end_and_no_line_an_image() -> None:
-    assert said(terminal=False).splitlines() == ["decoding busi: 5,000 images/5,000 images"]
+    assert said(terminal=False).splitlines() == ["decoding busi: 5,000 of 5,000 images"]
 
 
 def test_a_log_gets_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,11 +29,11 @@ def test_a_log_gets_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_bytes_are_shown_as_such() -> None:
-    assert said(terminal=False, in_bytes=True) == "decoding busi: 0.0 MB/0.0 MB\n"
+    assert said(terminal=False, in_bytes=True) == "decoding busi: 0.0 of 0.0 MB\n"
 
 
 def test_a_terminal_gets_a_bar() -> None:
-    assert "5,000 images/5,000 images" in said(terminal=True)
+    assert "5,000 of 5,000 images" in said(terminal=True)
 
 
 def test_an_unknown_end_is_not_invented() -> None:
@@ -41,7 +41,7 @@ def test_an_unknown_end_is_not_invented() -> None:
     with Bars(Console(file=out, force_terminal=True, width=100)) as bars:
         bars("x.zip", 10, 0)
     assert "10 images" in out.getvalue()
-    assert "/" not in out.getvalue()
+    assert " of " not in out.getvalue()
 
 
 def told(*, terminal: bool) -> str:

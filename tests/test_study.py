@@ -311,7 +311,7 @@ def test_a_study_file_is_what_the_flags_are(tmp_path: Path) -> None:
         ("seeds = [", "is not valid TOML"),
         ('seeds = ["x"]', "seeds = 'x' will not do"),
         ("steps = 0", "--steps 0: it must be above 0"),
-        ("seeds = []", "--seeds: give one whole number or more"),
+        ("seeds = []", "--seeds: give whole numbers"),
         ('precision = "fp8"', "precision = 'fp8' will not do"),
     ],
 )

@@ -36,10 +36,10 @@ class Parallel(Graft):
         width, bottleneck = base.get_parameter("norm1.weight").numel(), int(sizes["bottleneck"])
         return 2 * width * bottleneck + bottleneck + width
 
-    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:  # noqa: FBT001, FBT002 - timm's
-        """(B, N, D) -> (B, N, D)."""
+    def forward(self, x: Tensor, **mask: Any) -> Tensor:  # noqa: ANN401 - what of it there is depends on timm's version
+        """(B, N, D) -> (B, N, D); `mask` is for attention."""
         block: Any = self.base
-        attended = block.attn(block.norm1(x), attn_mask=attn_mask, is_causal=is_causal)
+        attended = block.attn(block.norm1(x), **mask)
         x = x + block.drop_path1(block.ls1(attended))
         beside = self.scale * self.up(self.dropout(F.relu(self.down(x))))
         out: Tensor = x + block.drop_path2(block.ls2(block.mlp(block.norm2(x)))) + beside

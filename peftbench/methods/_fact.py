@@ -73,6 +73,8 @@ class FacT(Method):
     def __post_init__(self) -> None:
         if self.r < 1:
             raise RequestError(f"r = {self.r} will not do: the rank is at least 1.")
+        if not math.isfinite(self.scale) or self.scale == 0:
+            raise RequestError(f"scale = {self.scale} will not do: it is a number other than 0.")
         if not 0 <= self.dropout < 1:
             raise RequestError(f"dropout = {self.dropout} will not do: it lies in [0, 1).")
 

@@ -6,6 +6,7 @@ peft offers besides, `UNFIT` says why it is no method here.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -45,6 +46,9 @@ UNFIT: Mapping[str, str] = MappingProxyType(
     }
 )
 
+POSITIVE = ("alpha", "cells", "d", "every", "group", "length", "r", "scale", "top")  # options of whichever method
+NOT_NEGATIVE = ("depth", "pull")
+
 
 @dataclass(frozen=True)
 class HubMethod(Method):
@@ -63,6 +67,11 @@ class HubMethod(Method):
             raise RequestError(f"{self.name}: sites = {'+'.join(self.sites)} will not do: each may stand there once.")
         if self.knob and getattr(self, self.knob) < 1:
             raise RequestError(f"{self.name}: {self.knob} = {getattr(self, self.knob)} will not do: it is at least 1.")
+        for name in (*POSITIVE, *NOT_NEGATIVE):
+            value = getattr(self, name, 1)
+            if not 0 <= value < math.inf or (value == 0 and name in POSITIVE):
+                bound = "above 0" if name in POSITIVE else "a number and not negative"
+                raise RequestError(f"{self.name}: {name} = {value} will not do: it is {bound}.")
 
     @property
     def name(self) -> str:

@@ -97,7 +97,7 @@ class AdaLoRA(LowRank):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.warmup < 0 or self.final < 0 or self.warmup + self.final >= 1:
+        if not (self.warmup >= 0 and self.final >= 0 and self.warmup + self.final < 1):
             raise RequestError("adalora: warmup and final are shares of the steps and leave some between them.")
 
     @property

@@ -1,5 +1,6 @@
 """Convpass: a small convolution over the patches beside each branch of a block (Jie and Deng, 2022)."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -87,6 +88,8 @@ class Convpass(Method):
     def __post_init__(self) -> None:
         if self.r < 1:
             raise RequestError(f"convpass: r = {self.r} will not do: it is at least 1.")
+        if not math.isfinite(self.scale) or self.scale == 0:
+            raise RequestError(f"convpass: scale = {self.scale} will not do: it is a number other than 0.")
         if not 0 <= self.dropout < 1:
             raise RequestError(f"convpass: dropout = {self.dropout} will not do: it lies in [0, 1).")
 

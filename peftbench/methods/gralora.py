@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from torch import nn
 
+from peftbench.errors import RequestError
 from peftbench.methods._hub import LowRank, common
 from peftbench.plan import Sizes
 
@@ -24,9 +25,10 @@ class GraLoRA(LowRank):
         return {"r": self.r, "alpha": self.alpha, "gralora_k": self.cells}
 
     def sizes(self, vit: nn.Module) -> Sequence[int]:
-        """Multiples of `cells`; none where it does not divide every width."""
-        width = common(self.shapes(vit))
-        return range(self.cells, width + 1, self.cells) if width % self.cells == 0 else ()
+        """Multiples of `cells`. Raises RequestError where it does not divide every width."""
+        if (width := common(self.shapes(vit))) % self.cells:
+            raise RequestError(f"gralora: cells = {self.cells} will not do for these projections: it divides {width}.")
+        return range(self.cells, width + 1, self.cells)
 
 
 plugin = GraLoRA

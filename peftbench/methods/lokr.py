@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from torch import nn
 
+from peftbench.errors import RequestError
 from peftbench.methods._hub import LowRank
 from peftbench.plan import Sizes
 
@@ -19,6 +20,11 @@ class LoKr(LowRank):
 
     alpha: int = 8
     factor: int = 8  # the size of C, as near as the widths divide; -1: as square as can be, the smallest count
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.factor != -1 and self.factor < 1:
+            raise RequestError(f"lokr: factor = {self.factor} will not do: it is at least 1, or -1.")
 
     def options(self) -> Sizes:
         """Rank, scale and how to divide."""

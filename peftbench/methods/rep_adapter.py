@@ -1,5 +1,6 @@
 """RepAdapter: a linear bottleneck ahead of each branch that folds into the layer behind it (Luo et al., 2023)."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -56,6 +57,8 @@ class RepAdapter(Method):
             raise RequestError(f"rep_adapter: groups = {self.groups} will not do: it is at least 1.")
         if self.r < 1 or self.r % self.groups:
             raise RequestError(f"rep_adapter: r = {self.r} will not do: it is a multiple of groups, {self.groups}.")
+        if not math.isfinite(self.scale) or self.scale == 0:
+            raise RequestError(f"rep_adapter: scale = {self.scale} will not do: it is a number other than 0.")
         if not 0 <= self.dropout < 1:
             raise RequestError(f"rep_adapter: dropout = {self.dropout} will not do: it lies in [0, 1).")
 

@@ -30,9 +30,11 @@ class RoAd(HubMethod):
         return self.variant * rows
 
     def sizes(self, vit: nn.Module) -> Sequence[int]:
-        """The three variants. Raises RequestError where `group` does not divide the outputs."""
-        if (outputs := common(self.shapes(vit), side=0)) % self.group:
-            raise RequestError(f"road: group = {self.group} will not do: it divides the outputs, {outputs}.")
+        """The three variants. Raises RequestError where `group` is odd or does not divide the outputs."""
+        if (outputs := common(self.shapes(vit), side=0)) % self.group or self.group % 2:
+            raise RequestError(
+                f"road: group = {self.group} will not do: it is even and divides the outputs, {outputs}."
+            )
         return 1, 2, 4
 
 

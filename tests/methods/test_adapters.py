@@ -262,6 +262,8 @@ def test_convpass_refuses_blocks_that_add_up_otherwise() -> None:
         (ARC, {"dropout": 1.0}, "dropout"),
         (Convpass, {"r": 0}, "r = 0 will not do"),
         (Convpass, {"dropout": 1.0}, "dropout"),
+        (Convpass, {"scale": 0.0}, "convpass: scale = 0.0 will not do"),
+        (RepAdapter, {"scale": float("inf")}, "rep_adapter: scale = inf will not do"),
     ],
 )
 def test_what_cannot_be_is_refused(kind: type[Method], fields: dict[str, Any], message: str) -> None:

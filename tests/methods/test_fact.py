@@ -104,7 +104,10 @@ def test_dropout_acts_in_training_only() -> None:
     assert torch.equal(vit.eval()(x), vit(x))
 
 
-@pytest.mark.parametrize(("fields", "message"), [({"r": 0}, "r = 0 will not do"), ({"dropout": 1.0}, "dropout")])
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [({"r": 0}, "r = 0 will not do"), ({"dropout": 1.0}, "dropout"), ({"scale": float("nan")}, "scale = nan")],
+)
 def test_what_cannot_be_is_refused(fields: dict[str, Any], message: str) -> None:
     for kind in (FacTTT, FacTTK):
         with pytest.raises(RequestError, match=message):

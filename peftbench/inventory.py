@@ -25,6 +25,8 @@ def data_folder(given: Path | None = None) -> Path:
 
 def open_dataset(text: str) -> Dataset:
     """The data set that a spec names: a plug-in, or one with an argument such as `folder:PATH`. Raises RequestError."""
+    if text not in registry("datasets").names():
+        _refuse_bare_path(Path(text))
     spec: Spec = parse(text)
     found: Any = registry("datasets").get(spec.name)
     argument = _argument(found, spec.name) if isinstance(found, type) else ""
@@ -32,6 +34,13 @@ def open_dataset(text: str) -> Dataset:
         raise RequestError(f"Cannot read the data set {text!r}: write {usage(spec.name)}.")
     made: Any = make(found, {**spec.fields, argument: spec.argument}, spec.name) if argument else found
     return cast("Dataset", made)
+
+
+def _refuse_bare_path(path: Path) -> None:
+    """Say how the folder or table that was probably meant is asked for."""
+    if len(path.parts) == 1 and (path.is_dir() or path.is_file()):
+        kind = "folder" if path.is_dir() else "table"
+        raise RequestError(f"No data set is called {str(path)!r}; for the one that lies here, write {kind}:{path}.")
 
 
 def usage(name: str) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, fields
 from functools import partial
+from importlib.resources import files
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from rich.console import Console
@@ -21,9 +24,14 @@ from peftbench.spec import Spec, make
 HOW = "how to get"
 _NOTHING: tuple[Any, ...] = ("", None, (), [], {})
 DATASET_COLUMNS = ("here", "modality", "classes", "sizes", "licence", HOW)
+YES_NO = MappingProxyType({"True": "yes", "False": "no"})
+LEGEND = (
+    "Family: S selective, A additive, P prompts. Knob: the field that --ratios turns; without one a method has one "
+    "size. Merges: into plain timm weights."
+)
 HERE = ("complete", "built in", "wherever you say")
 
-console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 120)
 
 
 def show_list(kind: str, root: Path, *, as_json: bool) -> None:
@@ -37,8 +45,10 @@ def show_list(kind: str, root: Path, *, as_json: bool) -> None:
     for column in ("name", *(key for key in next(iter(rows.values()), {}))):
         table.add_column(column, overflow="fold")
     for name, row in rows.items():
-        table.add_row(name, *(str(value) for value in row.values()))
+        table.add_row(name, *(YES_NO.get(str(value), str(value)) for value in row.values()))
     console.print(table)
+    if kind == "methods":
+        console.print(f"\n{LEGEND}", markup=False)
     if absent:
         console.print(f"\nHow to get what is not wholly under {root}:", markup=False)
     for name, how in absent.items():
@@ -80,13 +90,20 @@ def _row(kind: str, name: str) -> dict[str, Any]:
         entry = catalogue.method_entry(name)
         short = {"family": entry.family, "knob": entry.knob, "merges": entry.merges}
         return {**short, "trains": entry.trains, "source": entry.paper}
-    origin = "built in" if name in registry(kind).own() else registry(kind).others()[name].value
-    if kind != "methods":
-        return {"source": origin}
-    plugin = registry(kind).get(name)
+    if name in registry(kind).own():
+        code = files(f"peftbench.{kind}").joinpath(f"{name}.py").read_text("utf-8")
+        return {"what": _first_line(code), "source": "built in"}
+    origin, plugin = registry(kind).others()[name].value, registry(kind).get(name)
     says = (getattr(plugin, "__doc__", None) or "").strip().partition("\n")[0]
+    if kind != "methods":
+        return {"what": says, "source": origin}
     known = {"family": "", "knob": getattr(plugin, "knob", None) or "", "merges": getattr(plugin, "merges", "")}
     return {**known, "trains": says, "source": origin}
+
+
+def _first_line(code: str) -> str:
+    """What the docstring of a file begins with; to import the file may take seconds."""
+    return (ast.get_docstring(ast.parse(code)) or "").partition("\n")[0]
 
 
 def _variant_row(name: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from peftbench.cache import LIMIT
-from peftbench.contract import Preprocessing
+from peftbench.contract import Card, Preprocessing
 from peftbench.errors import PluginError, RequestError
 from peftbench.recipe import Recipe, grid
 from peftbench.record import WHOLE, Cut, Variant
@@ -54,8 +54,7 @@ def parse(text: str) -> Spec:
     kind, colon, path = text.partition(":")
     if "/" in kind or (kind in PATHS and path):
         return Spec(kind, path) if colon and kind in PATHS else Spec("folder", text)
-    found = _SPEC.fullmatch(text)
-    if not found:
+    if not (found := _SPEC.fullmatch(text)):
         raise RequestError(f"Cannot read {text!r}: write NAME, NAME[field=value,...] or NAME:ARGUMENT.")
     pairs = [pair.partition("=") for pair in (found["fields"] or "").split(",") if pair.strip()]
     if bad := [key for key, equals, _ in pairs if not equals]:
@@ -182,7 +181,7 @@ class Study:
             raise RequestError("--tune and --lr contradict each other: a rate is looked for or given.")
         if not self.splits or (self.train_share and self.shots) or min(self.shots, default=1) < 1:
             raise RequestError("Give --splits once or more, and --train-share or --shots (from 1) or neither.")
-        _ = self.variants, *map(budget, self.ratios), *map(parse, self.methods + self.datasets)  # refuse nonsense
+        _ = self.variants, *map(budget, self.ratios), *map(parse, self.methods)  # refuse nonsense
 
     @property
     def variants(self) -> tuple[Variant, ...]:
@@ -264,6 +263,7 @@ class Job:
     variant: Variant = WHOLE  # of the data; `split` and `fingerprint` tell it apart
     policy: str = ""  # what augmentation `medical` does to this data set
     alias: str = ""  # how a user's variant of the method is called
+    about: tuple[Card, tuple[str, ...]] | None = None  # card and notes of the data: the same images may have several
 
     def identity(self) -> dict[str, Any]:
         """The resolved values that decide the result, fields at their default left out."""

@@ -324,6 +324,7 @@ def test_list_names_what_there_is(
 ) -> None:
     assert name in json.loads(answer(["list", kind, "--json"], capsys, monkeypatch))
     assert name in answer(["list", kind], capsys, monkeypatch)
+    assert kind != "backbones" or "timm:NAME[depth=8" in answer(["list", kind], capsys, monkeypatch)  # no markup
 
 
 @pytest.mark.parametrize(

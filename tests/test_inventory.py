@@ -141,3 +141,14 @@ def test_what_is_here_is_told_without_torch() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(("name", "written"), [("clinic", "folder:clinic"), ("clinic.csv", "table:clinic.csv")])
+def test_who_names_a_folder_or_a_table_alone_is_told_how(
+    name: str, written: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "clinic").mkdir()
+    (tmp_path / "clinic.csv").touch()
+    with pytest.raises(RequestError, match=f"write {written}"):
+        inventory.open_dataset(name)

@@ -137,6 +137,14 @@ def test_two_budgets_that_reach_one_size_are_one_job(home: Path) -> None:
     assert [(draft.job.fields["r"], draft.targets) for draft in drafts] == [(6, (27_193, 27_000)), (12, (54_386,))]
 
 
+def test_a_size_that_the_budgets_replace_is_said(home: Path) -> None:
+    asked = ("lora[r=4]", "shpeft[lam=0.5]")
+    assert [line for line in resolve(home, methods=asked, ratios=("1%",)).says if "not used" in line] == [
+        "lora[r=4]: --ratios decides r, so the r that is written there is not used."
+    ]
+    assert not any("not used" in line for line in resolve(home, methods=asked).says)
+
+
 def test_a_budget_below_the_least_size_runs_once_at_the_floor(home: Path) -> None:
     (draft,) = resolve(home, methods=("lora",), ratios=("10", "100", "1000")).drafts
     assert (draft.job.fields["r"], draft.job.edge, draft.targets) == (1, "floor", (10, 100, 1000))

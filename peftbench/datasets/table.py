@@ -78,7 +78,8 @@ def lines_of(file: Path, *, several: bool = False) -> list[Line]:
     Raises MissingDataError and DataError.
     """
     if not file.is_file():
-        raise MissingDataError(f"{file} does not exist; give a table with the columns image and label: table:FILE.csv.")
+        what = "is a folder" if file.is_dir() else "does not exist"
+        raise MissingDataError(f"{file} {what}; give a table with the columns image and label: table:FILE.csv.")
     try:
         text = file.read_text(encoding="utf-8-sig")
         reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=_separator(text), strict=True)
@@ -90,7 +91,8 @@ def lines_of(file: Path, *, several: bool = False) -> list[Line]:
         raise DataError(f"{file} holds the column {twice[0]} twice; remove one.")
     named = [{(key or "").strip().lower(): (value or "") for key, value in row.items() if key} for row in rows]
     if not named or not {"image", "label"} <= named[0].keys():
-        raise DataError(f"{file} must hold the columns image and label and a line an image; see `show dataset table`.")
+        wants = "must hold the columns image and label and a line an image"
+        raise DataError(f"{file} {wants}; see `peftbench show dataset table`.")
     lines = [Line(*(row.get(key, "").strip() for key in ("image", "label", "split", "group"))) for row in named]
     _refuse_gaps(file, lines, several=several)
     return [Line(line.image, line.label, _own.NAMES.get(line.split.lower(), ""), line.group) for line in lines]

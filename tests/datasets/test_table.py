@@ -128,6 +128,8 @@ def test_a_table_that_cannot_be_used_is_refused(
 def test_no_such_table(tmp_path: Path) -> None:
     with pytest.raises(MissingDataError, match=r"none\.csv does not exist; give a table"):
         load(tmp_path / "none.csv")
+    with pytest.raises(MissingDataError, match=r"is a folder; give a table"):
+        load(tmp_path)
 
 
 def test_a_table_that_is_no_text_is_refused(tmp_path: Path) -> None:

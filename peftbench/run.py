@@ -56,7 +56,7 @@ def run(job: Job, places: Places, outside: Outside | None = None) -> Record | No
         store.write_json(here.folder(job.id) / "job.json", asdict(job) | {"identity": job.identity(), "id": job.id})
         if job.threads:
             torch.set_num_threads(job.threads)
-        data = pixels.find(job.fingerprint, job.preprocessing, places.cache)
+        data = _data(job, places)
         with measure.peak_memory(places.device) as peak:
             outcome = _guarded(job, places, data, outside or Outside())
         record = make_record(job, places, data, outcome, time.perf_counter() - started, peak.bytes)
@@ -67,7 +67,7 @@ def run(job: Job, places: Places, outside: Outside | None = None) -> Record | No
 
 def give_up(job: Job, places: Places, reason: str) -> Record:
     """Write down that a job failed without being able to say so itself."""
-    data, here = pixels.find(job.fingerprint, job.preprocessing, places.cache), Store(places.store)
+    data, here = _data(job, places), Store(places.store)
     with here.claim(job.id):
         record = make_record(job, places, data, reason, 0.0, 0)
         record = here.write_record(record)
@@ -162,6 +162,13 @@ def make_method(job: Job) -> Method:
     """The method with the job's hyper-parameters."""
     kind: type[Method] = registry("methods").get(job.method)
     return make(kind, job.fields, job.method)
+
+
+def _data(job: Job, places: Places) -> Data:
+    """The decoded images; what is said of them is the job's, for another cut or name may have the same images."""
+    found = pixels.find(job.fingerprint, job.preprocessing, places.cache)
+    card, notes = job.about or (found.card, found.notes)
+    return replace(found, card=card, notes=notes, rule=job.split)
 
 
 def _head(job: Job, vit: Any, data: Data) -> Head:  # noqa: ANN401 - a timm VisionTransformer

@@ -199,6 +199,7 @@ def _draft(
         edge=row.fit.edge if row.fit else None,
         variant=variant,
         alias=row.alias,
+        about=(data.card, data.notes),
         policy=policy_name(data.card) if recipe.augmentation == "medical" else "",
     )
     if len(rates) == 1:

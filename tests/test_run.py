@@ -73,6 +73,18 @@ def test_the_record_on_disk_is_the_one_that_was_returned(done: dict[str, Result]
         assert (result.folder / "record.json").read_text() == result.record.model_dump_json(indent=1)
 
 
+def test_what_is_said_of_the_images_is_the_jobs_own(jobs: dict[str, Job], home: Path) -> None:
+    """Cuts that keep the same images share them in the cache, but neither rule nor notes."""
+    job = jobs["majority"]
+    assert job.about is not None
+    other = replace(job, split="70/10/20 stratified, grouped", about=(job.about[0], ("nothing left out",)))
+    for one in (job, other):
+        record = run(one, replace(studies.places(home), store=home / "said"))
+        assert record is not None
+        assert record.data.split == one.split
+    assert record.data.notes == ["nothing left out"]
+
+
 def test_the_request_says_what_decided_the_id(done: dict[str, Result], jobs: dict[str, Job]) -> None:
     noted = json.loads((done["lora"].folder / "job.json").read_text())
     assert noted["id"] == jobs["lora"].id == done["lora"].folder.name

@@ -26,7 +26,7 @@ def data_folder(given: Path | None = None) -> Path:
 def open_dataset(text: str) -> Dataset:
     """The data set that a spec names: a plug-in, or one with an argument such as `folder:PATH`. Raises RequestError."""
     if text not in registry("datasets").names():
-        _refuse_bare_path(Path(text))
+        _refuse_bare_path(text)
     spec: Spec = parse(text)
     found: Any = registry("datasets").get(spec.name)
     argument = _argument(found, spec.name) if isinstance(found, type) else ""
@@ -36,11 +36,12 @@ def open_dataset(text: str) -> Dataset:
     return cast("Dataset", made)
 
 
-def _refuse_bare_path(path: Path) -> None:
+def _refuse_bare_path(text: str) -> None:
     """Say how the folder or table that was probably meant is asked for."""
-    if len(path.parts) == 1 and (path.is_dir() or path.is_file()):
+    path = Path(text)
+    if "/" not in text and (path.is_dir() or path.is_file()):
         kind = "folder" if path.is_dir() else "table"
-        raise RequestError(f"No data set is called {str(path)!r}; for the one that lies here, write {kind}:{path}.")
+        raise RequestError(f"No data set is called {text!r}; for the one that lies here, write {kind}:{text}.")
 
 
 def usage(name: str) -> str:

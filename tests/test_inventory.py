@@ -152,3 +152,4 @@ def test_who_names_a_folder_or_a_table_alone_is_told_how(
     (tmp_path / "clinic.csv").touch()
     with pytest.raises(RequestError, match=f"write {written}"):
         inventory.open_dataset(name)
+    assert inventory.open_dataset("clinic/") == inventory.open_dataset("folder:clinic/")

@@ -148,8 +148,9 @@ def test_who_names_a_folder_or_a_table_alone_is_told_how(
     name: str, written: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "clinic").mkdir()
-    (tmp_path / "clinic.csv").touch()
+    for file in ("clinic/ill/1.png", "clinic/well/2.png", "clinic.csv"):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).touch()
     with pytest.raises(RequestError, match=f"write {written}"):
         inventory.open_dataset(name)
     assert inventory.open_dataset("clinic/") == inventory.open_dataset("folder:clinic/")

@@ -27,6 +27,7 @@ from peftbench.errors import BrokenImagesError, DeltaError, RequestError
 from peftbench.handover import brightness, is_grey
 from peftbench.head import Classifier, Head
 from peftbench.pixels import Images
+from peftbench.plan import Graft
 from peftbench.spec import Places
 from peftbench.store import write_bytes, write_json
 
@@ -181,7 +182,7 @@ def merge(folder: Path, places: Places, out: Path) -> float:
     apart, whole = (open_model(folder, places, merge=m) for m in (False, True))
     name = whole.about["method"]["name"]
     if not whole.merged:
-        raise RequestError(f"{name} cannot be merged: what it adds does not fold into the backbone's own tensors.")
+        raise RequestError(f"{name} cannot be merged: what it adds {_left(whole.classifier.vit)}.")
     tensors, head = plain_tensors(whole.classifier)
     off = difference(apart, whole)
     if off > EQUAL:
@@ -191,6 +192,13 @@ def merge(folder: Path, places: Places, out: Path) -> float:
     told = {**kept, "head": {**whole.about["head"], **head}, "sha256": delta.digest(out.read_bytes())}
     write_json(out.with_name(f"{out.name}.json"), told)
     return off
+
+
+def _left(vit: nn.Module) -> str:
+    """Which grafts are still there, in words."""
+    sites = [name for name, module in vit.named_modules() if isinstance(module, Graft)]
+    more = f" and {len(sites) - 1} more places" if len(sites) > 1 else ""
+    return f"at {sites[0]}{more} does not fold into the backbone's own tensors"
 
 
 def plain_tensors(classifier: Classifier) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -81,6 +81,14 @@ def test_a_merged_file_loads_into_plain_timm(home: Path, method: str, tmp_path: 
     assert len(about["base"]) == 64
 
 
+def test_what_does_not_fold_is_refused_and_named(home: Path, tmp_path: Path) -> None:
+    asked = studies.small(home / "images", methods=("vpt_deep",), steps=1, evaluations=1)
+    (job,) = studies.jobs(asked, where(home))
+    assert run(job, where(home))
+    with pytest.raises(RequestError, match=r"vpt_deep cannot be merged: what it adds at blocks\.0 and 5 more places"):
+        predict.merge(Store(home / "runs").folder(job.id), where(home), tmp_path / "model.safetensors")
+
+
 def test_a_batch_norm_folds_into_the_linear_layer(home: Path) -> None:
     model = predict.open_model(folder(home, "lora"), where(home))
     head = model.classifier.head

@@ -81,7 +81,7 @@ def resolve(study: Study, places: Places, *, skip_broken: bool = False, watch: W
         for variant in study.variants
         for seed in study.seeds
     }
-    says += [*_overruled(study), *_leaks(tables, places)]
+    says += [*_overruled(study), *_lacking(tables), *_leaks(tables, places)]
     if study.tune and (unheld := [name for (name, *_), data in tables.items() if not data.sizes["val"]]):
         raise RequestError(f"--tune {study.tune} chooses on validation, of which {unheld[0]} has no part; use --lr.")
     drafts = [
@@ -100,6 +100,14 @@ def _overruled(study: Study) -> Iterator[str]:
         knob = named(text, study.recipe).method.knob
         if knob in parse(text).fields:
             yield f"{text}: --ratios decides {knob}, so the {knob} that is written there is not used."
+
+
+def _lacking(tables: Mapping[tuple[str, Variant, int], Data]) -> Iterator[str]:
+    """What of a data set is not used, or not here: once, however many seeds and cuts there are."""
+    notes = dict.fromkeys((name, note) for (name, *_), data in tables.items() for note in data.notes)
+    for name, note in notes:
+        if "left out" in note or "ncomplete" in note:
+            yield f"{name}: {note.rstrip('.')}."
 
 
 def _leaks(tables: Mapping[tuple[str, Variant, int], Data], places: Places) -> list[str]:

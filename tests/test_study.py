@@ -137,6 +137,14 @@ def test_two_budgets_that_reach_one_size_are_one_job(home: Path) -> None:
     assert [(draft.job.fields["r"], draft.targets) for draft in drafts] == [(6, (27_193, 27_000)), (12, (54_386,))]
 
 
+def test_images_that_are_left_out_are_said_once(tmp_path: Path) -> None:
+    studies.draw(tmp_path / "images", 8)
+    next((tmp_path / "images").rglob("*.png")).with_suffix(".heic").touch()
+    said = [line for line in resolve(tmp_path, seeds=(0, 1)).says if "left out" in line]
+    assert len(said) == 1
+    assert "Files left out because of their names: 1" in said[0]
+
+
 def test_a_size_that_the_budgets_replace_is_said(home: Path) -> None:
     asked = ("lora[r=4]", "shpeft[lam=0.5]")
     assert [line for line in resolve(home, methods=asked, ratios=("1%",)).says if "not used" in line] == [

@@ -90,8 +90,10 @@ class Part:
     def take(self, index: Sequence[int] | NDArray[np.int64]) -> Self:
         """The images at `index`, in that order."""
         chosen = [int(i) for i in index]
+        if chosen == list(range(len(self))):
+            return self
         images: Images = (
-            self.images[chosen] if isinstance(self.images, np.ndarray) else [self.images[i] for i in chosen]
+            _rows(self.images, chosen) if isinstance(self.images, np.ndarray) else [self.images[i] for i in chosen]
         )
         names, groups = tuple(self.names[i] for i in chosen), tuple(self.groups[i] for i in chosen)
         return type(self)(images, self.labels[chosen], names, groups)
@@ -105,6 +107,13 @@ class Part:
         return Part(
             images, np.concatenate([self.labels, other.labels]), self.names + other.names, self.groups + other.groups
         )
+
+
+def _rows(pixels: NDArray[np.uint8], chosen: list[int]) -> NDArray[np.uint8]:
+    """A copy of these images; of greys that stand there three times over, of one channel."""
+    if pixels.strides[-1]:
+        return pixels[chosen]
+    return np.broadcast_to(pixels[..., :1][chosen], (len(chosen), *pixels.shape[1:]))
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,16 @@ def test_greys_become_three_equal_channels_without_memory(tmp_path: Path, monkey
     assert np.array_equal(images[..., 0], images[..., 2])
 
 
+def test_a_choice_of_greys_holds_one_channel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_set(tmp_path, "breastmnist", 28, monkeypatch)
+    train = plugin("breastmnist").load(tmp_path, seed=0).train
+    some = train.take([3, 1]).images
+    assert isinstance(some, np.ndarray)
+    assert some.strides[-1] == 0
+    assert np.array_equal(some, np.asarray(train.images)[[3, 1]])
+    assert train.take(range(30)).images is train.images  # which may be larger than the memory
+
+
 def test_several_labels_an_image_are_a_table_of_zeros_and_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_set(tmp_path, "chestmnist", 28, monkeypatch)
     train = plugin("chestmnist").load(tmp_path, seed=0).train

@@ -271,7 +271,8 @@ def main() -> None:
         if code == INTERRUPTED:  # what typer makes of Ctrl-C
             raise KeyboardInterrupt  # noqa: TRY301 - one place for both
     except (KeyboardInterrupt, typer.Abort):
-        typer.echo("peftbench: interrupted; the same command goes on from the last checkpoint.", err=True)
+        again = "; the same command goes on from the last checkpoint" if words[:1] == ["run"] else ""
+        typer.echo(f"peftbench: interrupted{again}.", err=True)
         sys.exit(INTERRUPTED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of our output went away

@@ -204,10 +204,12 @@ def _count(method: Callable[[], Any], name: str) -> str:
     total = sum(p.numel() for p in blank.parameters())
     try:
         with blaming("It cannot be counted"):
-            count = method().count(blank)
+            made = method()
+            count = made.count(blank)
     except PeftbenchError as error:
         return str(error)
-    return f"{count:,} of {total:,} ({count / total:.4%}), head not counted"
+    aim = "" if made.exact else "; aimed at, the data decide"
+    return f"{count:,} of {total:,} ({count / total:.4%}), head not counted{aim}"
 
 
 def _dataset(name: str) -> dict[str, Any]:

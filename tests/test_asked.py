@@ -55,6 +55,12 @@ def test_it_is_listed_and_shown(
     assert here.is_dir()
 
 
+def test_a_count_that_the_data_decide_is_shown_as_an_aim() -> None:
+    counts = {name: facts("method", name)["counts"]["mini"] for name in ("spt_lora", "bitfit")}
+    assert counts["spt_lora"].endswith("aimed at, the data decide")
+    assert counts["bitfit"].endswith("head not counted")
+
+
 def test_a_variant_may_have_variants(here: Path) -> None:
     (here / "methods" / "tiny_lora.toml").write_text('base = "small_lora"\nr = 1\n')
     assert named("tiny_lora", "standard").method == LoRA(r=1, sites=("qkv", "proj"))

@@ -240,6 +240,15 @@ def test_a_check_of_everything_goes_on_past_what_is_broken(program: Any, monkeyp
     ]
 
 
+def test_an_interrupted_check_promises_nothing(program: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("peftbench.checking.check_all", interrupt)
+    code, _, err = program("check", "--all")
+    assert (code, err) == (130, "peftbench: interrupted.\n")
+
+
 def test_a_check_of_everything_as_json_is_json_only(program: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Registry, "names", lambda self: ("accuracy",) if self.folder == "metrics" else ())
     code, out, err = program("check", "--all", "--json")

@@ -6,6 +6,7 @@ CACHE/pixels/.KEY.draft/   being made, by whoever holds .KEY.build; left by a cr
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
@@ -175,10 +176,30 @@ def refuse_full(folder: Path, needed: int) -> None:
     """Raise DataError where the disk has no room for what is about to be made."""
     free = shutil.disk_usage(folder).free
     if needed > free:
-        raise DataError(
-            f"Decoded images need {needed / 1e9:.1f} GB in {folder}, where {free / 1e9:.1f} GB are free; make room "
-            "(`peftbench cache clear`), or choose another disk with --cache."
-        )
+        raise _no_room(folder, needed, free)
+
+
+def reserve(file: Path) -> None:
+    """Have all of a sparse file's bytes set aside: who writes into a mapped file on a full disk is killed.
+
+    Raises DataError. Where the system cannot do it, nothing happens.
+    """
+    if not hasattr(os, "posix_fallocate"):
+        return
+    size = file.stat().st_size
+    with file.open("r+b") as opened:
+        try:
+            os.posix_fallocate(opened.fileno(), 0, size)
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise _no_room(file.parent, size, shutil.disk_usage(file.parent).free) from None
+
+
+def _no_room(folder: Path, needed: int, free: int) -> DataError:
+    return DataError(
+        f"Decoded images need {needed / 1e9:.1f} GB in {folder}, where {free / 1e9:.1f} GB are free; make room "
+        "(`peftbench cache clear`), or choose another disk with --cache."
+    )
 
 
 def parse_size(text: str) -> int:

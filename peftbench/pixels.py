@@ -151,7 +151,9 @@ def _build(card: Card, splits: Splits, preprocessing: Preprocessing, cache: Path
 
 def _canvas(draft: Path, images: int, side: int) -> np.memmap[Any, np.dtype[np.uint8]]:
     kept.refuse_full(draft, images * 3 * side * side)
-    return np.lib.format.open_memmap(draft / "pixels.npy", "w+", np.uint8, (images, 3, side, side))
+    made = np.lib.format.open_memmap(draft / "pixels.npy", "w+", np.uint8, (images, 3, side, side))
+    kept.reserve(draft / "pixels.npy")
+    return made
 
 
 def _decode(splits: Splits, preprocessing: Preprocessing, out: NDArray[np.uint8], watch: Watch | None) -> Broken:

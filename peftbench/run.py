@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -17,7 +18,7 @@ from peftbench import augmentation, backbone, cost, delta, measure, pixels, stor
 from peftbench.checkpoint import Checkpoint
 from peftbench.cost import Alone, Counted
 from peftbench.engine import Chosen, Inputs, Learner, Outside, Progress, Task, fit, forward
-from peftbench.errors import PeftbenchError
+from peftbench.errors import PeftbenchError, StoreError
 from peftbench.handover import about
 from peftbench.head import Classifier, Head
 from peftbench.kept import kept
@@ -52,17 +53,35 @@ def run(job: Job, places: Places, outside: Outside | None = None) -> Record | No
         here.sweep(job.id)
         if done is not None:
             here.forget(job.id)
-        started = time.perf_counter()
-        store.write_json(here.folder(job.id) / "job.json", asdict(job) | {"identity": job.identity(), "id": job.id})
-        if job.threads:
-            torch.set_num_threads(job.threads)
-        data = _data(job, places)
-        with measure.peak_memory(places.device) as peak:
-            outcome = _guarded(job, places, data, outside or Outside())
-        record = make_record(job, places, data, outcome, time.perf_counter() - started, peak.bytes)
-        record = here.write_record(record)
-        Checkpoint(here.folder(job.id)).clear()
-        return record
+        with _room(places):
+            return _do(job, places, outside or Outside())
+
+
+@contextmanager
+def _room(places: Places) -> Iterator[None]:
+    """A full disk is nobody's failure: the job stays as it is at its last checkpoint. Raises StoreError."""
+    try:
+        yield
+    except Exception as error:
+        if not store.is_full(error):
+            raise
+        where = f"{places.store} (results) or {places.cache} (cache)"
+        raise StoreError(f"The disk is full: {where}; make room, and the same command goes on.") from None
+
+
+def _do(job: Job, places: Places, outside: Outside) -> Record:
+    """Do a job that this process holds, or go on with it, and write its record."""
+    started, here = time.perf_counter(), Store(places.store)
+    store.write_json(here.folder(job.id) / "job.json", asdict(job) | {"identity": job.identity(), "id": job.id})
+    if job.threads:
+        torch.set_num_threads(job.threads)
+    data = _data(job, places)
+    with measure.peak_memory(places.device) as peak:
+        outcome = _guarded(job, places, data, outside)
+    record = make_record(job, places, data, outcome, time.perf_counter() - started, peak.bytes)
+    record = here.write_record(record)
+    Checkpoint(here.folder(job.id)).clear()
+    return record
 
 
 def give_up(job: Job, places: Places, reason: str) -> Record:
@@ -93,7 +112,9 @@ def _tried(job: Job, places: Places, data: Data, outside: Outside, pieces: int) 
         return _work(job, places, data, outside, pieces)
     except PeftbenchError as error:
         return str(error)
-    except Exception as error:  # noqa: BLE001 - a plug-in may raise anything, and the study must go on
+    except Exception as error:  # a plug-in may raise anything, and the study must go on
+        if store.is_full(error):
+            raise
         return measure.wanted(error) or f"{type(error).__name__}: {error}"
 
 

@@ -12,6 +12,7 @@ jobs/<id>/job.json             the resolved request
 from __future__ import annotations
 
 import csv
+import errno
 import fcntl
 import hashlib
 import io
@@ -169,6 +170,11 @@ def make_room(file: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RequestError(f"Cannot write {file}: {file.parent} is no folder ({error.strerror}).") from None
+
+
+def is_full(error: Exception) -> bool:
+    """Whether an error, Python's or safetensors', says that a disk or a quota is full."""
+    return getattr(error, "errno", None) in {errno.ENOSPC, errno.EDQUOT} or "(os error 28)" in str(error)
 
 
 def write_bytes(file: Path, content: bytes) -> None:

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from peftbench import engine, store
+from peftbench.checkpoint import Checkpoint
 from peftbench.engine import Learner, Progress, Task, fit
 from peftbench.errors import DivergedError, StoreError
 from peftbench.pixels import Features
@@ -154,12 +155,32 @@ def test_a_full_disk_leaves_no_half_record(
 
     with monkeypatch.context() as patch:
         patch.setattr(store, "write_bytes", full)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(StoreError, match=r"The disk is full: .*; make room"):
             run(job, where)
     assert Store(tmp_path).state(job.id) == "interrupted"
     record = run(job, where)
     assert record is not None
     assert record.status == "done"
+
+
+def test_a_disk_that_is_full_half_way_costs_no_checkpoint(
+    job: Job, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where, written = replace(studies.places(home), store=tmp_path), store.write_bytes
+
+    def full(file: Path, content: bytes) -> None:
+        if file.exists():  # the second checkpoint
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        written(file, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("peftbench.checkpoint.write_bytes", full)
+        with pytest.raises(StoreError, match="The disk is full"):
+            run(job, where)
+    assert Store(tmp_path).state(job.id) == "interrupted"
+    begun = Checkpoint(Store(tmp_path).folder(job.id)).read()
+    assert begun is not None
+    assert begun[0].step > 0
 
 
 def test_a_file_system_without_locks_is_named(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

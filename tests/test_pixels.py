@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import subprocess
@@ -218,6 +219,19 @@ def test_a_disk_without_room_is_told_before_anything_is_decoded(
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
     with pytest.raises(DataError, match="make room"):
         prepare(CARD, splits(tmp_path / "d"), SMALL, tmp_path / "c")
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="this system sets no room aside")
+def test_room_that_others_took_meanwhile_is_missed_before_anything_is_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(DataError, match="make room"):
+        prepare(CARD, splits(tmp_path / "d"), SMALL, tmp_path / "c")
+    assert [file for file in (tmp_path / "c/pixels").iterdir() if file.suffix != ".lock"] == []
 
 
 TWO = """

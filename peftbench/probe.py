@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from peftbench.errors import PluginError
+from peftbench.errors import JobError, PluginError
 from peftbench.kept import kept
 from peftbench.plan import Scores
 
@@ -63,6 +63,8 @@ class GradientProbe:
             half = ("even", "odd")[number % 2]
             for name, gradient in gradients.items():
                 sums[f"{half}/{name}"] += ESTIMATES[kind](gradient)
+        if not any(bool(total.any()) for total in sums.values()):
+            raise JobError("Every gradient is zero, so nothing says which weights matter (try --precision fp32).")
         return {name: total.cpu() for name, total in sums.items()}
 
     def _gradients(self, batches: Iterator[Batch]) -> Iterator[Scores]:
@@ -73,7 +75,8 @@ class GradientProbe:
                 with torch.autocast(images.device.type, self.autocast, enabled=self.autocast is not None):
                     logits = self.model(images)
                 loss = self.loss(logits.float() if logits.dtype != torch.float64 else logits, labels)
-                yield dict(zip(named, torch.autograd.grad(loss, list(named.values())), strict=True))
+                found = torch.autograd.grad(loss, list(named.values()), materialize_grads=True)  # unused ones: zero
+                yield dict(zip(named, found, strict=True))
 
 
 @contextmanager

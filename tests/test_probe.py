@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from peftbench.errors import PluginError
+from peftbench.errors import JobError, PluginError
 from peftbench.probe import ESTIMATES, Batch, GradientProbe
 from tests.networks import STYLES, batches, classifier, values
 
@@ -153,6 +153,21 @@ def test_a_damaged_file_is_made_again(tmp_path: Path, damage: bytes | None) -> N
 def test_an_unknown_estimate_answers_with_the_list() -> None:
     with pytest.raises(PluginError, match="no estimate 'cubes'; there are squares, sums"):
         GradientProbe(classifier(), batches, F.cross_entropy).estimate("cubes")
+
+
+def test_a_tensor_that_the_loss_does_not_use_has_no_importance() -> None:
+    model = classifier()
+    model.vit.register_parameter("spare", nn.Parameter(torch.ones(2, dtype=torch.float64)))
+    even, odd = GradientProbe(model, batches, F.cross_entropy).estimate("squares")
+    assert not even["spare"].any()
+    assert not odd["spare"].any()
+
+
+def test_gradients_that_are_all_zero_say_nothing() -> None:
+    model = classifier()
+    nn.init.zeros_(model.head.linear.weight)
+    with pytest.raises(JobError, match="Every gradient is zero"):
+        GradientProbe(model, batches, F.cross_entropy).estimate("squares", 2)
 
 
 def test_bf16_autocast_gives_float32_sums() -> None:

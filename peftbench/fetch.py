@@ -19,7 +19,7 @@ from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
 from peftbench import archives
-from peftbench.catalogue import DatasetEntry, dataset_entry
+from peftbench.catalogue import DatasetEntry, OwnEntry, dataset_entry
 from peftbench.errors import DataError, RequestError
 from peftbench.spec import Spec, parse
 
@@ -91,6 +91,8 @@ def terms(name: str) -> str:
 def by_hand(name: str, root: Path) -> list[str]:
     """What to do where nothing can be downloaded, line by line."""
     entry = dataset_entry(parse(name).name)
+    if isinstance(entry, OwnEntry):
+        return [f"{entry.title} is a description of your own, datasets/{name}.toml: its images belong at {entry.path}."]
     return [
         f"{entry.title} cannot be downloaded for you.",
         f"Licence: {entry.licence}",

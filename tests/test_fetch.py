@@ -340,3 +340,14 @@ def test_what_was_unpacked_before_is_left_alone(tmp_path: Path, capsys: pytest.C
     (tmp_path / "chest_xray/ChestXRay2017").mkdir(parents=True)
     assert fetch_data(["chest_xray"], tmp_path, accept=False, keep=False) == 0
     assert "ChestXRay2017 is here already; move it away to fetch it anew." in capsys.readouterr().out
+
+
+def test_a_description_without_a_download_says_where_its_images_belong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "datasets").mkdir()
+    (tmp_path / "datasets/clinic.toml").write_text('title = "Clinic"\npath = "scans"\n')
+    assert fetch.wanted("clinic", tmp_path) == []
+    (said,) = fetch.by_hand("clinic", tmp_path)
+    assert said.endswith("datasets/clinic.toml: its images belong at scans.")

@@ -10,11 +10,15 @@ from pathlib import Path
 import pytest
 from beartype import BeartypeConf
 from beartype.claw import beartype_package
+from hypothesis import settings
 
 # A shell that runs tests in the background makes them, and what they start, ignore Ctrl-C; tests of it must hear it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 beartype_package("peftbench", conf=BeartypeConf(is_pep484_tower=True))  # before any test imports it: 1 is a float, too
+
+settings.register_profile("untimed", deadline=None)  # no test asserts a time
+settings.load_profile("untimed")
 
 ROOT = Path(__file__).parents[1]
 

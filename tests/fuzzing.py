@@ -20,7 +20,6 @@ drawn = settings(
     max_examples=EXAMPLES,
     derandomize=EXAMPLES == FEW,
     database=None,
-    deadline=None,
     suppress_health_check=(HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example),
 )
 

@@ -35,7 +35,7 @@ def test_images_of_one_grey_resemble_nothing() -> None:
     assert alike(thumbnails(*(np.full((40, 40), grey, np.uint8) for grey in (0, 7, 7)))) == []
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(0, 2**32 - 1), st.floats(0.0, 0.2), st.sampled_from([0.9, 0.98, ALIKE]))
 def test_none_is_missed_and_none_made_up(seed: int, noise: float, least: float) -> None:
     rng = np.random.default_rng(seed)

@@ -314,7 +314,7 @@ def test_features_come_by_position() -> None:
 # --- order -----------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(1, 30), st.integers(1, 40), st.integers(0, 3), st.integers(1, 4))
 def test_every_epoch_covers_every_image_once(images: int, batch: int, seed: int, epochs: int) -> None:
     steps = -(-epochs * images // batch)
@@ -324,7 +324,7 @@ def test_every_epoch_covers_every_image_once(images: int, batch: int, seed: int,
     assert (np.sort(seen, axis=1) == np.arange(images)).all()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(1, 30), st.integers(1, 40), st.integers(0, 12))
 def test_the_order_is_the_same_after_a_resume(images: int, batch: int, cut: int) -> None:
     whole = list(order(images, batch, 1, 0, 12))

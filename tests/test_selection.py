@@ -20,7 +20,7 @@ def scores(tensors: list[list[float]]) -> dict[str, Tensor]:
     return {str(number): torch.tensor(values, dtype=torch.float64) for number, values in enumerate(tensors)}
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(TENSORS, st.data())
 def test_dropping_the_lesser_ones_on_the_way_changes_nothing(tensors: list[list[float]], data: st.DataObject) -> None:
     k = data.draw(st.integers(1, sum(map(len, tensors))))
@@ -34,7 +34,7 @@ def test_dropping_the_lesser_ones_on_the_way_changes_nothing(tensors: list[list[
     assert list(sizes.values()) == [len(tensor) for tensor in tensors]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(TENSORS, st.data())
 def test_a_tensor_may_come_in_pieces(tensors: list[list[float]], data: st.DataObject) -> None:
     k = data.draw(st.integers(1, sum(map(len, tensors))))

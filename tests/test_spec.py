@@ -84,13 +84,13 @@ SPECS = st.builds(
 PATHS = st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1).map(lambda path: Spec("folder", path))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(SPECS | PATHS)
 def test_what_is_written_reads_back_the_same(spec: Spec) -> None:
     assert parse(str(spec)) == spec
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.floats(1e-9, 1, exclude_min=True), st.floats(0, 1e6))
 def test_no_digit_of_a_number_is_lost(ratio: float, lam: float) -> None:
     method = SHPEFT(ratio=ratio, lam=lam)

@@ -76,7 +76,7 @@ def test_two_images_of_a_class_go_to_train_and_test_one_image_to_train() -> None
         assert [int((labels[found] == 1).sum()) for found in parts] == expected
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     st.lists(st.tuples(st.integers(0, 3), st.integers(0, 30)), min_size=60, max_size=200),
     st.integers(0, 5),

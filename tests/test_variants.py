@@ -66,7 +66,7 @@ def test_grouped_says_what_it_left_out_and_no_longer_what_crossed() -> None:
     )
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(some_images, some_images, some_images)
 def test_no_group_crosses_after_grouped(train: Images, val: Images, test: Images) -> None:
     try:
@@ -97,7 +97,7 @@ def test_deduplicated_keeps_doubles_of_one_label_within_a_part() -> None:
     assert "train6" in deduplicated(leaking(), "patient", [("train3", "train6")]).train.names
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(some_images, some_images, some_images, st.data())
 def test_no_pair_crosses_or_contradicts_after_deduplicated(
     train: Images, val: Images, test: Images, data: st.DataObject
@@ -132,7 +132,7 @@ def big(images: int = 400, groups: int = 120, seed: int = 0) -> Part:
     return part("t", labels.tolist(), [f"g{g}" for g in rng.integers(groups, size=images)])
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.integers(0, 5), st.integers(0, 5))
 def test_a_smaller_share_lies_within_a_larger_one(seed: int, draw: int) -> None:
     whole = big(seed=draw)
@@ -141,7 +141,7 @@ def test_a_smaller_share_lies_within_a_larger_one(seed: int, draw: int) -> None:
     assert nested[-1] == set(range(400))
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.sampled_from([0.05, 0.1, 0.25, 0.6]), st.integers(0, 5), st.integers(0, 5))
 def test_a_share_is_whole_groups_in_the_classes_proportions(size: float, seed: int, draw: int) -> None:
     whole = big(seed=draw)

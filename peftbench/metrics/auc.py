@@ -32,5 +32,6 @@ def _area(scores: NDArray[np.float32], positive: NDArray[np.bool_]) -> float:
     from scipy.stats import rankdata  # noqa: PLC0415 - `peftbench list` loads every metric and answers at once
 
     hits = int(positive.sum())
-    above = rankdata(scores)[positive].sum() - hits * (hits + 1) / 2
+    # ranks in double precision: scipy counts them in the scores' own where Python is new
+    above = rankdata(scores.astype(np.float64))[positive].sum() - hits * (hits + 1) / 2
     return float(above / (hits * (len(scores) - hits)))

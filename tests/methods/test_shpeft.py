@@ -166,7 +166,7 @@ def test_entries_are_ascending_within_each_tensor() -> None:
 SCORES = st.lists(st.sampled_from([0.0, 1.0, 1.0 + 2**-40, 2.0, -1.0, 1e300]), min_size=1, max_size=60)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(SCORES, st.data())
 def test_the_top_k_are_those_of_a_stable_sort(scores: list[float], data: st.DataObject) -> None:
     k = data.draw(st.integers(1, len(scores)))
@@ -174,7 +174,7 @@ def test_the_top_k_are_those_of_a_stable_sort(scores: list[float], data: st.Data
     assert top(torch.tensor(scores, dtype=torch.float64), k).tolist() == expected.tolist()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(1, 4), st.lists(st.integers(-3, 3), min_size=8, max_size=8))
 def test_exactly_k_however_many_ties(k: int, drawn: list[int]) -> None:
     probe = Given(((drawn[:3], drawn[3:4]), (drawn[4:7], drawn[7:])))

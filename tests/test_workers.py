@@ -116,9 +116,10 @@ def test_a_worker_that_dies_takes_only_its_job_with_it(
     monkeypatch.setattr(workers, "_work", results.faked)  # stands for the work
     doomed = replace(jobs[0], backbone=Deadly(jobs[0].backbone))
     where = replace(studies.places(home), store=tmp_path)
-    ended: dict[str, object] = {}
-    workers.run_all([doomed, jobs[1]], where, 2, lambda _: None, lambda job, record: ended.update({job.id: record}))
-    assert ended[jobs[1].id] == results.faked()
+    ended: dict[str, str] = {}
+    tell = lambda job, record: ended.update({job.id: record.id})  # noqa: E731
+    workers.run_all([doomed, jobs[1]], where, 2, lambda _: None, tell)
+    assert ended[jobs[1].id] == results.faked().id
     record = Store(tmp_path).record(doomed.id)
     assert record is not None
     assert record.status == Store(tmp_path).state(doomed.id) == "failed"

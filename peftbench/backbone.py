@@ -56,6 +56,10 @@ def find(text: str, image_size: int | None = None, weights: Path | None = None, 
     """
     spec = parse(text)
     kind = registry("backbones").get(spec.name)
+    if spec.argument is None and "argument" in getattr(kind, "__dataclass_fields__", {}):
+        raise RequestError(
+            f"Cannot read the backbone {text!r}: write {spec.name}:NAME, as `peftbench list backbones` shows."
+        )
     values = dict(spec.fields) | ({"argument": spec.argument} if spec.argument is not None else {})
     plugin = cast("Backbone", make(kind, values, f"The backbone {spec.name}"))
     if weights is not None and spec.random:

@@ -144,7 +144,8 @@ def show_plan(asked: Study, places: Places, *, as_json: bool) -> None:
     if as_json:
         console.print_json(json.dumps(rows))
         return
-    shown = [_planned(row) for row in rows]
+    apart = (*_APART, *(() if asked.ratios else ("targets",)))
+    shown = [_planned(row, apart) for row in rows]
     screen = Table(
         title=f"{len(rows)} jobs of {rows[0]['steps']:,} steps, recipe {rows[0]['recipe']}; ids need the files"
     )
@@ -158,11 +159,11 @@ def show_plan(asked: Study, places: Places, *, as_json: bool) -> None:
         console.print(line, markup=False)
 
 
-def _planned(row: Mapping[str, Any]) -> dict[str, Any]:
+def _planned(row: Mapping[str, Any], apart: Sequence[str]) -> dict[str, Any]:
     """A row in words: memory with its bound, time in its unit."""
     held = cells.mebibytes(row["memory"]) if row["memory"] else NONE
     most = "≤ " if row["memory is"] == "at most" else ""
-    others = {name: value for name, value in row.items() if name not in _APART}
+    others = {name: value for name, value in row.items() if name not in apart}
     return {**others, "memory": most + held, "training": NONE if row["seconds"] is None else duration(row["seconds"])}
 
 

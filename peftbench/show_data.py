@@ -19,15 +19,17 @@ from rich.table import Table
 from peftbench import evidence, listing
 from peftbench.audit import WHAT, Audit
 from peftbench.contract import Part, Splits
-from peftbench.errors import MissingDataError
+from peftbench.errors import MissingDataError, RequestError
 from peftbench.inventory import data_folder, open_dataset
 from peftbench.pictures import open_picture
 from peftbench.progress import Bars
 from peftbench.registry import registry
 from peftbench.splits import honest
+from peftbench.store import make_room
 
 NAMED = 5  # cases of a finding that are printed; --json has all
 TILE, COLUMNS, BAND = 112, 8, 16  # of the grid: pixels of a picture, pictures a class, pixels of a heading
+FORMATS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".pdf")
 GREY = (24, 24, 24)
 
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
@@ -45,6 +47,8 @@ def check_data(name: str, data: Path | None, cache: Path | None, *, as_json: boo
 
 def show_data(name: str, data: Path | None, cache: Path | None, out: Path | None, *, as_json: bool) -> None:
     """What the catalogue knows; of a data set that is here also the audit and, written to a file, pictures."""
+    if out and out.suffix.lower() not in FORMATS:
+        raise RequestError(f"--out {out}: name a file that ends in {', '.join(FORMATS)}.")
     told = listing.facts("dataset", name) if name in registry("datasets").names() else asdict(open_dataset(name).card)
     found = None if isinstance(_plugin(name), type) else _audit_if_here(name, data, cache)
     file = _pictures(found, out or Path("reports") / "datasets" / f"{_stem(name)}.png") if found else None
@@ -73,7 +77,7 @@ def _audit_if_here(name: str, data: Path | None, cache: Path | None) -> Audit | 
 
 
 def _pictures(found: Audit, file: Path) -> Path:
-    file.parent.mkdir(parents=True, exist_ok=True)
+    make_room(file)
     grid(found.splits, found.card.classes).save(file)
     return file
 

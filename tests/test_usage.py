@@ -1,0 +1,44 @@
+"""What a mistake in the words is told, and terminals that are not as one would like them."""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+
+import pytest
+
+from peftbench import usage
+from tests import studies
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        ("list", "Missing argument 'kind': methods, datasets, backbones, metrics, reports or recipes. `peftbench list"),
+        ("merge abc", "Missing option '--out' / '-o': The safetensors file to write. `peftbench merge --help` says"),
+        ("runn", "No such command 'runn'. Did you mean 'run'? `peftbench --help` says more."),
+        ("run a.toml b.toml", "Got unexpected extra argument(s) (b.toml). `peftbench run --help` says more."),
+        ("show backbone timm", "write timm:NAME"),
+        ("show dataset phantom_ct --out taken", "--out taken: name a file that ends in .png"),
+        ("measure --methods linear --out taken", "--out taken is a folder; name a file."),
+    ],
+)
+def test_a_mistake_is_told_with_the_way_out(
+    command: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PEFTBENCH_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "taken").mkdir()
+    assert studies.call(command.split(), monkeypatch) == 2
+    said = capsys.readouterr().err
+    assert says in said
+    assert said.count("\n") == 1
+
+
+def test_a_terminal_that_knows_ascii_only_still_gets_its_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii", write_through=True))
+    usage.spell_out()
+    sys.stdout.write("Rücklé")
+    assert written.getvalue() == b"R\\xfcckl\\xe9"

@@ -29,7 +29,9 @@ BackboneOption = Annotated[
 ]
 WeightsOption = Annotated[Path | None, typer.Option("--weights", help="File of pretrained weights for the backbone.")]
 SizeOption = Annotated[int | None, typer.Option("--image-size", help="Pixels; default: the backbone's own.")]
-RecipeOption = Annotated[str, typer.Option("--recipe", help="quick, standard, paper or official.")]
+RecipeOption = Annotated[
+    str, typer.Option("--recipe", help="quick, standard, paper or official; paper[momentum=0] changes it.")
+]
 TuneOption = Annotated[
     int | None, typer.Option("--tune", help="Learning rates to try for each method, on validation; 0 = none.")
 ]

@@ -57,6 +57,10 @@ RECIPES: Mapping[str, Recipe] = {
     "official": Recipe("official"),  # what the catalogue says of each method takes the place of these; see official.py
     "paper": Recipe("paper", optimiser="sgd", weight_decay=0.0, steps=40_000, warmup=0.0, head="l2", selection="last"),
 }
+IN_BRACKETS = (  # what may be set behind a recipe's name, as in paper[momentum=0]; the rest have flags
+    *("momentum", "weight_decay", "warmup", "schedule", "clip", "label_smoothing"),
+    *("head", "head_scale", "head_lr", "class_weights"),
+)
 CPU_STANDARD: Mapping[str, Any] = {
     "batch": 32,
     "steps": 150,

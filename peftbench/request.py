@@ -13,9 +13,9 @@ from peftbench import backbone, catalogue, inventory, measure
 from peftbench.asked import written_out
 from peftbench.cache import LIMIT, parse_size
 from peftbench.errors import MissingDataError, RequestError, WeightsError
-from peftbench.recipe import CPU_STANDARD, RECIPES, Recipe
+from peftbench.recipe import CPU_STANDARD, IN_BRACKETS, RECIPES, Recipe
 from peftbench.registry import registry
-from peftbench.spec import PAPER_SIX, QUICK, Places, Study
+from peftbench.spec import PAPER_SIX, QUICK, Places, Study, make, parse
 
 
 def places(
@@ -44,9 +44,10 @@ def places(
 def complete(study: Study, places: Places) -> tuple[Study, list[str]]:
     """Fill in what was left open, and say what was chosen."""
     says: list[str] = []
-    quick = not study.methods and not study.datasets and study.recipe in {"", "quick"}
+    quick = not study.methods and not study.datasets and parse(study.recipe or "quick").name == "quick"
     if quick:
-        study = replace(study, methods=QUICK["methods"], datasets=QUICK["datasets"], recipe="quick")
+        recipe = study.recipe or "quick"
+        study = replace(study, methods=QUICK["methods"], datasets=QUICK["datasets"], recipe=recipe)
         says.append(
             "The quick study: synthetic phantoms, to see that everything works. For real images see --datasets."
         )
@@ -55,7 +56,8 @@ def complete(study: Study, places: Places) -> tuple[Study, list[str]]:
     seeds = tuple(dict.fromkeys(study.seeds))
     recipe = study.recipe or "standard"
     chosen, why = (study.backbone, "") if study.backbone else _default_backbone(places)
-    tune = study.tune if study.tune is not None else 4 if recipe == "standard" and study.lr is None else 0
+    tuned = parse(recipe).name == "standard" and study.lr is None
+    tune = study.tune if study.tune is not None else 4 if tuned else 0
     study = replace(
         study, methods=methods, datasets=tuple(names), seeds=seeds, recipe=recipe, backbone=chosen, tune=tune
     )
@@ -131,10 +133,11 @@ def _present(name: str, root: Path) -> bool:
 
 
 def make_recipe(study: Study, device: str) -> Recipe:
-    """The study's recipe with every choice made."""
-    if study.recipe not in RECIPES:
+    """The study's recipe with every choice made. Raises RequestError."""
+    spec = parse(study.recipe)
+    if spec.name not in RECIPES or spec.argument or spec.random:
         raise RequestError(f"No recipe is called {study.recipe!r}. There are: {', '.join(RECIPES)}.")
-    recipe = RECIPES[study.recipe]
+    recipe = RECIPES[spec.name]
     if recipe.name == "standard" and device == "cpu":
         recipe = replace(recipe, **CPU_STANDARD)
     precision = measure.auto_precision(device) if study.precision == "auto" else study.precision
@@ -142,6 +145,13 @@ def make_recipe(study: Study, device: str) -> Recipe:
 
 
 def written(study: Study) -> dict[str, Any]:
-    """The values of a recipe that the user has set."""
+    """The values of a recipe that the user has set, by flags or behind its name: `paper[momentum=0,head_scale=16]`."""
     values = {k: v for k in ("steps", "batch", "evaluations", "lr") if (v := getattr(study, k)) is not None}
+    spec = parse(study.recipe)
+    if strange := [name for name in spec.fields if name not in IN_BRACKETS]:
+        raise RequestError(
+            f"Recipe {spec.name}: {strange[0]!r} cannot be set in brackets; there are {', '.join(IN_BRACKETS)}."
+        )
+    typed = make(Recipe, {**spec.fields, "name": spec.name}, f"Recipe {spec.name}")
+    values |= {name: getattr(typed, name) for name in spec.fields}
     return values | ({"augmentation": study.augmentation} if study.augmentation else {})

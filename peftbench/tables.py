@@ -10,14 +10,15 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from peftbench import cells, summary
 from peftbench.cells import Cell
 from peftbench.contract import INCOMPLETE, Result
+from peftbench.recipe import IN_BRACKETS, RECIPES
 from peftbench.record import Cut, Record
 from peftbench.summary import Block, Row
 
@@ -218,6 +219,7 @@ def _caption(block: Block, names: Sequence[str]) -> str:
     seeds = sorted({result.record.seed for result in block.results})
     values = json.loads(setting.fields)
     details = "".join(f", {values[key]} {unit}" for key, unit in _DETAILS.items() if key in values)
+    details += "".join(f", {key.replace('_', ' ')} {value}" for key, value in _changed(setting.recipe, values).items())
     data = _data(block.records[names[0]]) if len(names) == 1 else f"{len(names)} data sets"
     data += _synthetic(block, names) + _partial(block, names)
     return (
@@ -226,6 +228,12 @@ def _caption(block: Block, names: Sequence[str]) -> str:
         f"Scores in %{', mean ± standard deviation over seeds' if len(seeds) > 1 else ''}; brackets: 95% bootstrap "
         f"over groups of test images. Best bold, second underlined.{_searched(block)}"
     )
+
+
+def _changed(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """What a recipe's brackets said, but for what the caption says anyway."""
+    own, told = RECIPES.get(name), {key: values[key] for key in IN_BRACKETS if key in values and key not in _DETAILS}
+    return {key: value for key, value in told.items() if own and value != getattr(own, key)}
 
 
 def _searched(block: Block) -> str:

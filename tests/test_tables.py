@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from io import StringIO
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from peftbench import cells, summary, tables
 from peftbench.cells import Cell
 from peftbench.contract import Result
 from peftbench.frame import frame
+from peftbench.recipe import RECIPES
 from peftbench.record import Memory, Variant
 from peftbench.tables import Table
 from tests.results import PARAMETERS, Fake, study
@@ -109,6 +110,13 @@ def test_the_caption_says_how_the_numbers_came_about(tmp_path: Path) -> None:
         "95% bootstrap over groups",
     ):
         assert words in caption
+
+
+def test_the_caption_says_what_was_changed_of_a_recipe(tmp_path: Path) -> None:
+    (result,) = write(tmp_path, Fake(recipe="paper"))
+    recipe = {**asdict(RECIPES["paper"]), "momentum": 0.0, "head_scale": 16.0}
+    (caption,) = tables.caption([replace(result, record=result.record.model_copy(update={"recipe": recipe}))])
+    assert "Recipe paper, 40000 steps, 64 images a step, l2 head, momentum 0.0, head scale 16.0; step:" in caption
 
 
 def test_the_caption_names_data_that_are_not_whole(tmp_path: Path) -> None:

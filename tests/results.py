@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ class Fake:
 
     @property
     def id(self) -> str:
-        return f"{abs(hash(self)):016x}"[:16]
+        return hashlib.sha256(repr(self).encode()).hexdigest()[:16]
 
     def predictions(self, rule: str) -> dict[str, np.ndarray[Any, Any]]:
         labels = np.arange(self.images) % self.classes

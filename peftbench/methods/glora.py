@@ -7,6 +7,7 @@ from torch import nn
 
 from peftbench.errors import RequestError
 from peftbench.methods._hub import LowRank
+from peftbench.methods._sites import PROJECTIONS, blocks
 from peftbench.plan import Sizes
 
 
@@ -19,9 +20,10 @@ class GLoRA(LowRank):
     def refuse_misfit(self, vit: nn.Module) -> None:
         """It changes biases, too."""
         super().refuse_misfit(vit)
-        names = dict(vit.named_parameters())
-        if self.count(vit) and any(n.endswith("qkv.weight") and n[:-6] + "bias" not in names for n in names):
-            raise RequestError("glora: this network's projections have no bias, and it needs one.")
+        sites = [f"{block}.{PROJECTIONS[site]}" for block in blocks(vit) for site in self.sites]
+        names = {name for name, _ in vit.named_parameters()}
+        if bare := [site for site in sites if f"{site}.bias" not in names]:
+            raise RequestError(f"glora: {bare[0]} of this network has no bias, and it needs one.")
 
     def options(self) -> Sizes:
         """The rank."""

@@ -19,6 +19,7 @@ from peftbench.methods.control_norm import ControlNorm
 from peftbench.methods.diff_fit import DiffFit
 from peftbench.methods.ft_att import FTAtt
 from peftbench.methods.ft_ln import FTLN
+from peftbench.methods.glora import GLoRA
 from peftbench.methods.lora import LoRA
 from peftbench.methods.spt_lora import SPTLoRA
 from peftbench.methods.ssf import SSF
@@ -96,6 +97,8 @@ def test_rms_norms_are_norms() -> None:
         (FTLN(), PARALLEL, "ft_ln: this network has no norm with a scale"),
         (FTAtt(train_pos_embed=True), PARALLEL, r"ft_att: the blocks of this network have no attn\.qkv"),
         (SSF(), RMS, r"ssf: this network has no blocks\.0\.mlp\.fc1; leave it out"),
+        (GLoRA(), {"qkv_bias": False}, r"glora: blocks\.0\.attn\.qkv of this network has no bias"),
+        (GLoRA(sites=("proj",)), {"proj_bias": False}, r"glora: blocks\.0\.attn\.proj of this network has no bias"),
         (registry("methods").get("vera")(), PARALLEL, r"This network has no blocks\.0\.attn\.qkv"),
         (registry("methods").get("fact_tt")(), RMS, r"This network has no blocks\.0\.mlp\.fc1"),
     ],
@@ -104,7 +107,11 @@ def test_what_a_method_wants_and_a_network_has_not_is_said(
     method: Method, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(RequestError, match=message):
-        method.count(network(**options))
+        method.plan(network(**options), NoProbe())
+
+
+def test_glora_needs_biases_only_where_it_is() -> None:
+    assert GLoRA(sites=("proj",)).plan(network(qkv_bias=False), NoProbe()).grafts
 
 
 def test_the_largest_rank_is_the_width_with_or_without_a_class_token() -> None:

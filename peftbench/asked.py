@@ -34,7 +34,7 @@ def named(text: str, recipe: str) -> Named:
     base, fields = variant(spec.name)
     kind: type[Method] = registry("methods").get(base)
     fields = {**fields, **spec.fields}
-    fields = official.fields(base, fields) if parse(recipe).name == "official" else fields
+    fields = official.fields(base, fields) if recipe and parse(recipe).name == "official" else fields
     return Named(base, make(kind, fields, spec.name), str(spec) if base != spec.name else "")
 
 

@@ -111,7 +111,8 @@ class HubMethod(Method):
         return sum(many * self.trained(rows, columns) for (rows, columns), many in shapes.items())
 
     def count(self, vit: nn.Module) -> int:
-        """By formula: peft need not be imported."""
+        """By formula: peft need not be imported. Raises RequestError as `plan` does."""
+        self.refuse_misfit(vit)
         return self.total(self.shapes(vit))
 
     def within(self, budget: int, vit: nn.Module) -> Fit:

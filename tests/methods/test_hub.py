@@ -336,6 +336,12 @@ def test_an_interrupted_adalora_ends_with_the_same_bits() -> None:
         assert all(torch.equal(tensor, resumed.tensors[name]) for name, tensor in stops[STEPS][0].items())
 
 
+@pytest.mark.parametrize("method", [OFT(block=5), LoHa(r=33), RoAd(group=7), VBLoRA(length=24), GraLoRA(cells=5)])
+def test_what_cannot_be_planned_is_not_counted(method: HubMethod) -> None:
+    with pytest.raises(RequestError, match="will not do"):
+        method.count(network())
+
+
 # --- what cannot be -------------------------------------------------------------------------------------------------
 
 

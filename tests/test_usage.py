@@ -19,6 +19,7 @@ from tests import studies
         ("merge abc", "Missing option '--out' / '-o': The safetensors file to write. `peftbench merge --help` says"),
         ("runn", "No such command 'runn'. Did you mean 'run'? `peftbench --help` says more."),
         ("run a.toml b.toml", "Got unexpected extra argument(s) (b.toml). `peftbench run --help` says more."),
+        ("run --methods lora --ratios 10000000000000", "The ratio '10000000000000' is out of range"),
         ("show backbone timm", "write timm:NAME"),
         ("show dataset phantom_ct --out taken", "--out taken: name a file that ends in .png"),
         ("measure --methods linear --out taken", "--out taken is a folder; name a file."),

@@ -108,6 +108,7 @@ def plan(
     tune: TuneOption = None,
     baselines: BaselinesOption = True,  # noqa: FBT002
     data: DataOption = None,
+    cache: CacheOption = None,
     json: JsonOption = False,  # noqa: FBT002
 ) -> None:
     """List the jobs of a study with exact counts; needs neither weights nor images and trains nothing."""
@@ -117,7 +118,7 @@ def plan(
     from peftbench.request import places
     from peftbench.show_costs import show_plan
 
-    show_plan(wanted, places(Path("runs"), data), as_json=json)
+    show_plan(wanted, places(Path("runs"), data, cache), as_json=json)
 
 
 @app.command()

@@ -189,6 +189,8 @@ def _advice(rows: Sequence[Mapping[str, Any]], asked: Study) -> str:
     words += ["--ratios", ",".join(asked.ratios)] if asked.ratios else []
     words += ["--backbone", f"{str(rows[0]['backbone']).removesuffix('@random')}@random"]
     words += ["--image-size", str(asked.image_size)] if asked.image_size else []
+    words += ["--precision", asked.precision] if asked.precision != "auto" else []
+    words += ["--threads", str(asked.threads)] if asked.threads != 1 else []
     return " ".join(words)
 
 

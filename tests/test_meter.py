@@ -159,12 +159,30 @@ def test_a_plan_says_memory_and_time_or_how_to_get_it(
     assert rows
 
 
+def test_a_plan_finds_what_measure_kept_in_the_same_cache(
+    here: Places,
+    rows: dict[str, Measured],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert rows
+    asked = f'methods = ["bitfit"]\ndatasets = ["busi"]\nbackbone = "{TINY}"\nprecision = "fp32"\nbaselines = false\n'
+    (tmp_path / "study.toml").write_text(asked)
+    monkeypatch.setenv("PEFTBENCH_CACHE", str(here.cache))
+    assert call(["plan", str(tmp_path / "study.toml")], monkeypatch) == 0
+    said = capsys.readouterr().out
+    assert "time is known" in said
+    assert "Time unknown" not in said
+
+
 def test_the_advice_measures_what_was_planned() -> None:
     rows = [{"method": name, "seconds": None, "backbone": "clip_vit_b16"} for name in ("linear", "lora")]
     asked = Study(methods=("lora[alpha=16]", "full"), ratios=("1%",), image_size=112)
     said = "peftbench measure --methods 'lora[alpha=16]' --ratios 1% --backbone clip_vit_b16@random --image-size 112"
     assert show._advice(rows, asked) == said
     assert "--methods linear,lora --backbone" in show._advice(rows, Study())
+    assert show._advice(rows, Study(precision="fp32", threads=2)).endswith(" --precision fp32 --threads 2")
 
 
 @pytest.mark.parametrize(("seconds", "shown"), [(0, "0 s"), (119, "119 s"), (600, "10 min"), (9000, "2.5 h")])

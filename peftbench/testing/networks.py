@@ -5,18 +5,15 @@ All have 32 px images, patches of 8 px, width 32, 2 blocks of 2 heads: 17 tokens
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from copy import deepcopy
-from functools import lru_cache, partial
-from io import BytesIO
-from pickle import HIGHEST_PROTOCOL, Pickler, Unpickler
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from timm.layers.norm import LayerNorm
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
+from torch import Tensor
 
 from peftbench.head import Classifier, Head
 
@@ -31,57 +28,6 @@ STYLES: dict[str, dict[str, Any]] = {
 
 def classifier(style: str) -> Classifier:
     """A new one in float32, the same each time, no tensor of its backbone all zeros or ones."""
-    model: Classifier = _mould(style).cast()
-    return model
-
-
-class Mould:
-    """A module to make copies of: seven times as fast as `deepcopy`, and a check of one method takes sixty."""
-
-    def __init__(self, module: nn.Module) -> None:
-        file = BytesIO()
-        writer = _Writer(file, HIGHEST_PROTOCOL)
-        writer.dump(module)
-        self._rest, self._tensors = file.getvalue(), writer.tensors
-
-    def cast(self) -> Any:  # noqa: ANN401 - what it was made from
-        """A copy that shares no tensor with it."""
-        reader = _Reader(BytesIO(self._rest))
-        reader.tensors = self._tensors
-        return reader.load()
-
-
-class _Writer(Pickler):
-    """Leaves tensors out, of which pickle makes files of their own."""
-
-    def __init__(self, file: BytesIO, protocol: int) -> None:
-        super().__init__(file, protocol)
-        self.tensors: list[Tensor] = []
-
-    def persistent_id(self, obj: object) -> int | None:
-        """A tensor's number."""
-        if not isinstance(obj, Tensor):
-            return None
-        self.tensors.append(obj)
-        return len(self.tensors) - 1
-
-
-class _Reader(Unpickler):
-    """Puts copies of them in again."""
-
-    tensors: Sequence[Tensor] = ()
-
-    def persistent_load(self, pid: int) -> Tensor:
-        """A copy of the tensor of this number."""
-        return deepcopy(self.tensors[pid])
-
-
-@lru_cache
-def _mould(style: str) -> Mould:
-    return Mould(_classifier(style))
-
-
-def _classifier(style: str) -> Classifier:
     with torch.random.fork_rng(devices=[]):
         vit = VisionTransformer(
             img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=2, num_classes=0, **STYLES[style]

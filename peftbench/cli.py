@@ -278,6 +278,8 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of our output went away
         sys.exit(0)
+    except SystemExit as end:  # rich's, when the reader of our output went away
+        sys.exit(0 if isinstance(end.__context__, BrokenPipeError) else end.code)
     except (PeftbenchError, UsageError, OSError) as error:
         if debug:
             traceback.print_exc()

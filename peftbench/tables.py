@@ -124,7 +124,8 @@ def _data_set(block: Block, name: str) -> Table:
         "notes": [Cell("; ".join(entry.notes)) for entry in entries],
     }
     subject = f"{name} (synthetic data)" if block.synthetic(name) else name
-    return Table(f"data_{_stem(name)}", subject, block.setting.short, _caption(block, [name]), *_transposed(facts))
+    text = _caption(block, [name]) + _searched(block)
+    return Table(f"data_{_stem(name)}", subject, block.setting.short, text, *_transposed(facts))
 
 
 def _rules(block: Block, name: str) -> Table:
@@ -226,7 +227,7 @@ def _caption(block: Block, names: Sequence[str]) -> str:
         f"{setting.network}. Recipe {setting.recipe}{details}; step: {RULES[setting.selection]}; "
         f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}. {data}. "
         f"Scores in %{', mean ± standard deviation over seeds' if len(seeds) > 1 else ''}; brackets: 95% bootstrap "
-        f"over groups of test images. Best bold, second underlined.{_searched(block)}"
+        f"over groups of test images. Best bold, second underlined."
     )
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -43,3 +45,15 @@ def test_a_terminal_that_knows_ascii_only_still_gets_its_answer(monkeypatch: pyt
     usage.spell_out()
     sys.stdout.write("Rücklé")
     assert written.getvalue() == b"R\\xfcckl\\xe9"
+
+
+def test_a_reader_who_has_seen_enough_is_no_error(tmp_path: Path) -> None:
+    """`peftbench list methods | head -1`: rich meets a closed pipe."""
+    code = "import sys; from peftbench.cli import main; sys.argv = ['peftbench', 'list', 'methods']; main()"
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb") as closed:
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=tmp_path, stdout=closed, stderr=subprocess.PIPE, check=False
+        )
+    assert (done.returncode, done.stderr) == (0, b"")

@@ -106,7 +106,7 @@ def budget(text: str) -> float | int:
         value = round(number) if text.isdigit() or (number > 1 and number.is_integer()) else number
     if not 0 < value <= (1 if isinstance(value, float) else LARGEST):
         raise RequestError(
-            f"The ratio {text!r} is out of range: shares lie above 0% and at most at 100%, counts are positive."
+            f"The ratio {text!r} is out of range: shares lie above 0% and at most at 100%, counts from 1 to {LARGEST}."
         )
     return value
 

@@ -22,7 +22,7 @@ from peftbench.contract import Splits
 from peftbench.datasets import _described
 from peftbench.datasets.table import Table
 from peftbench.errors import CatalogueError, DataError, PeftbenchError, RequestError
-from peftbench.spec import Study, asked, budget, parse, texts
+from peftbench.spec import LARGEST, Study, asked, budget, parse, texts
 from tests.fuzzing import drawn, fresh, or_refused
 from tests.images import photo
 
@@ -92,7 +92,7 @@ def test_what_commas_join_they_part(names: list[str]) -> None:
 
 
 @drawn
-@given(st.integers(2, 10**12), st.floats(0, 1, exclude_min=True, exclude_max=True))
+@given(st.integers(2, LARGEST // 1000), st.floats(0, 1, exclude_min=True, exclude_max=True))
 def test_a_budget_reads_as_it_is_written(count: int, share: float) -> None:
     assert budget(str(count)) == count
     assert budget(f"{count}k") == 1000 * count
@@ -167,6 +167,7 @@ def assert_whole(splits: Splits, table: Path) -> None:
 @example("image,label\n" + "".join(f"{i}.png,{'9' * (5000 + i % 2)}\n" for i in range(12)), "utf-8")
 @example("image,label\n" + 400 * "x" + ".png,1\n", "utf-8")
 @example("image,label,label\n0.png,1,2\n", "utf-8")
+@example("image,label\n" + "".join(f"{i}.png,1\n" for i in range(9)) + '9.png,"2\n10.png,1\n11.png,"\n', "utf-8")
 @example("image,label\n0.png," + 200_000 * "x" + "\n", "utf-8")
 @example('image,label\n0.png,"1\n', "utf-8")
 def test_a_table_becomes_parts_or_a_sentence(images: Path, text: str, encoding: str) -> None:

@@ -82,15 +82,16 @@ def lines_of(file: Path, *, several: bool = False) -> list[Line]:
         raise MissingDataError(f"{file} {what}; give a table with the columns image and label: table:FILE.csv.")
     try:
         text = file.read_text(encoding="utf-8-sig")
-        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=_separator(text), strict=True)
-        rows = list(reader)
+        rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=_separator(text), strict=True))
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{file} is no table in UTF-8 ({error}); save it as CSV.") from None
-    columns = [key.strip().lower() for key in reader.fieldnames or ()]
+    if broken := next((row for row in rows for cell in row if "\n" in cell or "\r" in cell), None):
+        raise DataError(f"{file}: a cell in the line of {broken[0][:60]!r} holds a line break; close its quotes.")
+    columns = [name.strip().lower() for name in rows[0]] if rows else []
     if twice := [key for key in ("image", "label", "split", "group") if columns.count(key) > 1]:
         raise DataError(f"{file} holds the column {twice[0]} twice; remove one.")
-    named = [{(key or "").strip().lower(): (value or "") for key, value in row.items() if key} for row in rows]
-    if not named or not {"image", "label"} <= named[0].keys():
+    named = [dict(zip(columns, row, strict=False)) for row in rows[1:] if row]
+    if not named or not {"image", "label"} <= set(columns):
         wants = "must hold the columns image and label and a line an image"
         raise DataError(f"{file} {wants}; see `peftbench show dataset table`.")
     lines = [Line(*(row.get(key, "").strip() for key in ("image", "label", "split", "group"))) for row in named]

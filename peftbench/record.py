@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import Any, Literal, Self, TypeAlias
+from typing import Annotated, Any, Literal, Self, TypeAlias
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 SCHEMA = 1
 Cut: TypeAlias = Literal["official", "grouped", "deduplicated"]
+Amount: TypeAlias = Annotated[str, Field(coerce_numbers_to_str=True)]  # 1%, 100k, or a number with or without quotes
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from peftbench.cache import LIMIT
 from peftbench.contract import Card, Preprocessing
 from peftbench.errors import PluginError, RequestError
 from peftbench.recipe import Recipe, grid
-from peftbench.record import WHOLE, Cut, Variant
+from peftbench.record import WHOLE, Amount, Cut, Variant
 
 T = TypeVar("T")
 
@@ -126,7 +126,7 @@ def make(kind: type[T], values: Mapping[str, Any], who: str) -> T:
     if missing := [name for name in needed if name not in values]:
         raise RequestError(f"{who} needs a value for {missing[0]!r}.")
     many = {f.name for f in fields(kind) if str(f.type).startswith("tuple")}
-    wanted = {k: (v,) if k in many and isinstance(v, str) else v for k, v in values.items()}
+    wanted = {k: (v,) if k in many and isinstance(v, str | int | float) else v for k, v in values.items()}
     try:
         return TypeAdapter(kind).validate_python(wanted)
     except ValidationError as error:
@@ -151,9 +151,9 @@ class Study:
     methods: tuple[str, ...] = ()
     datasets: tuple[str, ...] = ()
     splits: tuple[Cut, ...] = ("official",)
-    train_share: tuple[str, ...] = ()  # none: all of train
+    train_share: tuple[Amount, ...] = ()  # none: all of train
     shots: tuple[int, ...] = ()  # images of each class; none: all
-    ratios: tuple[str, ...] = ()  # none: every method at its own default size
+    ratios: tuple[Amount, ...] = ()  # none: every method at its own default size
     seeds: tuple[int, ...] = (0,)
     backbone: str = ""  # "": clip_vit_b16 when its weights and a GPU are here, else mini
     image_size: int | None = None

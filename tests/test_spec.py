@@ -314,6 +314,12 @@ def test_no_place_or_device_is_part_of_a_job() -> None:
     assert not {"store", "data", "cache", "weights", "device", "workers"} & set(vars(JOB))
 
 
+def test_numbers_of_a_study_need_no_quotes(tmp_path: Path) -> None:
+    (tmp_path / "study.toml").write_text('ratios = [0.01, "1%", 1000]\ntrain_share = [0.5]\nseeds = 3')
+    study = load_study(tmp_path / "study.toml")
+    assert (study.ratios, study.train_share, study.seeds) == (("0.01", "1%", "1000"), ("0.5",), (3,))
+
+
 def test_ids_are_the_same_tomorrow() -> None:
     """A change of this number orphans every stored result: it wants a reason."""
     assert JOB.id == "b0b91b64e3b7fdd2"

@@ -23,7 +23,7 @@ class Bars:
     """Told `what` is at `done` of `total`; the numbers are images, or bytes where `in_bytes`."""
 
     def __init__(self, console: Console, *, in_bytes: bool = False) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"))
+        columns = (_text("description"), BarColumn(), _text("fields[note]"))
         self._bars = Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal)
         self._console, self._in_bytes = console, in_bytes
         self._tasks: dict[str, TaskID] = {}
@@ -58,13 +58,22 @@ class Bars:
         return f"{' of '.join(f'{number:,}' for number in known)} images"
 
 
+def counters(console: Console) -> Progress:
+    """Bars that count things done, with the time they took, the time left and a note; silent but in a terminal."""
+    columns = (_text("description"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    return Progress(*columns, _text("fields[note]"), console=console, disable=not console.is_terminal)
+
+
+def _text(what: str) -> TextColumn:
+    """As it is: the brackets of `lora[r=4]` are no markup."""
+    return TextColumn(f"{{task.{what}}}", markup=False)
+
+
 class Tally:
     """One thing after another: a bar with the name of the present one in a terminal, a line as each ends elsewhere."""
 
     def __init__(self, console: Console, what: str, total: int) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        note = TextColumn("{task.fields[note]}", markup=False)
-        self._bars = Progress(*columns, TimeRemainingColumn(), note, console=console, disable=not console.is_terminal)
+        self._bars = counters(console)
         self._console, self._total, self._ended = console, total, 0
         self._all = self._bars.add_task(what, total=total, note="")
 

@@ -12,22 +12,14 @@ from typing import Self
 
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import TaskID
 from rich.table import Table
 
 from peftbench import bench, measure, predict, request, tables, workers
 from peftbench import study as studies
 from peftbench.contract import Result
 from peftbench.errors import RequestError
-from peftbench.progress import Bars
+from peftbench.progress import Bars, counters
 from peftbench.record import Record
 from peftbench.registry import registry
 from peftbench.spec import Job, Places, Study
@@ -80,16 +72,7 @@ class Board:
 
     def __init__(self, what: str, jobs: Sequence[Job]) -> None:
         self._jobs = {job.id: job for job in jobs}
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-        )
-        self._bars = Progress(
-            *columns, TextColumn("{task.fields[note]}"), console=console, disable=not console.is_terminal
-        )
+        self._bars = counters(console)
         self._all = self._bars.add_task(what, total=len(jobs), note="")
         self._of: dict[str, TaskID] = {}
         self._finished = 0

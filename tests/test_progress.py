@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from peftbench import progress
-from peftbench.progress import Bars, Tally
+from peftbench.progress import Bars, Tally, counters
 
 
 def said(*, terminal: bool, in_bytes: bool = False) -> str:
@@ -62,3 +62,11 @@ def test_a_terminal_keeps_the_lines_that_matter() -> None:
     assert "[2/2] [broken]: done" in shown
     assert "lora: done" not in shown
     assert "2/2" in shown.splitlines()[-2]
+
+
+def test_brackets_of_a_name_are_shown_in_a_terminal() -> None:
+    out = io.StringIO()
+    with counters(Console(file=out, force_terminal=True, width=120)) as bars:
+        bars.add_task("lora[r=4] on medmnist:x[size=64]", total=1, note="shpeft[lam=0]")
+    assert "lora[r=4] on medmnist:x[size=64]" in out.getvalue()
+    assert "shpeft[lam=0]" in out.getvalue()

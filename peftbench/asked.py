@@ -73,7 +73,10 @@ class Row:
 
 def rows_of(study: Study, source: Source) -> list[Row]:
     """The methods that a study asks for at its budgets, and its baselines."""
-    return _rows([named(text, study.recipe) for text in study.methods], study, source)
+    rows = _rows([named(text, study.recipe) for text in study.methods], study, source)
+    if study.compile and (eager := [row.name for row in rows if not row.method.compiles]):
+        raise RequestError(f"--compile: torch.compile does not take {', '.join(dict.fromkeys(eager))}; leave one out.")
+    return rows
 
 
 def _rows(asked: Sequence[Named], study: Study, source: Source) -> list[Row]:

@@ -17,6 +17,7 @@ from peftbench.options import (
     BackboneOption,
     BaselinesOption,
     CacheOption,
+    CompileOption,
     DataOption,
     DatasetsOption,
     DeviceOption,
@@ -70,6 +71,7 @@ def run(
     baselines: BaselinesOption = True,  # noqa: FBT002 - typer's way of flags
     augmentation: AugmentationOption = "",
     precision: PrecisionOption = "",
+    compile: CompileOption = None,  # noqa: A002 - the flag's name
     device: DeviceOption = "auto",
     threads: Annotated[int | None, typer.Option(help="CPU threads of a job; part of its identity.")] = None,
     jobs: Annotated[int, typer.Option(min=0, help="Jobs side by side; 0 = one a core on CPU, one on a GPU.")] = 0,
@@ -235,6 +237,7 @@ def measure(
     image_size: SizeOption = None,
     batch: Annotated[int | None, typer.Option(help="Images a training step; default 64 on a GPU, 8 on a CPU.")] = None,
     precision: PrecisionOption = "auto",
+    compile: CompileOption = None,  # noqa: A002 - the flag's name
     device: DeviceOption = "auto",
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
     seconds: Annotated[float, typer.Option(min=0.0, help="To spend on each time that is taken.")] = 2.0,

@@ -87,13 +87,14 @@ def _hardware(device: str) -> str:
     return measure.environment(device)["hardware"]
 
 
-def key(row: Row, device: str, threads: int, precision: str) -> dict[str, Any]:
+def key(row: Row, device: str, threads: int, recipe: Recipe) -> dict[str, Any]:
     """Whatever decides how long an image takes: under it, costs are kept."""
     return {
         "hardware": _hardware(device),
         "device": device,
         "threads": threads,
-        "precision": precision,
+        "precision": recipe.precision,
+        **({"compile": True} if recipe.compile else {}),
         "backbone": str(replace(row.source.spec, random=False)),
         "size": row.source.preprocessing.size,
         "method": [row.name, row.method.version, row.method.values()],
@@ -104,7 +105,7 @@ def seconds(row: Row, recipe: Recipe, threads: int, places: Places) -> float | N
     """Of training, from what `peftbench measure` found here; None where it was not asked."""
     if not row.method.trains:
         return 0.0
-    found = ledger.recall(places.cache, key(row, places.device, threads, recipe.precision))
+    found = ledger.recall(places.cache, key(row, places.device, threads, recipe))
     return recipe.steps * recipe.batch / found.images_per_second if found else None
 
 

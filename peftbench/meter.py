@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from peftbench import backbone, cost, delta, engine, forecast, ledger, measure
 from peftbench.asked import Row, rows_of, written_out
 from peftbench.backbone import Source
+from peftbench.compiled import compiled
 from peftbench.cost import Alone, Counted
 from peftbench.engine import Learner, Task
 from peftbench.errors import PluginError, RequestError
@@ -85,7 +86,7 @@ def table(asked: Study, places: Places, seconds: float = 2.0) -> Iterator[Measur
     try:
         for row in rows:
             found = _row(row, bench)
-            key = forecast.key(row, places.device, asked.threads, bench.recipe.precision)
+            key = forecast.key(row, places.device, asked.threads, bench.recipe)
             ledger.remember(places.cache, key, found)
             yield found
     finally:
@@ -95,7 +96,8 @@ def table(asked: Study, places: Places, seconds: float = 2.0) -> Iterator[Measur
 def _bench(asked: Study, source: Source, places: Places, seconds: float) -> Bench:
     auto = measure.auto_precision(places.device)
     precision: Literal["fp32", "bf16"] = auto if asked.precision == "auto" else asked.precision
-    recipe = Recipe("measure", batch=asked.batch or BATCH[places.device], lr=1e-6, evaluations=1, precision=precision)
+    batch = asked.batch or BATCH[places.device]
+    recipe = Recipe("measure", batch=batch, lr=1e-6, evaluations=1, precision=precision, compile=asked.compile)
     return Bench(source, source.build(0).to(places.device), recipe, places, asked.threads, seconds)
 
 
@@ -120,7 +122,8 @@ def _row(row: Row, bench: Bench) -> Measured:
         tuned = plan.carry_out(model.vit)
         tuned.slim(bench.autocast)
         learner, task, alone = _learner(bench, model, tuned, task)
-        progress = _train(bench, learner, task)
+        with compiled(model.vit, asked=bench.recipe.compile):
+            progress = _train(bench, learner, task)
     counted = _count(bench, model, alone)
     size = _delta_bytes(plan, learner)
     latency = _latencies(bench, row, model, tuned)
@@ -186,8 +189,11 @@ def _learner(bench: Bench, model: Classifier, tuned: Tuned, task: Task) -> tuple
 
 
 def _train(bench: Bench, learner: Learner, task: Task) -> engine.Progress:
-    """As many steps as fit into the time, behind a first one."""
-    first = engine.fit(learner, task, replace(bench.recipe, steps=1), 0, bench.autocast)
+    """As many steps as fit into the time, behind a first one, and one more where the first compiles."""
+    one = replace(bench.recipe, steps=1)
+    if bench.recipe.compile:
+        engine.fit(learner, task, one, 0, bench.autocast)
+    first = engine.fit(learner, task, one, 0, bench.autocast)
     steps = int(np.clip(bench.seconds / first.train_seconds, 1, MOST))
     return engine.fit(learner, task, replace(bench.recipe, steps=steps), 0, bench.autocast)
 

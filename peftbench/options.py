@@ -42,6 +42,9 @@ AugmentationOption = Annotated[
     str, typer.Option("--augmentation", help="Of training images: none, light, or medical (by the modality).")
 ]
 PrecisionOption = Annotated[str, typer.Option("--precision", help="auto, fp32 or bf16.")]
+CompileOption = Annotated[
+    bool | None, typer.Option("--compile", help="torch.compile each block while it trains: for a GPU, other last bits.")
+]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
 DataOption = Annotated[
     Path | None, typer.Option("--data", envvar="PEFTBENCH_DATA", help="Folder that holds the data sets.")

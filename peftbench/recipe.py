@@ -35,6 +35,7 @@ class Recipe:
     class_weights: Literal["none", "balanced"] = "none"
     augmentation: Literal["none", "light", "medical"] = "none"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    compile: bool = False  # torch.compile for the blocks while they train: for a GPU
 
     def __post_init__(self) -> None:
         for name in ("lr", "batch", "steps", "evaluations", "head_scale"):

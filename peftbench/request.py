@@ -141,7 +141,7 @@ def make_recipe(study: Study, device: str) -> Recipe:
     if recipe.name == "standard" and device == "cpu":
         recipe = replace(recipe, **CPU_STANDARD)
     precision = measure.auto_precision(device) if study.precision == "auto" else study.precision
-    return replace(recipe, **written(study), precision=precision)
+    return replace(recipe, **written(study), precision=precision, compile=study.compile)
 
 
 def written(study: Study) -> dict[str, Any]:

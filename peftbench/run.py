@@ -16,6 +16,7 @@ import torch
 
 from peftbench import augmentation, backbone, cost, delta, measure, pixels, store
 from peftbench.checkpoint import Checkpoint
+from peftbench.compiled import compiled
 from peftbench.cost import Alone, Counted
 from peftbench.engine import Chosen, Inputs, Learner, Outside, Progress, Task, fit, forward
 from peftbench.errors import PeftbenchError, StoreError
@@ -146,7 +147,8 @@ def _work(job: Job, places: Places, data: Data, outside: Outside, pieces: int) -
         learner, task = Learner(model.head, head), _features(job, places, model, task)
     checkpoint = Checkpoint(folder)
     outside = replace(outside, save=checkpoint.write)
-    progress = fit(learner, task, job.recipe, job.seed, autocast, checkpoint.read(), outside, pieces)
+    with compiled(vit, asked=job.recipe.compile and learner.model is model):
+        progress = fit(learner, task, job.recipe, job.seed, autocast, checkpoint.read(), outside, pieces)
 
     write_results(job, places, data, progress)
     size = delta.write(folder, plan, progress.kept, about(job, data, progress)) if job.role == "final" else 0

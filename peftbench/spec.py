@@ -161,6 +161,7 @@ class Study:
     tune: int | None = None  # learning rates to try; None: 4 with recipe standard, else none
     baselines: bool = True
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    compile: bool = False  # torch.compile for the blocks while they train
     steps: int | None = None  # these four: None = the recipe's
     batch: int | None = None
     evaluations: int | None = None

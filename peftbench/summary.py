@@ -13,7 +13,7 @@ import statistics
 import zipfile
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import get_args
 
@@ -22,6 +22,7 @@ import numpy as np
 from peftbench import stats
 from peftbench.contract import INCOMPLETE, Result
 from peftbench.errors import StoreError
+from peftbench.recipe import Recipe
 from peftbench.record import Cut, Record
 
 PAPER = ("covid_ct", "busi", "chest_xray", "chaoyang", "oct", "limuc")
@@ -42,7 +43,7 @@ class Setting:
     @classmethod
     def of(cls, record: Record) -> Setting:
         """The setting a job belongs to."""
-        recipe = dict(record.recipe)
+        recipe = {**asdict(Recipe()), **record.recipe}  # a field newer than the record had its default then
         name, selection = str(recipe.pop("name", "custom")), str(recipe.pop("selection"))
         others = {} if name == "official" else {k: v for k, v in recipe.items() if k not in ("lr", "label")}
         backbone = record.backbone.name.replace("@random", "")

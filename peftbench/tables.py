@@ -221,6 +221,7 @@ def _caption(block: Block, names: Sequence[str]) -> str:
     values = json.loads(setting.fields)
     details = "".join(f", {values[key]} {unit}" for key, unit in _DETAILS.items() if key in values)
     details += "".join(f", {key.replace('_', ' ')} {value}" for key, value in _changed(setting.recipe, values).items())
+    details += ", torch.compile" if values.get("compile") else ""
     data = _data(block.records[names[0]]) if len(names) == 1 else f"{len(names)} data sets"
     data += _synthetic(block, names) + _partial(block, names)
     return (

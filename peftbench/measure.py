@@ -7,7 +7,7 @@ import gc
 import os
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -17,6 +17,7 @@ from typing import Literal
 import psutil
 import torch
 
+PRECISIONS: Mapping[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16}  # what autocast computes in
 _CLEAR = Path("/proc/self/clear_refs")  # Linux: writing 5 forgets the peak of the resident set
 
 

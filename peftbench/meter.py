@@ -43,7 +43,6 @@ LATENCIES = (1, 64)  # images
 MOST = 200  # runs of one thing
 REFERENCE = "full"
 BATCH: Mapping[str, int] = {"cpu": 8, "cuda": 64}  # rates hardly depend on it on a CPU
-DTYPES: Mapping[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ class Bench:
     @property
     def autocast(self) -> torch.dtype | None:
         """In which the network computes."""
-        return DTYPES[self.recipe.precision]
+        return measure.PRECISIONS[self.recipe.precision]
 
     def images(self, count: int) -> Images:
         """Random ones."""
@@ -98,7 +97,9 @@ def _bench(asked: Study, source: Source, places: Places, seconds: float) -> Benc
     precision: Literal["fp32", "bf16"] = auto if asked.precision == "auto" else asked.precision
     batch = asked.batch or BATCH[places.device]
     recipe = Recipe("measure", batch=batch, lr=1e-6, evaluations=1, precision=precision, compile=asked.compile)
-    return Bench(source, source.build(0).to(places.device), recipe, places, asked.threads, seconds)
+    vit = source.build(0)
+    backbone.quicken(vit, places.device, measure.PRECISIONS[precision])
+    return Bench(source, vit.to(places.device), recipe, places, asked.threads, seconds)
 
 
 def label(row: Row) -> str:

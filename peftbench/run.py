@@ -6,7 +6,7 @@ data -> network -> plan -> carry out -> fit -> logits -> delta -> record, the re
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any
@@ -23,6 +23,7 @@ from peftbench.errors import PeftbenchError, StoreError
 from peftbench.handover import about
 from peftbench.head import Classifier, Head
 from peftbench.kept import kept
+from peftbench.measure import PRECISIONS
 from peftbench.method import Method
 from peftbench.optimise import make_loss
 from peftbench.outcome import Outcome, make_record, write_results
@@ -34,7 +35,6 @@ from peftbench.spec import Job, Places, digest, make
 from peftbench.store import Store
 
 PIECES = 4  # into which a batch is cut when there was not enough memory for the whole
-PRECISIONS: Mapping[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16}
 
 
 def run(job: Job, places: Places, outside: Outside | None = None) -> Record | None:
@@ -129,6 +129,8 @@ def _work(job: Job, places: Places, data: Data, outside: Outside, pieces: int) -
 
     weights = None if job.digest.startswith("random:") else places.weights
     vit = backbone.find(job.backbone, job.image_size, weights).build(job.seed)
+    autocast = PRECISIONS[job.recipe.precision]
+    backbone.quicken(vit, places.device, autocast)
     model = Classifier(vit, _head(job, vit, data)).to(places.device)
     task = _task(job, places, data, pieces)
 
@@ -141,7 +143,6 @@ def _work(job: Job, places: Places, data: Data, outside: Outside, pieces: int) -
     tuned = plan.carry_out(vit)
     head = {f"head/{name}": tensor for name, tensor in model.head.state_dict(keep_vars=True).items()}
     learner = Learner(model, {**tuned.tensors, **head}, tuned.callback)
-    autocast = PRECISIONS[job.recipe.precision]
     tuned.slim(autocast)
     if plan.empty and job.recipe.augmentation == "none":  # nothing before the head changes: look at each image once
         learner, task = Learner(model.head, head), _features(job, places, model, task)

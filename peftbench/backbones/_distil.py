@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
+from peftbench.backbone import quicken
 from peftbench.backbones.mini import PATCH, SIDE, network
 
 TEACHER = "vit_small_patch14_dinov2"
@@ -117,8 +118,7 @@ class Student(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.vit = network()
-        for block in self.vit.get_submodule("blocks").children():
-            vars(block.get_submodule("attn"))["fused_attn"] = False  # on a CPU and 65 tokens, half again as fast
+        quicken(self.vit, "cpu", torch.bfloat16)
         width = self.vit.num_features
         self.of_class, self.of_patch = nn.Linear(width, TARGET), nn.Linear(width, TARGET)
 

@@ -21,6 +21,7 @@ from peftbench.options import (
     DataOption,
     DatasetsOption,
     DeviceOption,
+    GraphOption,
     JsonOption,
     MethodsOption,
     PrecisionOption,
@@ -72,6 +73,7 @@ def run(
     augmentation: AugmentationOption = "",
     precision: PrecisionOption = "",
     compile: CompileOption = None,  # noqa: A002 - the flag's name
+    graph: GraphOption = None,
     device: DeviceOption = "auto",
     threads: Annotated[int | None, typer.Option(help="CPU threads of a job; part of its identity.")] = None,
     jobs: Annotated[int, typer.Option(min=0, help="Jobs side by side; 0 = one a core on CPU, one on a GPU.")] = 0,
@@ -238,6 +240,7 @@ def measure(
     batch: Annotated[int | None, typer.Option(help="Images a training step; default 64 on a GPU, 8 on a CPU.")] = None,
     precision: PrecisionOption = "auto",
     compile: CompileOption = None,  # noqa: A002 - the flag's name
+    graph: GraphOption = None,
     device: DeviceOption = "auto",
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
     seconds: Annotated[float, typer.Option(min=0.0, help="To spend on each time that is taken.")] = 2.0,

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from peftbench.augmentation import Augment
 from peftbench.contract import Logits
-from peftbench.errors import DivergedError
+from peftbench.errors import DivergedError, JobError
 from peftbench.optimise import (
     evaluation_steps,
     learning_rate,
@@ -29,12 +29,14 @@ from peftbench.optimise import (
     make_optimiser,
     optimiser_tensors,
     plain_loss,
+    set_rate,
     stops,
 )
 from peftbench.pixels import order
 from peftbench.plan import Callback
 from peftbench.recipe import Recipe
 from peftbench.registry import registry
+from peftbench.step import Captured, Step
 
 REPORT = 50  # steps between two looks at the loss; on a GPU each look waits for the card
 EVALUATION_BATCH = 64
@@ -47,7 +49,12 @@ class Inputs(Protocol):
 
     def __len__(self) -> int: ...
 
-    def batch(self, index: NDArray[np.int64]) -> Tensor:
+    @property
+    def resident(self) -> bool:
+        """Whether they lie on the device; then `batch` takes places that lie there, too."""
+        ...
+
+    def batch(self, index: NDArray[np.int64] | Tensor) -> Tensor:
         """The network's input for the images at `index`."""
         ...
 
@@ -139,6 +146,10 @@ def fit(  # noqa: PLR0913 - what a run is made of
     optimiser = make_optimiser(learner.model, recipe)
     progress = _go_on(learner, optimiser, begun, parts)
     loss_of = make_loss(recipe, task.labels, task.classes)
+    step = Step(learner.model, optimiser, loss_of, autocast, recipe.clip, progress.parts, learner.callback)
+    if recipe.graph and learner.callback:
+        raise JobError("--graph: a CUDA graph cannot hold what this method does beside its steps; leave --graph out.")
+    do = Captured(step) if recipe.graph else step
     evaluations = evaluation_steps(recipe)
 
     def save() -> None:
@@ -146,10 +157,10 @@ def fit(  # noqa: PLR0913 - what a run is made of
 
     for until in stops(recipe, progress.step):
         started = time.perf_counter()
-        span = (progress, until)
-        for total, step in _train(learner, optimiser, task, recipe, seed, span, loss_of, autocast, outside):
-            _refuse_divergence(total / (step - progress.step), step, recipe)
-            progress.step, progress.loss_sum = step, progress.loss_sum + total
+        span = (progress.step, until)
+        for total, done in _train(learner, optimiser, do, task, recipe, seed, span, outside):
+            _refuse_divergence(total / (done - progress.step), done, recipe)
+            progress.step, progress.loss_sum = done, progress.loss_sum + total
             outside.watch(progress)
         progress.train_seconds += time.perf_counter() - started
         if progress.step == until and until in evaluations:
@@ -163,35 +174,27 @@ def fit(  # noqa: PLR0913 - what a run is made of
 def _train(  # noqa: PLR0913 - likewise
     learner: Learner,
     optimiser: torch.optim.Optimizer,
+    do: Callable[[Tensor, Tensor], Tensor],
     task: Task,
     recipe: Recipe,
     seed: int,
-    span: tuple[Progress, int],
-    loss_of: Callable[[Tensor, Tensor], Tensor],
-    autocast: torch.dtype | None,
+    span: tuple[int, int],
     outside: Outside,
 ) -> Iterator[tuple[float, int]]:
-    """Steps up to the second of `span`; yields the summed loss of up to REPORT steps and the number of steps done."""
-    (progress, until), callback = span, learner.callback
-    first, pieces, total, seen = progress.step, progress.parts, None, 0
+    """The steps of `span`; yields the summed loss of up to REPORT of them and the number of steps done."""
+    first, until = span
+    total, seen = None, 0
     learner.model.train()
-    for step, index in enumerate(order(len(task.train), recipe.batch, seed, first, until), start=first):
+    plan = np.stack(list(order(len(task.train), recipe.batch, seed, first, until)))
+    there = torch.from_numpy(plan).to(task.labels.device)  # at once: a copy for each step would wait for the card
+    for step, index, place in zip(range(first, until), plan, there, strict=True):
         torch.manual_seed(1_000_003 * seed + step)  # dropout and the like: the same after a resume
-        for group in optimiser.param_groups:
-            group["lr"] = group["times"] * learning_rate(step, recipe)
-        inputs = task.train.batch(index)
+        set_rate(optimiser, learning_rate(step, recipe))
+        inputs = task.train.batch(place if task.train.resident else index)
         inputs = task.augment(inputs, seed, step) if task.augment else inputs
-        labels = task.labels[torch.as_tensor(index, device=task.labels.device)]
-        optimiser.zero_grad(set_to_none=True)
-        loss = sum(
-            _backward(learner, x, y, len(y) / len(labels), loss_of, autocast)
-            for x, y in zip(inputs.chunk(pieces), labels.chunk(pieces), strict=True)
-        )
-        if recipe.clip:
-            nn.utils.clip_grad_norm_(learner.model.parameters(), recipe.clip)
-        optimiser.step()
-        if callback:
-            callback.after_step(step, recipe.steps)
+        loss = do(inputs, task.labels[place])
+        if learner.callback:
+            learner.callback.after_step(step, recipe.steps)
         total, seen = loss + (0 if total is None else total), seen + 1
         asked = outside.stop()
         if seen == REPORT or step == until - 1 or asked:
@@ -199,23 +202,6 @@ def _train(  # noqa: PLR0913 - likewise
             total, seen = None, 0
         if asked:
             return
-
-
-def _backward(
-    learner: Learner,
-    inputs: Tensor,
-    labels: Tensor,
-    share: float,
-    loss_of: Callable[[Tensor, Tensor], Tensor],
-    autocast: torch.dtype | None,
-) -> Tensor:
-    """Add the gradients of one piece, `share` of a batch; its part of the batch's mean loss, float64."""
-    with torch.autocast(labels.device.type, autocast, enabled=autocast is not None):
-        logits = learner.model(inputs)
-    loss = share * loss_of(logits, labels)
-    penalty = learner.callback.penalty() if learner.callback else None
-    (loss if penalty is None else loss + share * penalty).backward()
-    return loss.detach().double()
 
 
 def _evaluate(

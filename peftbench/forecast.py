@@ -94,7 +94,7 @@ def key(row: Row, device: str, threads: int, recipe: Recipe) -> dict[str, Any]:
         "device": device,
         "threads": threads,
         "precision": recipe.precision,
-        **({"compile": True} if recipe.compile else {}),
+        **{name: True for name in ("compile", "graph") if getattr(recipe, name)},
         "backbone": str(replace(row.source.spec, random=False)),
         "size": row.source.preprocessing.size,
         "method": [row.name, row.method.version, row.method.values()],

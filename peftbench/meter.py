@@ -35,6 +35,7 @@ from peftbench.pixels import Features, Images
 from peftbench.plan import Plan, Tuned
 from peftbench.probe import Batch, GradientProbe
 from peftbench.recipe import Recipe
+from peftbench.request import refuse_graph
 from peftbench.spec import Places, Spec, Study
 
 CLASSES = 2
@@ -65,7 +66,8 @@ class Bench:
         """Random ones."""
         side = self.source.preprocessing.size
         pixels = np.random.default_rng(0).integers(0, 256, (count, 3, side, side), dtype=np.uint8)
-        return Images(pixels, self.source.preprocessing, torch.device(self.places.device))
+        device = torch.device(self.places.device)
+        return Images(pixels, self.source.preprocessing, device, resident=device.type == "cuda")
 
 
 def table(asked: Study, places: Places, seconds: float = 2.0) -> Iterator[Measured]:
@@ -96,7 +98,9 @@ def _bench(asked: Study, source: Source, places: Places, seconds: float) -> Benc
     auto = measure.auto_precision(places.device)
     precision: Literal["fp32", "bf16"] = auto if asked.precision == "auto" else asked.precision
     batch = asked.batch or BATCH[places.device]
-    recipe = Recipe("measure", batch=batch, lr=1e-6, evaluations=1, precision=precision, compile=asked.compile)
+    refuse_graph(asked, places.device)
+    recipe = Recipe("measure", batch=batch, lr=1e-6, evaluations=1, precision=precision)
+    recipe = replace(recipe, compile=asked.compile, graph=asked.graph)
     vit = source.build(0)
     backbone.quicken(vit, places.device, measure.PRECISIONS[precision])
     return Bench(source, vit.to(places.device), recipe, places, asked.threads, seconds)

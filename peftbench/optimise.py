@@ -55,9 +55,21 @@ def make_optimiser(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         {"params": some, "weight_decay": recipe.weight_decay if decays else 0.0, "times": 1.0 if alone else times}
         for (times, decays), some in found.items()
     ]
+    if recipe.graph:  # a captured step reads its rate on the card
+        device = next(model.parameters()).device
+        groups = [{**group, "lr": torch.tensor(recipe.lr, device=device)} for group in groups]
     if recipe.optimiser == "sgd":
-        return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum)
-    return torch.optim.AdamW(groups, lr=recipe.lr, fused=True)
+        return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, fused=recipe.graph or None)
+    return torch.optim.AdamW(groups, lr=recipe.lr, fused=True, capturable=recipe.graph)
+
+
+def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
+    """The recipe's learning rate of a step; each group learns at so many times it as it says."""
+    for group in optimiser.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(group["times"] * rate)
+        else:
+            group["lr"] = group["times"] * rate
 
 
 def _sorted(model: nn.Module, faster: float) -> dict[tuple[float, bool], list[nn.Parameter]]:

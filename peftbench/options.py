@@ -45,6 +45,9 @@ PrecisionOption = Annotated[str, typer.Option("--precision", help="auto, fp32 or
 CompileOption = Annotated[
     bool | None, typer.Option("--compile", help="torch.compile each block while it trains: for a GPU, other last bits.")
 ]
+GraphOption = Annotated[
+    bool | None, typer.Option("--graph", help="Replay each training step as one CUDA graph: a GPU only, experimental.")
+]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
 DataOption = Annotated[
     Path | None, typer.Option("--data", envvar="PEFTBENCH_DATA", help="Folder that holds the data sets.")

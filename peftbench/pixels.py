@@ -242,13 +242,13 @@ class Images:
     def __len__(self) -> int:
         return len(self.pixels)
 
-    def batch(self, index: Sequence[int] | NDArray[np.int64]) -> Float32[Tensor, "batch 3 side side"]:
+    def batch(self, index: Sequence[int] | NDArray[np.int64] | Tensor) -> Float32[Tensor, "batch 3 side side"]:
         """(B, 3, S, S) float32, valid until the next call with as many images."""
-        places = np.asarray(index)
-        raw, made = self._buffer(len(places))
+        raw, made = self._buffer(len(index))
         if self.resident:
-            chosen = self._held[torch.as_tensor(places, device=self.device)]
+            chosen = self._held[torch.as_tensor(index, device=self.device)]
             return made.copy_(chosen).sub_(self.mean).mul_(self.scale)
+        places = np.asarray(index)
         for i in np.argsort(places, kind="stable"):  # in the order in which they lie on the disk
             raw[i] = self.pixels[places[i]]
         return made.copy_(torch.from_numpy(raw)).sub_(self.mean).mul_(self.scale)
@@ -273,15 +273,17 @@ def fits(size: int, device: torch.device) -> bool:
 class Features:
     """Stored features (n, D) in place of images: what a head alone trains on."""
 
+    resident = True
+
     def __init__(self, features: Tensor) -> None:
         self.features = features
 
     def __len__(self) -> int:
         return len(self.features)
 
-    def batch(self, index: Sequence[int] | NDArray[np.int64]) -> Float[Tensor, "batch ..."]:
+    def batch(self, index: Sequence[int] | NDArray[np.int64] | Tensor) -> Float[Tensor, "batch ..."]:
         """(B, D)."""
-        return self.features[torch.as_tensor(np.asarray(index), device=self.features.device)]
+        return self.features[torch.as_tensor(index, device=self.features.device)]
 
 
 def order(images: int, batch: int, seed: int, first: int, last: int) -> Iterator[NDArray[np.int64]]:

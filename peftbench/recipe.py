@@ -36,6 +36,7 @@ class Recipe:
     augmentation: Literal["none", "light", "medical"] = "none"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: bool = False  # torch.compile for the blocks while they train: for a GPU
+    graph: bool = False  # each training step replayed as one CUDA graph
 
     def __post_init__(self) -> None:
         for name in ("lr", "batch", "steps", "evaluations", "head_scale"):

@@ -141,7 +141,14 @@ def make_recipe(study: Study, device: str) -> Recipe:
     if recipe.name == "standard" and device == "cpu":
         recipe = replace(recipe, **CPU_STANDARD)
     precision = measure.auto_precision(device) if study.precision == "auto" else study.precision
-    return replace(recipe, **written(study), precision=precision, compile=study.compile)
+    refuse_graph(study, device)
+    return replace(recipe, **written(study), precision=precision, compile=study.compile, graph=study.graph)
+
+
+def refuse_graph(study: Study, device: str) -> None:
+    """Raises RequestError for a CUDA graph without CUDA."""
+    if study.graph and device != "cuda":
+        raise RequestError("--graph needs a GPU (--device cuda), and this runs on the CPU; leave it out.")
 
 
 def written(study: Study) -> dict[str, Any]:

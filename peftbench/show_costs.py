@@ -190,7 +190,7 @@ def _advice(rows: Sequence[Mapping[str, Any]], asked: Study) -> str:
     words += ["--backbone", f"{str(rows[0]['backbone']).removesuffix('@random')}@random"]
     words += ["--image-size", str(asked.image_size)] if asked.image_size else []
     words += ["--precision", asked.precision] if asked.precision != "auto" else []
-    words += ["--compile"] if asked.compile else []
+    words += [flag for flag, is_set in (("--compile", asked.compile), ("--graph", asked.graph)) if is_set]
     words += ["--threads", str(asked.threads)] if asked.threads != 1 else []
     return " ".join(words)
 

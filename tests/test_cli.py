@@ -173,6 +173,8 @@ MISTAKES: list[tuple[str, str, Callable[[Path], None]]] = [  # the command, what
     ("runn", "'runn'", nothing),
     ("show method", "'name'", nothing),
     ("list", "'kind': methods, datasets", nothing),
+    ("run --graph", "--graph needs a GPU", nothing),
+    ("measure --methods linear --graph", "--graph needs a GPU", nothing),
     ("run --seeds 0-4", "--seeds: give whole numbers such as 0,1,2", nothing),
     ("report runs --format ,", "--format", finished_store),
 ]

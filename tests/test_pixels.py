@@ -296,6 +296,7 @@ def test_resident_images_give_the_same_batches(tmp_path: Path) -> None:
     )
     for index in (np.array([2, 0, 2]), [3]):
         assert torch.equal(resident.batch(index), streamed.batch(index))
+        assert torch.equal(resident.batch(torch.from_numpy(np.asarray(index))), streamed.batch(index))
 
 
 def test_images_are_resident_in_a_quarter_of_a_cards_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:

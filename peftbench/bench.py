@@ -6,11 +6,10 @@ FAIL and nothing more; equality and memory, which do not depend on the machine's
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from peftbench import backbone, bench_data, cost, measure, optimise, overhead
+from peftbench.gates import Gate, picks
 from peftbench.head import Classifier, Head
 from peftbench.pixels import Features
 from peftbench.plan import Plan
@@ -32,22 +32,6 @@ from peftbench.recipe import Recipe
 
 BATCH, CLASSES, SIDE = 32, 4, 64
 RECIPE = Recipe("bench", optimiser="sgd", lr=0.05, weight_decay=0.01, batch=BATCH, steps=50, evaluations=1)
-
-
-@dataclass(frozen=True)
-class Gate:
-    """One measured figure and the bound it should keep."""
-
-    name: str
-    value: float
-    bound: float
-    at_least: bool = False  # else: at most
-    decides: bool = False  # whether a failure fails the bench
-
-    @property
-    def passed(self) -> bool:
-        """Whether the bound is kept."""
-        return self.value >= self.bound if self.at_least else self.value <= self.bound
 
 
 def run(rounds: int = 5) -> list[Gate]:
@@ -81,31 +65,6 @@ def network() -> Classifier:
     torch.manual_seed(0)
     vit = VisionTransformer(img_size=SIDE, patch_size=8, embed_dim=192, depth=12, num_heads=3, num_classes=0)
     return Classifier(vit, Head(192, CLASSES, "plain", 1.0, 0))
-
-
-def picks(vit: nn.Module, share: float, clustered: bool) -> dict[str, Tensor]:  # noqa: FBT001
-    """Single weights at random, or as importance puts them on a real ViT: half in the patch kernel."""
-    draw = np.random.default_rng(0)
-    k = round(share * sum(p.numel() for p in vit.parameters()))
-    sizes = {
-        n: p.numel()
-        for n, p in vit.named_parameters()
-        if not clustered or n == "patch_embed.proj.weight" or "fc1.weight" in n
-    }
-    if not clustered:
-        ends = np.cumsum(list(sizes.values()))
-        flat = np.sort(draw.choice(int(ends[-1]), k, replace=False))
-        cut = np.split(flat, np.searchsorted(flat, ends))
-        return {
-            n: torch.from_numpy(c - e + s) for (n, s), c, e in zip(sizes.items(), cut, ends, strict=False) if len(c)
-        }
-    heavy = {n: (k // 2 if n.startswith("patch") else k // 2 // (len(sizes) - 1)) for n in sizes}
-    span = {n: sizes[n] if n.startswith("patch") else sizes[n] // 8 for n in sizes}
-    return {
-        n: torch.from_numpy(np.sort(draw.choice(span[n], min(heavy[n], span[n]), replace=False)))
-        for n in sizes
-        if heavy[n]
-    }
 
 
 def batch(number: int = 0) -> tuple[Tensor, Tensor]:
@@ -275,9 +234,3 @@ def _importance() -> Iterator[Gate]:
     _, step = stepper(Plan(tune=frozenset(n for n, _ in model.vit.named_parameters())))
     work = {"training": lambda: [step(i) for i in range(4)], "estimate": lambda: probe.estimate("squares")}
     yield Gate("importance pass over an epoch of training", ratios(work, "training", 5)["estimate"], 1.10)
-
-
-def write(gates: list[Gate], file: Path) -> None:
-    """The figures with the machine they were taken on."""
-    rows = [asdict(gate) | {"passed": gate.passed} for gate in gates]
-    file.write_text(json.dumps({"environment": measure.environment("cpu"), "gates": rows}, indent=1))

@@ -261,11 +261,12 @@ def measure(
 @app.command()
 def bench(
     out: Annotated[Path | None, typer.Option("--out", help="Write the figures to this JSON file.")] = None,
+    device: DeviceOption = "auto",
 ) -> None:
     """The speed and memory gates, as ratios; fails on equality and memory only."""
     from peftbench.show import show_bench
 
-    raise typer.Exit(show_bench(out))
+    raise typer.Exit(show_bench(device, out))
 
 
 def main() -> None:

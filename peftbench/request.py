@@ -27,18 +27,23 @@ def places(
     limit: str = "",
 ) -> Places:
     """Folders as given, or the platform's own for this user; the device that `auto` means."""
-    if device not in {"auto", "cpu", "cuda"}:
-        raise RequestError(f"--device {device}: it is auto, cpu or cuda.")
-    if device == "cuda" and measure.auto_device() != "cuda":
-        raise RequestError("--device cuda: torch sees no CUDA card on this machine; use --device cpu.")
     return Places(
         store=store,
         data=inventory.data_folder(data),
         cache=cache or user_cache_path("peftbench"),
         weights=weights,
-        device=measure.auto_device() if device == "auto" else device,
+        device=find_device(device),
         cache_limit=parse_size(limit) if limit else LIMIT,
     )
+
+
+def find_device(asked: str) -> str:
+    """`cpu` or `cuda`. Raises RequestError where that is not here."""
+    if asked not in {"auto", "cpu", "cuda"}:
+        raise RequestError(f"--device {asked}: it is auto, cpu or cuda.")
+    if asked == "cuda" and measure.auto_device() != "cuda":
+        raise RequestError("--device cuda: torch sees no CUDA card on this machine; use --device cpu.")
+    return measure.auto_device() if asked == "auto" else asked
 
 
 def complete(study: Study, places: Places) -> tuple[Study, list[str]]:

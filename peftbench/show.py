@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
+import torch
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.progress import TaskID
 from rich.table import Table
 
-from peftbench import bench, measure, predict, request, tables, workers
+from peftbench import bench, bench_card, gates, measure, predict, request, tables, workers
 from peftbench import study as studies
 from peftbench.contract import Result
 from peftbench.errors import RequestError
@@ -243,14 +244,15 @@ def predict_images(
         _say(f"  {one.image}: {'; '.join(one.warnings)}")
 
 
-def show_bench(out: Path | None) -> int:
-    """Print every gate; 1 when one that decides is broken."""
-    gates = bench.run()
+def show_bench(device: str, out: Path | None) -> int:
+    """Print every gate of the device; 1 when one that decides is broken. Raises RequestError without such a device."""
+    found = request.find_device(device)
+    figures = bench.run() if found == "cpu" else list(bench_card.run(bench_card.Rig(torch.device(found))))
     table = Table("", "figure", "value", "bound")
-    for gate in gates:
+    for gate in figures:
         sign = ">=" if gate.at_least else "<="
         table.add_row("PASS" if gate.passed else "FAIL", gate.name, f"{gate.value:.3g}", f"{sign} {gate.bound:g}")
     console.print(table)
     if out:
-        bench.write(gates, out)
-    return 1 if any(gate.decides and not gate.passed for gate in gates) else 0
+        gates.write(figures, found, out)
+    return 1 if any(gate.decides and not gate.passed for gate in figures) else 0

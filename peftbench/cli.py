@@ -20,6 +20,7 @@ from peftbench.options import (
     CompileOption,
     DataOption,
     DatasetsOption,
+    DeterministicOption,
     DeviceOption,
     GraphOption,
     JsonOption,
@@ -74,9 +75,10 @@ def run(
     precision: PrecisionOption = "",
     compile: CompileOption = None,  # noqa: A002 - the flag's name
     graph: GraphOption = None,
+    deterministic: DeterministicOption = None,
     device: DeviceOption = "auto",
     threads: Annotated[int | None, typer.Option(help="CPU threads of a job; part of its identity.")] = None,
-    jobs: Annotated[int, typer.Option(min=0, help="Jobs side by side; 0 = one a core on CPU, one on a GPU.")] = 0,
+    jobs: Annotated[int, typer.Option(min=0, help="Jobs side by side; 0 = one a core on CPU, one a card on GPUs.")] = 0,
     skip_broken: Annotated[bool, typer.Option("--skip-broken", help="Leave out images that do not open.")] = False,  # noqa: FBT002
     store: StoreOption = Path("runs"),
     data: DataOption = None,

@@ -48,6 +48,11 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def cards() -> int:
+    """CUDA cards that this process may use."""
+    return torch.cuda.device_count()
+
+
 def auto_device() -> str:
     """CUDA where there is a card."""
     return "cuda" if torch.cuda.is_available() else "cpu"
@@ -61,6 +66,19 @@ def auto_precision(device: str) -> Literal["fp32", "bf16"]:
         return "bf16" if "avx512_bf16" in Path("/proc/cpuinfo").read_text() else "fp32"
     except OSError:
         return "fp32"
+
+
+@contextmanager
+def repeatable(*, asked: bool) -> Iterator[None]:
+    """Within, a card computes the same bits each time where `asked`; what it can do in no such way raises."""
+    before = torch.are_deterministic_algorithms_enabled()
+    if asked:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read by cuBLAS with its first product
+        torch.use_deterministic_algorithms(mode=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 @dataclass

@@ -48,6 +48,9 @@ CompileOption = Annotated[
 GraphOption = Annotated[
     bool | None, typer.Option("--graph", help="Replay each training step as one CUDA graph: a GPU only, experimental.")
 ]
+DeterministicOption = Annotated[
+    bool | None, typer.Option("--deterministic", help="On a GPU the same bits each time, with slower kernels.")
+]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
 DataOption = Annotated[
     Path | None, typer.Option("--data", envvar="PEFTBENCH_DATA", help="Folder that holds the data sets.")

@@ -37,6 +37,7 @@ class Recipe:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: bool = False  # torch.compile for the blocks while they train: for a GPU
     graph: bool = False  # each training step replayed as one CUDA graph
+    deterministic: bool = False  # on a GPU: the same bits each time, with slower kernels; a CPU gives them anyway
 
     def __post_init__(self) -> None:
         for name in ("lr", "batch", "steps", "evaluations", "head_scale"):

@@ -147,7 +147,9 @@ def make_recipe(study: Study, device: str) -> Recipe:
         recipe = replace(recipe, **CPU_STANDARD)
     precision = measure.auto_precision(device) if study.precision == "auto" else study.precision
     refuse_graph(study, device)
-    return replace(recipe, **written(study), precision=precision, compile=study.compile, graph=study.graph)
+    recipe = replace(recipe, compile=study.compile, graph=study.graph)
+    recipe = replace(recipe, deterministic=study.deterministic and device == "cuda")  # a CPU is so anyway
+    return replace(recipe, **written(study), precision=precision)
 
 
 def refuse_graph(study: Study, device: str) -> None:

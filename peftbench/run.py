@@ -77,7 +77,7 @@ def _do(job: Job, places: Places, outside: Outside) -> Record:
     if job.threads:
         torch.set_num_threads(job.threads)
     data = _data(job, places)
-    with measure.peak_memory(places.device) as peak:
+    with measure.repeatable(asked=job.recipe.deterministic), measure.peak_memory(places.device) as peak:
         outcome = _guarded(job, places, data, outside)
     record = make_record(job, places, data, outcome, time.perf_counter() - started, peak.bytes)
     record = here.write_record(record)

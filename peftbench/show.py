@@ -43,7 +43,7 @@ def run_study(asked: Study, places: Places, jobs: int, *, skip_broken: bool) -> 
         raise
     for line in resolved.says:
         _say(line)
-    count = jobs or (1 if places.device == "cuda" else measure.cores())
+    count = jobs or (measure.cards() if places.device == "cuda" else measure.cores())
     trials = list({t.id: t for draft in resolved.drafts for t in draft.trials}.values())
     _run_jobs("trials", trials, places, count)
     finals = [draft.final(store) for draft in resolved.drafts]

@@ -163,6 +163,7 @@ class Study:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: bool = False  # torch.compile for the blocks while they train
     graph: bool = False  # each training step replayed as one CUDA graph
+    deterministic: bool = False  # on a GPU: the same bits each time
     steps: int | None = None  # these four: None = the recipe's
     batch: int | None = None
     evaluations: int | None = None

@@ -32,7 +32,9 @@ LEAKS_MEAN = (
     "together; they hold what fewer training images cost, too."
 )
 _DETAILS = MappingProxyType({"steps": "steps", "batch": "images a step", "head": "head"})  # of a recipe, in captions
-_FAST = MappingProxyType({"compile": "torch.compile", "graph": "CUDA graph"})
+_KERNELS = MappingProxyType(
+    {"compile": "torch.compile", "graph": "CUDA graph", "deterministic": "deterministic kernels"}
+)
 _IN_TERMINAL = ("macro F1", "ACC", "AUC", "trained", "with head", "seconds", "memory")
 
 
@@ -222,7 +224,7 @@ def _caption(block: Block, names: Sequence[str]) -> str:
     values = json.loads(setting.fields)
     details = "".join(f", {values[key]} {unit}" for key, unit in _DETAILS.items() if key in values)
     details += "".join(f", {key.replace('_', ' ')} {value}" for key, value in _changed(setting.recipe, values).items())
-    details += "".join(f", {what}" for key, what in _FAST.items() if values.get(key))
+    details += "".join(f", {what}" for key, what in _KERNELS.items() if values.get(key))
     data = _data(block.records[names[0]]) if len(names) == 1 else f"{len(names)} data sets"
     data += _synthetic(block, names) + _partial(block, names)
     return (

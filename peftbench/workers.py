@@ -13,10 +13,15 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
+from multiprocessing.context import SpawnContext
 from multiprocessing.process import BaseProcess
+from multiprocessing.queues import SimpleQueue
 from queue import Empty
 from typing import Any, NoReturn
 
+import torch
+
+from peftbench import measure
 from peftbench.engine import Outside, Progress
 from peftbench.interrupt import Stop, asked_by
 from peftbench.record import Record
@@ -124,7 +129,9 @@ def _pooled(
         with _deaf():
             ticks = stack.enter_context(context.Manager()).Queue()
             others = set(multiprocessing.active_children())  # the queue's keeper among them, which stays to the end
-            pool = stack.enter_context(ProcessPoolExecutor(min(workers, len(jobs)), context))
+            count = min(workers, len(jobs))
+            seats = _seats(context, count, measure.cards() if places.device == "cuda" else 0)
+            pool = stack.enter_context(ProcessPoolExecutor(count, context, _sit_down, (seats,)))
             pending: dict[Future[Record | None], Job] = {pool.submit(_work, job, places, ticks): job for job in jobs}
         ours = set(multiprocessing.active_children()) - others
         try:
@@ -144,6 +151,20 @@ def _pooled(
             for process in ours:
                 process.join()
             raise
+
+
+def _seats(context: SpawnContext, workers: int, cards: int) -> SimpleQueue[int]:
+    """The card of each worker, in turn; none without cards."""
+    seats: SimpleQueue[int] = context.SimpleQueue()
+    for number in range(workers if cards else 0):
+        seats.put(number % cards)
+    return seats
+
+
+def _sit_down(seats: SimpleQueue[int]) -> None:
+    """The first thing that a worker does: take a card, if there are any, which `cuda` then means in this process."""
+    if not seats.empty():
+        torch.cuda.set_device(seats.get())
 
 
 def _pass_on(pending: Mapping[Future[Record | None], Job], ours: Collection[BaseProcess]) -> NoReturn:

@@ -67,3 +67,13 @@ def test_fp32_where_the_processor_is_unknown(monkeypatch: pytest.MonkeyPatch) ->
 def test_cuda_where_there_is_a_card(card: bool, device: str, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: FBT001
     monkeypatch.setattr(torch.cuda, "is_available", lambda: card)
     assert measure.auto_device() == device
+
+
+def test_kernels_are_deterministic_within_and_as_before_behind() -> None:
+    with measure.repeatable(asked=True):
+        assert torch.are_deterministic_algorithms_enabled()
+    with measure.repeatable(asked=False):
+        assert not torch.are_deterministic_algorithms_enabled()
+    with pytest.raises(RuntimeError, match="no such"), measure.repeatable(asked=True):
+        raise RuntimeError("no such kernel")
+    assert not torch.are_deterministic_algorithms_enabled()

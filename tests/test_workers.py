@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import time
@@ -12,6 +13,7 @@ from typing import NoReturn
 
 import psutil
 import pytest
+import torch
 
 from peftbench import workers
 from peftbench.checkpoint import Checkpoint
@@ -53,6 +55,16 @@ def test_side_by_side_gives_the_numbers_of_one_by_one(jobs: list[Job], home: Pat
         ours, theirs = (studies.left_by(where.store / "jobs" / job.id) for where in (together, alone))
         assert {key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)} == set()
     assert {tick.job_id for tick in ticks} <= set(one_by_one)
+
+
+def test_workers_share_the_cards_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    seats = workers._seats(multiprocessing.get_context("spawn"), 3, 2)
+    for _ in range(3):
+        workers._sit_down(seats)
+    workers._sit_down(workers._seats(multiprocessing.get_context("spawn"), 3, 0))
+    assert taken == [0, 1, 0]
 
 
 def test_a_tick_says_how_far_a_job_is(jobs: list[Job]) -> None:

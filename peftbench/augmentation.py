@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -102,17 +102,23 @@ def light(batch: Tensor, seed: int, step: int) -> Tensor:
     columns = np.where(flips[:, None] == 1, columns[:, ::-1], columns)
     image, channel = np.arange(len(batch)), np.arange(batch.shape[1])
     places = (image[:, None, None, None], channel[:, None, None], rows[:, None, :, None], columns[:, None, None])
-    return batch[tuple(torch.from_numpy(np.ascontiguousarray(place)).to(batch.device) for place in places)]
+    return batch[tuple(_there(place, batch) for place in places)]
 
 
 def medical(batch: Tensor, seed: int, step: int, *, policy: Policy, preprocessing: Preprocessing) -> Tensor:
     """Each image turned, moved, zoomed, mirrored, lit and coloured as far as the policy allows."""
     draw = np.random.default_rng([seed, 13, step])
     far, coins = draw.uniform(-1, 1, (len(batch), 9)), draw.integers(4, size=(len(batch), 3))
-    turn = torch.from_numpy(_affine(policy, far[:, :4], coins)).to(batch)
+    turn = _there(_affine(policy, far[:, :4], coins), batch).to(batch)
     grid = F.affine_grid(turn, list(batch.shape), align_corners=False)
     moved = F.grid_sample(batch, grid, padding_mode="border", align_corners=False)
-    return _lit(moved, policy, torch.from_numpy(far[:, 4:]).to(batch), preprocessing)
+    return _lit(moved, policy, _there(far[:, 4:], batch).to(batch), preprocessing)
+
+
+def _there(drawn: NDArray[Any], batch: Tensor) -> Tensor:
+    """Where the batch is, without waiting for a card: what lies in pinned memory is copied on the side."""
+    made = torch.from_numpy(np.ascontiguousarray(drawn))
+    return made.pin_memory().to(batch.device, non_blocking=True) if batch.is_cuda else made
 
 
 def _affine(policy: Policy, far: NDArray[np.float64], coins: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -132,7 +138,8 @@ def _lit(batch: Tensor, policy: Policy, far: Tensor, preprocessing: Preprocessin
 
     On pixels in 0..1: new = gain * (mean + contrast * (old - mean) + brightness). Standardised, that is linear as well.
     """
-    mean, std = (batch.new_tensor(v)[:, None, None] for v in (preprocessing.mean, preprocessing.std))
+    both = _there(np.asarray([preprocessing.mean, preprocessing.std]), batch).to(batch)
+    mean, std = both[0, :, None, None], both[1, :, None, None]
     grey = (batch * std + mean).mean((1, 2, 3), keepdim=True)
     contrast = 1 + policy.contrast * far[:, :1, None, None]
     brightness = policy.brightness * far[:, 1:2, None, None]

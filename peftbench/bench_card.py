@@ -26,6 +26,7 @@ from peftbench.head import Classifier, Head
 from peftbench.pixels import Images
 from peftbench.plan import Plan
 from peftbench.recipe import Recipe
+from peftbench.step import WAITED
 
 CLASSES, IMAGES = 4, 256
 PRODUCT = 8192  # rows and columns of the product that stands for all that the card can do
@@ -146,9 +147,10 @@ def _fitted(rig: Rig, plan: Plan, *recipes: Recipe) -> list[Progress]:
 
 
 def images_per_second(rig: Rig, plan: Plan, way: str) -> float:
-    """Of training, behind some steps that warm up; loss scalars come back every 50 steps, as in a run."""
-    _, timed = _fitted(rig, plan, rig.recipe(way, rig.few), rig.recipe(way, rig.many))
-    return rig.many * rig.batch / timed.train_seconds
+    """Of training, but for what happens once: first uses, compiling, capturing."""
+    few, many = (rig.recipe(way, steps) for steps in (rig.few, rig.many))
+    _, short, long = _fitted(rig, plan, few, few, many)
+    return (rig.many - rig.few) * rig.batch / (long.train_seconds - short.train_seconds)
 
 
 def losses(rig: Rig, plan: Plan, way: str) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
@@ -166,4 +168,4 @@ def waits(rig: Rig, plan: Plan, steps: int) -> int:
             _fitted(rig, plan, rig.recipe("", steps))
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    return sum("called a synchronizing" in str(warning.message) for warning in said)
+    return sum(WAITED in str(warning.message) for warning in said)

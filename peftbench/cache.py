@@ -43,7 +43,6 @@ class Hold:
     """
 
     def __init__(self, folder: Path, *, alone: bool = False) -> None:
-        folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         how = fcntl.LOCK_EX | fcntl.LOCK_NB if alone else fcntl.LOCK_SH
         self._file: int | None = _locked(_beside(folder, "lock"), how)
         if not alone:
@@ -73,15 +72,31 @@ def _beside(folder: Path, what: str) -> Path:
 def _locked(file: Path, how: int) -> int:
     """An open file under a lock that is still the one at this path: who drops an entry unlinks its lock."""
     while True:
-        opened = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
+        opened = _opened(file)
         try:
             fcntl.flock(opened, how)
             if file.exists() and os.path.samestat(os.fstat(opened), file.stat()):
                 return opened
-        except OSError:
+        except BlockingIOError:
             os.close(opened)
             raise
+        except OSError as error:
+            os.close(opened)
+            raise _unusable(file, error) from None
         os.close(opened)
+
+
+def _opened(file: Path) -> int:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise _unusable(file, error) from None
+
+
+def _unusable(file: Path, error: OSError) -> DataError:
+    where = f"Cannot use the cache at {file.parent.parent} ({error.strerror})"
+    return DataError(f"{where}; choose another folder with --cache.")
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,12 +52,15 @@ class Checkpoint:
                 return None
             progress = _progress(facts, tensors)
         except DAMAGE:
+            self.clear()
             return None
         return progress, _under(tensors, "learner|"), _under(tensors, "optimiser|")
 
     def clear(self) -> None:
-        """The job is done."""
+        """The job is done, or what lies there is of no use."""
         shutil.rmtree(self.file.parent, ignore_errors=True)
+        with suppress(OSError):
+            self.file.parent.unlink()  # somebody's file in the place of the folder
 
 
 def _progress(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Progress:

@@ -273,10 +273,11 @@ class Result:
 
         Raises StoreError when the file is not the one that the record vouches for.
         """
-        content = (self.folder / "predictions.npz").read_bytes()
-        said = self.record.files.get("predictions.npz")
+        file, said = self.folder / "predictions.npz", self.record.files.get("predictions.npz")
+        content = file.read_bytes()
         if said is not None and hashlib.sha256(content).hexdigest() != said:
-            raise StoreError(f"{self.folder / 'predictions.npz'} was changed after its record was written.")
+            again = "move the job's folder away and run the study again."
+            raise StoreError(f"{file} was changed after its record was written; {again}")
         with np.load(io.BytesIO(content), allow_pickle=False) as stored:
             return stored[f"{part}/{rule}/logits"], stored[f"{part}/labels"], tuple(stored[f"{part}/groups"].tolist())
 

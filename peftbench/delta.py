@@ -85,7 +85,7 @@ def restore(vit: nn.Module, folder: Path, base: str) -> tuple[Tuned, dict[str, T
     """
     plan, tensors, _ = read(folder, base)
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):
             tuned = plan.carry_out(vit)
     except (PluginError, TypeError, ValueError) as error:
         raise DeltaError(f"The delta in {folder} does not fit this network: {error}") from None

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import uuid
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,8 +20,9 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
+from peftbench import vouched
 from peftbench.contract import Splits
 from peftbench.duplicates import ALIKE, SIDE, SIMILAR, Thumbnails, alike, thumbnail
 from peftbench.pictures import is_dicom, open_picture
@@ -97,7 +97,7 @@ def gather(splits: Splits, cache: Path, most: int | None = None, watch: Watch | 
     found, files = _read(kept), bool(images) and isinstance(images[0][1], Path)
     if found is None and (most is None or len(images) <= most or not files):
         found = look(images, watch if files else None)
-        _write(kept, found)
+        vouched.write(kept, TypeAdapter(Evidence).dump_python(found, mode="json"), kept.parent.name)
     return found
 
 
@@ -155,15 +155,6 @@ def _key(images: Sequence[Named]) -> str:
 def _read(file: Path) -> Evidence | None:
     """What was kept, or None where there is nothing or it is damaged."""
     try:
-        return TypeAdapter(Evidence).validate_json(file.read_bytes())
-    except (OSError, ValidationError):
+        return TypeAdapter(Evidence).validate_python(vouched.read(file, file.parent.name))
+    except (OSError, ValueError):
         return None
-
-
-def _write(file: Path, found: Evidence) -> None:
-    """In one piece, readable by its owner only."""
-    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    draft = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
-    draft.touch(mode=0o600)
-    draft.write_bytes(TypeAdapter(Evidence).dump_json(found))
-    draft.replace(file)

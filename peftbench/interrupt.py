@@ -21,8 +21,8 @@ class Stop:
 
 
 @contextmanager
-def asked_by(number: signal.Signals, say: Callable[[], None] = lambda: None) -> Iterator[Stop]:
-    """Hear the signal `number` within: the first only asks (and `say`s so), the next raises KeyboardInterrupt.
+def asked_by(*numbers: signal.Signals, say: Callable[[], None] = lambda: None) -> Iterator[Stop]:
+    """Hear these signals within: the first only asks (and `say`s so), the next raises KeyboardInterrupt.
 
     Python hears signals in the main thread alone; elsewhere nothing is asked and all stays as it was.
     """
@@ -37,8 +37,9 @@ def asked_by(number: signal.Signals, say: Callable[[], None] = lambda: None) -> 
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    before = signal.signal(number, hear)
+    before = {number: signal.signal(number, hear) for number in numbers}
     try:
         yield stop
     finally:
-        signal.signal(number, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -42,6 +42,14 @@ def _kept(file: Path, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor
     return made
 
 
+def is_whole(file: Path) -> bool:
+    """Whether a file holds what was kept there."""
+    try:
+        return unpack(file)[1] == f"{file.parent.name}/{file.name}"
+    except DAMAGE:
+        return False
+
+
 def pack(tensors: Mapping[str, Tensor], said: str) -> bytes:
     """A safetensors file of contiguous tensors on the CPU and a text, with the digest of both."""
     return save(dict(tensors), _metadata(tensors, said))

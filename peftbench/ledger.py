@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
+from peftbench import vouched
 from peftbench.record import Memory
 
 
@@ -49,19 +49,17 @@ class Measured(BaseModel):
 
 
 def remember(cache: Path, key: Mapping[str, Any], found: Measured) -> None:
-    """Keep it under its key: whatever decides a time. Written in one piece."""
+    """Keep it under its key: whatever decides a time."""
     file = _file(cache, key)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    draft = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
-    draft.write_text(found.model_dump_json(), encoding="utf-8")
-    draft.replace(file)
+    vouched.write(file, found.model_dump(mode="json"), file.parent.name)
 
 
 def recall(cache: Path, key: Mapping[str, Any]) -> Measured | None:
-    """What was kept under a key; None where nothing was, or by a version whose fields were others."""
+    """What was kept under a key; None where nothing was, it was changed, or by a version whose fields were others."""
+    file = _file(cache, key)
     try:
-        return Measured.model_validate_json(_file(cache, key).read_bytes())
-    except (OSError, ValidationError):
+        return Measured.model_validate(vouched.read(file, file.parent.name))
+    except (OSError, ValueError):
         return None
 
 

@@ -17,7 +17,10 @@ from typing import Literal
 import psutil
 import torch
 
+from peftbench.errors import JobError
+
 PRECISIONS: Mapping[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16}  # what autocast computes in
+CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 _CLEAR = Path("/proc/self/clear_refs")  # Linux: writing 5 forgets the peak of the resident set
 
 
@@ -61,7 +64,7 @@ def auto_device() -> str:
 def auto_precision(device: str) -> Literal["fp32", "bf16"]:
     """bf16 where the hardware multiplies it natively, else fp32."""
     if device == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     try:
         return "bf16" if "avx512_bf16" in Path("/proc/cpuinfo").read_text() else "fp32"
     except OSError:
@@ -70,10 +73,15 @@ def auto_precision(device: str) -> Literal["fp32", "bf16"]:
 
 @contextmanager
 def repeatable(*, asked: bool) -> Iterator[None]:
-    """Within, a card computes the same bits each time where `asked`; what it can do in no such way raises."""
+    """Within, a card computes the same bits each time where `asked`; what it can do in no such way raises.
+
+    Raises JobError where this process used a card before and cuBLAS, asked by its first product, chose otherwise.
+    """
     before = torch.are_deterministic_algorithms_enabled()
     if asked:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read by cuBLAS with its first product
+        if CUBLAS not in os.environ and torch.cuda.is_initialized():
+            raise JobError(f"--deterministic: set {CUBLAS}=:4096:8 first, as this process used the card without it.")
+        os.environ.setdefault(CUBLAS, ":4096:8")
         torch.use_deterministic_algorithms(mode=True)
     try:
         yield
@@ -100,6 +108,7 @@ def peak_memory(device: str) -> Iterator[Peak]:
 
 def _reset(device: str) -> int:
     if device == "cuda":
+        free()  # what earlier jobs left in cycles is not this one's
         torch.cuda.reset_peak_memory_stats()
         return 0
     gc.collect()

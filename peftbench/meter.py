@@ -37,6 +37,7 @@ from peftbench.probe import Batch, GradientProbe
 from peftbench.recipe import Recipe
 from peftbench.request import refuse_graph
 from peftbench.spec import Places, Spec, Study
+from peftbench.step import WARM_UP
 
 CLASSES = 2
 PROBED = 2  # batches that a method may look at
@@ -88,7 +89,8 @@ def table(asked: Study, places: Places, seconds: float = 2.0) -> Iterator[Measur
         for row in rows:
             found = _row(row, bench)
             key = forecast.key(row, places.device, asked.threads, bench.recipe)
-            ledger.remember(places.cache, key, found)
+            with suppress(OSError):  # no place to keep them in; they are shown anyway
+                ledger.remember(places.cache, key, found)
             yield found
     finally:
         torch.set_num_threads(before)
@@ -194,13 +196,20 @@ def _learner(bench: Bench, model: Classifier, tuned: Tuned, task: Task) -> tuple
 
 
 def _train(bench: Bench, learner: Learner, task: Task) -> engine.Progress:
-    """As many steps as fit into the time, behind a first one, and one more where the first compiles."""
-    one = replace(bench.recipe, steps=1)
-    if bench.recipe.compile:
-        engine.fit(learner, task, one, 0, bench.autocast)
-    first = engine.fit(learner, task, one, 0, bench.autocast)
-    steps = int(np.clip(bench.seconds / first.train_seconds, 1, MOST))
-    return engine.fit(learner, task, replace(bench.recipe, steps=steps), 0, bench.autocast)
+    """As many steps as fit into the time, behind first ones; what is compiled or captured is not in their seconds."""
+    once = WARM_UP + 1 if bench.recipe.graph else 1  # steps until all that happens once has happened
+
+    def fit(steps: int) -> engine.Progress:
+        return engine.fit(learner, task, replace(bench.recipe, steps=steps), 0, bench.autocast)
+
+    if bench.recipe.compile or bench.places.device == "cuda":
+        fit(once)
+    first = fit(once)
+    steps = int(np.clip(bench.seconds * once / first.train_seconds, 1, MOST))
+    timed = fit(once + steps if bench.recipe.graph else steps)
+    if bench.recipe.graph:  # which is captured anew each time
+        timed = replace(timed, step=steps, train_seconds=timed.train_seconds - first.train_seconds)
+    return timed
 
 
 def _count(bench: Bench, model: Classifier, alone: Alone | None) -> Counted:

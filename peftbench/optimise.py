@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -100,7 +101,16 @@ def make_loss(recipe: Recipe, labels: Tensor, classes: int) -> Callable[[Tensor,
         )
     counts = torch.bincount(labels, minlength=classes).float()
     weight = counts.sum() / (classes * counts.clamp_min(1)) if balanced else None
+    if weight is not None and recipe.label_smoothing and labels.is_cuda:
+        return partial(_weighted, weight=weight, smoothing=recipe.label_smoothing)
     return lambda logits, truth: F.cross_entropy(logits, truth, weight=weight, label_smoothing=recipe.label_smoothing)
+
+
+def _weighted(logits: Tensor, truth: Tensor, *, weight: Tensor, smoothing: float) -> Tensor:
+    """`F.cross_entropy` with weights and smoothing, which there waits for the card in every step."""
+    logs = F.log_softmax(logits, dim=1)
+    everywhere = -(logs * weight).sum() / weight[truth].sum() / len(weight)
+    return (1 - smoothing) * F.nll_loss(logs, truth, weight=weight) + smoothing * everywhere
 
 
 def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -16,11 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from peftbench import cache as kept
+from peftbench import vouched
 from peftbench.cache import Hold
 from peftbench.contract import Card, Preprocessing, Splits
 from peftbench.decode import decode
 from peftbench.errors import BrokenImagesError, DataError
-from peftbench.sealed import is_whole, mend, read, seal, write
+from peftbench.sealed import is_whole, mend, read, seal
 from peftbench.spec import digest
 from peftbench.splits import fingerprint
 
@@ -79,7 +79,7 @@ def prepare(
     folder, facts = _place(print_, preprocessing, cache), _facts(card, splits, print_)
     hold = Hold(folder)
     broken = _known_broken(folder, splits, preprocessing)
-    if not broken and not is_whole(folder):
+    if not broken and not is_whole(folder, thorough=True):  # once a study; each of its jobs looks at size and time
         broken = _build(card, splits, preprocessing, cache, watch)
     if broken:
         rest = _without(splits, broken, skip=skip_broken)
@@ -142,7 +142,7 @@ def _build(card: Card, splits: Splits, preprocessing: Preprocessing, cache: Path
         if broken:
             _keep_the_rest(card, splits, broken, pixels, preprocessing, cache)
             (draft / "pixels.npy").unlink()
-            write(draft / "broken.json", json.dumps(broken))
+            vouched.write(draft / "broken.json", broken)
         else:
             seal(draft, _facts(card, splits, print_))
         kept.publish(draft, folder)
@@ -197,9 +197,9 @@ def _keep_the_rest(
 def _known_broken(folder: Path, splits: Splits, preprocessing: Preprocessing) -> Broken:
     """The images that did not open last time, if none of them opens now: a reader may have been installed since."""
     try:
-        known: dict[str, list[int]] = json.loads((folder / "broken.json").read_text())
+        known: dict[str, list[int]] = vouched.read(folder / "broken.json")
         suspects = {name: splits.parts[name].take(places) for name, places in known.items()}
-    except (OSError, ValueError, KeyError, IndexError, AttributeError):
+    except (OSError, ValueError, KeyError, IndexError):
         return {}
     still = all(len(decode(part, preprocessing)[1]) == len(part) for part in suspects.values())
     return known if still else {}

@@ -29,7 +29,7 @@ from peftbench.head import Classifier, Head
 from peftbench.pixels import Images
 from peftbench.plan import Graft
 from peftbench.spec import Places
-from peftbench.store import write_bytes, write_json
+from peftbench.store import Store, read_record, write_bytes, write_json
 
 BATCH = 64
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".dcm", ".dicom"})
@@ -48,7 +48,10 @@ def find_job(store: Path, text: str) -> Path:
         many = f"{len(found)} jobs in {store} begin so" if found else f"no job in {store} has that id"
         raise RequestError(f"Cannot find the job {text!r}: {many}; `peftbench status {store}` lists them.")
     if not (found[0] / "delta.json").is_file():
-        raise RequestError(f"The job {found[0].name} has no trained model: it failed, is a trial, or nothing trains.")
+        record = Store(store).record(found[0].name)
+        why = "it failed, is a trial, or nothing trains"
+        why = "its delta.json is gone" if record is not None and "delta.json" in record.files else why
+        raise RequestError(f"The job {found[0].name} has no trained model: {why}.")
     return found[0]
 
 
@@ -152,6 +155,7 @@ def _too_small(file: Path, side: int) -> tuple[str, ...]:
 def open_model(folder: Path, places: Places, *, merge: bool = True) -> Model:
     """The model of a finished job. Raises WeightsError, DeltaError when the weights are not those it was made for."""
     about = delta.read_about(folder)
+    _refuse_anothers(folder)
     base = str(about.get("base"))
     if base.startswith("random:"):
         source = backbone.find(about["backbone"], about["image_size"])
@@ -168,6 +172,15 @@ def open_model(folder: Path, places: Places, *, merge: bool = True) -> Model:
     classifier = Classifier(vit, head).eval()
     merged = tuned.merge() if merge else False
     return Model(classifier.to(places.device), about, merged, places.device)
+
+
+def _refuse_anothers(folder: Path) -> None:
+    """Raises DeltaError for a delta that is not the one the job's record vouches for; one by itself is welcome."""
+    if (record := read_record(folder / "record.json")) is None:
+        return
+    for name in ("delta.json", "delta.safetensors"):
+        if record.files.get(name) != delta.digest((folder / name).read_bytes()):
+            raise DeltaError(f"{folder / name} is not what the job's record was written for; run the job again.")
 
 
 # --- one plain file --------------------------------------------------------------------------------------------------

@@ -157,7 +157,7 @@ class Record(_Strict):
     notes: list[str] = []  # "not converged", ...
     environment: dict[str, str] = {}
     files: dict[str, str] = {}  # what lies beside it -> sha256
-    seal: str = ""  # sha256 of all the above; "" = not sealed
+    seal: str = ""  # sha256 of all the above; "" = not written yet
 
     def sealed(self) -> Self:
         """The same with its seal, so that a later change of the file is seen."""
@@ -165,8 +165,8 @@ class Record(_Strict):
 
     @property
     def intact(self) -> bool:
-        """Whether nothing was changed since it was sealed, if it was."""
-        return self.seal in {"", self._digest()}
+        """Whether it was sealed and nothing was changed since."""
+        return self.seal == self._digest()
 
     def _digest(self) -> str:
         told = self.model_dump(mode="json", exclude={"seal"}, exclude_defaults=True)  # fields to come change no seal

@@ -34,6 +34,7 @@ from peftbench.registry import registry
 from peftbench.spec import Job, Places, digest, make
 from peftbench.store import Store
 
+LONGEST = 300  # letters of a reason
 PIECES = 4  # into which a batch is cut when there was not enough memory for the whole
 
 
@@ -101,7 +102,6 @@ def _guarded(job: Job, places: Places, data: Data, outside: Outside) -> Outcome 
     outcome = _tried(job, places, data, outside, 1)
     if isinstance(outcome, measure.Wanted):
         checkpoint.clear()
-        measure.free()
         outcome = _tried(job, places, data, outside, PIECES)
     if isinstance(outcome, measure.Wanted):
         return f"Out of memory, also with every batch in {PIECES} pieces ({outcome.words}); a smaller --batch may do."
@@ -110,13 +110,20 @@ def _guarded(job: Job, places: Places, data: Data, outside: Outside) -> Outcome 
 
 def _tried(job: Job, places: Places, data: Data, outside: Outside, pieces: int) -> Outcome | str | measure.Wanted:
     try:
+        measure.free()
         return _work(job, places, data, outside, pieces)
     except PeftbenchError as error:
         return str(error)
     except Exception as error:  # a plug-in may raise anything, and the study must go on
         if store.is_full(error):
             raise
-        return measure.wanted(error) or f"{type(error).__name__}: {error}"
+        return measure.wanted(error) or _in_a_line(error)
+
+
+def _in_a_line(error: Exception) -> str:
+    """What a plug-in or torch raised, without the frames that some put behind their sentence."""
+    first = next((line for line in str(error).splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {first[:LONGEST]}"
 
 
 def _work(job: Job, places: Places, data: Data, outside: Outside, pieces: int) -> Outcome:

@@ -1,19 +1,17 @@
 """The files of an entry of decoded images, and whether they still are what was written.
 
-pixels.npy, and parts.json with what is known of each image, the size, time and sha256 of pixels.npy, and its own
-digest; what does not agree with them is decoded anew. Of a data set with images that do not open there is broken.json
-instead: which these are.
+pixels.npy, and parts.json, which vouches for itself, with what is known of each image and the size, time and sha256 of
+pixels.npy; what does not agree with them is decoded anew. Of a data set with images that do not open there is
+broken.json instead: which these are.
 """
 
 from __future__ import annotations
 
-import json
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from peftbench.spec import digest
+from peftbench import vouched
 from peftbench.splits import file_digest
 
 
@@ -45,21 +43,10 @@ def mend(folder: Path, facts: Mapping[str, Any]) -> None:
 
 
 def _write_facts(folder: Path, facts: Mapping[str, Any], pixels: Mapping[str, Any]) -> None:
-    whole = {"facts": facts, "pixels": pixels}
-    write(folder / "parts.json", json.dumps({**whole, "digest": digest(whole)}))
+    vouched.write(folder / "parts.json", {"facts": facts, "pixels": pixels})
 
 
 def read(folder: Path) -> dict[str, Any]:
     """What is known of an entry. Raises ValueError where it is not what was written, OSError where it is gone."""
-    known: dict[str, Any] = json.loads((folder / "parts.json").read_text())
-    if known.pop("digest") != digest(known):
-        raise ValueError(f"{folder / 'parts.json'} was changed")
+    known: dict[str, Any] = vouched.read(folder / "parts.json")
     return known
-
-
-def write(file: Path, text: str) -> None:
-    """In one piece, readable by its owner only: it names images and their groups."""
-    draft = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
-    draft.touch(mode=0o600)
-    draft.write_text(text)
-    draft.replace(file)

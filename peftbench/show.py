@@ -34,12 +34,13 @@ def run_study(asked: Study, places: Places, jobs: int, *, skip_broken: bool) -> 
     """Run what is not done, end with a table; 0 when all is done, 1 when some jobs failed."""
     started = time.perf_counter()
     store = Store(places.store)
-    store.prepare()
+    new = store.prepare()
     try:
         with Bars(console) as bars:
             resolved = studies.resolve(asked, places, skip_broken=skip_broken, watch=bars)
     except BaseException:
-        store.discard()
+        if new:
+            store.discard()
         raise
     for line in resolved.says:
         _say(line)
@@ -159,10 +160,7 @@ def write_report(root: Path, formats: str, out: Path) -> None:
 def show_status(root: Path, *, as_json: bool) -> None:
     """How many jobs are in which state, why some failed, and every job but the trials by its id."""
     store = Store(root)
-    folder = root / "jobs"
-    if not folder.is_dir():
-        raise RequestError(f"There are no results in {root}; run a study first, or say where it is.")
-    states = {path.name: store.state(path.name) for path in sorted(folder.iterdir())}
+    states = {name: store.state(name) for name in store.ids()}
     if as_json:
         console.print_json(json.dumps(states))
         return
@@ -201,7 +199,7 @@ def _begun(file: Path) -> tuple[str, ...]:
     """Of a job without a record: its method, data set and seed, as far as it came to write them down."""
     try:
         told = json.loads(file.read_bytes())
-        return (told["alias"] or told["method"], told["dataset"], f"seed {told['seed']}", "")
+        return (str(told["alias"] or told["method"]), str(told["dataset"]), f"seed {told['seed']}", "")
     except (OSError, ValueError, KeyError, TypeError):
         return ("", "", "", "")
 

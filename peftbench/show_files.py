@@ -1,4 +1,4 @@
-"""What `peftbench data fetch` and `peftbench cache list|clear` do and print. Imports no torch."""
+"""What `peftbench data fetch` and `peftbench cache list|clear` do and print. Imports torch to verify only."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from platformdirs import user_cache_path
 from rich.console import Console
 from rich.table import Table
 
-from peftbench import archives, cache, fetch
+from peftbench import archives, cache, fetch, vouched
 from peftbench.cache import KINDS, Entry, Kind
 from peftbench.errors import RequestError
 from peftbench.inventory import data_folder
@@ -67,10 +67,22 @@ def _row(entry: Entry) -> dict[str, str | int | float]:
 
 
 def _state(entry: Entry) -> str:
-    """Of decoded images; the others hold their own checks."""
-    if entry.kind != "pixels" or (entry.folder / "broken.json").exists():
-        return ""
-    return "whole" if is_whole(entry.folder, thorough=True) else "damaged"
+    """Whether every file of an entry still is what was written."""
+    if entry.kind == "pixels" and not (entry.folder / "broken.json").exists():
+        return "whole" if is_whole(entry.folder, thorough=True) else "damaged"
+    if entry.kind in {"probes", "features"}:
+        from peftbench import kept  # noqa: PLC0415 - brings torch, which nothing else here wants
+
+        return "whole" if all(map(kept.is_whole, entry.folder.glob("*.safetensors"))) else "damaged"
+    return "whole" if all(map(_vouches, entry.folder.glob("*.json"))) else "damaged"
+
+
+def _vouches(file: Path) -> bool:
+    try:
+        vouched.read(file, "" if file.name == "broken.json" else file.parent.name)
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _print(found: Sequence[Entry], state: dict[Path, str], place: Path) -> None:

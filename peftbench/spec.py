@@ -195,9 +195,14 @@ class Study:
 
 def _share(text: str) -> float:
     """A share of train in (0, 1]."""
-    value = budget(text)
+    try:
+        value = budget(text)
+    except RequestError:
+        value = 0
     if isinstance(value, int):
-        raise RequestError(f"--train-share {text}: write a share such as 5% or 0.05, or give images as --shots.")
+        raise RequestError(
+            f"--train-share {text}: write a share such as 5% or 0.05, at most 100%, or give images as --shots."
+        )
     return value
 
 
@@ -218,6 +223,8 @@ def asked(file: Path | None, given: Mapping[str, Any]) -> Study:
     base = load_study(file) if file else Study()
     many = {"methods", "datasets", "ratios", "seeds", "splits", "train_share", "shots"}
     known = {f.name for f in fields(Study)}
+    if empty := [k for k in many & given.keys() if given[k] and not texts(str(given[k]))]:
+        raise RequestError(f"--{empty[0].replace('_', '-')} {given[empty[0]]!r} names nothing.")
     said = {k: texts(str(v)) if k in many else v for k, v in given.items() if k in known and v not in (None, "")}
     if not base.baselines:
         said.pop("baselines", None)

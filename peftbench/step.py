@@ -7,14 +7,19 @@ the learning rate is a number on the card.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor, nn
 
+from peftbench.errors import JobError
 from peftbench.plan import Callback
 
+WAITED = "called a synchronizing"  # what torch says of an operation that waits for the card
 WARM_UP = 3  # steps before a capture: libraries, optimiser and autograd allocate what they keep
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # logits, labels -> the batch's mean
@@ -64,7 +69,7 @@ class Captured:
         """As the step does; every batch must have the shape of the first."""
         self.calls += 1
         if self.calls <= WARM_UP:
-            return aside(lambda: self.step(inputs, labels))
+            return aside(lambda: self.step(inputs, labels), last=self.calls == WARM_UP)
         if self.replay is None:
             self.inputs, self.labels = inputs.clone(), labels.clone()
             self.replay = capture(lambda: self.step(self.inputs, self.labels))
@@ -73,21 +78,51 @@ class Captured:
         return self.replay().clone()
 
 
-def aside(work: Callable[[], Tensor]) -> Tensor:
-    """Do work on a stream of its own, as what is captured later must have been done once."""
-    here, side = torch.cuda.current_stream(), torch.cuda.Stream()
+@cache
+def _side() -> torch.cuda.Stream:
+    """One for all: what was allocated on a stream is used again on the same one only."""
+    return torch.cuda.Stream()
+
+
+def aside(work: Callable[[], Tensor], *, last: bool) -> Tensor:
+    """Do work on a stream of its own, as what is captured later must have been done once.
+
+    Raises JobError where the `last` time before a capture waits for the card.
+    """
+    here, side = torch.cuda.current_stream(), _side()
     side.wait_stream(here)
-    with torch.cuda.stream(side):
+    with torch.cuda.stream(side), _without_waiting() if last else nullcontext():
         made = work()
     here.wait_stream(side)
     return made
 
 
+@contextmanager
+def _without_waiting() -> Iterator[None]:
+    """Within, waiting for the card raises: a capture that fails may leave torch unusable in this process."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch calls the mode a prototype
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    except RuntimeError as error:
+        if WAITED not in str(error):
+            raise
+        why = "a step of this method waits for the card, which a CUDA graph cannot hold"
+        raise JobError(f"--graph: {why}; leave --graph out.") from error
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 def capture(work: Callable[[], Tensor]) -> Callable[[], Tensor]:
     """Record work as a CUDA graph, without doing it; each call of what is returned does it and gives its result."""
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        made = work()
+    graph, here = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    try:
+        with torch.cuda.graph(graph, stream=_side()):
+            made = work()
+    except BaseException:
+        torch.cuda.set_stream(here)  # older torch stays on the other one
+        raise
 
     def replay() -> Tensor:
         graph.replay()

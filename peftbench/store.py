@@ -39,6 +39,9 @@ RESULTS = ("curve.csv", "predictions.npz", "delta.safetensors", "delta.json")  #
 State = Literal["new", "interrupted", "running", "failed", "done"]
 
 
+AGAIN = "move its folder away and run the study again."
+
+
 @dataclass(frozen=True)
 class Store:
     """The folder given with --store."""
@@ -49,8 +52,9 @@ class Store:
         """Of one job."""
         return self.root / "jobs" / job_id
 
-    def prepare(self) -> None:
-        """Make the folder, readable by its owner only. Raises StoreError where that cannot be."""
+    def prepare(self) -> bool:
+        """Make the folder, readable by its owner only; whether it is new. Raises StoreError where that cannot be."""
+        new = not self.root.exists()
         try:
             for folder in (self.root, self.root / "jobs"):
                 folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -59,6 +63,13 @@ class Store:
             probe.unlink()
         except OSError as error:
             raise StoreError(_unwritable(self.root, error)) from None
+        return new
+
+    def ids(self) -> list[str]:
+        """Of every job that was begun here. Raises StoreError when there is no store here."""
+        if not (self.root / "jobs").is_dir():
+            raise StoreError(f"There are no results in {self.root}; run a study first, or say where it is.")
+        return sorted(p.name for p in (self.root / "jobs").iterdir() if p.is_dir() and not p.name.startswith("."))
 
     def discard(self) -> None:
         """Take an empty store away again; one that holds anything stays."""
@@ -82,17 +93,9 @@ class Store:
     def record(self, job_id: str) -> Record | None:
         """Of a finished or failed job. Raises StoreError when it cannot be read."""
         file = self.folder(job_id) / "record.json"
-        try:
-            record = Record.model_validate_json(file.read_bytes())
-        except FileNotFoundError:
-            return None
-        except (ValidationError, OSError) as error:
-            why = type(error).__name__
-            message = f"The record {file} cannot be read ({why}); move its folder away and run the study again."
-            raise StoreError(message) from None
-        if not record.intact:
-            message = f"The record {file} was changed after it was written"
-            raise StoreError(f"{message}; move its folder away and run the study again.")
+        record = read_record(file)
+        if record is not None and record.id != job_id:
+            raise StoreError(f"The record {file} is of another job, {record.id}; {AGAIN}")
         return record
 
     def write_record(self, record: Record) -> Record:
@@ -106,10 +109,7 @@ class Store:
 
     def results(self) -> list[Result]:
         """Every finished or failed job, by id. Raises StoreError when there is no store here."""
-        if not (self.root / "jobs").is_dir():
-            raise StoreError(f"There are no results in {self.root}; run a study first, or say where it is.")
-        names = sorted(p.name for p in (self.root / "jobs").iterdir() if (p / "record.json").exists())
-        records = ((name, self.record(name)) for name in names)
+        records = ((name, self.record(name)) for name in self.ids())
         return [Result(record, self.folder(name)) for name, record in records if record is not None]
 
     @contextmanager
@@ -156,6 +156,19 @@ class Store:
         ):
             path = self.folder(job_id) / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def read_record(file: Path) -> Record | None:
+    """What a record.json says; None where there is none. Raises StoreError when it is not what was written."""
+    try:
+        record = Record.model_validate_json(file.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (ValidationError, OSError) as error:
+        raise StoreError(f"The record {file} cannot be read ({type(error).__name__}); {AGAIN}") from None
+    if not record.intact:
+        raise StoreError(f"The record {file} was changed after it was written; {AGAIN}")
+    return record
 
 
 def _unwritable(folder: Path, error: OSError) -> str:

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -14,6 +15,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.context import SpawnContext
+from multiprocessing.managers import SyncManager
 from multiprocessing.process import BaseProcess
 from multiprocessing.queues import SimpleQueue
 from queue import Empty
@@ -61,11 +63,11 @@ def ticker(job: Job, send: Show) -> Callable[[Progress], None]:
 def run_all(jobs: Sequence[Job], places: Places, workers: int, show: Show, done: Done) -> None:
     """Run jobs, `workers` at a time; jobs that another process holds are waited for.
 
-    A worker that dies takes only its job with it. The first Ctrl-C stops all behind a checkpoint, the second at once:
-    both raise KeyboardInterrupt.
+    A worker that dies takes only its job with it. The first Ctrl-C, or SIGTERM, stops all behind a checkpoint, the
+    second at once: both raise KeyboardInterrupt. Workers whose parent is gone stop behind a checkpoint, too.
     """
     waiting = list(jobs)
-    with asked_by(signal.SIGINT, _say_so) as stop:
+    with asked_by(signal.SIGINT, signal.SIGTERM, say=_say_so) as stop:
         while waiting:
             held = []
             alone = min(workers, len(waiting)) == 1
@@ -127,11 +129,13 @@ def _pooled(
     context = multiprocessing.get_context("spawn")
     with ExitStack() as stack:
         with _deaf():
-            ticks = stack.enter_context(context.Manager()).Queue()
+            keeper = SyncManager(ctx=context)
+            keeper.start(_keep)
+            ticks = stack.enter_context(keeper).Queue()
             others = set(multiprocessing.active_children())  # the queue's keeper among them, which stays to the end
             count = min(workers, len(jobs))
             seats = _seats(context, count, measure.cards() if places.device == "cuda" else 0)
-            pool = stack.enter_context(ProcessPoolExecutor(count, context, _sit_down, (seats,)))
+            pool = stack.enter_context(ProcessPoolExecutor(count, context, _begin, (seats,)))
             pending: dict[Future[Record | None], Job] = {pool.submit(_work, job, places, ticks): job for job in jobs}
         ours = set(multiprocessing.active_children()) - others
         try:
@@ -161,10 +165,38 @@ def _seats(context: SpawnContext, workers: int, cards: int) -> SimpleQueue[int]:
     return seats
 
 
-def _sit_down(seats: SimpleQueue[int]) -> None:
+def _begin(seats: SimpleQueue[int]) -> None:
     """The first thing that a worker does: take a card, if there are any, which `cuda` then means in this process."""
+    _end_with_parent(_ask_to_stop)
     if not seats.empty():
         torch.cuda.set_device(seats.get())
+
+
+def _keep() -> None:
+    """The first thing that the queue's keeper does: be deaf to what ends the whole group, end with its parent."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    _end_with_parent(lambda: os._exit(1))
+
+
+def _end_with_parent(end: Callable[[], None]) -> None:
+    """Do `end` in this process when its parent is gone, however that went."""
+    parent = multiprocessing.parent_process()
+
+    def outlive() -> None:
+        if parent is not None:
+            parent.join()
+            end()
+
+    threading.Thread(target=outlive, daemon=True).start()
+
+
+def _ask_to_stop() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)  # a job that is running stops behind its checkpoint
+
+
+def _is_orphan() -> bool:
+    parent = multiprocessing.parent_process()
+    return parent is not None and not parent.is_alive()
 
 
 def _pass_on(pending: Mapping[Future[Record | None], Job], ours: Collection[BaseProcess]) -> NoReturn:
@@ -191,8 +223,12 @@ def _deaf() -> Iterator[None]:
 
 
 def _work(job: Job, places: Places, ticks: Any) -> Record | None:  # noqa: ANN401 - a proxy of a queue
-    with asked_by(signal.SIGTERM) as stop:
-        return run(job, places, Outside(ticker(job, _sender(ticks)), stop=stop))
+    try:
+        with asked_by(signal.SIGTERM) as stop:
+            return run(job, places, Outside(ticker(job, _sender(ticks)), stop=stop))
+    finally:
+        if _is_orphan():
+            os._exit(1)  # nobody will fetch what was made, nor bring another job
 
 
 def _sender(ticks: Any) -> Show:  # noqa: ANN401

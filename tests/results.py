@@ -81,7 +81,7 @@ class Fake:
                 arrays |= {f"{part}/labels": found["labels"], f"{part}/groups": found["groups"]}
         if arrays:
             write_predictions(folder / "predictions.npz", arrays)
-        record = self.record()
+        record = self.record().sealed()
         (folder / "record.json").write_text(record.model_dump_json())
         return Result(record, folder)
 

@@ -143,7 +143,17 @@ def test_a_damaged_cache_is_mended(images: Path, tmp_path: Path) -> None:
     (kept,) = (tmp_path / "audit").glob("*/*")
     kept.write_text("{")
     assert check(images, tmp_path).counts == first.counts
-    assert json.loads(kept.read_text())["names"]
+    assert json.loads(kept.read_text())["value"]["names"]
+
+
+@pytest.mark.parametrize("key", ["digests", "names", "alike"])
+def test_evidence_that_was_changed_is_gathered_anew(key: str, images: Path, tmp_path: Path) -> None:
+    first = evidence.gather(splits_of(images), tmp_path)
+    (file,) = (tmp_path / "audit").glob("*/evidence.json")
+    told = json.loads(file.read_text())
+    told["value"][key] = [[0, 999, 0.999]] if key == "alike" else ["a"] * len(told["value"][key])
+    file.write_text(json.dumps(told))
+    assert evidence.gather(splits_of(images), tmp_path) == first
 
 
 def test_evidence_is_its_owners_only(images: Path, tmp_path: Path) -> None:

@@ -24,10 +24,10 @@ def tiny() -> VisionTransformer:
 @pytest.fixture
 def rig(monkeypatch: pytest.MonkeyPatch) -> Rig:
     """Two ways: as it comes, and captured by a stand-in for a card."""
-    monkeypatch.setattr(steps, "aside", lambda work: work())
+    monkeypatch.setattr(steps, "aside", lambda work, **_: work())
     monkeypatch.setattr(steps, "capture", lambda work: work)
     ways = {"": Recipe(), "--graph": Recipe(graph=True)}
-    return Rig(torch.device("cpu"), tiny, 16, batch=4, product=64, few=5, many=5, ways=ways)
+    return Rig(torch.device("cpu"), tiny, 16, batch=4, product=64, few=5, many=7, ways=ways)
 
 
 def test_every_way_is_timed_and_held_against_the_plain_one(rig: Rig) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import subprocess
@@ -9,10 +11,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from peftbench import cache, ledger
+from peftbench import cache, ledger, vouched
 from peftbench.cache import Hold, making, parse_size, publish, shrink
-from peftbench.errors import RequestError
+from peftbench.errors import DataError, RequestError
+from peftbench.kept import kept
 from peftbench.ledger import Measured
 from peftbench.pixels import prepare
 from peftbench.show_files import clear_cache
@@ -131,7 +135,35 @@ def test_cache_list_says_kinds_sizes_and_what_is_damaged(
         file.write(b"!")
     assert call(["cache", "list", "--cache", str(tmp_path / "c"), "--verify", "--json"], monkeypatch) == 1
     rows = json.loads(capsys.readouterr().out)["entries"]
-    assert {row["kind"]: row["state"] for row in rows} == {"pixels": "damaged", "probes": ""}
+    assert {row["kind"]: row["state"] for row in rows} == {"pixels": "damaged", "probes": "whole"}
+
+
+def test_cache_list_says_of_every_kind_whether_it_is_whole(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "probes" / "key" / "squares.safetensors"
+    kept(file, lambda: {"a": torch.arange(3.0)})
+    vouched.write(tmp_path / "audit" / "key" / "evidence.json", [1, 2], "key")
+    words = ["cache", "list", "--cache", str(tmp_path), "--verify", "--json"]
+    assert call(words, monkeypatch) == 0
+    for place in (file, tmp_path / "audit" / "key" / "evidence.json"):
+        place.write_bytes(place.read_bytes()[:-2] + b"!!")
+    assert {row["state"] for row in json.loads(capsys.readouterr().out)["entries"]} == {"whole"}
+    assert call(words, monkeypatch) == 1
+    rows = json.loads(capsys.readouterr().out)["entries"]
+    assert {row["kind"]: row["state"] for row in rows} == {"probes": "damaged", "audit": "damaged"}
+
+
+@pytest.mark.parametrize("error", [errno.ENOLCK, errno.EROFS])
+def test_a_cache_that_cannot_be_locked_is_named_with_what_to_do(
+    error: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(DataError, match=r"Cannot use the cache at .* \(.*\); choose another folder with --cache\."):
+        cache.Hold(tmp_path / "pixels" / "key")
 
 
 def test_cache_clear_drops_what_was_named_and_nobody_uses(

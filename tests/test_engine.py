@@ -308,3 +308,12 @@ def test_the_head_learns_at_its_own_rate_where_the_recipe_s_is_lower() -> None:
     assert {times[id(p)] for p in model.vit.parameters()} == {1.0}
     assert {group["times"] for group in make_optimiser(model, fast).param_groups} == {1.0}
     assert {group["times"] for group in make_optimiser(model.head, slow).param_groups} == {1.0}  # a linear probe
+
+
+def test_weights_and_smoothing_together_are_torchs_loss() -> None:
+    """On a card it is written out, since torch's own waits for the card in every step."""
+    draw = torch.Generator().manual_seed(0)
+    logits, truth = torch.randn(9, CLASSES, generator=draw, dtype=torch.float64), torch.arange(9) % 2
+    weight = torch.tensor([0.5, 2.0, 1.25], dtype=torch.float64)
+    ours = optimise._weighted(logits, truth, weight=weight, smoothing=0.2)
+    torch.testing.assert_close(ours, F.cross_entropy(logits, truth, weight=weight, label_smoothing=0.2))

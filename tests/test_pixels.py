@@ -289,6 +289,26 @@ def test_a_batch_comes_from_the_memory_map(tmp_path: Path) -> None:
     assert images.batch(np.array([2])).shape == (1, 3, 8, 8)
 
 
+def test_pixels_changed_behind_the_back_of_their_time_are_decoded_anew(tmp_path: Path) -> None:
+    data = prepare(CARD, splits(tmp_path / "d"), SMALL, tmp_path / "c")
+    file, before = data.folder / "pixels.npy", np.array(data.pixels("train"))
+    now = file.stat()
+    with file.open("r+b") as stream:
+        stream.seek(-100, os.SEEK_END)
+        stream.write(bytes(100))
+    os.utime(file, ns=(now.st_atime_ns, now.st_mtime_ns))
+    again = prepare(CARD, splits(tmp_path / "d"), SMALL, tmp_path / "c")
+    assert np.array_equal(again.pixels("train"), before)
+    assert is_whole(again.folder, thorough=True)
+
+
+@pytest.mark.parametrize("text", ['{"train": 5}', '{"train": [["a"]]}', "[]"])
+def test_a_list_of_broken_images_that_is_none_is_no_list(text: str, tmp_path: Path) -> None:
+    data = prepare(CARD, splits(tmp_path / "d"), SMALL, tmp_path / "c")
+    (data.folder / "broken.json").write_text(text)
+    assert prepare(CARD, splits(tmp_path / "d"), SMALL, tmp_path / "c").sizes == data.sizes
+
+
 def test_resident_images_give_the_same_batches(tmp_path: Path) -> None:
     data = prepare(CARD, splits(tmp_path / "d"), SMALL, tmp_path / "c")
     streamed, resident = (

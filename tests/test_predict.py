@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,6 +49,17 @@ def where(home: Path) -> Places:
 
 def files(home: Path) -> list[Path]:
     return sorted((home / "images").rglob("*.png"))
+
+
+def test_a_model_in_the_place_of_another_is_refused(home: Path, tmp_path: Path) -> None:
+    lent = tmp_path / "jobs" / folder(home, METHODS[0]).name
+    shutil.copytree(folder(home, METHODS[0]), lent)
+    for name in ("delta.json", "delta.safetensors"):
+        shutil.copy(folder(home, METHODS[1]) / name, lent / name)
+    with pytest.raises(DeltaError, match=r"delta\.json is not what the job's record was written for"):
+        predict.open_model(lent, where(home))
+    (lent / "record.json").unlink()  # two files by themselves say what they are
+    assert predict.open_model(lent, where(home)).about["method"]["name"] == METHODS[1].partition("[")[0]
 
 
 @pytest.mark.parametrize("method", METHODS)

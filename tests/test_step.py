@@ -30,8 +30,8 @@ def card(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A card that does at each replay what it was shown, on the tensors it was shown, and a diary of it."""
     diary: list[str] = []
 
-    def aside(work: Callable[[], Tensor]) -> Tensor:
-        diary.append("aside")
+    def aside(work: Callable[[], Tensor], *, last: bool) -> Tensor:
+        diary.append("last" if last else "aside")
         return work()
 
     def capture(work: Callable[[], Tensor]) -> Callable[[], Tensor]:
@@ -76,7 +76,7 @@ def test_captured_training_ends_where_plain_training_does(
     for name, tensor in plain.items():
         torch.testing.assert_close(captured[name], tensor, rtol=1e-5, atol=1e-6)  # the rate is a float32 there
         assert not torch.equal(tensor, network().state_dict()[name])
-    assert card == ["aside"] * WARM_UP + ["capture"] + ["replay"] * (RECIPE.steps - WARM_UP)
+    assert card == ["aside"] * (WARM_UP - 1) + ["last", "capture"] + ["replay"] * (RECIPE.steps - WARM_UP)
 
 
 @pytest.mark.usefixtures("card")

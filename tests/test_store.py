@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import stat
 from pathlib import Path
 
@@ -97,6 +98,18 @@ def test_a_damaged_record_is_named(content: str, tmp_path: Path) -> None:
         here.record("abc")
 
 
+def test_a_record_of_another_job_or_without_its_seal_is_refused(tmp_path: Path) -> None:
+    here = Store(tmp_path)
+    here.folder("abc").mkdir(parents=True)
+    record = here.write_record(results.Fake().record().model_copy(update={"id": "abc"}))
+    shutil.copytree(here.folder("abc"), here.folder("def"))
+    with pytest.raises(StoreError, match=r"def.record\.json is of another job, abc; move its folder away"):
+        here.record("def")
+    (here.folder("abc") / "record.json").write_text(record.model_copy(update={"seal": ""}).model_dump_json())
+    with pytest.raises(StoreError, match="was changed after it was written"):
+        here.record("abc")
+
+
 def test_states_are_read_from_the_disk(tmp_path: Path) -> None:
     here = Store(tmp_path)
     assert here.state("abc") == "new"
@@ -104,15 +117,14 @@ def test_states_are_read_from_the_disk(tmp_path: Path) -> None:
         assert here.state("abc") == "running"
     assert here.state("abc") == "interrupted"
     for status in ("failed", "done"):
-        record = results.Fake().record().model_copy(update={"status": status})
-        (here.folder("abc") / "record.json").write_text(record.model_dump_json())
+        here.write_record(results.Fake().record().model_copy(update={"id": "abc", "status": status}))
         assert here.state("abc") == status
 
 
 def test_a_done_job_with_its_state_left_is_to_be_cleared(tmp_path: Path) -> None:
     here = Store(tmp_path)
     (here.folder("abc") / "state").mkdir(parents=True)
-    (here.folder("abc") / "record.json").write_text(results.Fake().record().model_dump_json())
+    here.write_record(results.Fake().record().model_copy(update={"id": "abc"}))
     assert here.state("abc") == "interrupted"
 
 
@@ -152,7 +164,8 @@ def test_results_are_those_jobs_that_ended(tmp_path: Path) -> None:
     for name in ("b", "a", "running"):
         here.folder(name).mkdir(parents=True)
     for name in ("b", "a"):
-        (here.folder(name) / "record.json").write_text(results.Fake().record().model_dump_json())
+        here.write_record(results.Fake().record().model_copy(update={"id": name}))
+    (here.root / "jobs" / ".DS_Store").touch()  # what a desktop leaves
     assert [result.folder.name for result in here.results()] == ["a", "b"]
 
 

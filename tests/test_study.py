@@ -232,7 +232,7 @@ def record_with(score: float | None) -> Record:
 def scored(draft: Draft, store: Store, *scores: float | None) -> Job:
     for trial, score in zip(draft.trials, scores, strict=True):
         store.folder(trial.id).mkdir(parents=True)
-        (store.folder(trial.id) / "record.json").write_text(record_with(score).model_dump_json())
+        store.write_record(record_with(score).model_copy(update={"id": trial.id}))
     return draft.final(store)
 
 

@@ -60,10 +60,11 @@ def test_side_by_side_gives_the_numbers_of_one_by_one(jobs: list[Job], home: Pat
 def test_workers_share_the_cards_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[int] = []
     monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    monkeypatch.setattr(workers, "_end_with_parent", lambda _end: None)
     seats = workers._seats(multiprocessing.get_context("spawn"), 3, 2)
     for _ in range(3):
-        workers._sit_down(seats)
-    workers._sit_down(workers._seats(multiprocessing.get_context("spawn"), 3, 0))
+        workers._begin(seats)
+    workers._begin(workers._seats(multiprocessing.get_context("spawn"), 3, 0))
     assert taken == [0, 1, 0]
 
 
@@ -159,3 +160,24 @@ def test_the_first_ctrl_c_stops_behind_a_checkpoint(jobs: list[Job], home: Path,
         found = Checkpoint(Store(tmp_path).folder(job.id)).read()
         assert found is not None
         assert found[0].step >= steps[job.id]
+
+
+def test_workers_whose_parent_was_killed_end_behind_a_checkpoint(home: Path, tmp_path: Path) -> None:
+    words = ["run", "--methods", "bitfit,lora", "--datasets", f"folder:{home / 'images'}", "--recipe", "quick"]
+    words += ["--steps", "100000", "--batch", "4", "--no-baselines", "--precision", "fp32", "--jobs", "2"]
+    process = studies.start(words, tmp_path)
+    store = Store(tmp_path / "runs")
+    wait_for(lambda: len(list((tmp_path / "runs").glob("jobs/*/state/checkpoint.safetensors"))) == 2)
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.join()
+    assert len(children) >= 3  # two at work and the queue's keeper
+    wait_for(lambda: not any(child.is_running() for child in children))
+    assert {store.state(name) for name in store.ids()} == {"interrupted"}
+
+
+def wait_for(what: Callable[[], bool], seconds: float = 120.0) -> None:
+    until = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < until, "it never came about"
+        time.sleep(0.1)

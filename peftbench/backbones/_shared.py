@@ -18,6 +18,8 @@ from torch import Tensor
 from peftbench.contract import Preprocessing
 from peftbench.errors import RequestError, WeightsError
 
+LARGEST = 4096  # pixels; above, the position embedding alone is gigabytes
+
 
 def own_file(name: str) -> Path:
     """Where a backbone's weights are looked for when no file is given: the user's data folder of this platform."""
@@ -45,6 +47,8 @@ def image_side(asked: int | None, written: int | None, usual: int, patch: int) -
             f"--image-size says {asked} and the backbone's brackets say img_size={written}; leave one out."
         )
     side = asked or written or usual
+    if side > LARGEST:
+        raise RequestError(f"An image size of {side} px is too large; the largest is {LARGEST} px.")
     if side < patch or side % patch:
         low, high = side // patch * patch, (side // patch + 1) * patch
         near = f"{low} or {high}" if low else str(high)

@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
 from peftbench.contract import Card, Labels, Splits
 from peftbench.duplicates import ALIKE, SIDE, SIMILAR
@@ -147,10 +148,9 @@ def remember(cache: Path, fingerprint: str, counts: Mapping[str, int]) -> None:
 def recall(cache: Path, fingerprint: str) -> dict[str, int]:
     """The counts that were kept; none where there was no audit."""
     try:
-        found: dict[str, int] = json.loads(_counts_file(cache, fingerprint).read_text())
-    except (OSError, ValueError):
+        return TypeAdapter(dict[str, int]).validate_json(_counts_file(cache, fingerprint).read_bytes())
+    except (OSError, ValidationError):
         return {}
-    return found
 
 
 def _counts_file(cache: Path, fingerprint: str) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -20,7 +19,7 @@ from peftbench.cache import Hold
 from peftbench.contract import Card, Preprocessing, Splits
 from peftbench.decode import decode
 from peftbench.errors import BrokenImagesError, DataError
-from peftbench.sealed import is_whole, mend, read, seal, write
+from peftbench.sealed import is_whole, mend, note, read, seal
 from peftbench.spec import digest
 from peftbench.splits import fingerprint
 
@@ -142,7 +141,7 @@ def _build(card: Card, splits: Splits, preprocessing: Preprocessing, cache: Path
         if broken:
             _keep_the_rest(card, splits, broken, pixels, preprocessing, cache)
             (draft / "pixels.npy").unlink()
-            write(draft / "broken.json", json.dumps(broken))
+            note(draft / "broken.json", broken)
         else:
             seal(draft, _facts(card, splits, print_))
         kept.publish(draft, folder)
@@ -197,9 +196,9 @@ def _keep_the_rest(
 def _known_broken(folder: Path, splits: Splits, preprocessing: Preprocessing) -> Broken:
     """The images that did not open last time, if none of them opens now: a reader may have been installed since."""
     try:
-        known: dict[str, list[int]] = json.loads((folder / "broken.json").read_text())
+        known: Broken = read(folder, "broken.json")
         suspects = {name: splits.parts[name].take(places) for name, places in known.items()}
-    except (OSError, ValueError, KeyError, IndexError, AttributeError):
+    except (OSError, ValueError):
         return {}
     still = all(len(decode(part, preprocessing)[1]) == len(part) for part in suspects.values())
     return known if still else {}

@@ -2,7 +2,7 @@
 
 pixels.npy, and parts.json with what is known of each image, the size, time and sha256 of pixels.npy, and its own
 digest; what does not agree with them is decoded anew. Of a data set with images that do not open there is broken.json
-instead: which these are.
+instead: which these are, with a digest, too.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def is_whole(folder: Path, *, thorough: bool = False) -> bool:
     file = folder / "pixels.npy"
     try:
         known, now = read(folder), file.stat()
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError):
         return False
     if now.st_size != known["pixels"]["bytes"]:
         return False
@@ -36,30 +36,28 @@ def seal(folder: Path, facts: Mapping[str, Any]) -> None:
     file = folder / "pixels.npy"
     now = file.stat()
     pixels = {"bytes": now.st_size, "time": now.st_mtime_ns, "sha256": file_digest(file)}
-    _write_facts(folder, facts, pixels)
+    note(folder / "parts.json", {"facts": facts, "pixels": pixels})
 
 
 def mend(folder: Path, facts: Mapping[str, Any]) -> None:
     """Other facts of the same pixels, which are not read again."""
-    _write_facts(folder, facts, read(folder)["pixels"])
+    note(folder / "parts.json", {"facts": facts, "pixels": read(folder)["pixels"]})
 
 
-def _write_facts(folder: Path, facts: Mapping[str, Any], pixels: Mapping[str, Any]) -> None:
-    whole = {"facts": facts, "pixels": pixels}
-    write(folder / "parts.json", json.dumps({**whole, "digest": digest(whole)}))
-
-
-def read(folder: Path) -> dict[str, Any]:
+def read(folder: Path, name: str = "parts.json") -> dict[str, Any]:
     """What is known of an entry. Raises ValueError where it is not what was written, OSError where it is gone."""
-    known: dict[str, Any] = json.loads((folder / "parts.json").read_text())
-    if known.pop("digest") != digest(known):
-        raise ValueError(f"{folder / 'parts.json'} was changed")
-    return known
+    try:
+        known: Any = json.loads((folder / name).read_text())
+        if isinstance(known, dict) and known.pop("digest", "") == digest(known):
+            return known
+    except RecursionError:  # lists in lists, which nobody here wrote
+        pass
+    raise ValueError(f"{folder / name} was changed")
 
 
-def write(file: Path, text: str) -> None:
-    """In one piece, readable by its owner only: it names images and their groups."""
+def note(file: Path, known: Mapping[str, Any]) -> None:
+    """Write it down with its digest, in one piece, readable by its owner only: it names images and their groups."""
     draft = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
     draft.touch(mode=0o600)
-    draft.write_text(text)
+    draft.write_text(json.dumps({**known, "digest": digest(known)}))
     draft.replace(file)

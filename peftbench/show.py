@@ -200,8 +200,8 @@ def _begun(file: Path) -> tuple[str, ...]:
     """Of a job without a record: its method, data set and seed, as far as it came to write them down."""
     try:
         told = json.loads(file.read_bytes())
-        return (told["alias"] or told["method"], told["dataset"], f"seed {told['seed']}", "")
-    except (OSError, ValueError, KeyError, TypeError):
+        return (str(told["alias"] or told["method"]), str(told["dataset"]), f"seed {told['seed']}", "")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return ("", "", "", "")
 
 

@@ -180,13 +180,17 @@ def test_a_checkpoint_of_another_job_is_none(tmp_path: Path) -> None:
 # --- deltas, records, predictions ------------------------------------------------------------------------------------
 
 
+def write_delta(folder: Path) -> None:
+    state, plan = {"values/pos_embed": torch.tensor([1.0, 2.0])}, Plan(entries={"pos_embed": torch.tensor([7, 8])})
+    about = {"base": BASE, "method": {"name": "shpeft", "version": 1, "fields": {}}, "classes": ["a", "é"]}
+    delta.write(folder, plan, state, about)
+
+
 @drawn
 @given(st.data(), st.sampled_from(("delta.json", "delta.safetensors")))
 def test_a_delta_is_whole_or_refused(home: Path, data: st.DataObject, name: str) -> None:
-    folder, state = fresh(home), {"values/pos_embed": torch.tensor([1.0, 2.0])}
-    plan = Plan(entries={"pos_embed": torch.tensor([7, 8])})
-    about = {"base": BASE, "method": {"name": "shpeft", "version": 1, "fields": {}}, "classes": ["a", "é"]}
-    delta.write(folder, plan, state, about)
+    folder = fresh(home)
+    write_delta(folder)
     before = delta.read(folder, BASE)
     changed = damaged(data, folder / name)
     with or_refused(DeltaError, printable=False):

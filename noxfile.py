@@ -129,6 +129,14 @@ def fuzz(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def atheris(session: nox.Session) -> None:
+    """Readers of files on bytes that reach new lines, a minute each: `nox -s atheris -- tar -max_total_time=600`."""
+    session.install("-e", ".", "atheris", "--group", "test", *PINNED)
+    options = ("-max_total_time=60", "-timeout=20", f"-artifact_prefix={session.create_tmp()}/")
+    session.run("python", "-m", "tests.fuzz_atheris", *options, *session.posargs, env=ONE_THREAD)
+
+
+@nox.session(default=False)
 def constraints(session: nox.Session) -> None:
     """Renew the pinned versions: `nox -s constraints -- --upgrade`."""
     groups = [word for group in ("test", "lint", "layers", "types") for word in ("--group", group)]

@@ -26,6 +26,7 @@ DAMAGE = (
     struct.error,
     ValueError,
     LookupError,
+    OverflowError,  # a time that no clock shows
 )
 
 

@@ -6,8 +6,6 @@ files and so patients; of an audit nothing but the counts goes into a record.
 
 from __future__ import annotations
 
-import json
-import uuid
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from peftbench import vouched
 from peftbench.contract import Card, Labels, Splits
 from peftbench.duplicates import ALIKE, SIDE, SIMILAR
 from peftbench.evidence import Evidence
@@ -138,16 +137,14 @@ def sentence(counts: Mapping[str, int]) -> str:
 def remember(cache: Path, fingerprint: str, counts: Mapping[str, int]) -> None:
     """Keep the counts for the records of the jobs on these data."""
     file = _counts_file(cache, fingerprint)
-    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    draft = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
-    draft.write_text(json.dumps(counts))
-    draft.replace(file)
+    vouched.write(file, dict(counts), file.parent.name)
 
 
 def recall(cache: Path, fingerprint: str) -> dict[str, int]:
     """The counts that were kept; none where there was no audit."""
+    file = _counts_file(cache, fingerprint)
     try:
-        found: dict[str, int] = json.loads(_counts_file(cache, fingerprint).read_text())
+        found: dict[str, int] = vouched.read(file, file.parent.name)
     except (OSError, ValueError):
         return {}
     return found

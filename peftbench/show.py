@@ -200,7 +200,7 @@ def _begun(file: Path) -> tuple[str, ...]:
     try:
         told = json.loads(file.read_bytes())
         return (str(told["alias"] or told["method"]), str(told["dataset"]), f"seed {told['seed']}", "")
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return ("", "", "", "")
 
 

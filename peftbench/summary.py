@@ -10,7 +10,6 @@ import json
 import math
 import re
 import statistics
-import zipfile
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -20,6 +19,7 @@ from typing import get_args
 import numpy as np
 
 from peftbench import stats
+from peftbench.archives import DAMAGE
 from peftbench.contract import INCOMPLETE, Result
 from peftbench.errors import StoreError
 from peftbench.recipe import Recipe
@@ -291,7 +291,7 @@ def _run(result: Result) -> stats.Run:
         return result.predictions(result.record.rule)
     except FileNotFoundError:
         raise
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+    except (*DAMAGE, OSError, RuntimeError) as error:
         raise StoreError(
             f"The predictions in {result.folder} cannot be read ({type(error).__name__}); "
             "move that folder away and run the study again."

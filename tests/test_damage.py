@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from peftbench import delta
+from peftbench import audit, delta, sealed, show
 from peftbench.checkpoint import Checkpoint
 from peftbench.contract import Result
 from peftbench.engine import Chosen, Progress
@@ -108,6 +108,33 @@ def test_an_error_of_the_maker_is_its_own(tmp_path: Path) -> None:
     assert error.value.__context__ is None
 
 
+# --- what is JSON ----------------------------------------------------------------------------------------------------
+
+STRANGE = [b"5", b"null", b'"a"', b"[1]", b'{"digest": [5]}', b'{"groups_across_parts": "x"}', 200_000 * b"["]
+
+
+@pytest.mark.parametrize("content", STRANGE, ids=range(len(STRANGE)))
+def test_strange_json_in_the_cache_counts_as_nothing(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "pixels.npy").touch()
+    (tmp_path / "parts.json").write_bytes(content)
+    assert not sealed.is_whole(tmp_path)
+    audit.remember(tmp_path, "abc", {"broken": 3})
+    assert audit.recall(tmp_path, "abc") == {"broken": 3}
+    audit._counts_file(tmp_path, "abc").write_bytes(content)
+    assert audit.recall(tmp_path, "abc") == {}
+
+
+UNTOLD = [*STRANGE, b'{"alias": "", "method": 5, "dataset": [], "seed": 0}']
+
+
+@pytest.mark.parametrize("content", UNTOLD, ids=range(len(UNTOLD)))
+def test_a_job_with_a_strange_file_is_listed(content: bytes, tmp_path: Path) -> None:
+    here = Store(tmp_path)
+    here.folder("abc").mkdir(parents=True)
+    (here.folder("abc") / "job.json").write_bytes(content)
+    assert show._columns([show._listed(here, "abc", "interrupted")])[1].startswith("abc  interrupted")
+
+
 # --- checkpoints -----------------------------------------------------------------------------------------------------
 
 
@@ -153,13 +180,17 @@ def test_a_checkpoint_of_another_job_is_none(tmp_path: Path) -> None:
 # --- deltas, records, predictions ------------------------------------------------------------------------------------
 
 
+def write_delta(folder: Path) -> None:
+    state, plan = {"values/pos_embed": torch.tensor([1.0, 2.0])}, Plan(entries={"pos_embed": torch.tensor([7, 8])})
+    about = {"base": BASE, "method": {"name": "shpeft", "version": 1, "fields": {}}, "classes": ["a", "é"]}
+    delta.write(folder, plan, state, about)
+
+
 @drawn
 @given(st.data(), st.sampled_from(("delta.json", "delta.safetensors")))
 def test_a_delta_is_whole_or_refused(home: Path, data: st.DataObject, name: str) -> None:
-    folder, state = fresh(home), {"values/pos_embed": torch.tensor([1.0, 2.0])}
-    plan = Plan(entries={"pos_embed": torch.tensor([7, 8])})
-    about = {"base": BASE, "method": {"name": "shpeft", "version": 1, "fields": {}}, "classes": ["a", "é"]}
-    delta.write(folder, plan, state, about)
+    folder = fresh(home)
+    write_delta(folder)
     before = delta.read(folder, BASE)
     changed = damaged(data, folder / name)
     with or_refused(DeltaError, printable=False):

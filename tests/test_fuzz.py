@@ -6,6 +6,7 @@ A few examples, always the same; `nox -s fuzz` draws thousands of others.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from contextlib import chdir
 from dataclasses import fields
@@ -67,7 +68,10 @@ def told(values: Mapping[Any, Any]) -> bytes:
 @example(b"lr = nan")
 @example(b'train_share = ["1e308M"]')
 def test_a_study_file_is_a_study_or_a_sentence(home: Path, content: bytes) -> None:
-    file = fresh(home) / "study.toml"
+    assert_a_study_or_a_sentence(fresh(home) / "study.toml", content)
+
+
+def assert_a_study_or_a_sentence(file: Path, content: bytes) -> None:
     file.write_bytes(content)
     with or_refused(RequestError):
         study = asked(file, {})
@@ -144,13 +148,17 @@ def tables(draw: st.DrawFn) -> str:
 
 @pytest.fixture(scope="module")
 def images(home: Path) -> Path:
-    folder = fresh(home)
+    return with_images(fresh(home))
+
+
+def with_images(folder: Path) -> Path:
     for i in range(12):
         Image.fromarray(photo(i)).save(folder / f"{i}.png")
     return folder
 
 
-def assert_loads_or_refuses(table: Path) -> None:
+def assert_loads_or_refuses(table: Path, content: bytes) -> None:
+    table.write_bytes(content)
     with or_refused(DataError, printable=False):
         assert_whole(Table(str(table)).load(table.parent, 0), table)
 
@@ -159,7 +167,8 @@ def assert_whole(splits: Splits, table: Path) -> None:
     names = [name for one in splits.parts.values() for name in one.names]
     assert len(names) == len(set(names))
     assert all((table.parent / name).is_file() for name in names)
-    assert len(names) == len(table.read_text(encoding="utf-8").split("\n")) - 1
+    lines = re.split("[\r\n]+", table.read_text(encoding="utf-8-sig").strip("\r\n"))
+    assert len(names) == len(lines) - 1
 
 
 @drawn
@@ -171,9 +180,7 @@ def assert_whole(splits: Splits, table: Path) -> None:
 @example("image,label\n0.png," + 200_000 * "x" + "\n", "utf-8")
 @example('image,label\n0.png,"1\n', "utf-8")
 def test_a_table_becomes_parts_or_a_sentence(images: Path, text: str, encoding: str) -> None:
-    file = images / "table.csv"
-    file.write_bytes(text.encode(encoding, errors="replace"))
-    assert_loads_or_refuses(file)
+    assert_loads_or_refuses(images / "table.csv", text.encode(encoding, errors="replace"))
 
 
 @drawn
@@ -208,7 +215,10 @@ GROUPS = ("(", "a{99999999999}", 5000 * "(", r"(\d)", ".*?", "\\")
 @example(b"path = " + 20000 * b"[")
 @example(b"\xff")
 def test_a_catalogue_file_is_an_entry_or_a_sentence(home: Path, content: bytes) -> None:
-    file = fresh(home) / "mine.toml"
+    assert_an_entry_or_a_sentence(fresh(home) / "mine.toml", content)
+
+
+def assert_an_entry_or_a_sentence(file: Path, content: bytes) -> None:
     file.write_bytes(content)
     for model in (OwnEntry, DatasetEntry, MethodEntry):
         with or_refused(CatalogueError, printable=False):

@@ -101,6 +101,16 @@ def test_an_encrypted_zip_is_refused_in_a_sentence(tmp_path: Path) -> None:
         unpack(tmp_path / "set.zip")
 
 
+@pytest.mark.parametrize("time", ["inf", "1e30"])
+def test_a_tar_of_a_time_that_no_clock_shows_is_refused_in_a_sentence(time: str, tmp_path: Path) -> None:
+    entry = tarfile.TarInfo("a.txt")
+    entry.pax_headers = {"mtime": time}
+    with tarfile.open(tmp_path / "set.tar", "w") as packed:
+        packed.addfile(entry)
+    with pytest.raises(DataError, match=r"is damaged \(.*\); get it again\.$"):
+        unpack(tmp_path / "set.tar")
+
+
 def test_a_bomb_of_empty_members_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("peftbench.archives.SLACK", 0)
     (tmp_path / "set.tar.gz").write_bytes(tarred([(f"{i}", tarfile.DIRTYPE) for i in range(1000)]))

@@ -85,6 +85,19 @@ def test_what_opens_after_all_is_no_longer_left_out(tmp_path: Path, monkeypatch:
     assert len(whole.train) == prepare(CARD, splits(tmp_path / "d"), SMALL, tmp_path / "c").sizes["train"] == 4
 
 
+@pytest.mark.parametrize(
+    "content", [b"5", b'{"train": 1}', b'{"train": [-3]}', b'{"test": [1]}', 200_000 * b"["], ids=range(5)
+)
+def test_a_list_of_broken_images_that_was_changed_is_made_anew(content: bytes, tmp_path: Path) -> None:
+    whole = break_some(tmp_path / "d")
+    with pytest.raises(BrokenImagesError):
+        prepare(CARD, whole, SMALL, tmp_path / "c")
+    (told,) = (tmp_path / "c").rglob("broken.json")
+    told.write_bytes(content)
+    with pytest.raises(BrokenImagesError, match="3 images do not open"):
+        prepare(CARD, whole, SMALL, tmp_path / "c")
+
+
 def test_where_no_image_opens_there_is_nothing_to_go_on_with(tmp_path: Path) -> None:
     whole = splits(tmp_path / "d")
     for file in (tmp_path / "d").iterdir():

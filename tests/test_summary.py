@@ -151,6 +151,20 @@ def test_spoilt_predictions_are_named(tmp_path: Path, content: bytes) -> None:
         _ = summary.Entry((result,), ()).f1
 
 
+@pytest.mark.parametrize(
+    ("mark", "behind", "byte"),
+    [(b".npy", 24, 7), (b"PK\x01\x02", 8, 1), (b"PK\x01\x02", 10, 99)],
+    ids=["deflated wrongly", "with a password", "of an unknown compression"],
+)
+def test_predictions_that_cannot_be_unpacked_are_named(mark: bytes, behind: int, byte: int, tmp_path: Path) -> None:
+    result = Fake().write(tmp_path)
+    content = bytearray((result.folder / "predictions.npz").read_bytes())
+    content[content.index(mark) + behind] = byte
+    (result.folder / "predictions.npz").write_bytes(content)
+    with pytest.raises(StoreError, match=f"{result.record.id} cannot be read"):
+        _ = summary.Entry((result,), ()).f1
+
+
 def test_predictions_that_lack_the_rule_are_named(tmp_path: Path) -> None:
     result = Fake().write(tmp_path)
     write_predictions(result.folder / "predictions.npz", {"test/labels": np.zeros(3)})

@@ -10,9 +10,10 @@ from torch import nn
 from peftbench import catalogue, official
 from peftbench.backbone import Source
 from peftbench.errors import RequestError, blaming
+from peftbench.language import Spec, budget, parse
 from peftbench.method import Fit, Method
 from peftbench.registry import registry, variant
-from peftbench.spec import Spec, Study, budget, make, parse
+from peftbench.spec import Study, make
 
 BASELINES = (("majority", False), ("linear", False), ("linear", True))  # method, on random weights
 

@@ -13,8 +13,9 @@ from timm.models.vision_transformer import VisionTransformer
 
 from peftbench.contract import Backbone, Preprocessing
 from peftbench.errors import RequestError
+from peftbench.language import Spec, parse
 from peftbench.registry import registry
-from peftbench.spec import Spec, make, parse
+from peftbench.spec import make
 
 FEW_TOKENS = 128  # a prefix and prompts left out; above, the pairs of tokens that steps keep cost more than they save
 

@@ -16,10 +16,11 @@ from rich.table import Table
 
 from peftbench import testing
 from peftbench.errors import PeftbenchError, PluginError, RequestError, UnknownNameError
+from peftbench.language import Spec, parse
 from peftbench.method import Method
 from peftbench.progress import Tally
 from peftbench.registry import FOLDERS, registry, variant
-from peftbench.spec import Spec, make, parse
+from peftbench.spec import make
 from peftbench.testing import Finding, failed
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)

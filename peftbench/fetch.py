@@ -21,7 +21,7 @@ from urllib.request import Request, urlopen
 from peftbench import archives
 from peftbench.catalogue import DatasetEntry, OwnEntry, dataset_entry
 from peftbench.errors import DataError, RequestError
-from peftbench.spec import Spec, parse
+from peftbench.language import Spec, parse
 
 ATTEMPTS = 6  # in a row without one new byte
 PAUSE = 2.0  # seconds before the next attempt, longer each time

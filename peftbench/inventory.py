@@ -12,8 +12,9 @@ from platformdirs import user_data_path
 from peftbench import catalogue
 from peftbench.contract import Dataset, Presence
 from peftbench.errors import DataError, PluginError, RequestError
+from peftbench.language import Spec, parse
 from peftbench.registry import registry
-from peftbench.spec import PAPER_SIX, Spec, make, parse
+from peftbench.spec import PAPER_SIX, make
 
 COLLECTION = "medmnist"
 

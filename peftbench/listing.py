@@ -18,8 +18,9 @@ from rich.table import Table
 
 from peftbench import catalogue, inventory
 from peftbench.errors import PeftbenchError, UnknownNameError, blaming
+from peftbench.language import Spec
 from peftbench.registry import FOLDERS, registry, variant
-from peftbench.spec import Spec, make
+from peftbench.spec import make
 
 HOW = "how to get"
 _NOTHING: tuple[Any, ...] = ("", None, (), [], {})

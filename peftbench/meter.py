@@ -29,6 +29,7 @@ from peftbench.cost import Alone, Counted
 from peftbench.engine import Learner, Task
 from peftbench.errors import PluginError, RequestError
 from peftbench.head import Classifier, Head
+from peftbench.language import Spec
 from peftbench.ledger import Latency, Measured
 from peftbench.method import NoProbe
 from peftbench.pixels import Features, Images
@@ -36,7 +37,7 @@ from peftbench.plan import Plan, Tuned
 from peftbench.probe import Batch, GradientProbe
 from peftbench.recipe import Recipe
 from peftbench.request import refuse_graph
-from peftbench.spec import Places, Spec, Study
+from peftbench.spec import Places, Study
 from peftbench.step import WARM_UP
 
 CLASSES = 2

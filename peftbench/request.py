@@ -13,9 +13,10 @@ from peftbench import backbone, catalogue, inventory, measure
 from peftbench.asked import written_out
 from peftbench.cache import LIMIT, parse_size
 from peftbench.errors import MissingDataError, RequestError, WeightsError
+from peftbench.language import parse
 from peftbench.recipe import CPU_STANDARD, IN_BRACKETS, RECIPES, Recipe
 from peftbench.registry import registry
-from peftbench.spec import PAPER_SIX, QUICK, Places, Study, make, parse
+from peftbench.spec import PAPER_SIX, QUICK, Places, Study, make
 
 
 def places(

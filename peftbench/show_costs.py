@@ -14,8 +14,9 @@ from rich.console import Console
 from rich.table import Table
 
 from peftbench import cells, forecast, measure, meter
+from peftbench.language import parse
 from peftbench.ledger import Measured
-from peftbench.spec import Places, Study, parse
+from peftbench.spec import Places, Study
 from peftbench.store import make_room, write_json
 
 NONE = cells.NONE

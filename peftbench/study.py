@@ -15,11 +15,12 @@ from peftbench.backbone import Source
 from peftbench.contract import Card, Splits
 from peftbench.errors import RequestError, SplitError
 from peftbench.inventory import open_dataset
+from peftbench.language import parse
 from peftbench.pixels import Data
 from peftbench.recipe import QUICK_RATES, Recipe, grid
 from peftbench.record import WHOLE, Record, Variant
 from peftbench.request import complete, make_recipe, written
-from peftbench.spec import Job, Places, Study, parse
+from peftbench.spec import Job, Places, Study
 from peftbench.splits import honest
 from peftbench.store import Store, write_json
 

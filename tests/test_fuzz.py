@@ -23,7 +23,8 @@ from peftbench.contract import Splits
 from peftbench.datasets import _described
 from peftbench.datasets.table import Table
 from peftbench.errors import CatalogueError, DataError, PeftbenchError, RequestError
-from peftbench.spec import LARGEST, Study, asked, budget, parse, texts
+from peftbench.language import LARGEST, budget, parse, texts
+from peftbench.spec import Study, asked
 from tests.fuzzing import drawn, fresh, or_refused
 from tests.images import photo
 

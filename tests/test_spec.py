@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from peftbench.contract import Preprocessing
 from peftbench.errors import PeftbenchError, RequestError
+from peftbench.language import Spec, budget, parse, texts
 from peftbench.methods.lora import LoRA
 from peftbench.methods.shpeft import SHPEFT
 from peftbench.recipe import RECIPES, Recipe, grid
-from peftbench.spec import Job, Spec, Study, budget, digest, load_study, make, parse, texts
+from peftbench.spec import Job, Study, digest, load_study, make
 
 # --- reading ---------------------------------------------------------------------------------------------------------
 

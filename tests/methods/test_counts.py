@@ -9,6 +9,7 @@ from torch import nn
 
 from peftbench import backbone, catalogue
 from peftbench.errors import RequestError
+from peftbench.language import budget
 from peftbench.method import Method
 from peftbench.methods.adaptformer import AdaptFormer
 from peftbench.methods.bitfit import BitFit
@@ -24,7 +25,6 @@ from peftbench.methods.ssf import SSF
 from peftbench.methods.vpt_deep import VPTDeep
 from peftbench.methods.vpt_shallow import VPTShallow
 from peftbench.registry import registry
-from peftbench.spec import budget
 from tests.networks import blank
 
 VIT_B, N = "vit_base_patch16_224", 85_798_656

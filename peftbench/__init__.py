@@ -48,7 +48,7 @@ def run(
     """
     from pathlib import Path
 
-    from peftbench import request, show, spec
+    from peftbench import language, request, show, spec
 
     places = request.places(Path(store), Path(data) if data else None, None, Path(weights) if weights else None, device)
     many = ("methods", "datasets", "ratios")

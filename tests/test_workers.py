@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
@@ -164,15 +165,21 @@ def test_the_first_ctrl_c_stops_behind_a_checkpoint(jobs: list[Job], home: Path,
 
 def test_workers_whose_parent_was_killed_end_behind_a_checkpoint(home: Path, tmp_path: Path) -> None:
     words = ["run", "--methods", "bitfit,lora", "--datasets", f"folder:{home / 'images'}", "--recipe", "quick"]
-    words += ["--steps", "100000", "--batch", "4", "--no-baselines", "--precision", "fp32", "--jobs", "2"]
-    process = studies.start(words, tmp_path)
-    store = Store(tmp_path / "runs")
-    wait_for(lambda: len(list((tmp_path / "runs").glob("jobs/*/state/checkpoint.safetensors"))) == 2)
-    children = psutil.Process(process.pid).children(recursive=True)
-    process.kill()
-    process.join()
-    assert len(children) >= 3  # two at work and the queue's keeper
-    wait_for(lambda: not any(child.is_running() for child in children))
+    words += ["--steps", "100000", "--evaluations", "10000", "--batch", "4", "--no-baselines", "--jobs", "2"]
+    process, store = studies.start(words, tmp_path), Store(tmp_path / "runs")
+    children: list[psutil.Process] = []
+    try:
+        wait_for(lambda: len(list((tmp_path / "runs").glob("jobs/*/state/checkpoint.safetensors"))) == 2)
+        children += psutil.Process(process.pid).children(recursive=True)
+        assert len(children) >= 3  # two at work and the queue's keeper
+        process.kill()
+        process.join()
+        wait_for(lambda: not any(child.is_running() for child in children))
+    finally:
+        process.kill()
+        for child in children:
+            with suppress(psutil.NoSuchProcess):
+                child.kill()
     assert {store.state(name) for name in store.ids()} == {"interrupted"}
 
 

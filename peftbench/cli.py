@@ -245,7 +245,7 @@ def measure(
     graph: GraphOption = None,
     device: DeviceOption = "auto",
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
-    seconds: Annotated[float, typer.Option(min=0.0, help="To spend on each time that is taken.")] = 2.0,
+    seconds: Annotated[float, typer.Option(min=0.0, max=3600.0, help="To spend on each time that is taken.")] = 2.0,
     cache: CacheOption = None,
     out: Annotated[Path | None, typer.Option("--out", help="Write the figures to this JSON file.")] = None,
     json: JsonOption = False,  # noqa: FBT002

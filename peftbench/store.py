@@ -199,6 +199,9 @@ def write_bytes(file: Path, content: bytes) -> None:
             out.flush()
             os.fsync(out.fileno())
         draft.replace(file)
+    except OSError as error:
+        error.filename, error.filename2 = str(file), None  # of the draft nobody has heard
+        raise
     finally:
         draft.unlink(missing_ok=True)
 

@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -25,7 +24,7 @@ import torch
 
 from peftbench import measure
 from peftbench.engine import Outside, Progress
-from peftbench.interrupt import Stop, asked_by
+from peftbench.interrupt import Stop, asked_by, end_with_parent, keep_to_the_end
 from peftbench.record import Record
 from peftbench.run import give_up, run
 from peftbench.spec import Job, Places
@@ -130,7 +129,7 @@ def _pooled(
     with ExitStack() as stack:
         with _deaf():
             keeper = SyncManager(ctx=context)
-            keeper.start(_keep)
+            keeper.start(keep_to_the_end)
             ticks = stack.enter_context(keeper).Queue()
             others = set(multiprocessing.active_children())  # the queue's keeper among them, which stays to the end
             count = min(workers, len(jobs))
@@ -167,27 +166,9 @@ def _seats(context: SpawnContext, workers: int, cards: int) -> SimpleQueue[int]:
 
 def _begin(seats: SimpleQueue[int]) -> None:
     """The first thing that a worker does: take a card, if there are any, which `cuda` then means in this process."""
-    _end_with_parent(_ask_to_stop)
+    end_with_parent(_ask_to_stop)
     if not seats.empty():
         torch.cuda.set_device(seats.get())
-
-
-def _keep() -> None:
-    """The first thing that the queue's keeper does: be deaf to what ends the whole group, end with its parent."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    _end_with_parent(lambda: os._exit(1))
-
-
-def _end_with_parent(end: Callable[[], None]) -> None:
-    """Do `end` in this process when its parent is gone, however that went."""
-    parent = multiprocessing.parent_process()
-
-    def outlive() -> None:
-        if parent is not None:
-            parent.join()
-            end()
-
-    threading.Thread(target=outlive, daemon=True).start()
 
 
 def _ask_to_stop() -> None:

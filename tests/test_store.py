@@ -14,7 +14,7 @@ import pytest
 from peftbench import store
 from peftbench.contract import Result
 from peftbench.errors import StoreError
-from peftbench.store import Store, write_predictions
+from peftbench.store import Store, write_bytes, write_predictions
 from tests import results
 
 
@@ -96,6 +96,12 @@ def test_a_damaged_record_is_named(content: str, tmp_path: Path) -> None:
     (here.folder("abc") / "record.json").write_text(content)
     with pytest.raises(StoreError, match=r"The record .*abc.record.json cannot be read .* run the study again"):
         here.record("abc")
+
+
+def test_what_cannot_be_written_is_named_as_it_was_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as raised:
+        write_bytes(tmp_path / "nowhere" / "a.csv", b"")
+    assert raised.value.filename == str(tmp_path / "nowhere" / "a.csv")
 
 
 def test_a_record_of_another_job_or_without_its_seal_is_refused(tmp_path: Path) -> None:

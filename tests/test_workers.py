@@ -61,7 +61,7 @@ def test_side_by_side_gives_the_numbers_of_one_by_one(jobs: list[Job], home: Pat
 def test_workers_share_the_cards_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[int] = []
     monkeypatch.setattr(torch.cuda, "set_device", taken.append)
-    monkeypatch.setattr(workers, "_end_with_parent", lambda _end: None)
+    monkeypatch.setattr(workers, "end_with_parent", lambda _end: None)
     seats = workers._seats(multiprocessing.get_context("spawn"), 3, 2)
     for _ in range(3):
         workers._begin(seats)

@@ -40,6 +40,8 @@ class Checkpoint:
         }
         plain = {k: v for k, v in vars(progress).items() if k not in {"chosen", "kept"}} | {"job": self.folder.name}
         chosen = {rule: {"step": c.step, "score": c.score} for rule, c in progress.chosen.items()}
+        if self.file.is_dir() or self.file.parent.is_file():
+            self.clear()
         self.file.parent.mkdir(exist_ok=True, mode=0o700)
         write_bytes(self.file, pack(tensors, json.dumps(plain | {"chosen": chosen})))
 
@@ -52,7 +54,6 @@ class Checkpoint:
                 return None
             progress = _progress(facts, tensors)
         except DAMAGE:
-            self.clear()
             return None
         return progress, _under(tensors, "learner|"), _under(tensors, "optimiser|")
 

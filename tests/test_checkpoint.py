@@ -73,3 +73,14 @@ def test_a_cleared_checkpoint_leaves_no_folder(checkpoint: Checkpoint) -> None:
     checkpoint.clear()
     checkpoint.clear()
     assert list(checkpoint.folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("place", ["state", "state/checkpoint.safetensors"])
+def test_what_stands_in_its_place_gives_way(place: str, checkpoint: Checkpoint) -> None:
+    if place == "state":
+        (checkpoint.folder / place).touch()
+    else:
+        (checkpoint.folder / place).mkdir(parents=True)
+    assert checkpoint.read() is None
+    checkpoint.write(progress(), {}, {})
+    assert checkpoint.read() is not None

@@ -134,7 +134,7 @@ def _build(card: Card, splits: Splits, preprocessing: Preprocessing, cache: Path
     print_ = fingerprint(splits)
     folder, total = _place(print_, preprocessing, cache), sum(map(len, splits.parts.values()))
     with kept.making(folder) as draft:
-        if is_whole(folder):  # another process made it while this one waited
+        if is_whole(folder, thorough=True):  # another process made it while this one waited
             return {}
         pixels = _canvas(draft, total, preprocessing.size)
         broken = _decode(splits, preprocessing, pixels, watch)

@@ -112,7 +112,8 @@ def _share(text: str) -> float:
         value = 0
     if isinstance(value, int):
         raise RequestError(
-            f"--train-share {text}: write a share such as 5% or 0.05, at most 100%, or give images as --shots."
+            f"--train-share {text}: write a share such as 5% or 0.05, above 0% and at most 100%, or give images as "
+            "--shots."
         )
     return value
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -44,7 +45,7 @@ def test_every_way_is_timed_and_held_against_the_plain_one(rig: Rig) -> None:
         "step on 0.01% single weights over full",
         "step on 0.10% single weights over full",
     ]
-    assert all(gate.value > 0 for name, gate in found.items() if not name.startswith("losses"))
+    assert all(np.isfinite(gate.value) for gate in found.values())
     assert [name for name, gate in found.items() if gate.decides] == [
         "losses with --graph against without: largest gap"
     ]

@@ -279,7 +279,7 @@ def test_trials_see_the_cut_that_they_tune(home: Path) -> None:
     ("asked", "says"),
     [
         ({"train_share": ("5",)}, "--train-share 5: write a share such as 5%"),
-        ({"train_share": ("0%",)}, "out of range"),
+        ({"train_share": ("0%",)}, "above 0% and at most 100%"),
         ({"train_share": ("5%",), "shots": (4,)}, "--train-share or --shots"),
         ({"shots": (0,)}, r"--shots \(from 1\)"),
         ({"splits": ()}, "--splits once or more"),

@@ -34,7 +34,7 @@ RECIPE = Recipe("tiny", lr=0.05, batch=6, steps=8, evaluations=2, precision="fp3
 CPU_WORDS = (
     "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."
 )
-CRASHES = int(os.environ.get("PEFTBENCH_TEST_CRASHES", "3"))
+CRASHES = int(os.environ.get("PEFTBENCH_TEST_CRASHES", "10"))
 
 
 @pytest.fixture(scope="module")

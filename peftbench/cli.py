@@ -37,7 +37,7 @@ from peftbench.options import (
     TuneOption,
     WeightsOption,
 )
-from peftbench.usage import UsageError, sentence, spell_out
+from peftbench.usage import UsageError, refuse_repeats, sentence, spell_out
 
 INTERRUPTED = 130
 
@@ -277,6 +277,7 @@ def main() -> None:
     spell_out()
     words = [word for word in sys.argv[1:] if word != "--debug"]
     try:
+        refuse_repeats(words)
         code = app(words or ["--help"], prog_name="peftbench", standalone_mode=False)
         if code == INTERRUPTED:  # what typer makes of Ctrl-C
             raise KeyboardInterrupt  # noqa: TRY301 - one place for both

@@ -22,7 +22,10 @@ from tests import studies
         ("runn", "No such command 'runn'. Did you mean 'run'? `peftbench --help` says more."),
         ("run a.toml b.toml", "Got unexpected extra argument(s) (b.toml). `peftbench run --help` says more."),
         ("run --methods lora --ratios 10000000000000", "The ratio '10000000000000' is out of range"),
-        ("run --methods lora --methods=shpeft", "--methods is written twice: write it once, several values with commas"),
+        (
+            "run --methods lora --methods=shpeft",
+            "--methods is written twice: write it once, several values with commas",
+        ),
         ("show backbone timm", "write timm:NAME"),
         ("show dataset phantom_ct --out taken", "--out taken: name a file that ends in .png"),
         ("measure --methods linear --out taken", "--out taken is a folder; name a file."),

@@ -43,11 +43,9 @@ def recipe(method: str, base: Recipe, images: int, written: Mapping[str, Any]) -
     made = replace(base, **stated)
     if "steps" not in written:
         made = replace(made, steps=_steps(theirs, made, images))
-    if theirs.warmup_epochs is not None and theirs.epochs:
+    if theirs.warmup_epochs is not None and theirs.epochs and "warmup" not in written:
         made = replace(made, warmup=theirs.warmup_epochs / theirs.epochs)
-    rate = written.get("lr") or rates(method, made)[0]
-    ends = {name: min(getattr(made, name), rate) for name in ("warmup_lr", "min_lr")}
-    return replace(made, lr=rate, **ends)
+    return made.at(written.get("lr") or rates(method, made)[0])
 
 
 def rates(method: str, made: Recipe) -> tuple[float, ...]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Self
 
 from peftbench.errors import RequestError
 
@@ -50,6 +50,10 @@ class Recipe:
         for name in ("clip", "head_lr", "warmup_lr", "min_lr"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise RequestError(f"Recipe {self.name}: {name} is not negative, as {getattr(self, name)} is.")
+
+    def at(self, rate: float) -> Self:
+        """The same at another learning rate: it begins and ends no higher."""
+        return replace(self, lr=rate, warmup_lr=min(self.warmup_lr, rate), min_lr=min(self.min_lr, rate))
 
 
 RECIPES: Mapping[str, Recipe] = {

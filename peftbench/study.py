@@ -43,7 +43,7 @@ class Draft:
         rates = [trial.recipe.lr for trial in self.trials]
         best = max(range(len(rates)), key=lambda i: (scores[i] if scores[i] is not None else -1.0, -rates[i]))
         found = {"grid": rates, "scores": scores, "trials": [t.id for t in self.trials], "chosen": rates[best]}
-        return replace(self.job, recipe=replace(self.job.recipe, lr=rates[best]), tuning=found)
+        return replace(self.job, recipe=self.job.recipe.at(rates[best]), tuning=found)
 
 
 def _trial_score(record: Record | None) -> float | None:
@@ -215,14 +215,14 @@ def _draft(
         return Draft(job, row.targets)
     first = replace(job, seed=study.seeds[0], fingerprint=tuning_data.fingerprint, split=tuning_data.rule, role="trial")
     first = replace(first, digest=row.source.digest(first.seed))
-    trials = tuple(replace(first, recipe=replace(recipe, lr=rate)) for rate in rates)
+    trials = tuple(replace(first, recipe=recipe.at(rate)) for rate in rates)
     return Draft(job, row.targets, trials)
 
 
 def _trained(row: Row, study: Study, recipe: Recipe, sizes: Mapping[str, int]) -> tuple[Recipe, Sequence[float]]:
     """How a method is trained, and the learning rates to choose from; without validation the middle one of a grid."""
     if recipe.name == "quick" and study.lr is None:
-        recipe = replace(recipe, lr=QUICK_RATES.get(row.name, recipe.lr))
+        recipe = recipe.at(QUICK_RATES.get(row.name, recipe.lr))
     found: Sequence[float] = (recipe.lr,)
     if recipe.name == "official":
         recipe = official.recipe(row.name, recipe, sizes["train"], written(study))
@@ -231,7 +231,7 @@ def _trained(row: Row, study: Study, recipe: Recipe, sizes: Mapping[str, int]) -
         found = grid(study.tune)
     if sizes["val"] and row.method.trains:
         return recipe, found
-    recipe = replace(recipe, lr=found[len(found) // 2])
+    recipe = recipe.at(found[len(found) // 2])
     return recipe, (recipe.lr,)
 
 

@@ -18,7 +18,7 @@ from typing import get_args
 
 import numpy as np
 
-from peftbench import stats
+from peftbench import alike, stats
 from peftbench.archives import DAMAGE
 from peftbench.contract import INCOMPLETE, Result
 from peftbench.errors import StoreError
@@ -86,7 +86,10 @@ class Entry:
     def f1(self) -> stats.Estimate:
         """Macro F1 with its bootstrap draws; none where the predictions were not kept beside the records."""
         try:
-            return stats.estimate([_run(result) for result in self.done])
+            runs = [_run(result) for result in self.done]
+            if len(self._tests) > 1:
+                return stats.overlapping([stats.estimate([run]) for run in runs])
+            return stats.estimate(runs)
         except FileNotFoundError:
             return stats.Estimate(self.score("macro_f1"), np.empty(0), 0)
 
@@ -104,9 +107,13 @@ class Entry:
     def notes(self) -> tuple[str, ...]:
         """What a reader must know about these jobs, beginning with what is missing."""
         found = [_missing(self), *(note for record in self.records for note in notes(record))]
-        if len({record.data.test or record.data.fingerprint for record in self.records}) > 1:
+        if len(self._tests) > 1:
             found.append("test sets differ between seeds")
         return tuple(dict.fromkeys(note for note in found if note))
+
+    @property
+    def _tests(self) -> set[str]:
+        return {record.data.test or record.data.fingerprint for record in self.records}
 
     def _scores(self, metric: str, rule: str) -> list[float]:
         return [value(record, rule or record.rule, metric) for record in self.records]
@@ -197,7 +204,7 @@ def _block(setting: Setting, results: list[Result]) -> Block:
     drawn = {result.record.data.name for result in results if result.record.data.card.get("synthetic")}
     datasets = {result.record.data.name for result in results}
     order = sorted(datasets, key=lambda name: (name in drawn, _place(name, PAPER), name))
-    rows = [row for jobs in _by_row(results).values() for row in _rows(jobs)]
+    rows = [_row(entries, mark) for mark, entries in alike.rows(results)]
     return Block(setting, tuple(order), tuple(sorted(rows, key=_order)))
 
 
@@ -211,25 +218,6 @@ def _order(row: Row) -> tuple[object, ...]:
     seen, plain = record.data.variant, record.plain_label
     data = (get_args(Cut).index(seen.splits), seen.shots or math.inf, seen.share)
     return (not row.baseline, _place(plain, first), plain, row.target or 0, *data, row.label)
-
-
-def _by_row(results: list[Result]) -> dict[tuple[str, int | None], list[Result]]:
-    rows: dict[tuple[str, int | None], list[Result]] = defaultdict(list)
-    for result in sorted(results, key=lambda one: (one.record.seed, one.record.id)):
-        budget = result.record.budget
-        rows[result.record.label, budget.target if budget else None].append(result)
-    return rows
-
-
-def _rows(jobs: list[Result]) -> list[Row]:
-    """One row, or several where one data set and seed were run in more than one way."""
-    copies: dict[int, dict[str, list[Result]]] = defaultdict(lambda: defaultdict(list))
-    seen: dict[tuple[str, int], int] = defaultdict(int)
-    for job in jobs:
-        key = (job.record.data.name, job.record.seed)
-        copies[seen[key]][key[0]].append(job)
-        seen[key] += 1
-    return [_row(entries, f" #{number + 1}" if number else "") for number, entries in sorted(copies.items())]
 
 
 def _row(entries: Mapping[str, list[Result]], mark: str) -> Row:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from peftbench import stats
 from peftbench.contract import Result
 from peftbench.record import (
     SCHEMA,
@@ -25,6 +24,7 @@ from peftbench.record import (
     Tuning,
     Variant,
 )
+from peftbench.scores import accuracy, confusion, macro_f1
 from peftbench.store import write_predictions
 
 PARAMETERS = 2_700_000
@@ -148,10 +148,10 @@ class Fake:
 
     def choice(self, rule: str) -> Choice:
         found = self.predictions(rule)
-        table = stats.confusion(found["logits"], found["labels"])
+        table = confusion(found["logits"], found["labels"])
         scores = {
-            "macro_f1": stats.macro_f1(table).item(),
-            "accuracy": stats.accuracy(table).item(),
+            "macro_f1": macro_f1(table).item(),
+            "accuracy": accuracy(table).item(),
             "auc": None if self.absent >= 0 else min(1.0, 0.5 + 0.2 * self.skill),
         }
         return Choice(step={"validation": 48, "last": 80, "oracle": 64}[rule], val=scores, test=scores)

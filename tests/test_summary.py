@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,6 +46,47 @@ def test_budgets_have_rows_of_their_own(tmp_path: Path) -> None:
 def test_two_runs_of_one_seed_are_never_averaged(tmp_path: Path) -> None:
     rows = block(tmp_path, Fake(lr=1e-3, tuned=False), Fake(lr=1e-2, tuned=False)).rows
     assert [row.label for row in rows] == ["lora", "lora #2"]
+
+
+@pytest.mark.parametrize("other", [(0, 1, 2, 3, 4), (0, 1), (3,)], ids=["as many", "fewer", "one"])
+def test_a_rate_that_was_given_makes_a_row_whatever_its_seeds(tmp_path: Path, other: tuple[int, ...]) -> None:
+    fakes = [Fake(lr=1e-3, tuned=False, seed=seed) for seed in range(5)]
+    fakes += [Fake(lr=1e-2, tuned=False, seed=seed) for seed in other]
+    rows = block(tmp_path, *fakes).rows
+    assert [row.label for row in rows] == ["lora", "lora #2"]
+    rates = [{record.recipe["lr"] for record in row.records} for row in rows]
+    assert sorted(map(len, rates)) == [1, 1]
+    assert sorted(len(row.records) for row in rows) == sorted([5, len(other)])
+
+
+def test_rates_that_were_looked_for_share_a_row(tmp_path: Path) -> None:
+    (row,) = block(tmp_path, Fake(lr=1e-3, seed=0), Fake(lr=1e-2, seed=1), Fake("lora", "covid_ct", lr=1e-4)).rows
+    assert {name: len(entry.done) for name, entry in row.entries.items()} == {"busi": 2, "covid_ct": 1}
+
+
+@pytest.mark.parametrize("change", [{"threads": 2}, {"backbone": {"digest": "e" * 64}}, {"method": {"version": 2}}])
+def test_whatever_else_differs_is_no_seed(tmp_path: Path, change: dict[str, Any]) -> None:
+    first, second = (Fake(seed=seed).write(tmp_path) for seed in (0, 1))
+    told = second.record.model_dump()
+    for key, value in change.items():
+        told[key] = {**told[key], **value} if isinstance(value, dict) else value
+    (found,) = summary.summarise([first, replace(second, record=Record.model_validate(told))])
+    assert [len(row.records) for row in found.rows] == [1, 1]
+
+
+@pytest.mark.parametrize(("added", "sizes"), [(1, [3, 3]), (0, [1] * 6)], ids=["other counts", "other contents"])
+def test_another_version_of_the_images_is_another_row(tmp_path: Path, added: int, sizes: list[int]) -> None:
+    """Where every seed has its own parts, and so its own fingerprint, counts tell versions apart, or nothing does."""
+
+    def of(seed: int, version: int) -> Result:
+        made = Fake(seed=seed, skill=1 + version).write(tmp_path)
+        balance = {"train": [100 - seed, 100 + version * added], "test": [seed, 90]}
+        data = made.record.data.model_copy(update={"balance": balance, "fingerprint": f"{seed} {version}"})
+        return replace(made, record=made.record.model_copy(update={"data": data}))
+
+    (found,) = summary.summarise([of(seed, version) for seed in range(3) for version in range(2)])
+    assert [len(row.records) for row in found.rows] == sizes
+    assert all(len({record.data.fingerprint[2:] for record in row.records}) == 1 for row in found.rows)
 
 
 def test_recipes_and_backbones_have_tables_of_their_own(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from peftbench import stats
+from peftbench import scores
 from peftbench.contract import Labels, Logits, of_tasks
 from peftbench.metrics._shared import probabilities
 
@@ -19,7 +19,7 @@ def plugin(logits: Logits, labels: Labels) -> float:
     Summed over classes and halved (scikit-learn's `scale_by_half=True`), so that with two classes it is the squared
     error of one probability; of multi-label labels (n, labels) that squared error's mean over labels.
     """
-    if not stats.confusion(logits, labels).sum():  # refuses what does not fit
+    if not scores.confusion(logits, labels).sum():  # refuses what does not fit
         return float("nan")
     several = labels.ndim == 2  # noqa: PLR2004 - one column a label
     truth = labels if several else labels[:, None] == np.arange(logits.shape[1])

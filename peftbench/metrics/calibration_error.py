@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from peftbench import stats
+from peftbench import scores
 from peftbench.contract import Labels, Logits
 from peftbench.metrics._shared import probabilities
 
@@ -19,7 +19,7 @@ def plugin(logits: Logits, labels: Labels) -> float:
 
     Lower is better. The confidence is the largest probability; a bin holds its upper edge and not its lower one.
     """
-    images = int(stats.confusion(logits, labels).sum())  # refuses what does not fit
+    images = int(scores.confusion(logits, labels).sum())  # refuses what does not fit
     if not images:
         return float("nan")
     confidence = probabilities(logits, labels).max(1)

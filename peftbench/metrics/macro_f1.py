@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from peftbench import stats
+from peftbench import scores
 from peftbench.contract import Labels, Logits, of_tasks
 
 
@@ -13,4 +13,4 @@ def plugin(logits: Logits, labels: Labels) -> float:
     A class that is neither in the labels (n,) nor predicted scores 0, as in scikit-learn with `zero_division=0`. Of
     multi-label labels (n, labels), each predicted at a probability of one half: the mean F1 of the labels.
     """
-    return stats.score("macro_f1", logits, labels)
+    return scores.score("macro_f1", logits, labels)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from peftbench import stats
+from peftbench import scores
 from peftbench.contract import Labels, Logits, of_tasks
 
 
@@ -14,10 +14,10 @@ def plugin(logits: Logits, labels: Labels) -> Mapping[str, float]:
 
     Recall is nan for a class that does not occur, precision for one that is never predicted.
     """
-    table = stats.confusion(logits, labels)
+    table = scores.confusion(logits, labels)
     several = labels.ndim == 2  # noqa: PLR2004 - a table a label; its second class is the label's presence
     recall, precision = (
-        measure(table)[0, :, 1] if several else measure(table)[0] for measure in (stats.recalls, stats.precisions)
+        measure(table)[0, :, 1] if several else measure(table)[0] for measure in (scores.recalls, scores.precisions)
     )
     recalls = {f"recall_{index}": float(value) for index, value in enumerate(recall)}
     return recalls | {f"precision_{index}": float(value) for index, value in enumerate(precision)}

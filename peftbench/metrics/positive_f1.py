@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from peftbench import stats
+from peftbench import scores
 from peftbench.contract import Labels, Logits
 
 
@@ -13,4 +13,4 @@ def plugin(logits: Logits, labels: Labels) -> float:
     """
     if logits.shape[1] != 2:  # noqa: PLR2004 - which class would be the positive one?
         return float("nan")
-    return float(stats.f1(stats.confusion(logits, labels))[0, 1])
+    return float(scores.f1(scores.confusion(logits, labels))[0, 1])

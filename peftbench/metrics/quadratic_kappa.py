@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from peftbench import stats
+from peftbench import scores
 from peftbench.contract import Labels, Logits, of_tasks
 
 
@@ -17,7 +17,7 @@ def plugin(logits: Logits, labels: Labels) -> float:
 
     nan without images, and where labels and predictions are one and the same grade throughout.
     """
-    table = stats.confusion(logits, labels)[0]
+    table = scores.confusion(logits, labels)[0]
     chance = np.outer(table.sum(1), table.sum(0)) / max(table.sum(), 1.0)
     grade = np.arange(len(table))
     weight = (grade[:, None] - grade) ** 2

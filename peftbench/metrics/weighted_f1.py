@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from peftbench import stats
+from peftbench import scores
 from peftbench.contract import Labels, Logits, of_tasks
 
 
@@ -12,4 +12,4 @@ def plugin(logits: Logits, labels: Labels) -> float:
 
     nan without images, or where no label of a multi-label set occurs.
     """
-    return stats.score("weighted_f1", logits, labels)
+    return scores.score("weighted_f1", logits, labels)

@@ -102,14 +102,24 @@ def _unusable(file: Path, error: OSError) -> DataError:
 @contextmanager
 def making(folder: Path) -> Iterator[Path]:
     """A draft of the entry, empty and this process's alone; others wait. Put in its place with `publish`."""
-    build, draft = _beside(folder, "build"), _beside(folder, "draft")
+    draft = _beside(folder, "draft")
+    with building(folder):
+        try:
+            shutil.rmtree(draft, ignore_errors=True)  # of a process that died
+            draft.mkdir(mode=0o700)
+            yield draft
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+
+
+@contextmanager
+def building(path: Path) -> Iterator[None]:
+    """What lies at `path`, or will, is this process's alone to make; others wait."""
+    build = _beside(path, "build")
     opened = _locked(build, fcntl.LOCK_EX)
     try:
-        shutil.rmtree(draft, ignore_errors=True)  # of a process that died
-        draft.mkdir(mode=0o700)
-        yield draft
+        yield
     finally:
-        shutil.rmtree(draft, ignore_errors=True)
         build.unlink(missing_ok=True)
         os.close(opened)
 
@@ -129,17 +139,21 @@ def publish(draft: Path, folder: Path) -> None:
 
 def entries(root: Path, kinds: Iterable[Kind] = KINDS) -> list[Entry]:
     """Everything that is kept, the most recently used first."""
-    found = [_entry(kind, folder) for kind in kinds for folder in _folders(root / kind)]
-    return sorted(found, key=lambda entry: -entry.used)
+    found = (_entry(kind, folder) for kind in kinds for folder in _folders(root / kind))
+    return sorted((entry for entry in found if entry), key=lambda entry: -entry.used)
 
 
 def _folders(place: Path) -> list[Path]:
     return [f for f in place.iterdir() if f.is_dir() and not f.name.startswith(".")] if place.is_dir() else []
 
 
-def _entry(kind: Kind, folder: Path) -> Entry:
+def _entry(kind: Kind, folder: Path) -> Entry | None:
+    """None for one that another process drops at this moment."""
     lock = _beside(folder, "lock")
-    used = (lock if lock.exists() else folder).stat().st_mtime
+    try:
+        used = (lock if lock.exists() else folder).stat().st_mtime
+    except FileNotFoundError:
+        return None
     return Entry(kind, folder, _size(folder), used)
 
 

@@ -104,6 +104,7 @@ class Progress:
 
     step: int = 0
     parts: int = 1  # pieces that a batch is cut into, for want of memory
+    seconds: float = 0.0  # that the job took before it was interrupted, up to the checkpoint
     loss_sum: float = 0.0  # since the last evaluation
     train_seconds: float = 0.0
     evaluation_seconds: float = 0.0
@@ -161,8 +162,9 @@ def fit(  # noqa: PLR0913 - what a run is made of
         for total, done in _train(learner, optimiser, do, task, recipe, seed, span, outside):
             _refuse_divergence(total / (done - progress.step), done, recipe)
             progress.step, progress.loss_sum = done, progress.loss_sum + total
+            started, before = time.perf_counter(), started
+            progress.train_seconds += started - before
             outside.watch(progress)
-        progress.train_seconds += time.perf_counter() - started
         if progress.step == until and until in evaluations:
             _evaluate(learner, task, recipe, progress, evaluations, autocast)
         save()

@@ -143,10 +143,10 @@ def _key(images: Sequence[Named]) -> str:
     """What the evidence is kept under: changes with every name and file, and with how it is gathered."""
     total = hashlib.sha256(f"{VERSION} {SIDE} {SIMILAR}".encode())
     for name, image in images:
-        total.update(name.encode())
+        total.update(name.encode(errors="surrogateescape"))
         if isinstance(image, Path):
             known = image.stat()
-            total.update(f"{image.absolute()} {known.st_size} {known.st_mtime_ns}".encode())
+            total.update(f"{image.absolute()} {known.st_size} {known.st_mtime_ns}".encode(errors="surrogateescape"))
         else:
             total.update(np.ascontiguousarray(image).data)
     return total.hexdigest()[:24]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save, save_file
 from torch import Tensor
 
-from peftbench.cache import Hold
+from peftbench.cache import Hold, building
 
 DAMAGE = (OSError, SafetensorError, KeyError, TypeError, ValueError, OverflowError, RuntimeError)
 
@@ -27,27 +26,37 @@ def kept(file: Path | None, make: Callable[[], dict[str, Tensor]]) -> dict[str, 
 
 
 def _kept(file: Path, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    place = f"{file.parent.name}/{file.name}"  # names everything that decides the tensors
+    if (found := _found(file)) is not None:
+        return found
+    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with building(file):  # of jobs that run side by side one makes it, and the others wait for it
+        if (found := _found(file)) is not None:
+            return found
+        made = {name: tensor.contiguous() for name, tensor in make().items()}
+        draft = file.with_name(f".{file.name}.draft")  # one that a killed process left is written over
+        try:
+            save_file(made, draft, _metadata(made, _place(file)))
+            draft.replace(file)
+        finally:
+            draft.unlink(missing_ok=True)
+        return made
+
+
+def _place(file: Path) -> str:
+    return f"{file.parent.name}/{file.name}"  # names everything that decides the tensors
+
+
+def _found(file: Path) -> dict[str, Tensor] | None:
     try:
         tensors, said = unpack(file)
-        if said == place:
-            return tensors
     except DAMAGE:
-        pass  # made anew below, outside of the handler, so that its own errors read as they are
-    made = {name: tensor.contiguous() for name, tensor in make().items()}
-    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    draft = file.with_name(f"{file.name}.{uuid.uuid4().hex}")
-    save_file(made, draft, _metadata(made, place))
-    draft.replace(file)
-    return made
+        return None
+    return tensors if said == _place(file) else None
 
 
 def is_whole(file: Path) -> bool:
     """Whether a file holds what was kept there."""
-    try:
-        return unpack(file)[1] == f"{file.parent.name}/{file.name}"
-    except DAMAGE:
-        return False
+    return _found(file) is not None
 
 
 def pack(tensors: Mapping[str, Tensor], said: str) -> bytes:

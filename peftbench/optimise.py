@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from peftbench import sparse
-from peftbench.contract import Logits
+from peftbench.contract import Labels, Logits
 from peftbench.head import Head
 from peftbench.recipe import Recipe
 
@@ -104,6 +104,26 @@ def make_loss(recipe: Recipe, labels: Tensor, classes: int) -> Callable[[Tensor,
     if weight is not None and recipe.label_smoothing and labels.is_cuda:
         return partial(_weighted, weight=weight, smoothing=recipe.label_smoothing)
     return lambda logits, truth: F.cross_entropy(logits, truth, weight=weight, label_smoothing=recipe.label_smoothing)
+
+
+def loss_range(recipe: Recipe, labels: Labels, classes: int) -> tuple[float, float]:
+    """The least mean of `make_loss` on these labels, of anything, and of one prediction for all images."""
+    share = (np.bincount(labels, minlength=classes) if labels.ndim == 1 else labels.sum(0)) / len(labels)
+    rare, balanced = share.clip(1 / len(labels)), recipe.class_weights != "none"
+    if labels.ndim > 1:
+        present = share * ((1 - share) / rare if balanced else 1)
+        return 0.0, float(_surprise(np.stack([present, 1 - share], 1)).mean())
+    weight = 1 / (classes * rare) if balanced else np.ones(classes)
+    smoothing = recipe.label_smoothing
+    each = (1 - smoothing) * np.diag(weight) + smoothing / classes * weight  # what a class weighs, by the true one
+    total = share @ weight
+    return float(share @ _surprise(each) / total), float(_surprise(share @ each) / total)
+
+
+def _surprise(weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Sum of -w log(w / sum of w) over the last axis: the least weighted surprise that one prediction can have."""
+    shares = weights / weights.sum(-1, keepdims=True)
+    return np.asarray(-(weights * np.log(shares, where=shares > 0, out=np.zeros_like(shares))).sum(-1))
 
 
 def _weighted(logits: Tensor, truth: Tensor, *, weight: Tensor, smoothing: float) -> Tensor:

@@ -14,13 +14,14 @@ from peftbench import audit, backbone, measure, official, store
 from peftbench.contract import Labels, Logits, Task, tasks_of
 from peftbench.cost import Counted
 from peftbench.engine import Chosen, Progress
+from peftbench.optimise import loss_range
 from peftbench.pixels import Data
 from peftbench.record import BackboneFacts, Budget, Choice, Costs, Counts, DataFacts, MethodFacts, Record, Tuning
 from peftbench.registry import registry
 from peftbench.spec import Job, Places, digest
 from peftbench.store import Store
 
-UNCONVERGED = 0.9  # of the entropy of the class frequencies: a training loss above it has learnt next to nothing
+UNCONVERGED = 0.9  # of the loss of one prediction for all images: who is above it has learnt next to nothing
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def _found(job: Job, data: Data, outcome: Outcome, seconds: float, peak: int) ->
             **_counted(progress, outcome.counted),
         ),
         "facts": dict(outcome.facts),
-        "notes": _notes(progress, data) + (official.left_out(job.method) if job.recipe.name == "official" else []),
+        "notes": _notes(job, progress, data),
     }
 
 
@@ -167,14 +168,13 @@ def by_group(logits: Logits, labels: Labels, groups: Sequence[str]) -> tuple[Log
     return means[agreed], labels[first][agreed], int((~agreed).sum())
 
 
-def _notes(progress: Progress, data: Data) -> list[str]:
+def _notes(job: Job, progress: Progress, data: Data) -> list[str]:
     """What a reader of the row must know."""
-    share = _frequencies(data, "train")
-    each = -np.log(share, where=share > 0, out=np.zeros_like(share)) * share
-    entropy = float(each.sum(-1).mean())
-    stuck = progress.curve and progress.curve[-1]["train_loss"] > UNCONVERGED * entropy
+    best, blind = loss_range(job.recipe, data.labels["train"], len(data.card.classes))
+    stuck = progress.curve and progress.curve[-1]["train_loss"] - best > UNCONVERGED * (blind - best)
     pieces = [f"each batch in {progress.parts} pieces, for want of memory"] if progress.parts > 1 else []
-    return [*(["not converged"] if stuck else []), *pieces, *_undefined(data)]
+    left_out = official.left_out(job.method) if job.recipe.name == "official" else []
+    return [*(["not converged"] if stuck else []), *pieces, *_undefined(data), *left_out]
 
 
 def _frequencies(data: Data, part: str) -> NDArray[np.float64]:

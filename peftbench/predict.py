@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from peftbench import backbone, delta
+from peftbench import backbone, delta, walk
 from peftbench.contract import Part, Preprocessing
 from peftbench.decode import decode
 from peftbench.errors import BrokenImagesError, DeltaError, RequestError
@@ -32,7 +32,6 @@ from peftbench.spec import Places
 from peftbench.store import Store, read_record, write_bytes, write_json
 
 BATCH = 64
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".dcm", ".dicom"})
 MARGIN = 0.25  # of the training images' range, by which a new image's brightness may lie outside without a warning
 EQUAL = 1e-5  # largest difference of merged and unmerged logits, relative to their size
 MINORITY = 0.01  # of the training images, below which a kind of image counts as never seen
@@ -61,10 +60,9 @@ def image_files(given: Sequence[Path]) -> list[Path]:
     for path in given:
         if not path.exists():
             raise RequestError(f"{path} does not exist; name image files or folders of them.")
-        inside = (p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
-        found += sorted(inside)
+        found += walk.images_in(path) if path.is_dir() else [path]
     if not found:
-        raise RequestError(f"{given[0]} holds no image ({', '.join(sorted(SUFFIXES))}).")
+        raise RequestError(f"{given[0]} holds no image ({', '.join(sorted(walk.EXTENSIONS))}).")
     return found
 
 

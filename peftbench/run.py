@@ -6,10 +6,10 @@ data -> network -> plan -> carry out -> fit -> logits -> delta -> record, the re
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ from peftbench.spec import Job, Places, digest, make
 from peftbench.store import Store
 
 LONGEST = 300  # letters of a reason
+Tensors: TypeAlias = Mapping[str, torch.Tensor]
 PIECES = 4  # into which a batch is cut when there was not enough memory for the whole
 
 
@@ -77,19 +78,32 @@ def _do(job: Job, places: Places, outside: Outside) -> Record:
     store.write_json(here.folder(job.id) / "job.json", asdict(job) | {"identity": job.identity(), "id": job.id})
     if job.threads:
         torch.set_num_threads(job.threads)
-    data = _data(job, places)
+    data, checkpoint = _data(job, places), Checkpoint(here.folder(job.id))
+
+    def taken(before: float) -> float:
+        return before + time.perf_counter() - started
+
+    def save(progress: Progress, learner: Tensors, optimiser: Tensors) -> None:
+        checkpoint.write(replace(progress, seconds=taken(progress.seconds)), learner, optimiser)
+
     with measure.repeatable(asked=job.recipe.deterministic), measure.peak_memory(places.device) as peak:
-        outcome = _guarded(job, places, data, outside)
-    record = make_record(job, places, data, outcome, time.perf_counter() - started, peak.bytes)
+        outcome = _guarded(job, places, data, replace(outside, save=save))
+    before = outcome.progress.seconds if isinstance(outcome, Outcome) else 0.0
+    record = make_record(job, places, data, outcome, taken(before), peak.bytes)
     record = here.write_record(record)
-    Checkpoint(here.folder(job.id)).clear()
+    checkpoint.clear()
     return record
 
 
-def give_up(job: Job, places: Places, reason: str) -> Record:
-    """Write down that a job failed without being able to say so itself."""
+def give_up(job: Job, places: Places, reason: str) -> Record | None:
+    """Write down that a job failed without being able to say so itself; None where another process is at it by now."""
     data, here = _data(job, places), Store(places.store)
-    with here.claim(job.id):
+    with here.claim(job.id) as mine:
+        if not mine:
+            return None
+        done = here.record(job.id)
+        if done is not None and done.status == "done":
+            return done
         record = make_record(job, places, data, reason, 0.0, 0)
         record = here.write_record(record)
         Checkpoint(here.folder(job.id)).clear()
@@ -134,6 +148,8 @@ def _work(job: Job, places: Places, data: Data, outside: Outside, pieces: int) -
         write_results(job, places, data, progress)
         return Outcome(progress, Counts(trainable=0, head=0), {}, 0.0, 0)
 
+    begun = Checkpoint(folder).read()
+    pieces = begun[0].parts if begun else pieces
     weights = None if job.digest.startswith("random:") else places.weights
     vit = backbone.find(job.backbone, job.image_size, weights).build(job.seed)
     autocast = PRECISIONS[job.recipe.precision]
@@ -153,10 +169,8 @@ def _work(job: Job, places: Places, data: Data, outside: Outside, pieces: int) -
     tuned.slim(autocast)
     if plan.empty and job.recipe.augmentation == "none":  # nothing before the head changes: look at each image once
         learner, task = Learner(model.head, head), _features(job, places, model, task)
-    checkpoint = Checkpoint(folder)
-    outside = replace(outside, save=checkpoint.write)
     with compiled(vit, asked=job.recipe.compile and learner.model is model):
-        progress = fit(learner, task, job.recipe, job.seed, autocast, checkpoint.read(), outside, pieces)
+        progress = fit(learner, task, job.recipe, job.seed, autocast, begun, outside, pieces)
 
     write_results(job, places, data, progress)
     size = delta.write(folder, plan, progress.kept, about(job, data, progress)) if job.role == "final" else 0

@@ -231,7 +231,7 @@ def predict_images(
     if out is None:
         sys.stdout.write(text)
         return
-    write_bytes(out, text.encode())
+    write_bytes(out, text.encode(errors="surrogateescape"))  # file names as they are
     warned = [one for one in found if one.warnings]
     _say(
         f"{out}: {len(found)} image{'' if len(found) == 1 else 's'}"

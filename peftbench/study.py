@@ -13,7 +13,7 @@ from peftbench.asked import Row, named, rows_of
 from peftbench.augmentation import policy_name
 from peftbench.backbone import Source
 from peftbench.contract import Card, Splits
-from peftbench.errors import RequestError, SplitError
+from peftbench.errors import DataError, RequestError, SplitError
 from peftbench.inventory import open_dataset
 from peftbench.language import parse
 from peftbench.pixels import Data
@@ -139,6 +139,7 @@ def load(  # noqa: PLR0913 - what decides the data
     dataset = open_dataset(name)
     splits = dataset.load(places.data, seed)
     card = honest(dataset.card, splits)
+    _refuse_foreign_bytes([name, *card.classes])
     if recipe.name == "paper" and splits.carved:
         splits = _whole_train(splits)
     most = None if variant.splits == "deduplicated" else audit.MOST
@@ -156,6 +157,13 @@ def load(  # noqa: PLR0913 - what decides the data
     )
     audit.remember(places.cache, data.fingerprint, audit.Audit(card, splits, seen).counts)
     return data
+
+
+def _refuse_foreign_bytes(names: Sequence[str]) -> None:
+    """Of folders that become names in records and tables; image files may be called anything."""
+    for name in names:
+        if any("\ud800" <= letter <= "\udfff" for letter in name):
+            raise DataError(f"The name {name!r} is not written in UTF-8; rename that folder.")
 
 
 def _whole_train(splits: Splits) -> Splits:

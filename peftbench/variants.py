@@ -158,7 +158,11 @@ def _shown(labels: Labels, classes: int) -> Index:
 
 def _shuffled(names: Sequence[str], seed: int) -> list[int]:
     """Positions in an order that chance decides name by name: without some of them, the others keep theirs."""
-    return sorted(range(len(names)), key=lambda i: hashlib.sha256(f"{seed} {names[i]}".encode()).digest())
+
+    def drawn(i: int) -> bytes:
+        return hashlib.sha256(f"{seed} {names[i]}".encode(errors="surrogateescape")).digest()
+
+    return sorted(range(len(names)), key=drawn)
 
 
 def _groups(part: Part, classes: int) -> tuple[Index, Index, list[str]]:

@@ -32,6 +32,7 @@ from peftbench.store import Store
 
 DIED = "The process of this job died twice, perhaps for want of memory; a smaller --batch or fewer --jobs may do."
 POLL = 0.2  # seconds between two looks at what the workers report
+_stop = Stop()  # of a worker: whether it was asked to stop behind a checkpoint
 
 
 @dataclass(frozen=True)
@@ -166,9 +167,15 @@ def _seats(context: SpawnContext, workers: int, cards: int) -> SimpleQueue[int]:
 
 def _begin(seats: SimpleQueue[int]) -> None:
     """The first thing that a worker does: take a card, if there are any, which `cuda` then means in this process."""
+    signal.signal(signal.SIGUSR1, _hear)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
     end_with_parent(_ask_to_stop)
     if not seats.empty():
         torch.cuda.set_device(seats.get())
+
+
+def _hear(_number: int, _frame: object) -> None:
+    _stop.asked = True
 
 
 def _ask_to_stop() -> None:
@@ -181,22 +188,30 @@ def _is_orphan() -> bool:
 
 
 def _pass_on(pending: Mapping[Future[Record | None], Job], ours: Collection[BaseProcess]) -> NoReturn:
-    """Ask the workers to stop, wait until they have. Raises KeyboardInterrupt."""
+    """Ask the workers to stop, wait until they have. Raises KeyboardInterrupt, or BrokenProcessPool if one has died.
+
+    They are not asked by SIGTERM, of which one without a job would die, and the pool with it.
+    """
     for future in pending:
         future.cancel()
     for process in ours:
         if process.pid is not None:
             with suppress(ProcessLookupError):
-                os.kill(process.pid, signal.SIGTERM)
-    wait([future for future in pending if not future.cancelled()])
-    raise KeyboardInterrupt
+                os.kill(process.pid, signal.SIGUSR1)
+    asked = [future for future in pending if not future.cancelled()]
+    wait(asked)
+    errors = (future.exception() for future in asked)
+    raise next((error for error in errors if isinstance(error, BrokenProcessPool)), KeyboardInterrupt)
 
 
 @contextmanager
 def _deaf() -> Iterator[None]:
-    """Processes that start in here do not hear Ctrl-C, which goes to all of a terminal's; their parent ends them."""
+    """Processes that start in here do not hear Ctrl-C, which goes to all of a terminal's; their parent ends them.
+
+    Nor, before they know what to do, that they are to stop.
+    """
     resource_tracker.ensure_running()  # else it starts with the first process and lets the signal through again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGUSR1})
     try:
         yield
     finally:
@@ -204,12 +219,21 @@ def _deaf() -> Iterator[None]:
 
 
 def _work(job: Job, places: Places, ticks: Any) -> Record | None:  # noqa: ANN401 - a proxy of a queue
+    ended = Stop()
+
+    def hear(number: int, frame: object) -> None:  # however often: a pool that breaks sends it, too
+        ended.asked = True
+        _hear(number, frame)
+
+    before = signal.signal(signal.SIGTERM, hear)
     try:
-        with asked_by(signal.SIGTERM) as stop:
-            return run(job, places, Outside(ticker(job, _sender(ticks)), stop=stop))
+        if _stop():
+            raise KeyboardInterrupt
+        return run(job, places, Outside(ticker(job, _sender(ticks)), stop=_stop))
     finally:
-        if _is_orphan():
-            os._exit(1)  # nobody will fetch what was made, nor bring another job
+        signal.signal(signal.SIGTERM, before)
+        if ended() or _is_orphan():  # nobody will fetch what was made, nor bring another job
+            os._exit(1)
 
 
 def _sender(ticks: Any) -> Show:  # noqa: ANN401

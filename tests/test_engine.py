@@ -310,6 +310,35 @@ def test_the_head_learns_at_its_own_rate_where_the_recipe_s_is_lower() -> None:
     assert {group["times"] for group in make_optimiser(model.head, slow).param_groups} == {1.0}  # a linear probe
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("weights", ["none", "balanced"])
+@pytest.mark.parametrize("kind", ["single", "multi_label"])
+def test_the_range_of_a_loss_is_where_an_optimiser_ends(
+    smoothing: float, weights: Literal["none", "balanced"], kind: str
+) -> None:
+    """One that may say one thing for all images, and one that may say another for each."""
+    rng, recipe = np.random.default_rng(0), replace(RECIPE, label_smoothing=smoothing, class_weights=weights)
+    flags = (rng.random((40, 3)) < (0.5, 0.2, 0.05)).astype(np.int64)
+    labels = flags if kind == "multi_label" else rng.choice(3, 40, p=(0.8, 0.15, 0.05))
+    truth = torch.from_numpy(labels)
+    loss_of = optimise.make_loss(recipe, truth, 3)
+
+    def least(images: int) -> float:
+        said = torch.zeros(images, 3, requires_grad=True)
+        optimiser = torch.optim.LBFGS([said], max_iter=300, tolerance_change=0, line_search_fn="strong_wolfe")
+
+        def loss() -> float:
+            optimiser.zero_grad()
+            found = loss_of(said.expand(40, 3), truth)
+            found.backward()
+            return found.item()
+
+        optimiser.step(loss)
+        return loss()
+
+    assert optimise.loss_range(recipe, labels, 3) == pytest.approx((least(40), least(1)), abs=2e-3)
+
+
 def test_weights_and_smoothing_together_are_torchs_loss() -> None:
     """On a card it is written out, since torch's own waits for the card in every step."""
     draw = torch.Generator().manual_seed(0)

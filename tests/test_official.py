@@ -39,6 +39,18 @@ def test_what_the_user_writes_wins() -> None:
     assert (made.steps, made.lr) == (7, 1e-4)
 
 
+def test_a_warm_up_that_the_user_writes_wins() -> None:
+    assert official.recipe("adaptformer", BASE, 2048, {"warmup": 0.0}).warmup == 0.0
+
+
+def test_no_rate_of_a_grid_is_below_where_its_schedule_ends(tmp_path: Path) -> None:
+    images = studies.draw(tmp_path / "images", images=10)
+    asked = studies.small(images, methods=("adaptformer",), recipe="official", tune=4, batch=4)
+    (draft,) = studies_of.resolve(asked, studies.places(tmp_path)).drafts
+    for trial in draft.trials:
+        assert max(trial.recipe.min_lr, trial.recipe.warmup_lr) <= trial.recipe.lr
+
+
 def test_the_paper_s_method_counts_steps() -> None:
     made = official.recipe("shpeft", BASE, 10, {})
     assert (made.steps, made.batch, made.lr, made.head, made.warmup) == (40_000, 64, 1e-3, "l2", 0.0)

@@ -7,6 +7,8 @@ import json
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from safetensors.torch import load_file
 
 import peftbench
 from peftbench import backbone, cost, delta, engine, pixels
+from peftbench.checkpoint import Checkpoint
 from peftbench.contract import Result
 from peftbench.engine import Learner, Outside, Progress, fit
 from peftbench.errors import JobError
@@ -23,11 +26,12 @@ from peftbench.head import Classifier, Head
 from peftbench.plan import Plan
 from peftbench.record import Record
 from peftbench.registry import registry
-from peftbench.run import _task, run
+from peftbench.run import _task, give_up, run
 from peftbench.spec import Job
 from peftbench.store import Store
 from tests import studies
 
+single = import_module("peftbench.run")  # `peftbench.run` is the function
 METHODS = ("majority", "linear", "bitfit", "lora", "shpeft[ratio=0.1%,batches=2]")
 
 
@@ -313,6 +317,67 @@ def test_a_job_that_another_holds_is_left_alone(jobs: dict[str, Job], tmp_path: 
     where = replace(studies.places(home), store=tmp_path)
     with Store(tmp_path).claim(jobs["linear"].id):
         assert run(jobs["linear"], where) is None
+
+
+def test_giving_up_takes_nothing_from_another_process(jobs: dict[str, Job], tmp_path: Path, home: Path) -> None:
+    """Whoever sees a worker die may be later than somebody who has taken the job over, or has finished it."""
+    where, job = replace(studies.places(home), store=tmp_path), jobs["bitfit"]
+    with Store(tmp_path).claim(job.id):
+        assert give_up(job, where, "it died") is None
+    assert Store(tmp_path).record(job.id) is None
+    run(job, where)
+    done = Store(tmp_path).record(job.id)
+    assert give_up(job, where, "it died") == Store(tmp_path).record(job.id) == done
+
+
+class Fifth:
+    """Asks to stop when it is asked the fifth time."""
+
+    def __init__(self) -> None:
+        self.times = 0
+
+    def __call__(self) -> bool:
+        self.times += 1
+        return self.times >= 5
+
+
+def test_a_job_that_was_interrupted_took_the_time_of_all_its_sittings(
+    jobs: dict[str, Job], tmp_path: Path, home: Path
+) -> None:
+    where, job = replace(studies.places(home), store=tmp_path), jobs["bitfit"]
+    with pytest.raises(KeyboardInterrupt):
+        run(job, where, Outside(stop=Fifth()))
+    begun = Checkpoint(Store(tmp_path).folder(job.id)).read()
+    assert begun is not None
+    progress, *tensors = begun
+    assert progress.seconds > progress.train_seconds
+    Checkpoint(Store(tmp_path).folder(job.id)).write(replace(progress, seconds=1000.0), *tensors)
+    record = run(job, where)
+    assert record is not None
+    assert record.costs is not None
+    assert 1000 < record.costs.seconds < 2000
+
+
+def test_a_job_in_pieces_stays_in_pieces_when_it_goes_on(
+    jobs: dict[str, Job], tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where, job = replace(studies.places(home), store=tmp_path), jobs["bitfit"]
+    whole = run(job, replace(where, store=tmp_path / "whole"))
+    monkeypatch.setattr(single, "_guarded", partial(single._tried, pieces=4))
+    with pytest.raises(KeyboardInterrupt):
+        run(job, where, Outside(stop=Fifth()))
+    monkeypatch.undo()
+    cut = run(job, where)
+    memory = [r.costs.memory.activations for r in (whole, cut) if r and r.costs and r.costs.memory]
+    assert memory[1] == pytest.approx(memory[0] / 4, rel=0.01)
+
+
+def test_the_rate_that_is_shown_is_known_from_the_first_look(jobs: dict[str, Job], tmp_path: Path, home: Path) -> None:
+    seen: list[tuple[int, float]] = []
+    outside = Outside(lambda progress: seen.append((progress.step, progress.train_seconds)))
+    run(jobs["bitfit"], replace(studies.places(home), store=tmp_path), outside)
+    assert all(seconds > 0 for _, seconds in seen)
+    assert seen == sorted(seen)
 
 
 @pytest.fixture

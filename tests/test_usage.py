@@ -61,3 +61,25 @@ def test_a_reader_who_has_seen_enough_is_no_error(tmp_path: Path) -> None:
             [sys.executable, "-c", code], cwd=tmp_path, stdout=closed, stderr=subprocess.PIPE, check=False
         )
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_names_from_old_archives_are_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of image files; a class is written into records and tables, and so must be letters."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PEFTBENCH_CACHE", str(tmp_path / "cache"))
+    images = studies.draw(tmp_path / "images", 8)
+    os.rename(images / "dots/00.png", os.fsencode(images) + b"/dots/M\xfcller.png")  # noqa: PTH104 - of bytes
+    asked = [
+        *["run", "--methods", "linear", "--recipe", "quick", "--train-share", "60%", "--datasets"],
+        "folder:images",
+    ]
+    assert studies.call([*asked, *studies.SHORT], monkeypatch) == 0
+    (job,) = (tmp_path / "runs/jobs").iterdir()
+    assert studies.call(["predict", job.name, "images", "--out", "said.csv"], monkeypatch) == 0
+    assert b"images/dots/M\xfcller.png" in (tmp_path / "said.csv").read_bytes()
+    os.rename(images / "rows", os.fsencode(images) + b"/\xe4")  # noqa: PTH104
+    capsys.readouterr()
+    assert studies.call([*asked, *studies.SHORT], monkeypatch) == 2
+    assert "The name '\\udce4' is not written in UTF-8; rename that folder." in capsys.readouterr().err

@@ -19,6 +19,7 @@ import torch
 from peftbench import workers
 from peftbench.checkpoint import Checkpoint
 from peftbench.engine import Chosen, Progress
+from peftbench.optimise import SAVE
 from peftbench.record import Record
 from peftbench.spec import Job, Places
 from peftbench.store import Store
@@ -161,6 +162,32 @@ def test_the_first_ctrl_c_stops_behind_a_checkpoint(jobs: list[Job], home: Path,
         found = Checkpoint(Store(tmp_path).folder(job.id)).read()
         assert found is not None
         assert found[0].step >= steps[job.id]
+
+
+@pytest.mark.parametrize("to", ["the parent", "everybody"])
+def test_a_worker_without_a_job_does_not_take_the_others_with_it(
+    jobs: list[Job], home: Path, tmp_path: Path, to: str
+) -> None:
+    """Asked by the terminal, or by a scheduler that tells every process of a group."""
+    linear, bitfit = jobs
+    long = replace(bitfit, recipe=replace(bitfit.recipe, steps=100_000, evaluations=10))
+    where = replace(studies.places(home), store=tmp_path)
+    ended: list[str] = []
+    asked_at: list[int] = []
+
+    def press(tick: Tick) -> None:
+        if ended and not asked_at and tick.job_id == long.id and tick.step % SAVE:
+            asked_at.append(tick.step)
+            children = psutil.Process().children(recursive=True) if to == "everybody" else []
+            for process in (*children, psutil.Process()):
+                process.send_signal(signal.SIGTERM)
+
+    with pytest.raises(KeyboardInterrupt):
+        workers.run_all([linear, long], where, 2, press, lambda job, _: ended.append(job.id))
+    assert ended == [linear.id]
+    found = Checkpoint(Store(tmp_path).folder(long.id)).read()
+    assert found is not None
+    assert found[0].step >= asked_at[0]
 
 
 def test_workers_whose_parent_was_killed_end_behind_a_checkpoint(home: Path, tmp_path: Path) -> None:

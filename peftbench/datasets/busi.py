@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from peftbench import walk
 from peftbench.catalogue import dataset_card
 from peftbench.contract import Card, Presence, Splits
 from peftbench.datasets import _files
@@ -57,7 +58,7 @@ def near_duplicates(files: Sequence[Path]) -> list[tuple[int, int]]:
 
 
 def _images(folder: Path) -> list[Path]:
-    return [file for file in _files.images_in(folder) if "_mask" not in file.stem]
+    return [file for file in walk.images_in(folder) if "_mask" not in file.stem]
 
 
 def _thumbnail(file: Path) -> Thumbnails:

@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
+from peftbench import walk
 from peftbench.catalogue import dataset_card
 from peftbench.contract import Card, Part, Presence, Splits
 from peftbench.datasets import _files
@@ -41,9 +42,7 @@ class Chaoyang:
 
     def presence(self, root: Path) -> Presence:
         """Images in the two folders."""
-        return _files.presence(
-            root, NAME, NEEDED, lambda home: sum(len(_files.images_in(home / p)) for p in NEEDED[2:])
-        )
+        return _files.presence(root, NAME, NEEDED, lambda home: sum(len(walk.images_in(home / p)) for p in NEEDED[2:]))
 
     def load(self, root: Path, seed: int) -> Splits:
         """Read the lists; raises MissingDataError, DataError for a list that cannot be used."""

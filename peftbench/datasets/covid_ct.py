@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from peftbench import walk
 from peftbench.catalogue import dataset_card
 from peftbench.contract import Card, Part, Presence, Splits
 from peftbench.datasets import _files
@@ -34,7 +35,7 @@ class CovidCT:
 
     def presence(self, root: Path) -> Presence:
         """Images of both classes."""
-        return _files.presence(root, NAME, self._needed, lambda home: _files.count(home, ["Images-processed"]))
+        return _files.presence(root, NAME, self._needed, lambda home: walk.count(home, ["Images-processed"]))
 
     def load(self, root: Path, seed: int) -> Splits:  # noqa: ARG002  the split is official
         """Read the lists; raises MissingDataError also when of a list no image is there."""
@@ -78,7 +79,7 @@ def _listed(home: Path, name: str, label: str) -> list[Path]:
 
 
 def _unlisted(home: Path, parts: Mapping[str, Part]) -> tuple[str, ...]:
-    others = _files.count(home, ["Images-processed"]) - sum(map(len, parts.values()))
+    others = walk.count(home, ["Images-processed"]) - sum(map(len, parts.values()))
     return (f"{others} images stand in no official list and are left out.",) if others > 0 else ()
 
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from peftbench import pictures
+from peftbench import pictures, walk
 from peftbench.contract import Card, Part, Splits
 from peftbench.datasets import _files, _own
 from peftbench.errors import DataError, MissingDataError, SplitError
@@ -62,7 +62,7 @@ def classes_of(home: Path) -> tuple[str, ...]:
 def key_of(home: Path) -> str:
     """What groups the images: the patients that DICOM files state, else nothing."""
     folders, _ = _layout(home)
-    files = (file for folder in folders.values() for file in _files.images_in(folder))
+    files = (file for folder in folders.values() for file in walk.images_in(folder))
     return _own.PATIENT if pictures.states_patients(list(files)) else ""
 
 
@@ -71,14 +71,14 @@ def read(home: Path, classes: tuple[str, ...]) -> _own.Given:
     folders, ignored = _layout(home)
     beside = (f"Folders beside the parts are left out: {len(ignored)}.",) if ignored else ()
     of_classes = [folder / label for folder in folders.values() for label in classes]
-    notes = (*beside, *_files.left_out(of_classes), *_doubted(of_classes))
+    notes = (*beside, *walk.left_out(of_classes), *_doubted(of_classes))
     given = _own.Given(classes, {name: _part(home, folder, classes) for name, folder in folders.items()}, notes)
     return _own.patients_kept(given) if key_of(home) else given
 
 
 def _doubted(folders: Sequence[Path]) -> tuple[str, ...]:
     """A note where every class folder holds folders of the same names: those may be the classes."""
-    below = [frozenset(child.name for child in _files.subfolders(folder)) for folder in folders if folder.is_dir()]
+    below = [frozenset(child.name for child in walk.subfolders(folder)) for folder in folders if folder.is_dir()]
     shared = sorted(frozenset.intersection(*below))
     found = ", ".join(shared[:SHOWN]) + (", ..." if len(shared) > SHOWN else "")
     says = f"Every class folder holds the folders {found}: if those are the classes, give a table instead."
@@ -89,7 +89,7 @@ def _layout(home: Path) -> tuple[dict[str, Path], list[Path]]:
     """Folders by part (`train`, `val`, `test`, or `all` where nothing is held out), and the others beside them."""
     if not home.is_dir():
         raise MissingDataError(f"{home} is no folder; give a folder of class folders: folder:PATH.")
-    below = _files.subfolders(home)
+    below = walk.subfolders(home)
     named = [folder for folder in below if folder.name.lower() in _own.NAMES]
     parts = {_own.NAMES[folder.name.lower()]: folder for folder in named}
     if not named or (len(named) < len(below) and "train" not in parts):
@@ -107,7 +107,7 @@ def _layout(home: Path) -> tuple[dict[str, Path], list[Path]]:
 
 def _classes(folders: Mapping[str, Path]) -> tuple[str, ...]:
     """The class folders of the training images; those of other parts must be among them."""
-    names = {part: [child.name for child in _files.subfolders(folder)] for part, folder in folders.items()}
+    names = {part: [child.name for child in walk.subfolders(folder)] for part, folder in folders.items()}
     train = names["all" if "all" in names else "train"]
     if len(train) < 2:  # noqa: PLR2004  one class is no classification
         where = folders["all" if "all" in folders else "train"]
@@ -131,9 +131,9 @@ def _part(home: Path, folder: Path, classes: tuple[str, ...]) -> Part:
 
 def _images(folder: Path) -> list[Path]:
     """The images of a class folder, none if the part has no such folder; an empty folder is a mistake."""
-    files = _files.images_in(folder)
+    files = walk.images_in(folder)
     if folder.is_dir() and not files:
-        raise DataError(f"{folder} holds no image ({', '.join(sorted(_files.EXTENSIONS))}); fill or remove it.")
+        raise DataError(f"{folder} holds no image ({', '.join(sorted(walk.EXTENSIONS))}); fill or remove it.")
     return files
 
 

@@ -1,0 +1,80 @@
+"""Image files in a folder and below: the same for training and for prediction.
+
+Links are followed, each folder once; hidden files (such as macOS's ._copies) and what is named like no image are not
+seen.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from peftbench import pictures
+from peftbench.errors import DataError
+
+EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}) | pictures.DICOM
+KINDS_TOLD = 3  # suffixes of files that are left out, the most frequent
+
+
+def images_in(folder: Path) -> list[Path]:
+    """The image files in `folder` and below, sorted; hidden ones (such as macOS's ._copies) left out."""
+    found = [f"{place}{os.sep}{name}" for place, names in _walk(folder) for name in names if _is_image(name)]
+    return [Path(file) for file in sorted(found, key=lambda file: file.split(os.sep))]  # noqa: PTH206 - as paths sort, but soon
+
+
+def left_out(folders: Iterable[Path]) -> tuple[str, ...]:
+    """A note on the visible files in these folders and below whose names are none of images, by suffix."""
+    names = (name for folder in folders for _, found in _walk(folder) for name in found)
+    kinds = Counter(_suffix(name) or "no suffix" for name in names if not _is_image(name))
+    told = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(KINDS_TOLD))
+    return (f"Files left out because of their names: {sum(kinds.values())} ({told}).",) if kinds else ()
+
+
+def count(home: Path, folders: Sequence[str]) -> int:
+    """The image files in these folders of `home` and below."""
+    return sum(_is_image(name) for folder in folders for _, names in _walk(home / folder) for name in names)
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """The visible folders directly in `folder`, sorted."""
+    with os.scandir(folder) as children:
+        return sorted(Path(child.path) for child in children if child.is_dir() and not _is_hidden(child.name))
+
+
+def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """Folders with the names of their visible files; of a hundred thousand files the disk is not asked about each."""
+    above = {os.path.realpath(folder), *map(str, folder.resolve().parents)}
+    for place, below, names in os.walk(folder, onerror=_refuse, followlinks=True):
+        below[:] = [n for n in below if not _is_hidden(n) and not _leads_back(f"{place}{os.sep}{n}", above)]
+        yield place, [name for name in names if not _is_hidden(name)]
+
+
+def _refuse(error: OSError) -> None:
+    """A folder that cannot be read must not pass for an empty one; where there is none, there is no image."""
+    if isinstance(error, FileNotFoundError):
+        return
+    raise DataError(f"{error.filename} cannot be read ({error.strerror}); mend or remove it.")
+
+
+def _leads_back(folder: str, above: set[str]) -> bool:
+    """Whether it is a link to one of the folders `above`, or to where another has led, which it then joins."""
+    if not os.path.islink(folder):  # noqa: PTH114
+        return False
+    leads = os.path.realpath(folder)
+    known = leads in above
+    above.add(leads)
+    return known
+
+
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()  # noqa: PTH122 - a hundred thousand times
+
+
+def _is_image(name: str) -> bool:
+    return _suffix(name) in EXTENSIONS
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith((".", "__MACOSX"))

@@ -70,7 +70,10 @@ def test_names_from_old_archives_are_names(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PEFTBENCH_CACHE", str(tmp_path / "cache"))
     images = studies.draw(tmp_path / "images", 8)
-    os.rename(images / "dots/00.png", os.fsencode(images) + b"/dots/M\xfcller.png")  # noqa: PTH104 - of bytes
+    try:
+        os.rename(images / "dots/00.png", os.fsencode(images) + b"/dots/M\xfcller.png")  # noqa: PTH104 - of bytes
+    except OSError:
+        pytest.skip("this file system takes UTF-8 only")
     asked = [
         *["run", "--methods", "linear", "--recipe", "quick", "--train-share", "60%", "--datasets"],
         "folder:images",

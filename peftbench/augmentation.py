@@ -56,20 +56,20 @@ POLICIES: Mapping[str, Policy] = MappingProxyType(
         "other": Policy(),
     }
 )
-_WORDS = MappingProxyType(  # in a card's modality, the first that fits
+_WORDS = MappingProxyType(  # in a card's modality, the first that fits: the machine before what it looks at
     {
-        "histology": r"histolog|patholog",
-        "microscopy": r"microscop|cytolog|blood",
-        "dermatoscopy": r"dermat|dermosc|skin",
-        "endoscopy": r"endoscop|colonoscop|gastroscop",
-        "fundus": r"fundus",
+        "ultrasound": r"ultraso|sonogra",
         "oct": r"\boct\b|coherence",
         "ct": r"\bct\b|computed tomograph",
         "x-ray": r"x-?ray|radiogra|mammogra",
-        "ultrasound": r"ultraso|sonogra",
+        "fundus": r"fundus",
+        "dermatoscopy": r"dermat|dermosc|skin",
+        "endoscopy": r"endoscop|colonoscop|gastroscop",
+        "histology": r"histolog|patholog",
+        "microscopy": r"microscop|cytolog|blood",
     }
 )
-SIDED = " sided"  # behind a policy's name: left and right are different classes
+SIDED = " with sides"  # behind a policy's name: left and right are different classes
 
 
 def policy_name(card: Card) -> str:
@@ -81,9 +81,9 @@ def policy_name(card: Card) -> str:
 
 
 def policy(name: str) -> Policy:
-    """The policy of that name; where sides matter, without mirroring, turning over included."""
+    """The policy of that name; where sides matter, without mirroring and without turning over."""
     found = POLICIES[name.removesuffix(SIDED)]
-    return replace(found, mirror=False, upside_down=False) if name.endswith(SIDED) else found
+    return replace(found, mirror=False, upside_down=False, quarter_turns=False) if name.endswith(SIDED) else found
 
 
 def make(kind: Kind, policy_: str, preprocessing: Preprocessing) -> Augment | None:

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from peftbench import backbone, cost, ledger, measure
+from peftbench import backbone, cost, ledger, measure, official
 from peftbench.asked import Row, rows_of
 from peftbench.backbone import Source
+from peftbench.catalogue import dataset_entry, dataset_names
 from peftbench.cost import Alone
 from peftbench.head import Classifier, Head
 from peftbench.inventory import open_dataset
@@ -23,6 +24,7 @@ from peftbench.recipe import Recipe
 from peftbench.record import WHOLE, Memory
 from peftbench.request import complete, make_recipe
 from peftbench.spec import Places, Study
+from peftbench.study import trained
 
 PLACE = 40  # bytes an entry at most: where a single weight lies, in every form that its product may want
 DTYPES: Mapping[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16}
@@ -39,19 +41,28 @@ class Expected:
 def outline(study: Study, places: Places) -> list[dict[str, Any]]:
     """The jobs of a study by name, with exact counts and without weights or images.
 
-    `memory` is in bytes, `seconds` of training as measured on this machine; both are None where nothing trains, the
-    latter where nothing was measured.
+    `trials` is how many learning rates are tried out before it, which the seeds of a study share where the data set
+    states its test part. `memory` is in bytes, `seconds` of training as measured on this machine; both are None where
+    nothing trains, the latter where nothing was measured. `steps`, too, where they follow from images that nobody has
+    counted.
     """
     study, _ = complete(study, places)
     recipe = make_recipe(study, places.device)
     source = backbone.find(study.backbone, study.image_size, blank=True)
     blank = source.blank()
     total, width = sum(p.numel() for p in blank.parameters()), blank.num_features
-    found = [(row, _about(row, recipe, study.threads, places)) for row in rows_of(study, source)]
+    rows, memory = rows_of(study, source), dict[tuple[int, Recipe], Expected | None]()
     jobs: list[dict[str, Any]] = []
     for name in study.datasets:
         head = (width + 1) * len(open_dataset(name).card.classes)
-        for row, costs in found:
+        images = dataset_entry(name).sizes.get("train") if name in dataset_names() else None
+        for number, row in enumerate(rows):
+            how, rates = trained(row, study, recipe, {"train": images or 1, "val": 1})
+            step = number, replace(how, steps=1, lr=1.0, min_lr=0.0, warmup_lr=0.0)  # what decides its memory
+            if step not in memory:
+                memory[step] = expect(row, how, places.device) if row.method.trains else None
+            told = bool(images) or not official.by_epochs(row.name, how)
+            costs = _costs(memory[step], seconds(row, how, study.threads, places) if told else None)
             count = row.fit.reached if row.fit else row.method.count(blank)
             shown: dict[str, Any] = {
                 "method": row.label,
@@ -64,18 +75,18 @@ def outline(study: Study, places: Places) -> list[dict[str, Any]]:
                 "share": f"{count / total:.4%}",
                 "with head": count + (head if row.method.trains else 0),
             }
-            run = {"recipe": recipe.name, "steps": recipe.steps, **costs}
+            run = {"recipe": how.name, "steps": how.steps if told else None, **costs}
+            run["trials"] = len(rates) if len(rates) > 1 else 0
             cuts = [{"images": str(cut) or "all"} if study.variants != (WHOLE,) else {} for cut in study.variants]
             jobs += [{**shown, **cut, "seed": seed, **run} for cut in cuts for seed in study.seeds]
     return jobs
 
 
-def _about(row: Row, recipe: Recipe, threads: int, places: Places) -> dict[str, Any]:
-    expected = expect(row, recipe, places.device) if row.method.trains else None
+def _costs(expected: Expected | None, seconds: float | None) -> dict[str, Any]:
     return {
         "memory": expected.memory.total if expected else None,
         "memory is": ("exact" if expected.exact else "at most") if expected else "",
-        "seconds": seconds(row, recipe, threads, places),
+        "seconds": seconds,
     }
 
 

@@ -41,6 +41,7 @@ def _identity(record: Record) -> dict[str, Any]:
         "fields": json.dumps(record.method.fields, sort_keys=True, default=list),
         "dataset": record.data.name,
         "synthetic": bool(record.data.card.get("synthetic")),
+        "positive": _positive(record),
         "splits": record.data.variant.splits,
         "train_share": record.data.variant.share,
         "shots": record.data.variant.shots or None,
@@ -53,6 +54,12 @@ def _identity(record: Record) -> dict[str, Any]:
         "lr": record.recipe.get("lr"),
         "tuned": record.tuning is not None,
     }
+
+
+def _positive(record: Record) -> str | None:
+    """The class whose F1 and sensitivity are told, where there are two: the second."""
+    classes = record.data.card.get("classes", ())
+    return str(classes[1]) if len(classes) == 2 and record.data.card.get("task", "single") == "single" else None  # noqa: PLR2004
 
 
 def _sizes(record: Record) -> dict[str, Any]:

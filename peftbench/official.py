@@ -56,6 +56,12 @@ def rates(method: str, made: Recipe) -> tuple[float, ...]:
     return tuple(float(f"{rate * scale:.4g}") for rate in found)
 
 
+def by_epochs(method: str, made: Recipe) -> bool:
+    """Whether the number of steps follows from that of the training images."""
+    theirs = entry(method)
+    return made.name == "official" and not theirs.steps and bool(theirs.epochs)
+
+
 def fields(method: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """The authors' hyper-parameters where they are not our defaults; `given` ones win."""
     return {**entry(method).fields, **given}

@@ -36,7 +36,20 @@ def open_picture(file: Path) -> Image.Image:
         if is_dicom(file):
             return _dicom(file)
         with Image.open(file) as picture:
+            if _is_stack(picture):
+                raise ValueError(f"{file} holds several pages; export the one to classify.")
             return to_rgb(picture)
+
+
+def _is_stack(picture: Image.Image) -> bool:
+    """Whether a TIFF holds a second page of the same size; a smaller one is a preview of the first."""
+    if picture.format != "TIFF" or getattr(picture, "n_frames", 1) == 1:
+        return False
+    first = picture.size
+    picture.seek(1)
+    second = picture.size
+    picture.seek(0)
+    return first == second
 
 
 @contextmanager
@@ -63,8 +76,11 @@ def is_dicom(file: Path) -> bool:
         return True
     if file.suffix.lower() in Image.registered_extensions():
         return False
-    with file.open("rb") as stream:
-        return stream.read(132)[128:] == b"DICM"
+    try:
+        with file.open("rb") as stream:
+            return stream.read(132)[128:] == b"DICM"
+    except OSError:  # told when the images are decoded
+        return False
 
 
 def notes(files: Sequence[Path]) -> tuple[str, ...]:
@@ -72,7 +88,7 @@ def notes(files: Sequence[Path]) -> tuple[str, ...]:
 
     Raises DataError for DICOM files where pydicom is not installed.
     """
-    medical = [file for file in files if file.suffix.lower() in DICOM]
+    medical = [file for file in files if is_dicom(file)]
     if medical:
         _require_pydicom(medical[0])
     deep = sum(_is_deep(file) for file in files if file.suffix.lower() in DEEP)
@@ -86,7 +102,7 @@ def notes(files: Sequence[Path]) -> tuple[str, ...]:
 
 def states_patients(files: Sequence[Path]) -> bool:
     """Whether DICOM files among these tell patients apart: two of LOOKED_AT of them, evenly spread, have other IDs."""
-    medical = [file for file in files if file.suffix.lower() in DICOM]
+    medical = [file for file in files if is_dicom(file)]
     if not medical or find_spec("pydicom") is None:
         return False
     found: set[str] = set()
@@ -120,6 +136,8 @@ def _is_deep(file: Path) -> bool:
 def _windowed(values: Grey, window: Window | None = None) -> Grey:
     """Values (H, W) in 0..1, cut off below and above the window, or at the percentiles."""
     low, high = window or _percentiles(values[np.isfinite(values)])
+    if window and low == high:  # of width 1: a step
+        return np.asarray(values > low, np.float64)
     span = high - low if high > low else 1.0
     return np.nan_to_num((values.clip(low, high) - low) / span)
 

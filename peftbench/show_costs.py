@@ -20,7 +20,7 @@ from peftbench.spec import Places, Study
 from peftbench.store import make_room, write_json
 
 NONE = cells.NONE
-_APART = ("recipe", "steps", "memory", "memory is", "seconds")  # of a planned job, not shown as they are
+_APART = ("recipe", "memory", "memory is", "seconds")  # of a planned job, not shown as they are
 _MINUTE, _HOUR = 60, 3600  # seconds
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
 
@@ -145,11 +145,12 @@ def show_plan(asked: Study, places: Places, *, as_json: bool) -> None:
     if as_json:
         console.print_json(json.dumps(rows))
         return
-    apart = (*_APART, *(() if asked.ratios else ("targets",)))
+    same = {name for name in ("steps", "trials") if len({row[name] for row in rows}) == 1}
+    apart = (*_APART, *same, *(() if asked.ratios else ("targets",)))
     shown = [_planned(row, apart) for row in rows]
-    screen = Table(
-        title=f"{len(rows)} jobs of {rows[0]['steps']:,} steps, recipe {rows[0]['recipe']}; ids need the files"
-    )
+    steps = {row["steps"] for row in rows}
+    each = f" of {steps.pop():,} steps" if len(steps) == 1 and None not in steps else ""
+    screen = Table(title=f"{len(rows)} jobs{each}, recipe {rows[0]['recipe']}; ids need the files")
     for column in shown[0]:
         right = isinstance(rows[0].get(column), int) or column == "training"
         screen.add_column(column, justify="right" if right else "left", overflow="fold")
@@ -171,10 +172,18 @@ def _planned(row: Mapping[str, Any], apart: Sequence[str]) -> dict[str, Any]:
 def _foretold(rows: Sequence[Mapping[str, Any]], asked: Study) -> list[str]:
     """What stands behind memory and time."""
     unknown = list(dict.fromkeys(str(row["method"]) for row in rows if row["seconds"] is None))
-    known = sum(row["seconds"] or 0.0 for row in rows)
+    tried = [row for row in rows if row["trials"] and row["seed"] == rows[0]["seed"]]
+    trials = sum(row["trials"] for row in tried)
+    known = sum(row["seconds"] or 0.0 for row in rows) + sum(row["trials"] * (row["seconds"] or 0.0) for row in tried)
     says = ["Memory: what a training step holds, without the decoded images; ≤ where the method chooses by the data."]
+    if trials:
+        again = "; where a data set states no test part, each further seed has its own" if len(asked.seeds) > 1 else ""
+        says.append(f"Before them: {trials:,} trials of as many steps, which find the learning rates{again}.")
     if known:
-        says.append(f"Training of the jobs whose time is known: about {duration(known)}, one after the other.")
+        says.append(
+            f"Training of the jobs{' and trials' if trials else ''} whose time is known: about {duration(known)}, "
+            "one after the other."
+        )
     if unknown:
         says.append(
             f"Time unknown for {', '.join(unknown)}: nothing was measured here. `{_advice(rows, asked)}` does it."

@@ -195,7 +195,7 @@ def _draft(
 ) -> Draft:
     name, variant, seed = where
     fields, defaults = row.method.values(), type(row.method)().values()
-    recipe, rates = _trained(row, study, recipe, data.sizes)
+    recipe, rates = trained(row, study, recipe, data.sizes)
     job = Job(
         method=row.name,
         version=row.method.version,
@@ -221,13 +221,20 @@ def _draft(
     )
     if len(rates) == 1:
         return Draft(job, row.targets)
-    first = replace(job, seed=study.seeds[0], fingerprint=tuning_data.fingerprint, split=tuning_data.rule, role="trial")
-    first = replace(first, digest=row.source.digest(first.seed))
+    first = replace(job, role="trial")
+    if not _seen_in(tuning_data, data):
+        first = replace(first, seed=study.seeds[0], fingerprint=tuning_data.fingerprint, split=tuning_data.rule)
+        first = replace(first, digest=row.source.digest(first.seed))
     trials = tuple(replace(first, recipe=recipe.at(rate)) for rate in rates)
     return Draft(job, row.targets, trials)
 
 
-def _trained(row: Row, study: Study, recipe: Recipe, sizes: Mapping[str, int]) -> tuple[Recipe, Sequence[float]]:
+def _seen_in(tuning_data: Data, data: Data) -> bool:
+    """Whether trials on the first seed's parts would see test images of another seed's, which must decide nothing."""
+    return bool({*tuning_data.names["train"], *tuning_data.names["val"]} & {*data.names["test"]})
+
+
+def trained(row: Row, study: Study, recipe: Recipe, sizes: Mapping[str, int]) -> tuple[Recipe, Sequence[float]]:
     """How a method is trained, and the learning rates to choose from; without validation the middle one of a grid."""
     if recipe.name == "quick" and study.lr is None:
         recipe = recipe.at(QUICK_RATES.get(row.name, recipe.lr))

@@ -6,6 +6,7 @@ seen.
 
 from __future__ import annotations
 
+import mimetypes
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,8 +28,9 @@ def images_in(folder: Path) -> list[Path]:
 def left_out(folders: Iterable[Path]) -> tuple[str, ...]:
     """A note on the visible files in these folders and below whose names are none of images, by suffix."""
     names = (name for folder in folders for _, found in _walk(folder) for name in found)
-    kinds = Counter(_suffix(name) or "no suffix" for name in names if not _is_image(name))
-    told = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(KINDS_TOLD))
+    kinds = Counter(_kind(name) for name in names if not _is_image(name))
+    most = sorted(kinds.items(), key=lambda pair: (-pair[1], pair[0]))[:KINDS_TOLD]
+    told = ", ".join(f"{count} {kind}" for kind, count in most)
     return (f"Files left out because of their names: {sum(kinds.values())} ({told}).",) if kinds else ()
 
 
@@ -45,10 +47,17 @@ def subfolders(folder: Path) -> list[Path]:
 
 def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
     """Folders with the names of their visible files; of a hundred thousand files the disk is not asked about each."""
-    above = {os.path.realpath(folder), *map(str, folder.resolve().parents)}
-    for place, below, names in os.walk(folder, onerror=_refuse, followlinks=True):
-        below[:] = [n for n in below if not _is_hidden(n) and not _leads_back(f"{place}{os.sep}{n}", above)]
-        yield place, [name for name in names if not _is_hidden(name)]
+    seen = {*map(str, folder.resolve().parents)}  # a link to one of these would lead round in a circle
+    waiting = [str(folder)]
+    while waiting:  # links come behind the folders themselves
+        for place, below, names in os.walk(waiting.pop(0), onerror=_refuse):
+            real = os.path.realpath(place)
+            below[:] = [] if real in seen else sorted(name for name in below if not _is_hidden(name))
+            if real not in seen:
+                seen.add(real)
+                yield place, [name for name in names if not _is_hidden(name)]
+            inside = (f"{place}{os.sep}{name}" for name in below)
+            waiting += [path for path in inside if os.path.islink(path)]  # noqa: PTH114
 
 
 def _refuse(error: OSError) -> None:
@@ -58,14 +67,10 @@ def _refuse(error: OSError) -> None:
     raise DataError(f"{error.filename} cannot be read ({error.strerror}); mend or remove it.")
 
 
-def _leads_back(folder: str, above: set[str]) -> bool:
-    """Whether it is a link to one of the folders `above`, or to where another has led, which it then joins."""
-    if not os.path.islink(folder):  # noqa: PTH114
-        return False
-    leads = os.path.realpath(folder)
-    known = leads in above
-    above.add(leads)
-    return known
+def _kind(name: str) -> str:
+    """A suffix that says what a file is; any other may be a piece of a patient's name."""
+    suffix = _suffix(name)
+    return (suffix if mimetypes.guess_type(f"a{suffix}")[0] else "other") if suffix else "no suffix"
 
 
 def _suffix(name: str) -> str:

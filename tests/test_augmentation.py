@@ -139,6 +139,8 @@ def test_medical_is_drawn_from_seed_and_step() -> None:
         ("optical coherence tomography of the retina", "oct"),
         ("breast ultrasound", "ultrasound"),
         ("blood cell microscopy", "microscopy"),
+        ("endoscopic ultrasound", "ultrasound"),
+        ("CT of intracranial blood", "ct"),
         ("unknown", "other"),
     ],
 )
@@ -154,8 +156,10 @@ def test_every_data_set_of_the_catalogue_has_a_policy_of_its_own() -> None:
 
 def test_nothing_is_mirrored_where_left_and_right_are_classes() -> None:
     name = policy_name(card("abdominal CT, axial", "kidney-left", "kidney-right"))
-    assert name == "ct sided"
+    assert name == "ct with sides"
     assert not policy(name).mirror
+    skin = policy(policy_name(card("dermatoscopy", "left arm", "right arm")))
+    assert not skin.mirror | skin.upside_down | skin.quarter_turns  # half a turn changes sides, too
     assert policy("ct").mirror
 
 
@@ -173,9 +177,9 @@ def test_an_x_ray_is_never_upside_down_and_a_ct_never_coloured() -> None:
 
 def test_make_gives_what_was_asked_for() -> None:
     batch = torch.rand(4, 3, 16, 16)
-    made = make("medical", "ct sided", PLAIN)
+    made = make("medical", "ct with sides", PLAIN)
     assert made is not None
-    wanted = medical(batch, 1, 2, policy=policy("ct sided"), preprocessing=PLAIN)
+    wanted = medical(batch, 1, 2, policy=policy("ct with sides"), preprocessing=PLAIN)
     assert torch.equal(made(batch, 1, 2), wanted)
     assert make("light", "", PLAIN) is augmentation.light
 

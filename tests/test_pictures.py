@@ -91,6 +91,15 @@ def test_eight_bits_stay_as_they_are(tmp_path: Path) -> None:
     assert np.array_equal(shown(tmp_path / "x.png"), grey)
 
 
+def test_a_stack_of_pages_is_refused_and_a_preview_passed_over(tmp_path: Path) -> None:
+    pages = [Image.new("L", (8, 8), grey) for grey in (10, 200)]
+    pages[0].save(tmp_path / "stack.tif", save_all=True, append_images=pages[1:])
+    with pytest.raises(ValueError, match="holds several pages; export the one to classify"):
+        open_picture(tmp_path / "stack.tif")
+    pages[0].save(tmp_path / "preview.tif", save_all=True, append_images=[pages[1].resize((4, 4))])
+    assert (shown(tmp_path / "preview.tif") == 10).all()
+
+
 # --- DICOM -----------------------------------------------------------------------------------------------------------
 
 
@@ -101,6 +110,11 @@ def test_dicom_is_shown_in_its_own_first_window(tmp_path: Path) -> None:
     assert grey[950] == 0
     assert grey[1049] == 255
     assert grey[1000] == round(255 * 50 / 99)
+
+
+def test_a_window_of_width_1_is_a_step(tmp_path: Path) -> None:
+    grey = shown(write_dicom(tmp_path / "x.dcm", RAMP, WindowCenter=1000, WindowWidth=1)).ravel()
+    assert (grey[999], grey[1000]) == (0, 255)
 
 
 def test_a_window_counts_rescaled_values(tmp_path: Path) -> None:

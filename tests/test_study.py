@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from peftbench import request
+from peftbench import catalogue, official, request
 from peftbench import study as studies_
 from peftbench.errors import MissingDataError, RequestError, SplitError, UnknownNameError, WeightsError
 from peftbench.forecast import outline
 from peftbench.inventory import open_dataset
-from peftbench.recipe import grid
+from peftbench.recipe import RECIPES, grid
 from peftbench.record import Record
 from peftbench.registry import registry
 from peftbench.spec import PAPER_SIX, Job, Places, Study, load_study
@@ -245,10 +245,25 @@ def test_every_method_gets_the_same_trials_and_none_is_final(home: Path) -> None
         assert draft.job.id not in {trial.id for trial in draft.trials}
 
 
-def test_seeds_share_the_trials_of_the_first(home: Path) -> None:
-    first, second = resolve(home, tune=2, seeds=(3, 4)).drafts
+def test_seeds_share_the_trials_of_the_first_where_the_test_part_is_stated(home: Path, tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        studies.draw(tmp_path / "given" / part, 8, seed=len(part))
+    asked = studies.small(tmp_path / "given", tune=2, seeds=(3, 4))
+    first, second = studies_.resolve(asked, studies.places(home)).drafts
     assert [t.id for t in first.trials] == [t.id for t in second.trials]
     assert {t.seed for t in second.trials} == {3}
+
+
+def test_no_test_image_of_any_seed_is_in_the_trials_that_find_its_rate(home: Path) -> None:
+    """Where each seed cuts the parts anew, the first one's train and val hold what others test on."""
+    resolved = resolve(home, tune=2, seeds=(0, 1, 2))
+    data = {one.fingerprint: one for one in resolved.data}
+    for draft in resolved.drafts:
+        test = {*data[draft.job.fingerprint].names["test"]}
+        assert {trial.role for trial in draft.trials} == {"trial"}
+        for trial in draft.trials:
+            assert not test & {*data[trial.fingerprint].names["train"], *data[trial.fingerprint].names["val"]}
+            assert trial.seed == draft.job.seed
 
 
 @pytest.mark.parametrize(
@@ -379,6 +394,22 @@ def test_the_paper_s_jobs_are_listed_with_exact_counts_and_nothing_at_hand(tmp_p
     }
     assert {row["with head"] - row["trainable"] for row in busi if row["method"] != "majority"} == {3 * 769}
     assert {(row["recipe"], row["steps"]) for row in rows} == {("paper", 40_000)}
+
+
+def test_a_plan_knows_the_trials_and_what_the_authors_do(tmp_path: Path) -> None:
+    asked = Study(
+        methods=("adaptformer", "bitfit"), datasets=("chaoyang",), backbone="mini", baselines=False, recipe="official"
+    )
+    adaptformer, bitfit = outline(asked, studies.places(tmp_path))
+    images = catalogue.dataset_entry("chaoyang").sizes["train"]
+    for row, method in ((adaptformer, "adaptformer"), (bitfit, "bitfit")):
+        made = official.recipe(method, RECIPES["official"], images, {})
+        assert (row["steps"], row["trials"]) == (made.steps, 0)
+    (tuned,) = outline(replace(asked, methods=("lora",), recipe="standard"), studies.places(tmp_path))
+    assert tuned["trials"] == 4
+    images_of_a_user = studies.draw(tmp_path / "images", 2)
+    asked = replace(asked, methods=("adaptformer", "shpeft"), datasets=(f"folder:{images_of_a_user}",))
+    assert [row["steps"] for row in outline(asked, studies.places(tmp_path))] == [None, 40_000]
 
 
 def test_a_plan_lists_no_job_twice(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from peftbench.contract import Preprocessing
 from peftbench.errors import RequestError, WeightsError
 
 LARGEST = 4096  # pixels; above, the position embedding alone is gigabytes
+KERNELS = ("patch_embed.proj.weight", "visual.conv1.weight")  # as timm and open_clip call it
 
 
 def own_file(name: str) -> Path:
@@ -79,6 +80,7 @@ def fill(vit: VisionTransformer, file: Path, depth: int | None = None) -> None:
     blocks of a deeper file from there on are left out too. Raises WeightsError.
     """
     content = _read(file)
+    _refuse_other_patches(file, content, vit)
     try:
         tensors = checkpoint_filter_fn(content, vit)
     except (KeyError, RuntimeError, ValueError, AttributeError, AssertionError) as error:
@@ -86,6 +88,16 @@ def fill(vit: VisionTransformer, file: Path, depth: int | None = None) -> None:
     wanted = {n: t for n, t in tensors.items() if not (n.startswith("head.") or _beyond(n, depth))}
     _refuse_misfit(file, vit.state_dict(), wanted)
     vit.load_state_dict(wanted, strict=True)
+
+
+def _refuse_other_patches(file: Path, content: Mapping[str, Any], vit: VisionTransformer) -> None:
+    """Raises WeightsError for a patch kernel of another size, which timm's filter would resample without a word."""
+    wanted = tuple(vit.patch_embed.proj.weight.shape[2:])
+    for name, tensor in content.items():
+        found = tuple(tensor.shape[2:])
+        if name.endswith(KERNELS) and len(found) == len(wanted) and found != wanted:
+            sizes = " and the network of ".join(f"{high} x {wide} px" for high, wide in (found, wanted))
+            raise WeightsError(f"{file} is of another network: it cuts images into patches of {sizes}.")
 
 
 def _beyond(name: str, depth: int | None) -> bool:

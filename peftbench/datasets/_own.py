@@ -57,7 +57,7 @@ def patients_kept(given: Given) -> Given:
 
 def _by_patient(part: Part) -> Part:
     medical = [Path(file) for file in part.images]
-    known = [pictures.patient(file) if file.suffix.lower() in pictures.DICOM else "" for file in medical]
+    known = [pictures.patient(file) if pictures.is_dicom(file) else "" for file in medical]
     groups = tuple(f"patient {one}" if one else name for one, name in zip(known, part.names, strict=True))
     return replace(part, groups=groups)
 

@@ -18,8 +18,6 @@ from peftbench.contract import Card, Part, Splits
 from peftbench.datasets import _files, _own
 from peftbench.errors import DataError, MissingDataError, SplitError
 
-SHOWN = 5  # names in a note
-
 
 @dataclass(frozen=True)
 class Folder:
@@ -77,11 +75,10 @@ def read(home: Path, classes: tuple[str, ...]) -> _own.Given:
 
 
 def _doubted(folders: Sequence[Path]) -> tuple[str, ...]:
-    """A note where every class folder holds folders of the same names: those may be the classes."""
+    """A note where every class folder holds folders of the same names: those may be the classes, or patients."""
     below = [frozenset(child.name for child in walk.subfolders(folder)) for folder in folders if folder.is_dir()]
     shared = sorted(frozenset.intersection(*below))
-    found = ", ".join(shared[:SHOWN]) + (", ..." if len(shared) > SHOWN else "")
-    says = f"Every class folder holds the folders {found}: if those are the classes, give a table instead."
+    says = f"Every class folder holds the same {len(shared)} folders: if those are the classes, give a table instead."
     return (says,) if len(shared) > 1 else ()
 
 

@@ -88,6 +88,9 @@ def lines_of(file: Path, *, several: bool = False) -> list[Line]:
     if broken := next((row for row in rows for cell in row if "\n" in cell or "\r" in cell), None):
         raise DataError(f"{file}: a cell in the line of {broken[0][:60]!r} holds a line break; close its quotes.")
     columns = [name.strip().lower() for name in rows[0]] if rows else []
+    if longer := next((row for row in rows[1:] if any(cell.strip() for cell in row[len(columns) :])), None):
+        what = f"the line of {longer[0][:60]!r} holds more cells than the first line"
+        raise DataError(f"{file}: {what}; put quotes around a cell that holds a separator.")
     if twice := [key for key in ("image", "label", "split", "group") if columns.count(key) > 1]:
         raise DataError(f"{file} holds the column {twice[0]} twice; remove one.")
     named = [dict(zip(columns, row, strict=False)) for row in rows[1:] if row]

@@ -23,8 +23,10 @@ class Stepped(Method):
 
     def within(self, budget: int, vit: nn.Module) -> Fit:
         """The nearest count, ties to the smaller."""
-        least, second = (self.turned(value).count(vit) for value in (1, 2))
-        step, most = second - least, self.most(vit)
+        most, least = self.most(vit), self.turned(1).count(vit)
+        if most == 1:
+            return Fit(self.turned(1), least, edge(budget, (least, least)))
+        step = self.turned(2).count(vit) - least
         whole, rest = divmod(budget - least, step)
         value = min(max(1, 1 + whole + (2 * rest > step)), most)
         counts = least, least + (most - 1) * step

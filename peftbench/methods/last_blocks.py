@@ -29,7 +29,7 @@ class LastBlocks(Stepped):
             raise RequestError(
                 f"last_blocks: last = {self.last} will not do: this network has {self.most(vit)} blocks."
             )
-        whole = (*blocks(vit)[-self.last :], "norm", "fc_norm")
+        whole = (*blocks(vit)[-self.last :], "norm", "fc_norm", "attn_pool")
         return Plan(tune=frozenset(n for n, _ in vit.named_parameters() if n.startswith(tuple(f"{w}." for w in whole))))
 
     def most(self, vit: nn.Module) -> int:

@@ -56,6 +56,14 @@ def test_the_position_embedding_is_resampled_to_the_image_size(file: Path) -> No
     assert not torch.equal(after[:, 1:17], before[:, 1:])
 
 
+def test_patches_of_another_size_are_refused(file: Path) -> None:
+    """timm's filter would resample the kernel, and nobody has pretrained what comes out."""
+    of_four = VisionTransformer(img_size=16, patch_size=4, embed_dim=16, depth=2, num_heads=2, num_classes=0)
+    save_file(tensors(of_four), file)
+    with pytest.raises(WeightsError, match="patches of 4 x 4 px and the network of 8 x 8 px"):
+        fill(small(), file)
+
+
 def test_depth_takes_the_first_blocks_of_a_deeper_file(file: Path) -> None:
     deep, shallow = small(depth=3), small(depth=2)
     save_file(tensors(deep), file)

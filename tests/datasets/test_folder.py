@@ -138,22 +138,32 @@ def test_folders_beside_the_parts_are_counted(tmp_path: Path) -> None:
 
 def test_files_that_are_no_images_by_their_names_are_counted(tmp_path: Path) -> None:
     fill(tmp_path, 10, "a", "b/deep")
-    for name in ("a/1.gif", "a/2.GIF", "b/deep/IM00001", "b/.hidden", "c.gif"):
+    for name in ("a/1.gif", "a/2.GIF", "b/deep/IM00001", "b/.hidden", "c.gif", "b/IM00002.Mueller"):
         (tmp_path / name).write_text(name)
-    assert load(tmp_path).notes == ("Files left out because of their names: 3 (2 .gif, 1 no suffix).",)
+    assert load(tmp_path).notes == ("Files left out because of their names: 4 (2 .gif, 1 no suffix, 1 other).",)
 
 
 def test_folders_of_the_same_names_in_every_class_folder_are_told(tmp_path: Path) -> None:
     fill(tmp_path, 5, "clinic 1/a", "clinic 1/b", "clinic 2/a", "clinic 2/b")
     (note,) = load(tmp_path).notes
-    assert note == "Every class folder holds the folders a, b: if those are the classes, give a table instead."
+    assert note == "Every class folder holds the same 2 folders: if those are the classes, give a table instead."
 
 
 def test_links_to_folders_are_followed_but_not_in_circles(tmp_path: Path) -> None:
     fill(tmp_path, 10, "set/a", "set/b", "elsewhere")
     (tmp_path / "set/a/more").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "set/b/again").symlink_to(tmp_path / "set")
+    (tmp_path / "set/b/deeper").symlink_to(tmp_path)
     assert np.sum(sizes(load(tmp_path / "set")), axis=0).tolist() == [20, 10]
+
+
+@pytest.mark.parametrize("link", ["before", "zz behind"])
+def test_a_link_beside_the_folder_that_it_leads_to_adds_nothing(tmp_path: Path, link: str) -> None:
+    fill(tmp_path, 10, "a/images", "b")
+    (tmp_path / "a" / link).symlink_to(tmp_path / "a/images")
+    splits = load(tmp_path)
+    assert np.sum(sizes(splits), axis=0).tolist() == [10, 10]
+    assert {name.split("/")[1] for part in splits.parts.values() for name in part.names if name[0] == "a"} == {"images"}
 
 
 def test_a_link_to_nothing_is_named(tmp_path: Path) -> None:

@@ -84,10 +84,11 @@ def test_equal_files_of_two_groups_join_them(tmp_path: Path) -> None:
     assert "Byte-identical images with contradicting labels, kept: 1." in splits.notes
 
 
-def test_a_patient_of_dicom_files_stays_in_one_part_without_a_column_for_it(tmp_path: Path) -> None:
-    file = write(tmp_path, [line.replace(".png", ".dcm") for line in PLAIN])
+@pytest.mark.parametrize("suffix", [".dcm", ""])
+def test_a_patient_of_dicom_files_stays_in_one_part_without_a_column_for_it(tmp_path: Path, suffix: str) -> None:
+    file = write(tmp_path, [line.replace(".png", suffix) for line in PLAIN])
     for i in range(40):
-        write_dicom(tmp_path / f"scans/{i}.dcm", np.full((4, 4), i, np.uint8), PatientID=f"P{i // 4}")
+        write_dicom(tmp_path / f"scans/{i}{suffix}", np.full((4, 4), i, np.uint8), PatientID=f"P{i // 4}")
     groups = [set(part.groups) for part in load(file).parts.values()]
     assert sum(map(len, groups)) == len(set().union(*groups)) == 10
     assert plugin(str(file)).card.group_key == "patient"
@@ -104,6 +105,11 @@ def test_deep_images_are_noted(tmp_path: Path) -> None:
     [
         ("", DataError, "must hold the columns image and label"),
         ("image\na.png\n", DataError, "must hold the columns image and label"),
+        (
+            "image,label\na.png,in situ, invasive\n",
+            DataError,
+            "the line of 'a.png' holds more cells than",
+        ),
         ("image,label\n", DataError, "must hold the columns image and label and a line an image"),
         ("image,label\na.png,\n", DataError, "line 2: an image and one label are needed"),
         ("image,label\na.png,|\n", DataError, "line 2: an image and one label are needed"),

@@ -20,6 +20,7 @@ from peftbench.methods.diff_fit import DiffFit
 from peftbench.methods.ft_att import FTAtt
 from peftbench.methods.ft_ln import FTLN
 from peftbench.methods.glora import GLoRA
+from peftbench.methods.last_blocks import LastBlocks
 from peftbench.methods.lora import LoRA
 from peftbench.methods.spt_lora import SPTLoRA
 from peftbench.methods.ssf import SSF
@@ -116,3 +117,16 @@ def test_glora_needs_biases_only_where_it_is() -> None:
 
 def test_the_largest_rank_is_the_width_with_or_without_a_class_token() -> None:
     assert [LoRA().most(network(class_token=there, global_pool="avg")) for there in (True, False)] == [32, 32]
+
+
+def test_the_last_blocks_take_all_that_lies_behind_them() -> None:
+    vit = network(**NETWORKS["SigLIP"])
+    tuned = LastBlocks().plan(vit, NoProbe()).tune
+    assert {name.split(".")[0] for name in tuned} == {"blocks", "norm", "attn_pool"}
+    assert {name for name, _ in vit.named_parameters() if name.startswith("attn_pool.")} <= tuned
+
+
+def test_a_network_of_one_block_has_one_size_of_last_blocks() -> None:
+    vit = VisionTransformer(img_size=32, patch_size=8, embed_dim=32, depth=1, num_heads=2, num_classes=0)
+    fit = LastBlocks().within(1, vit)
+    assert (fit.method, fit.reached) == (LastBlocks(last=1), LastBlocks().count(vit))

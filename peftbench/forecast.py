@@ -27,6 +27,7 @@ from peftbench.spec import Places, Study
 from peftbench.study import trained
 
 PLACE = 40  # bytes an entry at most: where a single weight lies, in every form that its product may want
+HELD_OUT = 0.1  # of train, for validation
 DTYPES: Mapping[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16}
 
 
@@ -55,7 +56,7 @@ def outline(study: Study, places: Places) -> list[dict[str, Any]]:
     jobs: list[dict[str, Any]] = []
     for name in study.datasets:
         head = (width + 1) * len(open_dataset(name).card.classes)
-        images = dataset_entry(name).sizes.get("train") if name in dataset_names() else None
+        images = _train_images(name)
         for number, row in enumerate(rows):
             how, rates = trained(row, study, recipe, {"train": images or 1, "val": 1})
             step = number, replace(how, steps=1, lr=1.0, min_lr=0.0, warmup_lr=0.0)  # what decides its memory
@@ -80,6 +81,13 @@ def outline(study: Study, places: Places) -> list[dict[str, Any]]:
             cuts = [{"images": str(cut) or "all"} if study.variants != (WHOLE,) else {} for cut in study.variants]
             jobs += [{**shown, **cut, "seed": seed, **run} for cut in cuts for seed in study.seeds]
     return jobs
+
+
+def _train_images(name: str) -> int | None:
+    """As the catalogue states them, without what is held out where no validation part is published."""
+    sizes = dataset_entry(name).sizes if name in dataset_names() else {}
+    train = sizes.get("train")
+    return train if train is None or "val" in sizes else round((1 - HELD_OUT) * train)
 
 
 def _costs(expected: Expected | None, seconds: float | None) -> dict[str, Any]:

@@ -79,7 +79,7 @@ def is_dicom(file: Path) -> bool:
     try:
         with file.open("rb") as stream:
             return stream.read(132)[128:] == b"DICM"
-    except OSError:  # told when the images are decoded
+    except (OSError, ValueError):  # no such file, or no name of one: told when the images are decoded
         return False
 
 

@@ -12,6 +12,9 @@ import typer
 
 # Of click, which some versions of typer bring under another name.
 UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__bases__[0])
+SEVERAL = (  # options whose values stand behind one another, with commas
+    *("--methods", "--datasets", "--splits", "--train-share", "--shots", "--ratios", "--seeds", "--format"),
+)
 
 
 def sentence(error: Exception) -> str:
@@ -33,8 +36,8 @@ def _usage(error: Any) -> str:  # noqa: ANN401 - UsageError, a name that no type
 
 
 def refuse_repeats(words: Sequence[str]) -> None:
-    """Raises UsageError for an option written twice, of which click would silently take the last."""
-    options = [word.partition("=")[0] for word in takewhile(lambda w: w != "--", words) if word.startswith("--")]
+    """Raises UsageError for one of SEVERAL written twice, of which click would silently take the last."""
+    options = [word.partition("=")[0] for word in takewhile(lambda w: w != "--", words) if word.startswith(SEVERAL)]
     if twice := [option for i, option in enumerate(options) if option in options[:i]]:
         raise UsageError(f"{twice[0]} is written twice: write it once, several values with commas between them")
 

@@ -12,9 +12,8 @@ import typer
 
 # Of click, which some versions of typer bring under another name.
 UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__bases__[0])
-SEVERAL = (  # options whose values stand behind one another, with commas
-    *("--methods", "--datasets", "--splits", "--train-share", "--shots", "--ratios", "--seeds", "--format"),
-)
+# Options whose values stand behind one another, with commas.
+SEVERAL = ("--methods", "--datasets", "--splits", "--train-share", "--shots", "--ratios", "--seeds", "--format")
 
 
 def sentence(error: Exception) -> str:

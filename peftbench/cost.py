@@ -19,13 +19,31 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from peftbench import sparse
 from peftbench.recipe import Recipe
 from peftbench.record import Memory
 
-_OURS = MappingProxyType({torch.ops.peftbench.sampled: sparse.sampled_flops})
+
+def _attention(query: torch.Size, key: torch.Size, value: torch.Size, *_: object, **__: object) -> int:
+    return int(sdpa_flop_count(query, key, value))
+
+
+def _attention_backward(
+    out: torch.Size, query: torch.Size, key: torch.Size, value: torch.Size, *_: object, **__: object
+) -> int:
+    return int(sdpa_backward_flop_count(out, query, key, value))
+
+
+_OURS = MappingProxyType(
+    {
+        torch.ops.peftbench.sampled: sparse.sampled_flops,
+        # These two are not counted by torch 2.11 itself.
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,  # noqa: SLF001
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,  # noqa: SLF001
+    }
+)
 _STEP_COUNTER = 4  # bytes: AdamW counts the steps of each tensor in a float32
 
 

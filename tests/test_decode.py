@@ -7,12 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import pytest
 from PIL import Image
 
 from peftbench.contract import Part
 from peftbench.decode import decode
 from tests.images import SMALL, Pixels, part, photo
+
+WRITES_WHAT_IT_READS = pytest.mark.skipif(
+    int(PIL.__version__.split(".")[0]) < 13, reason="before 13 Pillow does not read its own TIFF files of YCbCr"
+)
 
 
 def opened(file: Path) -> Pixels:
@@ -23,7 +28,7 @@ def opened(file: Path) -> Pixels:
     return first
 
 
-@pytest.mark.parametrize("mode", ["RGB", "RGBA", "CMYK", "YCbCr"])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "CMYK", pytest.param("YCbCr", marks=WRITES_WHAT_IT_READS)])
 def test_colour_images_of_every_mode(mode: str, tmp_path: Path) -> None:
     file = tmp_path / "x.tif"
     Image.fromarray(photo()).convert(mode).save(file)

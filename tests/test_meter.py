@@ -171,7 +171,7 @@ def test_a_plan_finds_what_measure_kept_in_the_same_cache(
     (tmp_path / "study.toml").write_text(asked)
     monkeypatch.setenv("PEFTBENCH_CACHE", str(here.cache))
     assert call(["plan", str(tmp_path / "study.toml")], monkeypatch) == 0
-    said = capsys.readouterr().out
+    said = " ".join(capsys.readouterr().out.split())
     assert "time is known" in said
     assert "Time unknown" not in said
 

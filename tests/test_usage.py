@@ -38,7 +38,7 @@ def test_a_mistake_is_told_with_the_way_out(
     monkeypatch.setenv("PEFTBENCH_CACHE", str(tmp_path / "cache"))
     (tmp_path / "taken").mkdir()
     assert studies.call(command.split(), monkeypatch) == 2
-    said = capsys.readouterr().err
+    said = capsys.readouterr().err.replace("KIND", "kind")  # as an older typer has it
     assert says in said
     assert said.count("\n") == 1
 

@@ -80,6 +80,8 @@ def _locked(file: Path, how: int) -> int:
         except BlockingIOError:
             os.close(opened)
             raise
+        except FileNotFoundError:
+            pass  # unlinked between the two looks: once more
         except OSError as error:
             os.close(opened)
             raise _unusable(file, error) from None

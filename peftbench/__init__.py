@@ -51,8 +51,7 @@ def run(
     from peftbench import language, request, show, spec
 
     places = request.places(Path(store), Path(data) if data else None, None, Path(weights) if weights else None, device)
-    many = ("methods", "datasets", "ratios")
-    values = {k: language.texts(v) if k in many and isinstance(v, str) else v for k, v in asked.items()}
+    values = {k: language.texts(v) if k in spec.SEVERAL and isinstance(v, str) else v for k, v in asked.items()}
     return show.run_study(spec.make(spec.Study, values, "peftbench.run"), places, jobs, skip_broken=False)
 
 

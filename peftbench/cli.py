@@ -37,9 +37,11 @@ from peftbench.options import (
     TuneOption,
     WeightsOption,
 )
-from peftbench.usage import UsageError, refuse_repeats, sentence, spell_out
+from peftbench.usage import UsageError, sentence, spell_out
 
 INTERRUPTED = 130
+MEASURED = ["linear,bitfit,lora,shpeft"]
+FORMATS = ["markdown,latex,csv,figure,html"]
 
 app = typer.Typer(
     help="Compare parameter-efficient fine-tuning methods for vision transformers on medical images.",
@@ -54,13 +56,13 @@ app.add_typer(cli_data.cache_app, name="cache")
 @app.command()
 def run(
     study: Annotated[Path | None, typer.Argument(help="A study.toml; options given beside it win.")] = None,
-    methods: MethodsOption = "",
-    datasets: DatasetsOption = "",
-    splits: SplitsOption = "",
-    train_share: ShareOption = "",
-    shots: ShotsOption = "",
-    ratios: RatiosOption = "",
-    seeds: SeedsOption = "",
+    methods: MethodsOption = None,
+    datasets: DatasetsOption = None,
+    splits: SplitsOption = None,
+    train_share: ShareOption = None,
+    shots: ShotsOption = None,
+    ratios: RatiosOption = None,
+    seeds: SeedsOption = None,
     backbone: BackboneOption = "",
     weights: WeightsOption = None,
     image_size: SizeOption = None,
@@ -101,13 +103,13 @@ def run(
 @app.command()
 def plan(
     study: Annotated[Path | None, typer.Argument(help="A study.toml; options given beside it win.")] = None,
-    methods: MethodsOption = "",
-    datasets: DatasetsOption = "",
-    splits: SplitsOption = "",
-    train_share: ShareOption = "",
-    shots: ShotsOption = "",
-    ratios: RatiosOption = "",
-    seeds: SeedsOption = "",
+    methods: MethodsOption = None,
+    datasets: DatasetsOption = None,
+    splits: SplitsOption = None,
+    train_share: ShareOption = None,
+    shots: ShotsOption = None,
+    ratios: RatiosOption = None,
+    seeds: SeedsOption = None,
     backbone: BackboneOption = "",
     image_size: SizeOption = None,
     recipe: RecipeOption = "",
@@ -131,8 +133,8 @@ def plan(
 def report(
     store: Annotated[Path, typer.Argument(help="Folder of the results.")] = Path("runs"),
     formats: Annotated[
-        str, typer.Option("--format", help="Some of markdown (md), latex, csv, figure, html.")
-    ] = "markdown,latex,csv,figure,html",
+        list[str], typer.Option("--format", help="Some of markdown (md), latex, csv, figure, html.")
+    ] = FORMATS,
     out: Annotated[
         Path | None, typer.Option("--out", help="Where to write; default reports/NAME OF THE STORE.")
     ] = None,
@@ -140,7 +142,7 @@ def report(
     """Write tables and figures from finished jobs; trains nothing."""
     from peftbench.show import write_report
 
-    write_report(store, formats, out or Path("reports") / store.resolve().name)
+    write_report(store, ",".join(formats), out or Path("reports") / store.resolve().name)
 
 
 @app.command()
@@ -234,8 +236,8 @@ def check(
 
 @app.command()
 def measure(
-    methods: MethodsOption = "linear,bitfit,lora,shpeft",
-    ratios: RatiosOption = "",
+    methods: MethodsOption = MEASURED,
+    ratios: RatiosOption = None,
     backbone: BackboneOption = "mini",
     weights: WeightsOption = None,
     image_size: SizeOption = None,
@@ -277,7 +279,6 @@ def main() -> None:
     spell_out()
     words = [word for word in sys.argv[1:] if word != "--debug"]
     try:
-        refuse_repeats(words)
         code = app(words or ["--help"], prog_name="peftbench", standalone_mode=False)
         if code == INTERRUPTED:  # what typer makes of Ctrl-C
             raise KeyboardInterrupt  # noqa: TRY301 - one place for both

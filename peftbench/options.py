@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeAlias
 
 import typer
 
+Several: TypeAlias = list[str] | None  # values with commas between them, written at once or one by one
+
 StoreOption = Annotated[Path, typer.Option("--store", help="Folder of the results.")]
 MethodsOption = Annotated[
-    str, typer.Option("--methods", help="Such as lora,shpeft or 'lora[r=4],shpeft[lam=0.5]'; paper or all.")
+    Several, typer.Option("--methods", help="Such as lora,shpeft or 'lora[r=4],shpeft[lam=0.5]'; paper or all.")
 ]
 DatasetsOption = Annotated[
-    str, typer.Option("--datasets", help="Names, all, paper, medmnist, every, phantoms, folder:PATH or table:FILE.csv.")
+    Several,
+    typer.Option("--datasets", help="Names, all, paper, medmnist, every, phantoms, folder:PATH or table:FILE.csv."),
 ]
 SplitsOption = Annotated[
-    str, typer.Option("--splits", help="Some of official,grouped,deduplicated: what a leak between parts is worth.")
+    Several, typer.Option("--splits", help="Some of official,grouped,deduplicated: what a leak between parts is worth.")
 ]
-ShareOption = Annotated[str, typer.Option("--train-share", help="Shares of train, such as 5%,25%,100%.")]
-ShotsOption = Annotated[str, typer.Option("--shots", help="Training images of each class, such as 4,16.")]
+ShareOption = Annotated[Several, typer.Option("--train-share", help="Shares of train, such as 5%,25%,100%.")]
+ShotsOption = Annotated[Several, typer.Option("--shots", help="Training images of each class, such as 4,16.")]
 RatiosOption = Annotated[
-    str, typer.Option("--ratios", help="Budgets: shares (0.1%,1%) or counts (100k) of trainable weights.")
+    Several, typer.Option("--ratios", help="Budgets: shares (0.1%,1%) or counts (100k) of trainable weights.")
 ]
-SeedsOption = Annotated[str, typer.Option("--seeds", help="Such as 0,1,2.")]
+SeedsOption = Annotated[Several, typer.Option("--seeds", help="Such as 0,1,2.")]
 BackboneOption = Annotated[
     str,
     typer.Option("--backbone", help="mini, clip_vit_b16, timm:NAME[depth=8], open_clip:ARCH/TAG; @random behind it."),

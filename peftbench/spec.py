@@ -104,6 +104,9 @@ class Study:
         return tuple(dict.fromkeys(Variant(cut, *size) for cut in self.splits for size in sizes))
 
 
+SEVERAL = frozenset(f.name for f in fields(Study) if str(f.type).startswith("tuple"))  # fields of several values
+
+
 def _share(text: str) -> float:
     """A share of train in (0, 1]."""
     try:
@@ -133,11 +136,13 @@ def load_study(file: Path) -> Study:
 def asked(file: Path | None, given: Mapping[str, Any]) -> Study:
     """The study in `file`, if any, with the options in `given` put over it; None, "" and strange names are left out."""
     base = load_study(file) if file else Study()
-    many = {"methods", "datasets", "ratios", "seeds", "splits", "train_share", "shots"}
     known = {f.name for f in fields(Study)}
-    if empty := [k for k in many & given.keys() if given[k] and not texts(str(given[k]))]:
-        raise RequestError(f"--{empty[0].replace('_', '-')} {given[empty[0]]!r} names nothing.")
-    said = {k: texts(str(v)) if k in many else v for k, v in given.items() if k in known and v not in (None, "")}
+    said = {k: v for k, v in given.items() if k in known and v not in (None, "", [])}
+    for name in SEVERAL & said.keys():
+        text = ",".join(said[name])
+        if not (found := texts(text)):
+            raise RequestError(f"--{name.replace('_', '-')} {text!r} names nothing.")
+        said[name] = found
     if not base.baselines:
         said.pop("baselines", None)
     study = make(Study, said, "The command line")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from typing import TypeAlias
 
 import numpy as np
 
@@ -24,6 +25,7 @@ from peftbench.spec import Job, Places, Study
 from peftbench.splits import honest
 from peftbench.store import Store, write_json
 
+Where: TypeAlias = tuple[str, Variant, int]  # data set, which of its images, seed
 Watch = Callable[[str, int, int], None]  # what is being decoded, images done, images in all
 
 
@@ -85,11 +87,8 @@ def resolve(study: Study, places: Places, *, skip_broken: bool = False, watch: W
     says += [*_overruled(study), *_lacking(tables), *_leaks(tables, places)]
     if study.tune and (unheld := [name for (name, *_), data in tables.items() if not data.sizes["val"]]):
         raise RequestError(f"--tune {study.tune} chooses on validation, of which {unheld[0]} has no part; use --lr.")
-    drafts = [
-        _draft(row, study, recipe, where, data, tables[*where[:2], study.seeds[0]])
-        for where, data in tables.items()
-        for row in asked
-    ]
+    tuned_on = {where: _tuned_on(where, study.seeds[0], tables) for where in tables}
+    drafts = [_draft(row, study, recipe, tables, where, tuned_on[where]) for where in tables for row in asked]
     return Resolved(
         study, tuple({draft.job.id: draft for draft in drafts}.values()), tuple(says), tuple(tables.values())
     )
@@ -103,7 +102,7 @@ def _overruled(study: Study) -> Iterator[str]:
             yield f"{text}: --ratios decides {knob}, so the {knob} that is written there is not used."
 
 
-def _lacking(tables: Mapping[tuple[str, Variant, int], Data]) -> Iterator[str]:
+def _lacking(tables: Mapping[Where, Data]) -> Iterator[str]:
     """What of a data set is not used, or not here: once, however many seeds and cuts there are."""
     notes = dict.fromkeys((name, note) for (name, *_), data in tables.items() for note in data.notes)
     for name, note in notes:
@@ -111,7 +110,7 @@ def _lacking(tables: Mapping[tuple[str, Variant, int], Data]) -> Iterator[str]:
             yield f"{name}: {note.rstrip('.')}."
 
 
-def _leaks(tables: Mapping[tuple[str, Variant, int], Data], places: Places) -> list[str]:
+def _leaks(tables: Mapping[Where, Data], places: Places) -> list[str]:
     """What the audit found on each data set, in a sentence: on the cut that leaves the most in."""
     fullest = {name: data for (name, *_), data in sorted(tables.items(), key=lambda item: item[1].sizes["train"])}
     found = {name: audit.sentence(audit.recall(places.cache, data.fingerprint)) for name, data in fullest.items()}
@@ -191,9 +190,9 @@ def _refuse_missing_classes(name: str, splits: Splits, card: Card) -> None:
 
 
 def _draft(
-    row: Row, study: Study, recipe: Recipe, where: tuple[str, Variant, int], data: Data, tuning_data: Data
+    row: Row, study: Study, recipe: Recipe, tables: Mapping[Where, Data], where: Where, tuned_on: Where
 ) -> Draft:
-    name, variant, seed = where
+    (name, variant, seed), data, tuning = where, tables[where], tables[tuned_on]
     fields, defaults = row.method.values(), type(row.method)().values()
     recipe, rates = trained(row, study, recipe, data.sizes)
     job = Job(
@@ -221,17 +220,18 @@ def _draft(
     )
     if len(rates) == 1:
         return Draft(job, row.targets)
-    first = replace(job, role="trial")
-    if not _seen_in(tuning_data, data):
-        first = replace(first, seed=study.seeds[0], fingerprint=tuning_data.fingerprint, split=tuning_data.rule)
-        first = replace(first, digest=row.source.digest(first.seed))
-    trials = tuple(replace(first, recipe=recipe.at(rate)) for rate in rates)
+    trial = replace(job, role="trial", seed=tuned_on[-1], fingerprint=tuning.fingerprint, split=tuning.rule)
+    trial = replace(trial, digest=row.source.digest(trial.seed))
+    trials = tuple(replace(trial, recipe=recipe.at(rate)) for rate in rates)
     return Draft(job, row.targets, trials)
 
 
-def _seen_in(tuning_data: Data, data: Data) -> bool:
-    """Whether trials on the first seed's parts would see test images of another seed's, which must decide nothing."""
-    return bool({*tuning_data.names["train"], *tuning_data.names["val"]} & {*data.names["test"]})
+def _tuned_on(where: Where, first: int, tables: Mapping[Where, Data]) -> Where:
+    """Where trials find the rate of `where`: on the first seed's parts, unless they hold test images of its own."""
+    name, variant, _ = where
+    shared = name, variant, first
+    seen = {*tables[shared].names["train"], *tables[shared].names["val"]}
+    return shared if seen.isdisjoint(tables[where].names["test"]) else where
 
 
 def trained(row: Row, study: Study, recipe: Recipe, sizes: Mapping[str, int]) -> tuple[Recipe, Sequence[float]]:

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Sequence
-from itertools import takewhile
 from typing import Any, cast
 
 import typer
 
 # Of click, which some versions of typer bring under another name.
 UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__bases__[0])
-# Options whose values stand behind one another, with commas.
-SEVERAL = ("--methods", "--datasets", "--splits", "--train-share", "--shots", "--ratios", "--seeds", "--format")
 
 
 def sentence(error: Exception) -> str:
@@ -32,13 +28,6 @@ def _usage(error: Any) -> str:  # noqa: ANN401 - UsageError, a name that no type
         said += f": {means.rstrip('.')}"
     end = "" if said.endswith("?") else "."
     return said + end + (f" `{error.ctx.command_path} --help` says more." if error.ctx else "")
-
-
-def refuse_repeats(words: Sequence[str]) -> None:
-    """Raises UsageError for one of SEVERAL written twice, of which click would silently take the last."""
-    options = [word.partition("=")[0] for word in takewhile(lambda w: w != "--", words) if word.startswith(SEVERAL)]
-    if twice := [option for i, option in enumerate(options) if option in options[:i]]:
-        raise UsageError(f"{twice[0]} is written twice: write it once, several values with commas between them")
 
 
 def spell_out() -> None:

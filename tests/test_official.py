@@ -43,12 +43,12 @@ def test_a_warm_up_that_the_user_writes_wins() -> None:
     assert official.recipe("adaptformer", BASE, 2048, {"warmup": 0.0}).warmup == 0.0
 
 
-def test_no_rate_of_a_grid_is_below_where_its_schedule_ends(tmp_path: Path) -> None:
-    images = studies.draw(tmp_path / "images", images=10)
-    asked = studies.small(images, methods=("adaptformer",), recipe="official", tune=4, batch=4)
-    (draft,) = studies_of.resolve(asked, studies.places(tmp_path)).drafts
-    for trial in draft.trials:
-        assert max(trial.recipe.min_lr, trial.recipe.warmup_lr) <= trial.recipe.lr
+def test_a_schedule_begins_and_ends_no_higher_than_its_rate() -> None:
+    made = official.recipe("spt_lora", BASE, 1000, {})
+    assert (made.warmup_lr, made.min_lr) == (1e-6, 1e-5)
+    lower = made.at(1e-7)
+    assert (lower.lr, lower.warmup_lr, lower.min_lr) == (1e-7, 1e-7, 1e-7)
+    assert made.at(made.lr) == made
 
 
 def test_the_paper_s_method_counts_steps() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import subprocess
 import sys
@@ -22,10 +23,6 @@ from tests import studies
         ("runn", "No such command 'runn'. Did you mean 'run'? `peftbench --help` says more."),
         ("run a.toml b.toml", "Got unexpected extra argument(s) (b.toml). `peftbench run --help` says more."),
         ("run --methods lora --ratios 10000000000000", "The ratio '10000000000000' is out of range"),
-        (
-            "run --methods lora --methods=shpeft",
-            "--methods is written twice: write it once, several values with commas",
-        ),
         ("show backbone timm", "write timm:NAME"),
         ("show dataset phantom_ct --out taken", "--out taken: name a file that ends in .png"),
         ("measure --methods linear --out taken", "--out taken is a folder; name a file."),
@@ -41,6 +38,19 @@ def test_a_mistake_is_told_with_the_way_out(
     said = capsys.readouterr().err.replace("KIND", "kind")  # as an older typer has it
     assert says in said
     assert said.count("\n") == 1
+
+
+def test_several_values_stand_behind_one_option_or_behind_many(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PEFTBENCH_CACHE", str(tmp_path / "cache"))
+    said = []
+    for methods in ("--methods lora[r=4],ssf", "--methods lora[r=4] --methods=ssf"):
+        words = ["plan", *methods.split(), "--datasets", "phantom_ct", "--backbone", "mini", "--no-baselines", "--json"]
+        assert studies.call(words, monkeypatch) == 0
+        said.append(json.loads(capsys.readouterr().out))
+    assert [row["method"] for row in said[0]] == ["lora[r=4]", "ssf"]
+    assert said[0] == said[1]
 
 
 def test_a_terminal_that_knows_ascii_only_still_gets_its_answer(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,9 +24,7 @@ class Stepped(Method):
     def within(self, budget: int, vit: nn.Module) -> Fit:
         """The nearest count, ties to the smaller."""
         most, least = self.most(vit), self.turned(1).count(vit)
-        if most == 1:
-            return Fit(self.turned(1), least, edge(budget, (least, least)))
-        step = self.turned(2).count(vit) - least
+        step = self.turned(2).count(vit) - least if most > 1 else 1
         whole, rest = divmod(budget - least, step)
         value = min(max(1, 1 + whole + (2 * rest > step)), most)
         counts = least, least + (most - 1) * step

@@ -125,12 +125,12 @@ class Scene:
         tuned = (plan or self.plan).carry_out(model.vit)
         return Carried(model.eval(), tuned, before)
 
-    def stirred(self) -> Carried:
-        """The same with noise on all that trains, as if training had taken it somewhere."""
+    def stirred(self, times: float = 1) -> Carried:
+        """The same with noise, so many times, on all that trains, as if training had taken it somewhere."""
         carried, draw = self.carried(), torch.Generator().manual_seed(SEED)
         with torch.no_grad():
             for parameter in carried.trainable().values():
-                parameter.add_(0.1 * torch.randn(parameter.shape, generator=draw))
+                parameter.add_(0.1 * times * torch.randn(parameter.shape, generator=draw))
         return carried
 
     @lru_cache  # noqa: B019 - a scene is gone with its check

@@ -87,7 +87,7 @@ def bench(session: nox.Session) -> None:
 def distil(session: nox.Session) -> None:
     """Remake mini's weights: `nox -s distil -- --teacher FILE --images FILE`."""
     session.install("-e", ".", *PINNED)
-    session.run("python", "-m", "peftbench.backbones._distil", *session.posargs)
+    session.run("python", "tools/distil.py", *session.posargs)
 
 
 @nox.session(default=False, python=["3.11", "3.12", "3.13"])
@@ -116,7 +116,11 @@ def crash(session: nox.Session) -> None:
     """A study killed a hundred times at random moments must end with the bits of one that nobody disturbed."""
     session.install("-e", ".", "--group", "test", *PINNED)
     session.run(
-        "pytest", "tests/test_mishaps.py", "-k", "again_and_again", env=ONE_THREAD | {"PEFTBENCH_TEST_CRASHES": "100"}
+        "pytest",
+        "tests/execution/test_mishaps.py",
+        "-k",
+        "again_and_again",
+        env=ONE_THREAD | {"PEFTBENCH_TEST_CRASHES": "100"},
     )
 
 
@@ -124,7 +128,7 @@ def crash(session: nox.Session) -> None:
 def fuzz(session: nox.Session) -> None:
     """Studies, tables, catalogues, archives, images and stored files of any bytes: 2,000 new examples a test."""
     session.install("-e", ".", "--group", "test", *PINNED)
-    tests = ("tests/test_fuzz.py", "tests/test_fuzz_files.py", "tests/test_damage.py")
+    tests = ("tests/test_fuzz.py", "tests/test_fuzz_files.py", "tests/results/test_damage.py")
     session.run("pytest", "-n", "2", *tests, *session.posargs, env=ONE_THREAD | {"PEFTBENCH_TEST_FUZZ": "2000"})
 
 

@@ -7,9 +7,7 @@ table = peftbench.load("runs")  # a pandas DataFrame, one row a job
 
 from __future__ import annotations
 
-import sys
 from importlib.metadata import version
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -19,17 +17,6 @@ if TYPE_CHECKING:
 
 __version__ = version("peftbench")
 __all__ = ["__version__", "load", "run"]
-
-
-class _Package(ModuleType):
-    """Keeps `peftbench.run` the function: Python would put the file run.py in its place once something imports that."""
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if not (name == "run" and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
 
 
 def run(
@@ -48,18 +35,22 @@ def run(
     """
     from pathlib import Path
 
-    from peftbench import language, request, show, spec
+    from peftbench.cli import show_all
+    from peftbench.core import spec, syntax
+    from peftbench.study import defaults
 
-    places = request.places(Path(store), Path(data) if data else None, None, Path(weights) if weights else None, device)
-    values = {k: language.texts(v) if k in spec.SEVERAL and isinstance(v, str) else v for k, v in asked.items()}
-    return show.run_study(spec.make(spec.Study, values, "peftbench.run"), places, jobs, skip_broken=False)
+    places = defaults.places(
+        Path(store), Path(data) if data else None, None, Path(weights) if weights else None, device
+    )
+    values = {k: syntax.texts(v) if k in spec.SEVERAL and isinstance(v, str) else v for k, v in asked.items()}
+    return show_all.run_study(spec.make(spec.Study, values, "peftbench.run"), places, jobs, skip_broken=False)
 
 
 def load(store: str | Path = "runs") -> pd.DataFrame:
     """Every finished or failed job of a store: one row a job, the metrics of each selection rule as columns."""
     from pathlib import Path
 
-    from peftbench.frame import frame
-    from peftbench.store import Store
+    from peftbench.results.frame import frame
+    from peftbench.results.store import Store
 
     return frame(result for result in Store(Path(store)).results() if result.record.role == "final")

@@ -1,6 +1,6 @@
 """`python -m peftbench` is `peftbench`."""
 
-from peftbench.cli import main
+from peftbench.cli.app import main
 
 if __name__ == "__main__":  # worker processes import this file, too
     main()

@@ -24,14 +24,21 @@ CODE = ["peftbench", "tarfile", "tomllib", "zipfile"]
 with atheris.instrument_imports(include=CODE):  # pyright: ignore[reportAttributeAccessIssue] - its stubs lack it
     import tarfile
 
-    from peftbench import audit, catalogue, delta, pixels, sealed, show, summary, vouched
+    from peftbench.cli import show_all
+    from peftbench.core import catalogue
+    from peftbench.data import audit, pixel_cache, sealed
     from peftbench.errors import CatalogueError, DeltaError, StoreError
-    from peftbench.kept import kept
-    from peftbench.store import Store, write_json
-    from tests import test_damage, test_fuzz, test_fuzz_files, test_pixels
+    from peftbench.models import delta
+    from peftbench.results import summary
+    from peftbench.results.store import Store, write_json
+    from peftbench.storage import checked_json
+    from peftbench.storage.checked_tensors import kept
+    from tests import test_fuzz, test_fuzz_files
+    from tests.data import test_pixel_cache
     from tests.fuzzing import fresh, or_refused
     from tests.images import SMALL
-    from tests.results import Fake
+    from tests.records import Fake
+    from tests.results import test_damage
 
 ROOT = Path(__file__).parents[1]
 LONGER = 1000  # bytes, than what is sound
@@ -43,7 +50,7 @@ Target = tuple[Check, Sequence[bytes]]  # what must hold of a file of any bytes,
 
 
 def study(home: Path) -> Target:
-    patch("peftbench.spec.TypeAdapter", cache(TypeAdapter)).start()  # building one takes longer than all the rest
+    patch("peftbench.core.spec.TypeAdapter", cache(TypeAdapter)).start()  # building one takes longer than all the rest
     names = {"methods": ["lora[r=4,sites=qkv+proj]", "bitfit"], "datasets": ["folder:a/b"], "ratios": ["1%", "100k", 9]}
     sizes = {"shots": [1, 5], "seeds": [0, 1], "splits": ["official"], "image_size": 64, "steps": 9, "lr": 1e-3}
     words = {"train_share": ["5%"], "backbone": "timm:a.b[depth=8]@random", "precision": "bf16", "baselines": False}
@@ -175,12 +182,12 @@ def parts(home: Path) -> Target:
 
 
 def broken(home: Path) -> Target:
-    images = test_pixels.break_some(home / "images")
+    images = test_pixel_cache.break_some(home / "images")
     known = {"train": [1], "val": [1], "test": [2]}
-    vouched.write(home / "broken.json", known)
+    checked_json.write(home / "broken.json", known)
 
     def check() -> None:
-        assert pixels._known_broken(home, images, SMALL) in ({}, known)
+        assert pixel_cache._known_broken(home, images, SMALL) in ({}, known)
 
     return replacing(home / "broken.json", check)
 
@@ -195,7 +202,7 @@ def job(home: Path) -> Target:
     store.folder("abc").mkdir(parents=True)
     write_json(store.folder("abc") / "job.json", {"alias": "", "method": "lora", "dataset": "busi", "seed": 0})
     return replacing(
-        store.folder("abc") / "job.json", lambda: show._columns([show._listed(store, "abc", "interrupted")])
+        store.folder("abc") / "job.json", lambda: show_all._columns([show_all._listed(store, "abc", "interrupted")])
     )
 
 

@@ -15,7 +15,7 @@ from timm.layers.norm import LayerNorm
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from peftbench.head import Classifier, Head
+from peftbench.models.head import Classifier, Head
 
 CLASSES = 3
 STYLES = ("plain", "clip", "dinov2")

@@ -18,10 +18,10 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from peftbench import study as studies
-from peftbench.cli import main
-from peftbench.record import Record
-from peftbench.spec import Job, Places, Study
+from peftbench.cli.app import main
+from peftbench.core.record import Record
+from peftbench.core.spec import Job, Places, Study
+from peftbench.study import resolve as studies
 
 SIDE = 64  # pixels, what `mini` takes as it is
 CLASSES = ("dots", "rows", "stripes")
@@ -79,7 +79,7 @@ def call(arguments: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> int:
 
 
 SLOW = (  # to import, some of it only when first needed
-    "peftbench.show",
+    "peftbench.cli.show_all",
     "peftbench.backbones.mini",
     "peftbench.reports.figure",
     "matplotlib.backends.backend_agg",

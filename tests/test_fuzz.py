@@ -18,13 +18,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
-from peftbench.catalogue import DatasetEntry, MethodEntry, OwnEntry, read_entry
-from peftbench.contract import Splits
+from peftbench.core.catalogue import DatasetEntry, MethodEntry, OwnEntry, read_entry
+from peftbench.core.contract import Splits
+from peftbench.core.spec import Study, asked
+from peftbench.core.syntax import LARGEST, budget, parse, texts
 from peftbench.datasets import _described
 from peftbench.datasets.table import Table
 from peftbench.errors import CatalogueError, DataError, PeftbenchError, RequestError
-from peftbench.language import LARGEST, budget, parse, texts
-from peftbench.spec import Study, asked
 from tests.fuzzing import drawn, fresh, or_refused
 from tests.images import photo
 

@@ -16,10 +16,10 @@ from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
-from peftbench import pictures
-from peftbench.archives import unpack
-from peftbench.decode import decode
+from peftbench.data import image_io
+from peftbench.data.decode import decode
 from peftbench.errors import DataError
+from peftbench.storage.archives import unpack
 from tests.fuzzing import damage, drawn, fresh, or_refused
 from tests.images import SMALL, part, photo
 
@@ -112,9 +112,9 @@ def test_a_tar_of_a_time_that_no_clock_shows_is_refused_in_a_sentence(time: str,
 
 
 def test_a_bomb_of_empty_members_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("peftbench.archives.SLACK", 0)
+    monkeypatch.setattr("peftbench.storage.archives.SLACK", 0)
     (tmp_path / "set.tar.gz").write_bytes(tarred([(f"{i}", tarfile.DIRTYPE) for i in range(1000)]))
-    monkeypatch.setattr("peftbench.archives.BOMB", 20)
+    monkeypatch.setattr("peftbench.storage.archives.BOMB", 20)
     with pytest.raises(DataError, match="would unpack to more than 20 times its size"):
         unpack(tmp_path / "set.tar.gz")
 
@@ -161,8 +161,8 @@ def test_any_bytes_as_an_image_open_or_count_as_broken(home: Path, drawn_file: t
     pixels, bad = decode(part([file]), SMALL)
     assert pixels.shape == (1, 3, 8, 8)
     assert not bad or not pixels.any()
-    pictures.notes([file])
-    assert pictures.patient(file) == "" or file.suffix == ".dcm"
+    image_io.notes([file])
+    assert image_io.patient(file) == "" or file.suffix == ".dcm"
 
 
 @pytest.mark.parametrize("kind", SOUND)
@@ -177,4 +177,4 @@ def test_a_picture_that_would_fill_the_memory_counts_as_broken(size: tuple[int, 
     content[18:26] = size[0].to_bytes(4, "little") + size[1].to_bytes(4, "little")
     (tmp_path / "bomb.bmp").write_bytes(content + bytes(0 if min(size) > 1 else 500_000))
     assert decode(part([tmp_path / "bomb.bmp"]), SMALL)[1] == [0]
-    assert pictures.notes([tmp_path / "bomb.bmp"]) == ()
+    assert image_io.notes([tmp_path / "bomb.bmp"]) == ()

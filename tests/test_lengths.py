@@ -41,5 +41,5 @@ def test_no_function_has_more_than_50_lines() -> None:
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
-def test_no_file_has_more_than_300_lines(file: Path) -> None:
-    assert len(file.read_text().splitlines()) <= 300
+def test_no_file_has_more_than_500_lines(file: Path) -> None:
+    assert len(file.read_text().splitlines()) <= 500

@@ -22,10 +22,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from peftbench import engine
-from peftbench.engine import Learner, Task, fit
-from peftbench.head import Classifier, Head
-from peftbench.method import Method, NoProbe
+from peftbench.core.recipe import Recipe
+from peftbench.data.pixel_cache import Features
 from peftbench.methods import _spt
 from peftbench.methods._spt import Piece, Rule
 from peftbench.methods.adaptformer import AdaptFormer
@@ -39,10 +37,12 @@ from peftbench.methods.spt_lora import LowRank, SPTLoRA
 from peftbench.methods.ssf import SSF
 from peftbench.methods.vpt_deep import VPTDeep
 from peftbench.methods.vpt_shallow import VPTShallow
-from peftbench.pixels import Features
-from peftbench.plan import Tuned
-from peftbench.probe import GradientProbe
-from peftbench.recipe import Recipe
+from peftbench.models.gradient_probe import GradientProbe
+from peftbench.models.head import Classifier, Head
+from peftbench.models.method import Method, NoProbe
+from peftbench.models.plan import Tuned
+from peftbench.training import loop
+from peftbench.training.loop import Learner, Task, fit
 from tests.networks import CLASSES, network
 
 ROOT = Path(__file__).parents[1]
@@ -189,7 +189,7 @@ def test_logits_loss_and_gradients(file: str, scenario: str, method: Method) -> 
 
 @pytest.mark.parametrize(("file", "scenario", "method"), RUNS, ids=lambda value: str(value) or None)
 def test_three_steps(file: str, scenario: str, method: Method, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "learning_rate", lambda _step, recipe: recipe.lr)  # theirs was constant
+    monkeypatch.setattr(loop, "learning_rate", lambda _step, recipe: recipe.lr)  # theirs was constant
     given = oracle(file, scenario)
     trainee = carry_out(method, given)
     x, y = given.batch
@@ -206,7 +206,7 @@ def test_three_steps(file: str, scenario: str, method: Method, monkeypatch: pyte
 
 def test_the_batch_norm_head_of_adaptformer_in_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
     """Batch statistics train, running ones are used afterwards."""
-    monkeypatch.setattr(engine, "learning_rate", lambda _step, recipe: recipe.lr)
+    monkeypatch.setattr(loop, "learning_rate", lambda _step, recipe: recipe.lr)
     given = oracle("adaptformer", "rand_bn/")
     trainee = carry_out(AdaptFormer(bottleneck=8, dropout=0), given)
     x, y = given.batch
@@ -234,7 +234,7 @@ def test_as_much_trains_as_in_the_original(file: str, scenario: str, method: Met
     ("file", "scenario", "method"), [("lora", "rand/", LoRA(r=4, alpha=8)), ("ssf", "init/", SSF())]
 )
 def test_merged_weights_are_theirs(file: str, scenario: str, method: Method, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "learning_rate", lambda _step, recipe: recipe.lr)
+    monkeypatch.setattr(loop, "learning_rate", lambda _step, recipe: recipe.lr)
     given = oracle(file, scenario)
     trainee = carry_out(method, given)
     x, y = given.batch

@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from peftbench import backbone
-from peftbench.checking import check
+from peftbench.cli.check import check
+from peftbench.core.registry import Registry, registry
 from peftbench.errors import PeftbenchError
-from peftbench.registry import Registry, registry
+from peftbench.models import backbone
 from peftbench.testing import check_backbone, check_dataset, check_method, check_metric, check_report, failed
 from peftbench.testing.methods import ONCE, RULES
 from peftbench.testing.networks import STYLES
@@ -81,10 +81,10 @@ def test_a_backbone_keeps_the_rules(text: str) -> None:
 REPRESENTATIVES = ("bitfit", "shpeft", "lora", "adaptformer", "ssf", "vpt_deep", "vera")  # one of each family
 COMPILES = """
 import sys
-from peftbench.registry import Registry, registry
+from peftbench.core.registry import Registry, registry
 from peftbench.testing.findings import judge
 from peftbench.testing.methods import COMPILED
-from peftbench.testing.scene import Scene
+from peftbench.testing.fixture import Scene
 for name in sys.argv[1:]:
     (finding,) = judge(COMPILED, Scene(registry("methods").get(name)(), "plain"))
     print(name, finding.verdict, finding.says)
@@ -244,7 +244,7 @@ def test_an_interrupted_check_promises_nothing(program: Any, monkeypatch: pytest
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("peftbench.checking.check_all", interrupt)
+    monkeypatch.setattr("peftbench.cli.check.check_all", interrupt)
     code, _, err = program("check", "--all")
     assert (code, err) == (130, "peftbench: interrupted.\n")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 HEAVY = {"torch", "torchvision", "timm", "open_clip", "peft", "scipy", "sklearn", "pandas", "matplotlib"}
-START = "import sys; from peftbench.cli import main; sys.argv = ['peftbench', *sys.argv[1:]]; main()"
+START = "import sys; from peftbench.cli.app import main; sys.argv = ['peftbench', *sys.argv[1:]]; main()"
 
 
 def imported(code: str, *arguments: str, folder: Path) -> set[str]:
@@ -22,7 +22,7 @@ def imported(code: str, *arguments: str, folder: Path) -> set[str]:
 
 
 def test_importing_the_command_line_imports_nothing_heavy(tmp_path: Path) -> None:
-    assert imported("import peftbench.cli", folder=tmp_path) & HEAVY == set()
+    assert imported("import peftbench.cli.app", folder=tmp_path) & HEAVY == set()
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["list", "methods"], ["list", "datasets"]])

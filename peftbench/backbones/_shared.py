@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor
 
-from peftbench.contract import Preprocessing
+from peftbench.core.contract import Preprocessing
 from peftbench.errors import RequestError, WeightsError
 
 LARGEST = 4096  # pixels; above, the position embedding alone is gigabytes

@@ -14,7 +14,7 @@ from timm.data.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from timm.models.vision_transformer import VisionTransformer
 
 from peftbench.backbones._shared import fill, find_weights, image_side, own_file
-from peftbench.contract import BackboneCard, Preprocessing
+from peftbench.core.contract import BackboneCard, Preprocessing
 
 NETWORK = "vit_base_patch16_clip_quickgelu_224"
 SIDE, PATCH = 224, 16  # pixels

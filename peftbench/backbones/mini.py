@@ -1,6 +1,6 @@
 """The built-in backbone: a small vision transformer whose weights ship with the package.
 
-It exists so that everything runs with nothing downloaded. `_distil.py` made its weights.
+It exists so that everything runs with nothing downloaded. `tools/distil.py` made its weights.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models.vision_transformer import VisionTransformer
 
 from peftbench.backbones._shared import fill, find_weights, image_side
-from peftbench.contract import BackboneCard, Preprocessing
+from peftbench.core.contract import BackboneCard, Preprocessing
 
 SIDE, PATCH = 64, 8  # pixels
 FILE = Path(__file__).with_name("mini.safetensors")
@@ -35,7 +35,7 @@ class Mini:
         return BackboneCard(
             title="mini: ViT, 64 px, patch 8, width 192, 6 blocks",
             source=(
-                "distilled by peftbench (backbones/_distil.py) from a ViT-S/14 derived from DINOv2 (Apache-2.0), "
+                "distilled by peftbench (tools/distil.py) from a ViT-S/14 derived from DINOv2 (Apache-2.0), "
                 "on 20,200 natural images of 64 px; the weights ship with the package"
             ),
             licence="Apache-2.0 code; the images were for research use only, so the weights are for research, too",

@@ -13,7 +13,7 @@ from timm.layers.norm import LayerNorm
 from timm.models.vision_transformer import VisionTransformer
 
 from peftbench.backbones._shared import fill, find_weights, image_side, own_file, preprocessing, refuse_depth
-from peftbench.contract import BackboneCard, Preprocessing
+from peftbench.core.contract import BackboneCard, Preprocessing
 from peftbench.errors import RequestError, UnknownNameError
 
 PLAIN = {"image_size", "patch_size", "width", "layers", "head_width", "mlp_ratio"}  # towers that timm's filter converts

@@ -11,7 +11,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import device
 
 from peftbench.backbones._shared import fill, find_weights, image_side, own_file, preprocessing, refuse_depth
-from peftbench.contract import BackboneCard, Preprocessing
+from peftbench.core.contract import BackboneCard, Preprocessing
 from peftbench.errors import UnknownNameError
 
 KIND = "plain vision transformer of timm"

@@ -6,9 +6,9 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from peftbench import walk
-from peftbench.catalogue import OwnEntry, dataset_card, dataset_entry
-from peftbench.contract import Card, Part, Presence, Splits
+from peftbench.core.catalogue import OwnEntry, dataset_card, dataset_entry
+from peftbench.core.contract import Card, Part, Presence, Splits
+from peftbench.data import image_files
 from peftbench.datasets import _own, folder, table
 from peftbench.errors import CatalogueError, DataError
 
@@ -63,7 +63,7 @@ class Described:
         if self._is_table:
             found = len(table.lines_of(self.home, several=self._several))
         else:
-            found = walk.count(self.home, ["."])
+            found = image_files.count(self.home, ["."])
         return Presence(found, self.entry.sizes.get("total", found))
 
     def load(self, root: Path, seed: int) -> Splits:  # noqa: ARG002  likewise

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from peftbench import archives, walk
-from peftbench.catalogue import dataset_entry
-from peftbench.contract import INCOMPLETE, Card, Part, Presence, Splits
+from peftbench.core.catalogue import dataset_entry
+from peftbench.core.contract import INCOMPLETE, Card, Part, Presence, Splits
+from peftbench.data import image_files
+from peftbench.data.splits import crossings, known_digest
 from peftbench.errors import DataError, MissingDataError, SplitError
-from peftbench.splits import crossings, known_digest
+from peftbench.storage import archives
 
 DEPTH = 3  # how far below root/<name> a download may have been unpacked
 
@@ -156,7 +157,7 @@ def folders(top: Path) -> Iterator[Path]:
     level = [top] if top.is_dir() else []
     for _ in range(DEPTH + 1):
         yield from level
-        level = [child for folder in level for child in walk.subfolders(folder)]
+        level = [child for folder in level for child in image_files.subfolders(folder)]
 
 
 def _absent(found: Part, classes: Sequence[str]) -> list[str]:

@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from peftbench import archives
-from peftbench.catalogue import dataset_entry
-from peftbench.contract import INCOMPLETE, Part, Presence
+from peftbench.core.catalogue import dataset_entry
+from peftbench.core.contract import INCOMPLETE, Part, Presence
 from peftbench.errors import DataError, MissingDataError
+from peftbench.storage import archives
 
 COLLECTION = "medmnist"
 SIDES = (28, 64, 128, 224)  # pixels

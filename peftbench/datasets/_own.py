@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from peftbench import pictures
-from peftbench.contract import Card, Part, Splits
+from peftbench.core.contract import Card, Part, Splits
+from peftbench.data import image_io
+from peftbench.data.splits import carve, join_duplicates, split
 from peftbench.datasets import _files
 from peftbench.errors import DataError
-from peftbench.splits import carve, join_duplicates, split
 
 NAMES = {"train": "train", "training": "train", "test": "test", "testing": "test"} | dict.fromkeys(
     ("val", "valid", "validation"), "val"
@@ -45,7 +45,7 @@ def splits(given: Given, card: Card, seed: int) -> Splits:
     same = _files.digests(files)
     parts, rule = _complete(_joined(given.parts, same), seed)
     rule += f", grouped by {card.group_key}" if card.group_key and rule != "as given" else ""
-    notes = (*given.notes, *pictures.notes(files), *_contradicting(given.parts, same))
+    notes = (*given.notes, *image_io.notes(files), *_contradicting(given.parts, same))
     carved = "train" in given.parts and "val" not in given.parts
     return _files.assemble(parts, card, rule, notes, carved=carved)
 
@@ -57,7 +57,7 @@ def patients_kept(given: Given) -> Given:
 
 def _by_patient(part: Part) -> Part:
     medical = [Path(file) for file in part.images]
-    known = [pictures.patient(file) if pictures.is_dicom(file) else "" for file in medical]
+    known = [image_io.patient(file) if image_io.is_dicom(file) else "" for file in medical]
     groups = tuple(f"patient {one}" if one else name for one, name in zip(known, part.names, strict=True))
     return replace(part, groups=groups)
 

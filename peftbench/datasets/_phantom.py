@@ -17,8 +17,8 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from peftbench.catalogue import dataset_card
-from peftbench.contract import Card, Labels, Part, Splits
+from peftbench.core.catalogue import dataset_card
+from peftbench.core.contract import Card, Labels, Part, Splits
 
 SIDE = 64
 PATIENTS = {"train": range(120), "val": range(120, 160), "test": range(160, 240)}

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
-from peftbench import walk
-from peftbench.catalogue import dataset_card
-from peftbench.contract import Card, Presence, Splits
+from peftbench.core.catalogue import dataset_card
+from peftbench.core.contract import Card, Presence, Splits
+from peftbench.data import image_files
+from peftbench.data.image_io import open_picture
+from peftbench.data.near_duplicates import ALIKE, Thumbnails, alike, thumbnail
+from peftbench.data.splits import join_duplicates, join_pairs, split
 from peftbench.datasets import _files
-from peftbench.duplicates import ALIKE, Thumbnails, alike, thumbnail
 from peftbench.errors import BrokenImagesError
-from peftbench.pictures import open_picture
-from peftbench.splits import join_duplicates, join_pairs, split
 
 NAME = "busi"
 SHARES = {"train": 0.7, "val": 0.1, "test": 0.2}
@@ -58,7 +58,7 @@ def near_duplicates(files: Sequence[Path]) -> list[tuple[int, int]]:
 
 
 def _images(folder: Path) -> list[Path]:
-    return [file for file in walk.images_in(folder) if "_mask" not in file.stem]
+    return [file for file in image_files.images_in(folder) if "_mask" not in file.stem]
 
 
 def _thumbnail(file: Path) -> Thumbnails:

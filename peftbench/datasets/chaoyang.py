@@ -11,12 +11,12 @@ from pathlib import Path, PurePosixPath
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from peftbench import walk
-from peftbench.catalogue import dataset_card
-from peftbench.contract import Card, Part, Presence, Splits
+from peftbench.core.catalogue import dataset_card
+from peftbench.core.contract import Card, Part, Presence, Splits
+from peftbench.data import image_files
+from peftbench.data.splits import carve
 from peftbench.datasets import _files
 from peftbench.errors import DataError
-from peftbench.splits import carve
 
 NAME = "chaoyang"
 NEEDED = ("train.json", "test.json", "train", "test")
@@ -42,7 +42,9 @@ class Chaoyang:
 
     def presence(self, root: Path) -> Presence:
         """Images in the two folders."""
-        return _files.presence(root, NAME, NEEDED, lambda home: sum(len(walk.images_in(home / p)) for p in NEEDED[2:]))
+        return _files.presence(
+            root, NAME, NEEDED, lambda home: sum(len(image_files.images_in(home / p)) for p in NEEDED[2:])
+        )
 
     def load(self, root: Path, seed: int) -> Splits:
         """Read the lists; raises MissingDataError, DataError for a list that cannot be used."""

@@ -9,12 +9,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from peftbench import walk
-from peftbench.catalogue import dataset_card
-from peftbench.contract import Card, Part, Presence, Splits
+from peftbench.core.catalogue import dataset_card
+from peftbench.core.contract import Card, Part, Presence, Splits
+from peftbench.data import image_files
+from peftbench.data.splits import carve, join_duplicates
 from peftbench.datasets import _files
 from peftbench.errors import DataError
-from peftbench.splits import carve, join_duplicates
 
 NAME = "chest_xray"
 NEEDED = tuple(f"{part}/{kind}" for part in ("train", "test") for kind in ("NORMAL", "PNEUMONIA"))
@@ -35,13 +35,13 @@ class ChestXray:
 
     def presence(self, root: Path) -> Presence:
         """Images of train and test, and of the Kaggle copy's val."""
-        return _files.presence(root, NAME, NEEDED, lambda home: walk.count(home, ("train", "val", "test")))
+        return _files.presence(root, NAME, NEEDED, lambda home: image_files.count(home, ("train", "val", "test")))
 
     def load(self, root: Path, seed: int) -> Splits:
         """Read labels and patients from the names; raises MissingDataError, DataError for a name without a label."""
         home = _files.find(root, NAME, NEEDED)
-        extra = walk.images_in(home / "val")
-        train, test = _parts(home, walk.images_in(home / "train") + extra, walk.images_in(home / "test"))
+        extra = image_files.images_in(home / "val")
+        train, test = _parts(home, image_files.images_in(home / "train") + extra, image_files.images_in(home / "test"))
         train, val = carve(train, VAL_SHARE, seed)
         rule = f"official train and test, 10% of train for validation, grouped by {self.card.group_key}"
         joined = (f"The {len(extra)} images of the val folder joined train.",) if extra else ()

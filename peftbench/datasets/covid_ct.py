@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from peftbench import walk
-from peftbench.catalogue import dataset_card
-from peftbench.contract import Card, Part, Presence, Splits
+from peftbench.core.catalogue import dataset_card
+from peftbench.core.contract import Card, Part, Presence, Splits
+from peftbench.data import image_files
 from peftbench.datasets import _files
 
 NAME = "covid_ct"
@@ -35,7 +35,7 @@ class CovidCT:
 
     def presence(self, root: Path) -> Presence:
         """Images of both classes."""
-        return _files.presence(root, NAME, self._needed, lambda home: walk.count(home, ["Images-processed"]))
+        return _files.presence(root, NAME, self._needed, lambda home: image_files.count(home, ["Images-processed"]))
 
     def load(self, root: Path, seed: int) -> Splits:  # noqa: ARG002  the split is official
         """Read the lists; raises MissingDataError also when of a list no image is there."""
@@ -79,7 +79,7 @@ def _listed(home: Path, name: str, label: str) -> list[Path]:
 
 
 def _unlisted(home: Path, parts: Mapping[str, Part]) -> tuple[str, ...]:
-    others = walk.count(home, ["Images-processed"]) - sum(map(len, parts.values()))
+    others = image_files.count(home, ["Images-processed"]) - sum(map(len, parts.values()))
     return (f"{others} images stand in no official list and are left out.",) if others > 0 else ()
 
 

@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from peftbench import pictures, walk
-from peftbench.contract import Card, Part, Splits
+from peftbench.core.contract import Card, Part, Splits
+from peftbench.data import image_files, image_io
 from peftbench.datasets import _files, _own
 from peftbench.errors import DataError, MissingDataError, SplitError
 
@@ -60,8 +60,8 @@ def classes_of(home: Path) -> tuple[str, ...]:
 def key_of(home: Path) -> str:
     """What groups the images: the patients that DICOM files state, else nothing."""
     folders, _ = _layout(home)
-    files = (file for folder in folders.values() for file in walk.images_in(folder))
-    return _own.PATIENT if pictures.states_patients(list(files)) else ""
+    files = (file for folder in folders.values() for file in image_files.images_in(folder))
+    return _own.PATIENT if image_io.states_patients(list(files)) else ""
 
 
 def read(home: Path, classes: tuple[str, ...]) -> _own.Given:
@@ -69,14 +69,14 @@ def read(home: Path, classes: tuple[str, ...]) -> _own.Given:
     folders, ignored = _layout(home)
     beside = (f"Folders beside the parts are left out: {len(ignored)}.",) if ignored else ()
     of_classes = [folder / label for folder in folders.values() for label in classes]
-    notes = (*beside, *walk.left_out(of_classes), *_doubted(of_classes))
+    notes = (*beside, *image_files.left_out(of_classes), *_doubted(of_classes))
     given = _own.Given(classes, {name: _part(home, folder, classes) for name, folder in folders.items()}, notes)
     return _own.patients_kept(given) if key_of(home) else given
 
 
 def _doubted(folders: Sequence[Path]) -> tuple[str, ...]:
     """A note where every class folder holds folders of the same names: those may be the classes, or patients."""
-    below = [frozenset(child.name for child in walk.subfolders(folder)) for folder in folders if folder.is_dir()]
+    below = [frozenset(child.name for child in image_files.subfolders(folder)) for folder in folders if folder.is_dir()]
     shared = sorted(frozenset.intersection(*below))
     says = f"Every class folder holds the same {len(shared)} folders: if those are the classes, give a table instead."
     return (says,) if len(shared) > 1 else ()
@@ -86,7 +86,7 @@ def _layout(home: Path) -> tuple[dict[str, Path], list[Path]]:
     """Folders by part (`train`, `val`, `test`, or `all` where nothing is held out), and the others beside them."""
     if not home.is_dir():
         raise MissingDataError(f"{home} is no folder; give a folder of class folders: folder:PATH.")
-    below = walk.subfolders(home)
+    below = image_files.subfolders(home)
     named = [folder for folder in below if folder.name.lower() in _own.NAMES]
     parts = {_own.NAMES[folder.name.lower()]: folder for folder in named}
     if not named or (len(named) < len(below) and "train" not in parts):
@@ -104,7 +104,7 @@ def _layout(home: Path) -> tuple[dict[str, Path], list[Path]]:
 
 def _classes(folders: Mapping[str, Path]) -> tuple[str, ...]:
     """The class folders of the training images; those of other parts must be among them."""
-    names = {part: [child.name for child in walk.subfolders(folder)] for part, folder in folders.items()}
+    names = {part: [child.name for child in image_files.subfolders(folder)] for part, folder in folders.items()}
     train = names["all" if "all" in names else "train"]
     if len(train) < 2:  # noqa: PLR2004  one class is no classification
         where = folders["all" if "all" in folders else "train"]
@@ -128,9 +128,9 @@ def _part(home: Path, folder: Path, classes: tuple[str, ...]) -> Part:
 
 def _images(folder: Path) -> list[Path]:
     """The images of a class folder, none if the part has no such folder; an empty folder is a mistake."""
-    files = walk.images_in(folder)
+    files = image_files.images_in(folder)
     if folder.is_dir() and not files:
-        raise DataError(f"{folder} holds no image ({', '.join(sorted(walk.EXTENSIONS))}); fill or remove it.")
+        raise DataError(f"{folder} holds no image ({', '.join(sorted(image_files.EXTENSIONS))}); fill or remove it.")
     return files
 
 

@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from peftbench import walk
-from peftbench.catalogue import dataset_card
-from peftbench.contract import Card, Part, Presence, Splits
+from peftbench.core.catalogue import dataset_card
+from peftbench.core.contract import Card, Part, Presence, Splits
+from peftbench.data import image_files
+from peftbench.data.splits import carve
 from peftbench.datasets import _files
 from peftbench.errors import DataError
-from peftbench.splits import carve
 
 NAME = "limuc"
 TRAIN, TEST = "train_and_validation_sets", "test_set"
@@ -41,7 +41,7 @@ class Limuc:
 
     def presence(self, root: Path) -> Presence:
         """Images of all grades."""
-        return _files.presence(root, NAME, self._needed, lambda home: walk.count(home, (TRAIN, TEST)))
+        return _files.presence(root, NAME, self._needed, lambda home: image_files.count(home, (TRAIN, TEST)))
 
     def load(self, root: Path, seed: int) -> Splits:
         """Read grades from folders, patients from names; raises MissingDataError and DataError."""
@@ -64,7 +64,7 @@ def patient(name: str) -> str:
 
 
 def _part(home: Path, folder: str, classes: tuple[str, ...]) -> Part:
-    by_class = [walk.images_in(_files.at(home, f"{folder}/{label}")) for label in classes]
+    by_class = [image_files.images_in(_files.at(home, f"{folder}/{label}")) for label in classes]
     files = [file for one_class in by_class for file in one_class]
     labels = [label for label, one_class in enumerate(by_class) for _ in one_class]
     return _files.part(home, files, labels, [patient(file.name) for file in files])

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from peftbench.catalogue import dataset_card, dataset_entry
-from peftbench.contract import Card, Presence, Splits
+from peftbench.core.catalogue import dataset_card, dataset_entry
+from peftbench.core.contract import Card, Presence, Splits
 from peftbench.datasets import _files, _medmnist
 from peftbench.errors import RequestError, UnknownNameError
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from peftbench import walk
-from peftbench.catalogue import dataset_card
-from peftbench.contract import Card, Part, Presence, Splits
+from peftbench.core.catalogue import dataset_card
+from peftbench.core.contract import Card, Part, Presence, Splits
+from peftbench.data import image_files
+from peftbench.data.splits import carve
 from peftbench.datasets import _files, _medmnist
 from peftbench.errors import DataError
-from peftbench.splits import carve
 
 NAME = "oct"
 FOLDERS = ("CNV", "DME", "DRUSEN", "NORMAL")  # in label order
@@ -54,7 +54,7 @@ class Oct:
 
 
 def _release(root: Path) -> Presence:
-    return _files.presence(root, NAME, NEEDED, lambda home: walk.count(home, ("train", "val", "test")))
+    return _files.presence(root, NAME, NEEDED, lambda home: image_files.count(home, ("train", "val", "test")))
 
 
 def _stands_in(root: Path) -> bool:
@@ -72,7 +72,7 @@ def patient(name: str) -> str:
 
 
 def _part(home: Path, part: str) -> Part:
-    by_class = [walk.images_in(_files.at(home, f"{part}/{label}")) for label in FOLDERS]
+    by_class = [image_files.images_in(_files.at(home, f"{part}/{label}")) for label in FOLDERS]
     files = [file for one_class in by_class for file in one_class]
     labels = [label for label, one_class in enumerate(by_class) for _ in one_class]
     return _files.part(home, files, labels, [patient(file.name) for file in files])

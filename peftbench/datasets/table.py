@@ -20,8 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
-from peftbench import pictures
-from peftbench.contract import Card, Part, Splits
+from peftbench.core.contract import Card, Part, Splits
+from peftbench.data import image_io
 from peftbench.datasets import _own
 from peftbench.errors import DataError, MissingDataError, SplitError
 
@@ -112,7 +112,7 @@ def key_of(file: Path, lines: Sequence[Line]) -> str:
     """What groups the images: the column, without one the patients that DICOM files state, else nothing."""
     if lines[0].group:
         return "group"
-    return _own.PATIENT if pictures.states_patients([file.parent / line.image for line in lines]) else ""
+    return _own.PATIENT if image_io.states_patients([file.parent / line.image for line in lines]) else ""
 
 
 def labels_of(line: Line) -> list[str]:

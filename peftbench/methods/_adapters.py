@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from peftbench.plan import Graft
+from peftbench.models.plan import Graft
 
 
 class Bottleneck(Graft):

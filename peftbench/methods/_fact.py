@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from peftbench.errors import RequestError
-from peftbench.method import Fit, Method, edge
 from peftbench.methods._sites import PROJECTIONS, blocks, matrix, width
-from peftbench.plan import Graft, Shared
+from peftbench.models.method import Fit, Method, edge
+from peftbench.models.plan import Graft, Shared
 
 
 class Factors(Shared):

@@ -18,10 +18,10 @@ from typing import Any, ClassVar
 from torch import nn
 
 from peftbench.errors import RequestError
-from peftbench.grafts import HubShared, HubTuner
-from peftbench.method import Fit, Method, edge
 from peftbench.methods._sites import PROJECTIONS, blocks, matrix
-from peftbench.plan import Graft, Plan, Probe, Sizes
+from peftbench.models.method import Fit, Method, edge
+from peftbench.models.peft_tuners import HubShared, HubTuner
+from peftbench.models.plan import Graft, Plan, Probe, Sizes
 
 UNFIT: Mapping[str, str] = MappingProxyType(
     {  # peft.PeftType -> why

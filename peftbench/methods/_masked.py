@@ -7,9 +7,9 @@ from typing import ClassVar
 
 from torch import nn
 
-from peftbench import selection
 from peftbench.errors import RequestError
-from peftbench.method import Fit, Method, edge
+from peftbench.models import top_k
+from peftbench.models.method import Fit, Method, edge
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Masked(Method):
 
     def count(self, vit: nn.Module) -> int:
         """round(ratio N), at most as many as there are candidates."""
-        k, there = round(self.ratio * selection.total(vit)), self.ceiling(vit)
+        k, there = round(self.ratio * top_k.total(vit)), self.ceiling(vit)
         if k < 1 or k > there:
             raise RequestError(f"The ratio {self.ratio:g} asks for {k} weights; there are 1 to {there} candidates.")
         return k
@@ -43,6 +43,4 @@ class Masked(Method):
         """The budget itself."""
         there = self.ceiling(vit)
         reached = max(1, min(budget, there))
-        return Fit(
-            replace(self, ratio=selection.share(reached, selection.total(vit))), reached, edge(budget, (1, there))
-        )
+        return Fit(replace(self, ratio=top_k.share(reached, top_k.total(vit))), reached, edge(budget, (1, there)))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from peftbench.errors import RequestError
 from peftbench.methods._stepped import Stepped
-from peftbench.plan import Graft, Sizes
+from peftbench.models.plan import Graft, Sizes
 
 MOST = 8192  # tokens: beyond, attention costs gigabytes an image
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from peftbench.selection import leaders
+from peftbench.models.top_k import leaders
 
 NEVER = ("cls_token", "reg_token", "pos_embed", "patch_embed.", "attn_pool.")  # these train always or never
 PARTS = "qkv"

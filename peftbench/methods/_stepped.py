@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from peftbench.method import Fit, Method, edge
+from peftbench.models.method import Fit, Method, edge
 
 
 @dataclass(frozen=True)

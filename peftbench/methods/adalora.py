@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from peftbench.errors import RequestError
-from peftbench.grafts import HubTuner
 from peftbench.methods._hub import LowRank
-from peftbench.plan import Callback, Graft, Plan, Probe, Sizes
+from peftbench.models.peft_tuners import HubTuner
+from peftbench.models.plan import Callback, Graft, Plan, Probe, Sizes
 
 
 class AdaLoRATuner(HubTuner):

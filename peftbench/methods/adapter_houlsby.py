@@ -9,7 +9,7 @@ from peftbench.errors import RequestError
 from peftbench.methods._adapters import Bottleneck
 from peftbench.methods._sites import blocks, norms, width
 from peftbench.methods._stepped import Stepped
-from peftbench.plan import Plan, Probe
+from peftbench.models.plan import Plan, Probe
 
 
 @dataclass(frozen=True)

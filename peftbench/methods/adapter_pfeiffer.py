@@ -9,7 +9,7 @@ from peftbench.errors import RequestError
 from peftbench.methods._adapters import Bottleneck
 from peftbench.methods._sites import blocks, width
 from peftbench.methods._stepped import Stepped
-from peftbench.plan import Plan, Probe, Sizes
+from peftbench.models.plan import Plan, Probe, Sizes
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from peftbench.errors import RequestError
 from peftbench.methods._adapters import Bottleneck
 from peftbench.methods._sites import blocks, width
 from peftbench.methods._stepped import Stepped
-from peftbench.plan import Plan, Probe
+from peftbench.models.plan import Plan, Probe
 
 
 class Scaled(Bottleneck):

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from peftbench.errors import PluginError, RequestError
 from peftbench.methods._sites import blocks, width
 from peftbench.methods._stepped import Stepped
-from peftbench.plan import Graft, Plan, Probe
+from peftbench.models.plan import Graft, Plan, Probe
 
 
 class Parallel(Graft):

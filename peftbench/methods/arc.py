@@ -10,7 +10,7 @@ from peftbench.errors import RequestError
 from peftbench.methods._adapters import Ahead
 from peftbench.methods._sites import blocks, width
 from peftbench.methods._stepped import Stepped
-from peftbench.plan import Plan, Probe, Shared, Sizes
+from peftbench.models.plan import Plan, Probe, Shared, Sizes
 
 BRANCHES = {"attention": "attn.qkv", "mlp": "mlp.fc1"}
 

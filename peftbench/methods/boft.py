@@ -7,7 +7,7 @@ from typing import ClassVar
 from torch import nn
 
 from peftbench.methods._hub import HubMethod, common, divisors
-from peftbench.plan import Sizes
+from peftbench.models.plan import Sizes
 
 
 @dataclass(frozen=True)

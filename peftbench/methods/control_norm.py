@@ -6,8 +6,8 @@ from torch import nn
 
 from peftbench.methods._masked import Masked
 from peftbench.methods._sites import norms
-from peftbench.plan import Plan, Probe
-from peftbench.selection import largest
+from peftbench.models.plan import Plan, Probe
+from peftbench.models.top_k import largest
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from peftbench import selection
 from peftbench.methods._masked import Masked
-from peftbench.plan import Plan, Probe
+from peftbench.models import top_k
+from peftbench.models.plan import Plan, Probe
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class ControlRandom(Masked):
         sizes = {name: vit.get_parameter(name).numel() for name in self.candidates_in(vit)}
         draw = np.random.default_rng([probe.seed, 11])
         index = np.sort(draw.choice(sum(sizes.values()), self.count(vit), replace=False, shuffle=False))
-        return Plan(entries=selection.split(torch.from_numpy(index), sizes))
+        return Plan(entries=top_k.split(torch.from_numpy(index), sizes))
 
 
 plugin = ControlRandom

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from peftbench.methods.shpeft import SHPEFT
-from peftbench.plan import Plan, Probe
+from peftbench.models.plan import Plan, Probe
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from peftbench.errors import PluginError, RequestError
-from peftbench.method import Method
 from peftbench.methods._sites import blocks, width
-from peftbench.plan import Graft, Plan, Probe
+from peftbench.models.method import Method
+from peftbench.models.plan import Graft, Plan, Probe
 
 
 class Bypass(nn.Module):

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from peftbench.method import Method
 from peftbench.methods._sites import PROJECTIONS, blocks, norms
-from peftbench.plan import Graft, Plan, Probe
+from peftbench.models.method import Method
+from peftbench.models.plan import Graft, Plan, Probe
 
 
 class Gain(Graft):

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from peftbench.methods._fact import FacT, Factored, Factors, sites, squares, uniform
 from peftbench.methods._sites import width
-from peftbench.plan import Plan, Probe, Sizes
+from peftbench.models.plan import Plan, Probe, Sizes
 
 
 class OwnCores(Factored):

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from torch import nn
 
 from peftbench.errors import RequestError
-from peftbench.method import Method
 from peftbench.methods._sites import norms
-from peftbench.plan import Plan, Probe
+from peftbench.models.method import Method
+from peftbench.models.plan import Plan, Probe
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from peftbench.method import Method
-from peftbench.plan import Plan, Probe
+from peftbench.models.method import Method
+from peftbench.models.plan import Plan, Probe
 
 
 @dataclass(frozen=True)

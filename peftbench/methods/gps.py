@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from peftbench.errors import JobError, RequestError
 from peftbench.methods._stepped import Stepped
-from peftbench.plan import Plan, Probe
+from peftbench.models.plan import Plan, Probe
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ from typing import ClassVar
 
 from torch import nn
 
-from peftbench.grafts import HubTuner
 from peftbench.methods._hub import HubMethod
 from peftbench.methods._sites import PROJECTIONS, blocks
-from peftbench.plan import Graft, Sizes
+from peftbench.models.peft_tuners import HubTuner
+from peftbench.models.plan import Graft, Sizes
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from torch import nn
 from peftbench.errors import RequestError
 from peftbench.methods._sites import blocks
 from peftbench.methods._stepped import Stepped
-from peftbench.plan import Plan, Probe
+from peftbench.models.plan import Plan, Probe
 
 
 @dataclass(frozen=True)

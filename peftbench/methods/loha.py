@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from peftbench.methods._hub import LowRank
-from peftbench.plan import Sizes
+from peftbench.models.plan import Sizes
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from torch import nn
 
 from peftbench.errors import RequestError
 from peftbench.methods._hub import LowRank
-from peftbench.plan import Sizes
+from peftbench.models.plan import Sizes
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ from typing import ClassVar, Literal
 from torch import nn
 
 from peftbench.errors import RequestError
-from peftbench.grafts import LoRATuner
 from peftbench.methods._sites import PROJECTIONS, blocks, width
 from peftbench.methods._stepped import Stepped
-from peftbench.plan import Plan, Probe
+from peftbench.models.peft_tuners import LoRATuner
+from peftbench.models.plan import Plan, Probe
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from typing import ClassVar
 
 from torch import nn
 
-from peftbench.method import Method
-from peftbench.plan import Plan, Probe
+from peftbench.models.method import Method
+from peftbench.models.plan import Plan, Probe
 
 
 @dataclass(frozen=True)

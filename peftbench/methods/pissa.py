@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from peftbench.grafts import LoRATuner
 from peftbench.methods._hub import LowRank
-from peftbench.plan import Graft, Sizes
+from peftbench.models.peft_tuners import LoRATuner
+from peftbench.models.plan import Graft, Sizes
 
 
 class PiSSATuner(LoRATuner):

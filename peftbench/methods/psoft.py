@@ -5,9 +5,9 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from peftbench.grafts import HubTuner
 from peftbench.methods._hub import LowRank
-from peftbench.plan import Graft, Sizes
+from peftbench.models.peft_tuners import HubTuner
+from peftbench.models.plan import Graft, Sizes
 
 
 class PsoftTuner(HubTuner):

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from peftbench.errors import RequestError
-from peftbench.method import Method
 from peftbench.methods._adapters import Ahead
 from peftbench.methods._sites import blocks, width
-from peftbench.plan import Plan, Probe
+from peftbench.models.method import Method
+from peftbench.models.plan import Plan, Probe
 
 
 class GroupedBottleneck(Ahead):

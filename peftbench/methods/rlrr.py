@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from peftbench.method import Method
 from peftbench.methods._sites import PROJECTIONS, blocks, last_norm
 from peftbench.methods.ssf import ScaleShift
-from peftbench.plan import Graft, Plan, Probe
+from peftbench.models.method import Method
+from peftbench.models.plan import Graft, Plan, Probe
 
 
 class Rescaled(Graft):

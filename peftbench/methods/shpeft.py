@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from peftbench.errors import RequestError
 from peftbench.methods._masked import Masked
-from peftbench.plan import Plan, Probe, Scores
-from peftbench.selection import largest, overlap
+from peftbench.models.plan import Plan, Probe, Scores
+from peftbench.models.top_k import largest, overlap
 
 # td -> (what the probe adds up over batches, what is made of the sum)
 TASK = {

@@ -13,12 +13,12 @@ from timm.layers.drop import DropPath
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from peftbench import selection
 from peftbench.errors import RequestError
-from peftbench.method import Fit, Method, edge
 from peftbench.methods import _spt
 from peftbench.methods._spt import PARTS, Piece, Ranking, Rule
-from peftbench.plan import Graft, Plan, Probe, Sizes
+from peftbench.models import top_k
+from peftbench.models.method import Fit, Method, edge
+from peftbench.models.plan import Graft, Plan, Probe, Sizes
 
 
 class LowRank(Graft):
@@ -147,14 +147,14 @@ class SPTLoRA(Method):
 
     def count(self, vit: nn.Module) -> int:
         """What to aim at; what it comes to depends on the data."""
-        return self.within(round(self.budget * selection.total(vit)), vit).reached
+        return self.within(round(self.budget * top_k.total(vit)), vit).reached
 
     def within(self, budget: int, vit: nn.Module) -> Fit:
         """The budget itself, from the class token and one weight up to everything whole."""
         rule, always = Rule(self.r, self.alpha, self.beta), sum(_always(vit).values())
         least, most = always + 1, always + sum(rule.cost(piece) for piece in _spt.pieces(vit))
         reached = min(max(budget, least), most)
-        aimed = replace(self, budget=selection.share(reached, selection.total(vit)))
+        aimed = replace(self, budget=top_k.share(reached, top_k.total(vit)))
         return Fit(aimed, reached, edge(budget, (least, most)))
 
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from peftbench.errors import RequestError
-from peftbench.method import Method
 from peftbench.methods._sites import PROJECTIONS, blocks, has, last_norm
-from peftbench.plan import Graft, Plan, Probe
+from peftbench.models.method import Method
+from peftbench.models.plan import Graft, Plan, Probe
 
 WITHIN = {"norm1": "norm1", "norm2": "norm2", **PROJECTIONS}
 AROUND = {"patch": "patch_embed.proj", "norm_pre": "norm_pre"}

@@ -7,7 +7,7 @@ from typing import ClassVar
 from torch import nn
 
 from peftbench.methods._hub import HubMethod
-from peftbench.plan import Plan, Probe, Sizes
+from peftbench.models.plan import Plan, Probe, Sizes
 
 
 @dataclass(frozen=True)

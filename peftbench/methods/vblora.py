@@ -9,7 +9,7 @@ from torch import nn
 
 from peftbench.errors import RequestError
 from peftbench.methods._hub import SharedHub, common
-from peftbench.plan import Sizes
+from peftbench.models.plan import Sizes
 
 
 @dataclass(frozen=True)

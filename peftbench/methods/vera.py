@@ -7,7 +7,7 @@ from typing import ClassVar
 from torch import nn
 
 from peftbench.methods._hub import SharedHub
-from peftbench.plan import Sizes
+from peftbench.models.plan import Sizes
 
 
 @dataclass(frozen=True)

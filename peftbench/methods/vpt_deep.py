@@ -6,7 +6,7 @@ from torch import nn
 
 from peftbench.methods._prompts import Joining, Leaving, Prompted, Prompts
 from peftbench.methods._sites import blocks
-from peftbench.plan import Graft, Plan, Probe, Sizes
+from peftbench.models.plan import Graft, Plan, Probe, Sizes
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from typing import ClassVar
 
 from torch import nn
 
-from peftbench.grafts import HubTuner
 from peftbench.methods._hub import HubMethod
-from peftbench.plan import Graft, Sizes
+from peftbench.models.peft_tuners import HubTuner
+from peftbench.models.plan import Graft, Sizes
 
 TUNED_FOR = 768 * 768  # weights
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from peftbench.contract import Labels, Logits
+from peftbench.core.contract import Labels, Logits
 
 Values = NDArray[np.float64]
 

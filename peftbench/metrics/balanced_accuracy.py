@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from peftbench import scores
-from peftbench.contract import Labels, Logits, of_tasks
+from peftbench.core.contract import Labels, Logits, of_tasks
+from peftbench.statistics import scores
 
 
 @of_tasks("single", "ordinal", "multi_label")

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from peftbench import scores
-from peftbench.contract import Labels, Logits
+from peftbench.core.contract import Labels, Logits
 from peftbench.metrics._shared import probabilities
+from peftbench.statistics import scores
 
 BINS = 15
 

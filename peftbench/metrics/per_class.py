@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from peftbench import scores
-from peftbench.contract import Labels, Logits, of_tasks
+from peftbench.core.contract import Labels, Logits, of_tasks
+from peftbench.statistics import scores
 
 
 @of_tasks("single", "ordinal", "multi_label")

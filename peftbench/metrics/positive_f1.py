@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from peftbench import scores
-from peftbench.contract import Labels, Logits
+from peftbench.core.contract import Labels, Logits
+from peftbench.statistics import scores
 
 
 def plugin(logits: Logits, labels: Labels) -> float:

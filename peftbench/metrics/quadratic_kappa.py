@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from peftbench import scores
-from peftbench.contract import Labels, Logits, of_tasks
+from peftbench.core.contract import Labels, Logits, of_tasks
+from peftbench.statistics import scores
 
 
 @of_tasks("ordinal")

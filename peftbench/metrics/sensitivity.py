@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from peftbench.contract import Labels, Logits
+from peftbench.core.contract import Labels, Logits
 from peftbench.metrics._shared import log_odds
 
 SPECIFICITIES = (90, 95)  # %

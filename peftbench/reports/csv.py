@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from peftbench.contract import Result
-from peftbench.frame import frame
+from peftbench.core.contract import Result
+from peftbench.results.frame import frame
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
-from peftbench import summary
-from peftbench.contract import Result
-from peftbench.summary import Block, Row
+from peftbench.core.contract import Result
+from peftbench.results import summary
+from peftbench.results.summary import Block, Row
 
 if TYPE_CHECKING:
     import matplotlib.axes

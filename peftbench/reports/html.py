@@ -10,10 +10,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import ClassVar
 
-from peftbench.cells import Cell
-from peftbench.contract import Result
+from peftbench.core.contract import Result
 from peftbench.reports import figure
-from peftbench.tables import Table, tables
+from peftbench.results.formatting import Cell
+from peftbench.results.tables import Table, tables
 
 _MARKS = {"": "{}", "best": "<b>{}</b>", "second": "<u>{}</u>"}
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from peftbench.cells import NONE, Cell
-from peftbench.contract import Result
-from peftbench.tables import Table, tables
+from peftbench.core.contract import Result
+from peftbench.results.formatting import NONE, Cell
+from peftbench.results.tables import Table, tables
 
 _MARKS = {"": "{}", "best": r"\textbf{{{}}}", "second": r"\underline{{{}}}"}
 _SPECIAL = str.maketrans(

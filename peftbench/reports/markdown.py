@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from peftbench.cells import Cell
-from peftbench.contract import Result
-from peftbench.tables import Table, tables
+from peftbench.core.contract import Result
+from peftbench.results.formatting import Cell
+from peftbench.results.tables import Table, tables
 
 _MARKS = {"": "{}", "best": "**{}**", "second": "<ins>{}</ins>"}
 

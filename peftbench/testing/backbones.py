@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 
-from peftbench.contract import Backbone
+from peftbench.core.contract import Backbone
 from peftbench.errors import WeightsError
 from peftbench.testing.findings import Broken, Finding, Rule, Skipped, demand, judge
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from peftbench.contract import Card, Dataset, Part, Splits
+from peftbench.core.contract import Card, Dataset, Part, Splits
+from peftbench.data.image_io import open_picture
 from peftbench.errors import MissingDataError
-from peftbench.pictures import open_picture
 from peftbench.testing.findings import Finding, Rule, Skipped, demand, judge, refuse_torch
 
 

@@ -6,35 +6,35 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from peftbench.method import Method
-from peftbench.testing import deciding, keeping, training
+from peftbench.models.method import Method
+from peftbench.testing import method_delta, method_plan, method_training
 from peftbench.testing.findings import Finding, Rule, judge
+from peftbench.testing.fixture import Scene
 from peftbench.testing.networks import STYLES
-from peftbench.testing.scene import Scene
 
 RULES: tuple[Rule[Scene], ...] = (
-    deciding.it_runs,
-    deciding.planning_changes_nothing,
-    deciding.planning_twice_agrees,
-    deciding.counting_needs_no_data,
-    deciding.the_count_is_what_trains,
-    training.it_starts_as_the_pretrained_network,
-    training.frozen_tensors_stay,
-    training.every_value_learns,
-    training.evaluation_draws_nothing,
-    training.images_stay_apart,
-    training.it_works_under_bf16,
-    keeping.a_delta_brings_it_back,
-    keeping.merged_computes_the_same,
-    keeping.nothing_is_left_behind,
+    method_plan.it_runs,
+    method_plan.planning_changes_nothing,
+    method_plan.planning_twice_agrees,
+    method_plan.counting_needs_no_data,
+    method_plan.the_count_is_what_trains,
+    method_training.it_starts_as_the_pretrained_network,
+    method_training.frozen_tensors_stay,
+    method_training.every_value_learns,
+    method_training.evaluation_draws_nothing,
+    method_training.images_stay_apart,
+    method_training.it_works_under_bf16,
+    method_delta.a_delta_brings_it_back,
+    method_delta.merged_computes_the_same,
+    method_delta.nothing_is_left_behind,
 )
 ONCE: tuple[Rule[Scene], ...] = (  # on the plain network: another one would tell nothing new
-    training.the_same_seed_gives_the_same_bits,
-    training.a_resumed_run_ends_with_the_same_bits,
-    deciding.its_fields_come_back,
-    deciding.the_budget_is_met,
+    method_training.the_same_seed_gives_the_same_bits,
+    method_training.a_resumed_run_ends_with_the_same_bits,
+    method_plan.its_fields_come_back,
+    method_plan.the_budget_is_met,
 )
-COMPILED: tuple[Rule[Scene], ...] = (training.it_compiles,)  # likewise; 0.7 s
+COMPILED: tuple[Rule[Scene], ...] = (method_training.it_compiles,)  # likewise; 0.7 s
 
 
 def check_method(

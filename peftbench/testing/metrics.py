@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from peftbench.contract import Labels, Logits, Metric, Task, lower_is_better, tasks_of
+from peftbench.core.contract import Labels, Logits, Metric, Task, lower_is_better, tasks_of
 from peftbench.testing.findings import Finding, Rule, demand, judge, refuse_torch
 
 Case = tuple[str, Logits, Labels]

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from peftbench.contract import Report, Result
-from peftbench.record import SCHEMA, Record
-from peftbench.store import write_predictions
+from peftbench.core.contract import Report, Result
+from peftbench.core.record import SCHEMA, Record
+from peftbench.results.store import write_predictions
 from peftbench.testing.findings import Finding, Rule, demand, judge, refuse_torch
 
 PRIVATE = "patient_0017.png"  # an image's name: stands in a job's private file and in a failure's reason

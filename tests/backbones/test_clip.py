@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from peftbench.backbones.clip_vit_b16 import ClipViTB16
 from peftbench.backbones.open_clip import OpenCLIP
-from peftbench.contract import Backbone
+from peftbench.core.contract import Backbone
 from peftbench.errors import RequestError, UnknownNameError, WeightsError
 
 PLAIN = "ViT-B-16/laion2b_s34b_b88k"

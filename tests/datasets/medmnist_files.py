@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from peftbench.catalogue import dataset_entry
+from peftbench.core.catalogue import dataset_entry
 from peftbench.datasets import _medmnist
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
-from peftbench.contract import Splits
+from peftbench.core.contract import Splits
 from peftbench.datasets.busi import near_duplicates, plugin
 from peftbench.errors import BrokenImagesError, MissingDataError
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from peftbench.data.splits import fingerprint
 from peftbench.datasets.covid_ct import plugin, source_paper
 from peftbench.errors import MissingDataError
-from peftbench.splits import fingerprint
 
 LISTS = {
     ("COVID", "train"): ["2020.03.04.20026005-p10-93%1.png", "2020.03.04.20026005-p11-94.png"],

@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from peftbench import catalogue, inventory
-from peftbench.contract import Splits
+from peftbench.core import catalogue
+from peftbench.core.contract import Splits
+from peftbench.core.registry import registry
+from peftbench.data import availability
 from peftbench.errors import CatalogueError, DataError, PluginError
-from peftbench.registry import registry
 
 CLINIC = """
 title = "Clinic ultrasound"
@@ -36,12 +37,12 @@ def describe(text: str, name: str = "clinic") -> None:
 
 
 def load() -> Splits:
-    return inventory.open_dataset("clinic").load(Path("unused"), 0)
+    return availability.open_dataset("clinic").load(Path("unused"), 0)
 
 
 def test_a_described_set_is_found_without_flags(home: Path) -> None:
     describe(CLINIC)
-    card = inventory.open_dataset("clinic").card
+    card = availability.open_dataset("clinic").card
     assert "clinic" in registry("datasets").names()
     assert (card.title, card.modality, card.classes) == (
         "Clinic ultrasound",
@@ -49,7 +50,7 @@ def test_a_described_set_is_found_without_flags(home: Path) -> None:
         ("benign", "malignant"),
     )
     assert [len(part) for part in load().parts.values()] == [28, 4, 8]
-    assert inventory.state("clinic", home) == "complete"
+    assert availability.state("clinic", home) == "complete"
 
 
 @pytest.mark.usefixtures("home")
@@ -80,7 +81,7 @@ def test_a_table_may_be_described(home: Path) -> None:
     ]
     (home / "all.csv").write_text("\n".join(["image,label,group", *lines]))
     describe(CLINIC.replace("images", "all.csv") + 'task = "ordinal"')
-    dataset = inventory.open_dataset("clinic")
+    dataset = availability.open_dataset("clinic")
     assert (dataset.card.task, dataset.card.group_key) == ("ordinal", "group")
     assert np.bincount(load().test.labels).tolist() == [4, 4]
 
@@ -97,19 +98,19 @@ def test_several_labels_an_image_stand_in_a_table(home: Path) -> None:
         for part in splits.parts.values()
         for name, label in zip(part.names, part.labels.tolist(), strict=True)
     }
-    assert inventory.open_dataset("clinic").card.classes == ("effusion", "mass")
+    assert availability.open_dataset("clinic").card.classes == ("effusion", "mass")
     assert [told[line.split(",")[0]] for line in lines[:4]] == [[1, 1], [0, 1], [0, 0], [1, 0]]
     assert splits.train.labels.shape == (28, 2)
 
 
 def test_a_folder_that_is_not_there_is_said_in_the_list(home: Path) -> None:
     describe(CLINIC.replace("images", "nowhere"))
-    assert inventory.state("clinic", home) == "no"
+    assert availability.state("clinic", home) == "no"
 
 
 def test_fewer_images_than_stated_are_incomplete(home: Path) -> None:
     describe(CLINIC + "sizes = { total = 50 }")
-    assert inventory.state("clinic", home) == "incomplete (40 of 50)"
+    assert availability.state("clinic", home) == "incomplete (40 of 50)"
 
 
 @pytest.mark.usefixtures("home")

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from peftbench.catalogue import dataset_entry
+from peftbench.core.catalogue import dataset_entry
 from peftbench.datasets import _medmnist
 from peftbench.datasets.medmnist import plugin
 from peftbench.errors import DataError, MissingDataError, RequestError, UnknownNameError

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from peftbench.contract import Presence
+from peftbench.core.contract import Presence
 from peftbench.datasets import _files, _medmnist
 from peftbench.datasets.oct import FOLDERS, patient, plugin
 from peftbench.errors import DataError, MissingDataError

@@ -8,7 +8,7 @@ from sklearn.metrics import f1_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from peftbench.contract import Labels, Part, Splits
+from peftbench.core.contract import Labels, Part, Splits
 from peftbench.datasets import (
     phantom_ct,
     phantom_endoscopy,

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from peftbench.contract import Splits
+from peftbench.core.contract import Splits
 from peftbench.datasets.table import plugin
 from peftbench.errors import DataError, MissingDataError, SplitError
-from tests.test_pictures import write_dicom
+from tests.data.test_image_io import write_dicom
 
 
 def write(home: Path, lines: list[str], header: str = "image,label") -> Path:

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from peftbench.errors import PluginError, RequestError
-from peftbench.method import Method, NoProbe
 from peftbench.methods.adapter_houlsby import AdapterHoulsby
 from peftbench.methods.adapter_pfeiffer import AdapterPfeiffer
 from peftbench.methods.adapter_plus import AdapterPlus
@@ -18,7 +17,8 @@ from peftbench.methods.arc import ARC
 from peftbench.methods.convpass import Convpass
 from peftbench.methods.rep_adapter import RepAdapter
 from peftbench.methods.rlrr import RLRR
-from peftbench.plan import Tuned
+from peftbench.models.method import Method, NoProbe
+from peftbench.models.plan import Tuned
 from tests.networks import STYLES, batch, network
 
 EXACT: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-10}

@@ -11,8 +11,8 @@ from timm.models.vision_transformer import ParallelScalingBlock, VisionTransform
 from torch import nn
 
 from peftbench.errors import PluginError, RequestError
-from peftbench.method import NoProbe
 from peftbench.methods.adaptformer import AdaptFormer
+from peftbench.models.method import NoProbe
 from tests.networks import STYLES, batch, network
 
 

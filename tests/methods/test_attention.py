@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from peftbench.errors import PluginError, RequestError
-from peftbench.method import NoProbe
 from peftbench.methods.attention_pooling import AttentionPooling
 from peftbench.methods.prefix_tuning import PrefixTuning
+from peftbench.models.method import NoProbe
 from tests.networks import STYLES, batch, network
 
 EXACT: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-10}

@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from peftbench.errors import JobError, RequestError
-from peftbench.method import Method, NoProbe
 from peftbench.methods.control_norm import ControlNorm
 from peftbench.methods.control_patch import ControlPatch
 from peftbench.methods.control_random import ControlRandom
@@ -24,9 +23,10 @@ from peftbench.methods.gps import GPS, largest_of_each
 from peftbench.methods.last_blocks import LastBlocks
 from peftbench.methods.lora_fa import LoRAFA
 from peftbench.methods.shpeft import SHPEFT
-from peftbench.plan import Plan
-from peftbench.probe import GradientProbe
-from peftbench.run import run
+from peftbench.models.gradient_probe import GradientProbe
+from peftbench.models.method import Method, NoProbe
+from peftbench.models.plan import Plan
+from peftbench.training.job import run
 from tests.networks import STYLES, batch, batches, classifier, network
 from tests.studies import draw, jobs, places, small
 

@@ -7,10 +7,10 @@ from functools import lru_cache
 import pytest
 from torch import nn
 
-from peftbench import backbone, catalogue
+from peftbench.core import catalogue
+from peftbench.core.registry import registry
+from peftbench.core.syntax import budget
 from peftbench.errors import RequestError
-from peftbench.language import budget
-from peftbench.method import Method
 from peftbench.methods.adaptformer import AdaptFormer
 from peftbench.methods.bitfit import BitFit
 from peftbench.methods.ft_att import FTAtt
@@ -24,7 +24,8 @@ from peftbench.methods.spt_lora import SPTLoRA
 from peftbench.methods.ssf import SSF
 from peftbench.methods.vpt_deep import VPTDeep
 from peftbench.methods.vpt_shallow import VPTShallow
-from peftbench.registry import registry
+from peftbench.models import backbone
+from peftbench.models.method import Method
 from tests.networks import blank
 
 VIT_B, N = "vit_base_patch16_224", 85_798_656

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from peftbench.errors import RequestError
-from peftbench.method import NoProbe
 from peftbench.methods._fact import FacT
 from peftbench.methods.fact_tk import FacTTK
 from peftbench.methods.fact_tt import FacTTT
+from peftbench.models.method import NoProbe
 from tests.networks import STYLES, batch, network
 
 EXACT: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-10}

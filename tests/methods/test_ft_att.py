@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from peftbench.method import NoProbe
 from peftbench.methods.ft_att import FTAtt
+from peftbench.models.method import NoProbe
 from tests.networks import STYLES, network
 
 ATTENTION = {

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from torch import nn
 
-from peftbench.method import NoProbe
 from peftbench.methods.ft_ln import FTLN
+from peftbench.models.method import NoProbe
 from tests.networks import STYLES, network
 
 

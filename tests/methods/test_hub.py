@@ -13,8 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from peftbench.errors import RequestError
-from peftbench.grafts import HubTuner
-from peftbench.method import NoProbe
 from peftbench.methods._hub import UNFIT, HubMethod
 from peftbench.methods.adalora import AdaLoRA
 from peftbench.methods.boft import BOFT
@@ -44,7 +42,9 @@ from peftbench.methods.tinylora import TinyLoRA
 from peftbench.methods.vblora import VBLoRA
 from peftbench.methods.vera import VeRA
 from peftbench.methods.waveft import WaveFT
-from peftbench.plan import Tuned
+from peftbench.models.method import NoProbe
+from peftbench.models.peft_tuners import HubTuner
+from peftbench.models.plan import Tuned
 from tests.networks import batch, blank, network
 
 TWO = ("qkv", "fc2")  # (96, 32) and (32, 128): what is shared must fit both

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from peftbench.errors import RequestError
-from peftbench.method import NoProbe
 from peftbench.methods.lora import LoRA
+from peftbench.models.method import NoProbe
 from tests.networks import STYLES, batch, network
 
 DEFAULT = LoRA()

@@ -13,8 +13,8 @@ from timm.layers.norm import LayerNorm, RmsNorm
 from timm.models.vision_transformer import ParallelScalingBlock, VisionTransformer
 from torch import Tensor
 
+from peftbench.core.registry import registry
 from peftbench.errors import RequestError
-from peftbench.method import Method, NoProbe
 from peftbench.methods.control_norm import ControlNorm
 from peftbench.methods.diff_fit import DiffFit
 from peftbench.methods.ft_att import FTAtt
@@ -24,7 +24,7 @@ from peftbench.methods.last_blocks import LastBlocks
 from peftbench.methods.lora import LoRA
 from peftbench.methods.spt_lora import SPTLoRA
 from peftbench.methods.ssf import SSF
-from peftbench.registry import registry
+from peftbench.models.method import Method, NoProbe
 
 NETWORKS: dict[str, dict[str, Any]] = {
     "SigLIP": {"class_token": False, "global_pool": "map"},

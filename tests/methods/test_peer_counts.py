@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from torch import nn
 
-from peftbench import backbone
+from peftbench.core.registry import registry
 from peftbench.errors import RequestError
-from peftbench.method import Method
-from peftbench.registry import registry
+from peftbench.models import backbone
+from peftbench.models.method import Method
 from tests.networks import blank
 
 VIT_B, N = "vit_base_patch16_224", 85_798_656

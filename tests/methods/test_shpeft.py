@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from peftbench.errors import JobError, RequestError
-from peftbench.method import NoProbe
 from peftbench.methods.shpeft import SHPEFT
-from peftbench.plan import Plan, Scores
-from peftbench.probe import GradientProbe
-from peftbench.selection import top
+from peftbench.models.gradient_probe import GradientProbe
+from peftbench.models.method import NoProbe
+from peftbench.models.plan import Plan, Scores
+from peftbench.models.top_k import top
 from tests.networks import STYLES, batches, classifier, values
 
 # A network of four weights. By tensor: weight (1, 3), bias (1,).

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from peftbench.core.recipe import Recipe
 from peftbench.errors import RequestError
 from peftbench.methods import _spt
 from peftbench.methods._spt import Rule
 from peftbench.methods.spt_lora import LowRank, SPTLoRA
-from peftbench.optimise import make_optimiser
-from peftbench.plan import Plan, Scores
-from peftbench.probe import GradientProbe
-from peftbench.recipe import Recipe
+from peftbench.models.gradient_probe import GradientProbe
+from peftbench.models.plan import Plan, Scores
+from peftbench.training.optimizer import make_optimiser
 from tests.networks import STYLES, batch, batches, classifier, network
 
 QUIET = {"dropout": 0.0, "drop_path": 0.0}

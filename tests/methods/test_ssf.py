@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from peftbench.errors import RequestError
-from peftbench.method import NoProbe
 from peftbench.methods.ssf import SSF
+from peftbench.models.method import NoProbe
 from tests.networks import STYLES, batch, network
 
 EIGHT = {"patch_embed.proj", "norm"} | {

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from peftbench.method import NoProbe
 from peftbench.methods.vpt_deep import VPTDeep
+from peftbench.models.method import NoProbe
 from tests.methods.test_vpt_shallow import tokens_before_the_blocks
 from tests.networks import STYLES, batch, network
 

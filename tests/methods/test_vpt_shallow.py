@@ -10,8 +10,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from peftbench.errors import RequestError
-from peftbench.method import NoProbe
 from peftbench.methods.vpt_shallow import VPTShallow
+from peftbench.models.method import NoProbe
 from tests.networks import STYLES, batch, network
 
 

@@ -14,7 +14,8 @@ from scipy.special import expit, softmax
 from sklearn import metrics
 from sklearn.calibration import calibration_curve
 
-from peftbench.contract import Labels, Logits, lower_is_better
+from peftbench.core.contract import Labels, Logits, lower_is_better
+from peftbench.core.registry import registry
 from peftbench.errors import DataError
 from peftbench.metrics import (
     accuracy,
@@ -29,7 +30,6 @@ from peftbench.metrics import (
     sensitivity,
     weighted_f1,
 )
-from peftbench.registry import registry
 
 reference: Any = metrics  # its types allow no number for zero_division
 

@@ -12,10 +12,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from peftbench.contract import Report, Result
+from peftbench.core.contract import Report, Result
 from peftbench.reports import csv, figure, html, latex, markdown
-from peftbench.tables import tables
-from tests.results import Fake, study
+from peftbench.results.tables import tables
+from tests.records import Fake, study
 
 FORMATS: dict[str, Report] = {
     "csv": csv.plugin,

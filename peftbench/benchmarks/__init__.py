@@ -1,0 +1,1 @@
+"""What methods and the engine cost, measured and forecast."""

@@ -1,0 +1,1 @@
+"""Contracts, the catalogue, the registry and what a study may say."""

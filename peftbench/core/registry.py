@@ -1,0 +1,104 @@
+"""Name -> plug-in. Ours are files of five folders, other people's are entry points; loaded when asked for."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from pkgutil import iter_modules
+from typing import Any
+
+from peftbench.core.catalogue import method_variant, own_datasets, own_methods
+from peftbench.errors import CatalogueError, PeftbenchError, PluginError, UnknownNameError
+
+FOLDERS = ("methods", "datasets", "backbones", "metrics", "reports")
+
+
+@dataclass(frozen=True)
+class Registry:
+    """All plug-ins of one kind, from the folder and the entry point group `peftbench.<folder>`."""
+
+    folder: str
+
+    @property
+    def kind(self) -> str:
+        """What one of them is called in a sentence."""
+        return {"datasets": "data set"}.get(self.folder, self.folder.removesuffix("s"))
+
+    def own(self) -> frozenset[str]:
+        """The built-in names: the stems of the files here. Imports nothing."""
+        here = Path(__file__).parents[1] / self.folder
+        return frozenset(m.name for m in iter_modules([str(here)]) if not m.name.startswith("_"))
+
+    def others(self) -> dict[str, EntryPoint]:
+        """The names that installed packages bring. Raises PluginError when one of them is taken."""
+        found: dict[str, EntryPoint] = {}
+        for point in _points(f"peftbench.{self.folder}", tuple(sys.path)):
+            rival = (
+                "peftbench itself"
+                if point.name in self.own()
+                else found[point.name].value
+                if point.name in found
+                else None
+            )
+            if rival is not None:
+                message = f"Two plug-ins call a {self.kind} {point.name!r}: {rival} and {point.value}; uninstall one."
+                raise PluginError(message)
+            found[point.name] = point
+        return found
+
+    def names(self) -> tuple[str, ...]:
+        """Every name, sorted. Imports no plug-in."""
+        return tuple(sorted(self.own() | self.others().keys() | self.described()))
+
+    def described(self) -> frozenset[str]:
+        """Data sets that files of the working folder describe, without code. Raises PluginError for a taken name."""
+        found = frozenset(own_datasets()) if self.folder == "datasets" else frozenset()
+        if twice := sorted(found & (self.own() | self.others().keys()) if found else ()):
+            raise PluginError(f"A plug-in is called {twice[0]!r} already; rename the file datasets/{twice[0]}.toml.")
+        return found
+
+    def get(self, name: str) -> Any:  # noqa: ANN401 - what it is, its folder's contract says
+        """The plug-in called `name`. Raises UnknownNameError, or PluginError if it cannot be loaded."""
+        others = self.others()
+        if name in self.described():
+            return import_module("peftbench.datasets._described").Described(name)
+        if name not in self.own() and name not in others:
+            raise UnknownNameError(self.kind, name, self.names())
+        where = others[name].value if name in others else f"peftbench.{self.folder}.{name}:plugin"
+        try:
+            return others[name].load() if name in others else import_module(where.partition(":")[0]).plugin
+        except PeftbenchError:
+            raise
+        except Exception as error:
+            message = f"The {self.kind} {name!r} ({where}) cannot be loaded: {type(error).__name__}: {error}"
+            raise PluginError(message) from error
+
+
+def variant(name: str) -> tuple[str, dict[str, Any]]:
+    """The method that a name stands for, and the fields that a file of the user's own sets for it.
+
+    Raises CatalogueError for a file whose base is no method.
+    """
+    own = own_methods()
+    if name not in own:
+        return name, {}
+    base, fields = method_variant(name)
+    if base not in registry("methods").names():
+        raise CatalogueError(f"{own[name]}: base = {base!r} is no method; `peftbench list methods` names them.")
+    return base, fields
+
+
+@lru_cache
+def _points(group: str, path: tuple[str, ...]) -> tuple[EntryPoint, ...]:  # noqa: ARG001 - other packages on another path
+    """What the installed packages name in a group; to look through them all takes milliseconds."""
+    return tuple(entry_points(group=group))
+
+
+@lru_cache
+def registry(folder: str) -> Registry:
+    """The registry of one of FOLDERS."""
+    return Registry(folder)

@@ -1,0 +1,1 @@
+"""Using a finished job: predictions and merged weights."""

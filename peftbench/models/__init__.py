@@ -1,0 +1,1 @@
+"""Networks, plans and what trains in them."""

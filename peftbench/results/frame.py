@@ -1,0 +1,99 @@
+"""Every job as a row of a pandas DataFrame, at full precision: for whoever wants to compute something else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from peftbench.core.contract import Result
+from peftbench.core.record import Record
+from peftbench.results import summary
+from peftbench.statistics import bootstrap
+
+if TYPE_CHECKING:
+    import pandas  # noqa: ICN001 - by its full name the run-time type checks of the tests find it
+
+
+def frame(results: Iterable[Result]) -> pandas.DataFrame:
+    """One row a job, failed ones and trials too: everything of its record, at full precision, and its interval.
+
+    Metrics are columns `test/<rule>/<metric>` and `val/<rule>/<metric>`. Raises StoreError for unreadable predictions.
+    """
+    import pandas as pd  # noqa: PLC0415 - `peftbench list` loads every report and answers at once
+
+    return pd.DataFrame([_job(result) for result in results])
+
+
+def _job(result: Result) -> dict[str, Any]:
+    record = result.record
+    reason = {"reason": summary.public(record.reason), "notes": "; ".join(summary.notes(record))}
+    return {**_identity(record), **reason, **_sizes(record), **_interval(result), **_metrics(record), **_costs(record)}
+
+
+def _identity(record: Record) -> dict[str, Any]:
+    """What was run: the columns every row has."""
+    return {
+        "id": record.id,
+        "role": record.role,
+        "status": record.status,
+        "label": record.label,
+        "method": record.method.name,
+        "fields": json.dumps(record.method.fields, sort_keys=True, default=list),
+        "dataset": record.data.name,
+        "synthetic": bool(record.data.card.get("synthetic")),
+        "positive": _positive(record),
+        "splits": record.data.variant.splits,
+        "train_share": record.data.variant.share,
+        "shots": record.data.variant.shots or None,
+        "train_images": record.data.sizes.get("train"),
+        "backbone": record.backbone.name,
+        "image_size": record.backbone.preprocessing["size"],
+        "recipe": record.recipe.get("name"),
+        "seed": record.seed,
+        "rule": record.rule,
+        "lr": record.recipe.get("lr"),
+        "tuned": record.tuning is not None,
+    }
+
+
+def _positive(record: Record) -> str | None:
+    """The class whose F1 and sensitivity are told, where there are two: the second."""
+    classes = record.data.card.get("classes", ())
+    return str(classes[1]) if len(classes) == 2 and record.data.card.get("task", "single") == "single" else None  # noqa: PLR2004
+
+
+def _sizes(record: Record) -> dict[str, Any]:
+    budget, counts = record.budget, record.counts
+    return {
+        "target": budget.target if budget else None,
+        "edge": budget.edge if budget else None,
+        "trainable": counts.trainable if counts else None,
+        "head": counts.head if counts else None,
+        "share": summary.share(record),
+        "backbone_parameters": record.backbone.parameters,
+    }
+
+
+def _interval(result: Result) -> dict[str, float]:
+    done = result.record.status == "done"
+    found = summary.Entry((result,), ()).f1.interval if done else bootstrap.UNKNOWN
+    score = summary.value(result.record, result.record.rule, "macro_f1")
+    return {"macro_f1": score, "macro_f1_low": found.low, "macro_f1_high": found.high}
+
+
+def _metrics(record: Record) -> dict[str, float | None]:
+    """Under each rule, with the step it chose."""
+    found: dict[str, float | None] = {f"step/{rule}": choice.step for rule, choice in record.choices.items()}
+    for rule, choice in record.choices.items():
+        found |= {f"test/{rule}/{metric}": score for metric, score in choice.test.items()}
+        found |= {f"val/{rule}/{metric}": score for metric, score in choice.val.items()}
+    return found
+
+
+def _costs(record: Record) -> dict[str, Any]:
+    """Memory by kind as `memory/<kind>`; what the method said of its plan as `fact/<name>`."""
+    costs = record.costs.model_dump() if record.costs else {}
+    memory: dict[str, int] = costs.pop("memory", None) or {}
+    kinds = {f"memory/{kind}": size for kind, size in memory.items()}
+    return {**costs, **kinds, **{f"fact/{name}": value for name, value in record.facts.items()}}

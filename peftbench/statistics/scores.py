@@ -1,0 +1,160 @@
+"""Confusion matrices, and the scores that are functions of them: what metrics and intervals share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from peftbench.core.contract import Labels, Logits
+from peftbench.errors import DataError, RequestError
+
+Values: TypeAlias = NDArray[np.float64]
+
+
+def confusions(logits: Logits, labels: Labels, groups: Sequence[int]) -> Values:
+    """Each group's confusion matrix (groups, classes, classes), rows true, columns predicted.
+
+    The prediction is the largest logit, the first of equal ones. Of multi-label images, labels (n, labels), each group
+    has one matrix a label (groups, labels, 2, 2), and a label is predicted where its logit is above 0. Raises DataError
+    for shapes or labels that do not fit.
+    """
+    if labels.ndim == 2:  # noqa: PLR2004 - one column a label
+        return _label_tables(logits, labels, groups)
+    if logits.ndim != 2 or logits.shape[0] != len(labels) or len(labels) != len(groups):  # noqa: PLR2004
+        shapes = f"Logits {logits.shape}, labels {labels.shape} and {len(groups)} groups"
+        raise DataError(f"{shapes} do not describe the same images; logits are (images, classes).")
+    classes = logits.shape[1]
+    if labels.size and not 0 <= labels.min() <= labels.max() < classes:
+        raise DataError(f"Labels from {labels.min()} to {labels.max()} do not fit logits of {classes} classes.")
+    if not labels.size:
+        return np.zeros((0, classes, classes))
+    names, group = np.unique(np.asarray(groups), return_inverse=True)
+    cells = (group * classes + labels) * classes + logits.argmax(1)
+    return np.bincount(cells, minlength=len(names) * classes**2).reshape(-1, classes, classes).astype(np.float64)
+
+
+def _label_tables(logits: Logits, labels: Labels, groups: Sequence[int]) -> Values:
+    if logits.shape != labels.shape or len(labels) != len(groups):
+        shapes = f"Logits {logits.shape}, labels {labels.shape} and {len(groups)} groups"
+        raise DataError(f"{shapes} do not describe the same images; multi-label logits are (images, labels).")
+    if not np.isin(labels, (0, 1)).all():
+        raise DataError(f"Multi-label labels are 0 or 1, not {labels.min()} to {labels.max()}.")
+    names, group = np.unique(np.asarray(groups, np.int64), return_inverse=True)
+    width = labels.shape[1]
+    cells = ((group[:, None] * width + np.arange(width)) * 2 + labels) * 2 + (logits > 0)
+    tables = np.bincount(cells.ravel(), minlength=len(names) * width * 4)
+    return tables.reshape(-1, width, 2, 2).astype(np.float64)
+
+
+def confusion(logits: Logits, labels: Labels) -> Values:
+    """The confusion matrix of all images (1, classes, classes), rows true, columns predicted.
+
+    Of multi-label images one a label (1, labels, 2, 2).
+    """
+    total: Values = confusions(logits, labels, [0] * len(labels)).sum(0, keepdims=True)
+    return total
+
+
+def recalls(tables: Values) -> Values:
+    """Share of each class that is found (..., classes); nan for a class that does not occur."""
+    return _ratio(_hits(tables), tables.sum(-1), np.nan)
+
+
+def precisions(tables: Values) -> Values:
+    """Share of each class's predictions that are right (..., classes); nan for a class that is never predicted."""
+    return _ratio(_hits(tables), tables.sum(-2), np.nan)
+
+
+def f1(tables: Values) -> Values:
+    """F1 of each class (..., classes), 0 for one neither present nor predicted, as in scikit-learn. No images: nan."""
+    found = _ratio(2 * _hits(tables), tables.sum(-1) + tables.sum(-2), 0.0)
+    return np.where((tables.sum((-2, -1)) > 0)[..., None], found, np.nan)
+
+
+def macro_f1(tables: Values) -> Values:
+    """Mean F1 over all classes (...,), 0 for one neither present nor predicted, as in scikit-learn. No images: nan."""
+    return np.asarray(f1(tables).mean(-1))
+
+
+def weighted_f1(tables: Values) -> Values:
+    """Mean F1 over classes (...,), each weighing as many images as it has. No images: nan."""
+    present = tables.sum(-1)
+    return _ratio(np.asarray((f1(tables) * present).sum(-1)), present.sum(-1), np.nan)
+
+
+def accuracy(tables: Values) -> Values:
+    """Share of images classified correctly (...,). No images: nan."""
+    return _ratio(_hits(tables).sum(-1), tables.sum((-2, -1)), np.nan)
+
+
+def balanced_accuracy(tables: Values) -> Values:
+    """Mean recall over the classes that occur (...,), as in scikit-learn. No images: nan."""
+    recall = recalls(tables)
+    return _ratio(np.nansum(recall, -1), (~np.isnan(recall)).sum(-1).astype(np.float64), np.nan)
+
+
+def _hits(tables: Values) -> Values:
+    return np.asarray(np.diagonal(tables, axis1=-2, axis2=-1))
+
+
+def _ratio(above: Values, below: Values, otherwise: float) -> Values:
+    ratio: Values = np.divide(above, below, out=np.full(np.shape(below), otherwise), where=below > 0)
+    return ratio
+
+
+def _weighted_label_f1(tables: Values) -> Values:
+    present = tables[..., 1, :].sum(-1)
+    return _ratio(np.asarray((f1(tables)[..., 1] * present).sum(-1)), present.sum(-1), np.nan)
+
+
+STATISTICS: Mapping[str, Callable[[Values], Values]] = MappingProxyType(  # of tables (..., classes, classes)
+    {"macro_f1": macro_f1, "accuracy": accuracy, "balanced_accuracy": balanced_accuracy, "weighted_f1": weighted_f1}
+)
+LABEL_STATISTICS: Mapping[str, Callable[[Values], Values]] = MappingProxyType(  # multi-label: (..., labels, 2, 2)
+    {
+        "macro_f1": lambda tables: f1(tables)[..., 1].mean(-1),
+        "weighted_f1": _weighted_label_f1,
+        "accuracy": lambda tables: accuracy(tables).mean(-1),
+        "balanced_accuracy": lambda tables: balanced_accuracy(tables).mean(-1),
+    }
+)
+
+
+def of_resamples(metric: str, labels: Labels, whole: Values) -> Callable[[Values], Values]:
+    """The statistic of matrices drawn from `whole`: macro F1 leaves out the classes that a resample happens to lack.
+
+    To count a rare class there as never found would pull an interval down, however good the predictions are.
+    """
+    plain = statistic(metric, labels)
+    if metric != "macro_f1":
+        return plain
+
+    def shown(values: NDArray[Any]) -> NDArray[Any]:
+        return values if labels.ndim == 1 else values[..., 1]
+
+    def macro_f1(tables: Values) -> Values:
+        left_out = shown(_occurs(whole) & ~_occurs(tables))
+        return _ratio(shown(f1(tables)).sum(-1), (~left_out).sum(-1).astype(np.float64), 0.0)
+
+    return macro_f1
+
+
+def _occurs(tables: Values) -> NDArray[np.bool_]:
+    """Whether a class is present or predicted (..., classes)."""
+    return np.asarray(tables.sum(-1) + tables.sum(-2) > 0)
+
+
+def score(metric: str, logits: Logits, labels: Labels) -> float:
+    """A statistic of the confusion matrix: labels (n,), or multi-label (n, labels), each label counting alike."""
+    return statistic(metric, labels)(confusion(logits, labels)).item()
+
+
+def statistic(metric: str, labels: Labels) -> Callable[[Values], Values]:
+    """From matrices to scores (...,), by the shape of the labels. Raises RequestError for what no matrix decides."""
+    if metric not in STATISTICS:
+        raise RequestError(f"There is no interval for {metric!r}; there is one for {', '.join(STATISTICS)}.")
+    return (STATISTICS if labels.ndim == 1 else LABEL_STATISTICS)[metric]

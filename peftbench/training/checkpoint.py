@@ -1,0 +1,80 @@
+"""The state of an interrupted job: one safetensors file, replaced in one piece."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from peftbench.results.store import write_bytes
+from peftbench.storage.checked_tensors import DAMAGE, pack, unpack
+from peftbench.training.loop import Chosen, Progress
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Of the job in `folder`."""
+
+    folder: Path
+
+    @property
+    def file(self) -> Path:
+        """Where it lies."""
+        return self.folder / "state" / "checkpoint.safetensors"
+
+    def write(self, progress: Progress, learner: Mapping[str, Tensor], optimiser: Mapping[str, Tensor]) -> None:
+        """Save everything that the rest of the run depends on."""
+        logits = {
+            f"{rule}|{part}": torch.from_numpy(a) for rule, c in progress.chosen.items() for part, a in c.logits.items()
+        }
+        groups = {"learner": learner, "optimiser": optimiser, "kept": progress.kept, "logits": logits}
+        tensors = {
+            f"{g}|{n}": t.detach().cpu().contiguous().clone() for g, named in groups.items() for n, t in named.items()
+        }
+        plain = {k: v for k, v in vars(progress).items() if k not in {"chosen", "kept"}} | {"job": self.folder.name}
+        chosen = {rule: {"step": c.step, "score": c.score} for rule, c in progress.chosen.items()}
+        if self.file.is_dir() or self.file.parent.is_file():
+            self.clear()
+        self.file.parent.mkdir(exist_ok=True, mode=0o700)
+        write_bytes(self.file, pack(tensors, json.dumps(plain | {"chosen": chosen})))
+
+    def read(self) -> tuple[Progress, dict[str, Tensor], dict[str, Tensor]] | None:
+        """Progress, the learner's tensors and the optimiser's; None where there is nothing sound to go on from."""
+        try:
+            tensors, said = unpack(self.file)
+            facts = json.loads(said)
+            if facts.pop("job") != self.folder.name:
+                return None
+            progress = _progress(facts, tensors)
+        except DAMAGE:
+            return None
+        return progress, _under(tensors, "learner|"), _under(tensors, "optimiser|")
+
+    def clear(self) -> None:
+        """The job is done, or what lies there is of no use."""
+        shutil.rmtree(self.file.parent, ignore_errors=True)
+        with suppress(OSError):
+            self.file.parent.unlink()  # somebody's file in the place of the folder
+
+
+def _progress(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Progress:
+    chosen = {
+        rule: Chosen(c["step"], c["score"], _arrays(_under(tensors, f"logits|{rule}|")))
+        for rule, c in facts["chosen"].items()
+    }
+    return Progress(**{**facts, "chosen": chosen, "kept": _under(tensors, "kept|")})
+
+
+def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+
+
+def _arrays(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    return {part: t.numpy() for part, t in tensors.items()}

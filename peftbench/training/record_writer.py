@@ -1,0 +1,210 @@
+"""What a job found out, and how it is written down: curve, predictions, the record."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from peftbench.core import official_recipes
+from peftbench.core.contract import Labels, Logits, Task, tasks_of
+from peftbench.core.record import BackboneFacts, Budget, Choice, Costs, Counts, DataFacts, MethodFacts, Record, Tuning
+from peftbench.core.registry import registry
+from peftbench.core.spec import Job, Places, digest
+from peftbench.data import audit
+from peftbench.data.pixel_cache import Data
+from peftbench.models import backbone
+from peftbench.profiling import hardware
+from peftbench.profiling.counting import Counted
+from peftbench.results import store
+from peftbench.results.store import Store
+from peftbench.training.loop import Chosen, Progress
+from peftbench.training.optimizer import loss_range
+
+UNCONVERGED = 0.9  # of the loss of one prediction for all images: who is above it has learnt next to nothing
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a job found out, before it is written down."""
+
+    progress: Progress
+    counts: Counts
+    facts: Mapping[str, float]
+    selection_seconds: float
+    delta_bytes: int
+    counted: Counted | None = None
+
+
+def write_results(job: Job, places: Places, data: Data, progress: Progress) -> None:
+    """Curve, predictions and, apart from them, what may name a patient."""
+    folder = Store(places.store).folder(job.id)
+    arrays: dict[str, NDArray[Any]] = {}
+    for part in next(iter(progress.chosen.values())).logits:
+        arrays[f"{part}/labels"] = data.labels[part]
+        arrays[f"{part}/groups"] = np.unique(data.groups[part], return_inverse=True)[1].astype(np.int64)
+        arrays |= {f"{part}/{rule}/logits": chosen.logits[part] for rule, chosen in progress.chosen.items()}
+    store.write_predictions(folder / "predictions.npz", arrays)
+    if progress.curve:
+        store.write_curve(folder / "curve.csv", progress.curve)
+    private = folder / "private.json"
+    store.write_json(private, {"names": data.names, "groups": data.groups})
+    private.chmod(0o600)
+
+
+def make_record(job: Job, places: Places, data: Data, outcome: Outcome | str, seconds: float, peak: int) -> Record:
+    """The record of a job that ended, well or not."""
+    blank = backbone.find(job.backbone, job.image_size, blank=True).blank()
+    facts: dict[str, Any] = {
+        "id": job.id,
+        "role": job.role,
+        "method": MethodFacts(name=job.method, version=job.version, fields=dict(job.fields), label=job.label),
+        "data": DataFacts(
+            name=job.dataset,
+            fingerprint=data.fingerprint,
+            split=data.rule,
+            sizes=data.sizes,
+            groups={part: len(set(keys)) for part, keys in data.groups.items()},
+            card=asdict(data.card),
+            notes=[*data.notes, *_about_groups(data)],
+            variant=job.variant,
+            test=digest([data.names["test"], data.labels["test"].tolist()])[:16],
+            balance={part: audit.balance(labels, len(data.card.classes)) for part, labels in data.labels.items()},
+            audit=audit.recall(places.cache, data.fingerprint),
+        ),
+        "backbone": BackboneFacts(
+            name=job.backbone.removesuffix("@random"),
+            digest=job.digest,
+            random=job.backbone.endswith("@random"),
+            parameters=sum(p.numel() for p in blank.parameters()),
+            preprocessing=asdict(job.preprocessing),
+        ),
+        "recipe": asdict(job.recipe),
+        "seed": job.seed,
+        "threads": job.threads,
+        "tuning": Tuning.model_validate(job.tuning) if job.tuning else None,
+        "environment": hardware.environment(places.device),
+    }
+    if isinstance(outcome, str):
+        return Record(status="failed", reason=outcome, **facts)
+    return Record(status="done", **facts, **_found(job, data, outcome, seconds, peak))
+
+
+def _found(job: Job, data: Data, outcome: Outcome, seconds: float, peak: int) -> dict[str, Any]:
+    """What only a finished job can say."""
+    progress, reached = outcome.progress, outcome.counts.trainable
+    rate = progress.step * job.recipe.batch / progress.train_seconds if progress.train_seconds else None
+    return {
+        "budget": Budget(target=job.target, reached=reached, knob=job.knob, edge=job.edge),
+        "counts": outcome.counts,
+        "choices": {rule: _choice(chosen, data) for rule, chosen in progress.chosen.items()},
+        "costs": Costs(
+            seconds=seconds,
+            selection_seconds=outcome.selection_seconds,
+            train_seconds=progress.train_seconds,
+            evaluation_seconds=progress.evaluation_seconds,
+            images_per_second=rate,
+            peak_memory=peak,
+            delta_bytes=outcome.delta_bytes,
+            **_counted(progress, outcome.counted),
+        ),
+        "facts": dict(outcome.facts),
+        "notes": _notes(job, progress, data),
+    }
+
+
+def _counted(progress: Progress, counted: Counted | None) -> dict[str, Any]:
+    """What was counted, and how fast images were predicted: each evaluation of the curve saw every part once."""
+    if counted is None:
+        return {}
+    seen = sum(len(logits) for logits in progress.chosen["last"].logits.values()) * len(progress.curve)
+    timed = progress.evaluation_seconds > 0 and not counted.stored
+    return {
+        "memory": counted.memory,
+        "flops_forward": counted.forward,
+        "flops_training": counted.training,
+        "predicted_per_second": seen / progress.evaluation_seconds if timed else None,
+    }
+
+
+def _choice(chosen: Chosen, data: Data) -> Choice:
+    scores = {part: _scores(logits, part, data) for part, logits in chosen.logits.items()}
+    return Choice(step=chosen.step, val=scores.get("val", {}), test=scores.get("test", {}))
+
+
+def _scores(logits: Logits, part: str, data: Data) -> dict[str, float | None]:
+    """Of the images, and under `<metric>_per_group` of the groups where they are known."""
+    labels, task = data.labels[part], data.card.task
+    found = score(logits, labels, task)
+    if data.card.group_key:
+        means, truth, _ = by_group(logits, labels, data.groups[part])
+        found |= {f"{name}_per_group": value for name, value in score(means, truth, task).items()}
+    return found
+
+
+def score(logits: Logits, labels: Labels, task: Task = "single") -> dict[str, float | None]:
+    """Every registered metric that has a meaning for the task; None where it is undefined."""
+    scores: dict[str, float | None] = {}
+    for name in registry("metrics").names():
+        metric = registry("metrics").get(name)
+        if task in tasks_of(metric):
+            value = metric(logits, labels)
+            named = value if isinstance(value, Mapping) else {name: value}
+            scores |= {key: float(v) if math.isfinite(v) else None for key, v in named.items()}
+    return scores
+
+
+def by_group(logits: Logits, labels: Labels, groups: Sequence[str]) -> tuple[Logits, Labels, int]:
+    """The mean logits (groups, classes) and the label of each group, and how many groups were left out.
+
+    Those are left out whose images do not agree in their label: what would be right of them?
+    """
+    names, first, member = np.unique(np.asarray(groups, np.str_), return_index=True, return_inverse=True)
+    sums = np.zeros((len(names), logits.shape[1]))
+    np.add.at(sums, member, logits)
+    means = (sums / np.bincount(member, minlength=len(names))[:, None]).astype(np.float32)
+    differs = (labels != labels[first][member]).reshape(len(labels), -1).any(1)
+    agreed = np.bincount(member, weights=differs, minlength=len(names)) == 0
+    return means[agreed], labels[first][agreed], int((~agreed).sum())
+
+
+def _notes(job: Job, progress: Progress, data: Data) -> list[str]:
+    """What a reader of the row must know."""
+    best, blind = loss_range(job.recipe, data.labels["train"], len(data.card.classes))
+    stuck = progress.curve and progress.curve[-1]["train_loss"] - best > UNCONVERGED * (blind - best)
+    pieces = [f"each batch in {progress.parts} pieces, for want of memory"] if progress.parts > 1 else []
+    left_out = official_recipes.left_out(job.method) if job.recipe.name == "official" else []
+    return [*(["not converged"] if stuck else []), *pieces, *_undefined(data), *left_out]
+
+
+def _frequencies(data: Data, part: str) -> NDArray[np.float64]:
+    """The share of each class (classes,), or of each label's absence and presence (labels, 2)."""
+    labels = data.labels[part]
+    if data.card.task == "multi_label":
+        present = labels.mean(0)
+        return np.stack([1 - present, present], 1)
+    return np.bincount(labels, minlength=len(data.card.classes)) / len(labels)
+
+
+def _undefined(data: Data) -> list[str]:
+    """Why the test set leaves a metric without a value."""
+    if not data.sizes["test"]:
+        return []
+    share = _frequencies(data, "test")
+    absent = [name for name, found in zip(data.card.classes, share, strict=True) if not np.all(found)]
+    what = "with and without" if data.card.task == "multi_label" else "of"
+    return [f"AUC undefined: no test images {what} {', '.join(absent)}"] if absent else []
+
+
+def _about_groups(data: Data) -> list[str]:
+    """How many groups have no score."""
+    if not data.card.group_key or not data.sizes["test"]:
+        return []
+    labels, groups = data.labels["test"], data.groups["test"]
+    *_, left_out = by_group(np.zeros((len(labels), 1), np.float32), labels, groups)
+    several = f"{left_out} of {len(set(groups))} test groups ({data.card.group_key})"
+    return [f"per group: {several} have images of several labels and are left out"] if left_out else []

@@ -1,0 +1,98 @@
+"""What a mistake in the words is told, and terminals that are not as one would like them."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from peftbench.cli import errors
+from tests import studies
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        ("list", "Missing argument 'kind': methods, datasets, backbones, metrics, reports or recipes. `peftbench list"),
+        ("merge abc", "Missing option '--out' / '-o': The safetensors file to write. `peftbench merge --help` says"),
+        ("runn", "No such command 'runn'. Did you mean 'run'? `peftbench --help` says more."),
+        ("run a.toml b.toml", "Got unexpected extra argument(s) (b.toml). `peftbench run --help` says more."),
+        ("run --methods lora --ratios 10000000000000", "The ratio '10000000000000' is out of range"),
+        ("show backbone timm", "write timm:NAME"),
+        ("show dataset phantom_ct --out taken", "--out taken: name a file that ends in .png"),
+        ("measure --methods linear --out taken", "--out taken is a folder; name a file."),
+    ],
+)
+def test_a_mistake_is_told_with_the_way_out(
+    command: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PEFTBENCH_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "taken").mkdir()
+    assert studies.call(command.split(), monkeypatch) == 2
+    said = capsys.readouterr().err.replace("KIND", "kind")  # as an older typer has it
+    assert says in said
+    assert said.count("\n") == 1
+
+
+def test_several_values_stand_behind_one_option_or_behind_many(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PEFTBENCH_CACHE", str(tmp_path / "cache"))
+    said = []
+    for methods in ("--methods lora[r=4],ssf", "--methods lora[r=4] --methods=ssf"):
+        words = ["plan", *methods.split(), "--datasets", "phantom_ct", "--backbone", "mini", "--no-baselines", "--json"]
+        assert studies.call(words, monkeypatch) == 0
+        said.append(json.loads(capsys.readouterr().out))
+    assert [row["method"] for row in said[0]] == ["lora[r=4]", "ssf"]
+    assert said[0] == said[1]
+
+
+def test_a_terminal_that_knows_ascii_only_still_gets_its_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii", write_through=True))
+    errors.spell_out()
+    sys.stdout.write("Rücklé")
+    assert written.getvalue() == b"R\\xfcckl\\xe9"
+
+
+def test_a_reader_who_has_seen_enough_is_no_error(tmp_path: Path) -> None:
+    """`peftbench list methods | head -1`: rich meets a closed pipe."""
+    code = "import sys; from peftbench.cli.app import main; sys.argv = ['peftbench', 'list', 'methods']; main()"
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb") as closed:
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=tmp_path, stdout=closed, stderr=subprocess.PIPE, check=False
+        )
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_names_from_old_archives_are_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of image files; a class is written into records and tables, and so must be letters."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PEFTBENCH_CACHE", str(tmp_path / "cache"))
+    images = studies.draw(tmp_path / "images", 8)
+    try:
+        os.rename(images / "dots/00.png", os.fsencode(images) + b"/dots/M\xfcller.png")  # noqa: PTH104 - of bytes
+    except OSError:
+        pytest.skip("this file system takes UTF-8 only")
+    asked = [
+        *["run", "--methods", "linear", "--recipe", "quick", "--train-share", "60%", "--datasets"],
+        "folder:images",
+    ]
+    assert studies.call([*asked, *studies.SHORT], monkeypatch) == 0
+    (job,) = (tmp_path / "runs/jobs").iterdir()
+    assert studies.call(["predict", job.name, "images", "--out", "said.csv"], monkeypatch) == 0
+    assert b"images/dots/M\xfcller.png" in (tmp_path / "said.csv").read_bytes()
+    os.rename(images / "rows", os.fsencode(images) + b"/\xe4")  # noqa: PTH104
+    capsys.readouterr()
+    assert studies.call([*asked, *studies.SHORT], monkeypatch) == 2
+    assert "The name '\\udce4' is not written in UTF-8; rename that folder." in capsys.readouterr().err

@@ -1,0 +1,217 @@
+"""Jobs side by side: the same numbers, each job once, and a word when a worker dies or Ctrl-C is pressed."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import NoReturn
+
+import psutil
+import pytest
+import torch
+
+from peftbench.core.record import Record
+from peftbench.core.spec import Job, Places
+from peftbench.execution import local
+from peftbench.execution.local import Tick
+from peftbench.results.store import Store
+from peftbench.training.checkpoint import Checkpoint
+from peftbench.training.loop import Chosen, Progress
+from peftbench.training.optimizer import SAVE
+from tests import records, studies
+
+METHODS = ("linear", "bitfit")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("workers")
+    studies.draw(folder / "images", 10)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def jobs(home: Path) -> list[Job]:
+    return studies.jobs(studies.small(home / "images", methods=METHODS), studies.places(home))
+
+
+def run_all(jobs: Sequence[Job], where: Places, count: int) -> tuple[list[Tick], dict[str, Record]]:
+    ticks: list[Tick] = []
+    written: dict[str, Record] = {}
+    local.run_all(jobs, where, count, ticks.append, lambda job, record: written.update({job.id: record}))
+    return ticks, written
+
+
+def test_side_by_side_gives_the_numbers_of_one_by_one(jobs: list[Job], home: Path, tmp_path: Path) -> None:
+    alone, together = (replace(studies.places(home), store=tmp_path / name) for name in ("alone", "together"))
+    _, one_by_one = run_all(jobs, alone, 1)
+    ticks, side_by_side = run_all(jobs, together, 2)
+    assert one_by_one.keys() == side_by_side.keys() == {job.id for job in jobs}
+    for job in jobs:
+        ours, theirs = (studies.left_by(where.store / "jobs" / job.id) for where in (together, alone))
+        assert {key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)} == set()
+    assert {tick.job_id for tick in ticks} <= set(one_by_one)
+
+
+def test_workers_share_the_cards_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    monkeypatch.setattr(local, "end_with_parent", lambda _end: None)
+    seats = local._seats(multiprocessing.get_context("spawn"), 3, 2)
+    for _ in range(3):
+        local._begin(seats)
+    local._begin(local._seats(multiprocessing.get_context("spawn"), 3, 0))
+    assert taken == [0, 1, 0]
+
+
+def test_a_tick_says_how_far_a_job_is(jobs: list[Job]) -> None:
+    sent: list[Tick] = []
+    watch = local.ticker(jobs[0], sent.append)
+    watch(Progress(step=4))
+    watch(Progress(step=6, train_seconds=2.0, chosen={"validation": Chosen(4, 0.7, {})}))
+    assert sent == [Tick(jobs[0].id, 4, 0.0, None), Tick(jobs[0].id, 6, 6 * 4 / 2.0, 0.7)]
+
+
+def test_a_job_that_another_process_holds_is_waited_for(
+    jobs: list[Job], home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers: Iterator[Record | None] = iter([None, records.Fake().record(), None, records.Fake().record()])
+    naps: list[float] = []
+    monkeypatch.setattr(local, "run", lambda *_: next(answers))
+    monkeypatch.setattr(time, "sleep", naps.append)
+    _, written = run_all(jobs, studies.places(home), 1)
+    assert written.keys() == {job.id for job in jobs}
+    assert naps == [1]  # after the third try alone, when nothing else was left to do
+
+
+def test_ctrl_c_ends_the_workers_without_a_word(
+    jobs: list[Job], home: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    long = [replace(job, recipe=replace(job.recipe, steps=100_000, evaluations=20_000)) for job in jobs]
+    where = replace(studies.places(home), store=tmp_path)
+    children: list[psutil.Process] = []
+
+    def press(_: Tick) -> None:
+        """Ctrl-C, as a terminal sends it: to every process of the group."""
+        children.extend(psutil.Process().children(recursive=True))
+        for process in (*children, psutil.Process()):
+            process.send_signal(signal.SIGINT)
+            process.send_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        local.run_all(long, where, 2, press, lambda *_: None)
+    assert capfd.readouterr().err.splitlines() == [
+        "",
+        "peftbench: stopping at the next step; Ctrl-C again stops at once.",
+    ]
+    assert {Store(tmp_path).state(job.id) for job in long} <= {"new", "interrupted"}
+    running = [child.cmdline() for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+    kept = ("resource_tracker", "forkserver")  # of Python's own, which other tests may have started
+    assert [words for words in running if not any(name in " ".join(words) for name in kept)] == []
+
+
+class Deadly(str):
+    """A word that ends the process that unpickles it, as the system does for want of memory."""
+
+    __slots__ = ()
+
+    def __reduce__(self) -> tuple[Callable[[int], NoReturn], tuple[int]]:
+        return os._exit, (9,)
+
+
+def test_a_worker_that_dies_takes_only_its_job_with_it(
+    jobs: list[Job], home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "_work", records.faked)  # stands for the work
+    doomed = replace(jobs[0], backbone=Deadly(jobs[0].backbone))
+    where = replace(studies.places(home), store=tmp_path)
+    ended: dict[str, str] = {}
+    tell = lambda job, record: ended.update({job.id: record.id})  # noqa: E731
+    local.run_all([doomed, jobs[1]], where, 2, lambda _: None, tell)
+    assert ended[jobs[1].id] == records.faked().id
+    record = Store(tmp_path).record(doomed.id)
+    assert record is not None
+    assert record.status == Store(tmp_path).state(doomed.id) == "failed"
+    assert record.reason.startswith("The process of this job died twice")
+
+
+def test_the_first_ctrl_c_stops_behind_a_checkpoint(jobs: list[Job], home: Path, tmp_path: Path) -> None:
+    long = [replace(job, recipe=replace(job.recipe, steps=100_000, evaluations=100)) for job in jobs]
+    where = replace(studies.places(home), store=tmp_path)
+    steps: dict[str, int] = {}
+
+    def press(tick: Tick) -> None:
+        steps[tick.job_id] = tick.step
+        if len(steps) == len(jobs):
+            steps["pressed"] = 0
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def once(tick: Tick) -> None:
+        if "pressed" not in steps:
+            press(tick)
+
+    with pytest.raises(KeyboardInterrupt):
+        local.run_all(long, where, 2, once, lambda *_: None)
+    for job in long:
+        found = Checkpoint(Store(tmp_path).folder(job.id)).read()
+        assert found is not None
+        assert found[0].step >= steps[job.id]
+
+
+@pytest.mark.parametrize("to", ["the parent", "everybody"])
+def test_a_worker_without_a_job_does_not_take_the_others_with_it(
+    jobs: list[Job], home: Path, tmp_path: Path, to: str
+) -> None:
+    """Asked by the terminal, or by a scheduler that tells every process of a group."""
+    linear, bitfit = jobs
+    long = replace(bitfit, recipe=replace(bitfit.recipe, steps=100_000, evaluations=10))
+    where = replace(studies.places(home), store=tmp_path)
+    ended: list[str] = []
+    asked_at: list[int] = []
+
+    def press(tick: Tick) -> None:
+        if ended and not asked_at and tick.job_id == long.id and tick.step % SAVE:
+            asked_at.append(tick.step)
+            children = psutil.Process().children(recursive=True) if to == "everybody" else []
+            for process in (*children, psutil.Process()):
+                process.send_signal(signal.SIGTERM)
+
+    with pytest.raises(KeyboardInterrupt):
+        local.run_all([linear, long], where, 2, press, lambda job, _: ended.append(job.id))
+    assert ended == [linear.id]
+    found = Checkpoint(Store(tmp_path).folder(long.id)).read()
+    assert found is not None
+    assert found[0].step >= asked_at[0]
+
+
+def test_workers_whose_parent_was_killed_end_behind_a_checkpoint(home: Path, tmp_path: Path) -> None:
+    words = ["run", "--methods", "bitfit,lora", "--datasets", f"folder:{home / 'images'}", "--recipe", "quick"]
+    words += ["--steps", "100000", "--evaluations", "10000", "--batch", "4", "--no-baselines", "--jobs", "2"]
+    process, store = studies.start(words, tmp_path), Store(tmp_path / "runs")
+    children: list[psutil.Process] = []
+    try:
+        wait_for(lambda: len(list((tmp_path / "runs").glob("jobs/*/state/checkpoint.safetensors"))) == 2)
+        children += psutil.Process(process.pid).children(recursive=True)
+        assert len(children) >= 3  # two at work and the queue's keeper
+        process.kill()
+        process.join()
+        wait_for(lambda: not any(child.is_running() for child in children))
+    finally:
+        process.kill()
+        for child in children:
+            with suppress(psutil.NoSuchProcess):
+                child.kill()
+    assert {store.state(name) for name in store.ids()} == {"interrupted"}
+
+
+def wait_for(what: Callable[[], bool], seconds: float = 120.0) -> None:
+    until = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < until, "it never came about"
+        time.sleep(0.1)

@@ -1,0 +1,240 @@
+"""What may go wrong outside of the mathematics: no memory, no disk, no locks, power cut at any moment."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import random
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from peftbench.core.recipe import Recipe
+from peftbench.core.spec import Job
+from peftbench.data.pixel_cache import Features
+from peftbench.errors import DivergedError, StoreError
+from peftbench.results import store
+from peftbench.results.store import Store
+from peftbench.training import loop
+from peftbench.training.checkpoint import Checkpoint
+from peftbench.training.job import run
+from peftbench.training.loop import Learner, Progress, Task, fit
+from tests import studies
+
+single = import_module("peftbench.run")  # `peftbench.run` is the function
+RECIPE = Recipe("tiny", lr=0.05, batch=6, steps=8, evaluations=2, precision="fp32")
+CPU_WORDS = (
+    "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."
+)
+CRASHES = int(os.environ.get("PEFTBENCH_TEST_CRASHES", "10"))
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("mishaps")
+    studies.draw(folder / "images", 10)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def job(home: Path) -> Job:
+    (found,) = studies.jobs(studies.small(home / "images", methods=("bitfit",)), studies.places(home))
+    return found
+
+
+# --- memory ----------------------------------------------------------------------------------------------------------
+
+
+def starving(times: int, error: Exception) -> Callable[..., Progress]:
+    """`fit` that finds no memory the first `times` times."""
+    left = [times]
+
+    def tried(*arguments: Any, **named: Any) -> Progress:
+        left[0] -= 1
+        if left[0] >= 0:
+            raise error
+        return fit(*arguments, **named)
+
+    return tried
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError(CPU_WORDS), MemoryError(), torch.OutOfMemoryError("CUDA out of memory.")]
+)
+def test_for_want_of_memory_a_batch_goes_in_pieces(
+    error: Exception, job: Job, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run(job, replace(studies.places(home), store=tmp_path / "whole"))
+    monkeypatch.setattr(single, "fit", starving(1, error))
+    record = run(job, replace(studies.places(home), store=tmp_path / "pieces"))
+    assert record is not None
+    assert whole is not None
+    assert record.status == "done"
+    assert "each batch in 4 pieces, for want of memory" in record.notes
+    assert record.id == whole.id
+    scores = [r.choices["last"].test["accuracy"] for r in (record, whole)]
+    assert scores[0] == pytest.approx(scores[1], abs=0.1)
+
+
+def test_when_that_is_not_enough_the_job_fails_and_says_what_it_wanted(
+    job: Job, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(single, "fit", starving(2, RuntimeError(CPU_WORDS)))
+    record = run(job, replace(studies.places(home), store=tmp_path))
+    assert record is not None
+    assert record.status == "failed"
+    assert record.reason.startswith("Out of memory, also with every batch in 4 pieces")
+    assert "you tried to allocate 9 bytes" in record.reason
+
+
+def test_another_runtime_error_is_not_taken_for_it(
+    job: Job, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(single, "fit", starving(1, RuntimeError("shapes differ")))
+    record = run(job, replace(studies.places(home), store=tmp_path))
+    assert record is not None
+    assert record.reason == "RuntimeError: shapes differ"
+
+
+def learner() -> Learner:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)).double()
+    return Learner(model, model.state_dict(keep_vars=True))
+
+
+def task() -> Task:
+    rng = np.random.default_rng(0)
+    return Task(Features(torch.from_numpy(rng.normal(size=(20, 4)))), torch.from_numpy(rng.integers(3, size=20)), {}, 3)
+
+
+@pytest.mark.parametrize("pieces", [2, 4, 6])
+def test_pieces_give_the_gradients_of_the_whole(pieces: int) -> None:
+    whole, cut = learner(), learner()
+    curves = [fit(one, task(), RECIPE, 0, parts=n).curve for one, n in ((whole, 1), (cut, pieces))]
+    for name, tensor in whole.tensors.items():
+        torch.testing.assert_close(cut.tensors[name], tensor, rtol=1e-9, atol=1e-12)
+    assert curves[0][-1]["train_loss"] == pytest.approx(curves[1][-1]["train_loss"], rel=1e-9)
+
+
+def test_a_loss_that_explodes_is_a_failure_within_50_steps() -> None:
+    mine, steps = learner(), list[int]()
+    mine.model.register_forward_hook(lambda *call: 1e4 * cast("torch.Tensor", call[2]))
+    mine.model.register_forward_pre_hook(lambda *_: steps.append(1))
+    with pytest.raises(DivergedError, match=r"The loss grew to .* by step \d+"):
+        fit(mine, task(), replace(RECIPE, steps=500, lr=1.0), 0)
+    assert len(steps) <= loop.REPORT
+
+
+def test_a_last_step_that_breaks_the_network_is_no_result() -> None:
+    mine, train = learner(), task()
+    broken = replace(train, parts={"val": (train.train, train.labels.numpy())})
+    with pytest.raises(DivergedError, match="no number at step 1 at learning rate 1e"):
+        fit(mine, broken, replace(RECIPE, steps=1, evaluations=1, lr=1e308), 0)
+
+
+# --- disk ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_full_disk_leaves_no_half_record(
+    job: Job, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where, written = replace(studies.places(home), store=tmp_path), store.write_bytes
+
+    def full(file: Path, content: bytes) -> None:
+        if file.name == "record.json":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
+        written(file, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "write_bytes", full)
+        with pytest.raises(StoreError, match=r"The disk is full: .*; make room"):
+            run(job, where)
+    assert Store(tmp_path).state(job.id) == "interrupted"
+    record = run(job, where)
+    assert record is not None
+    assert record.status == "done"
+
+
+def test_a_disk_that_is_full_half_way_costs_no_checkpoint(
+    job: Job, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where, written = replace(studies.places(home), store=tmp_path), store.write_bytes
+
+    def full(file: Path, content: bytes) -> None:
+        if file.exists():  # the second checkpoint
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        written(file, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("peftbench.training.checkpoint.write_bytes", full)
+        with pytest.raises(StoreError, match="The disk is full"):
+            run(job, where)
+    assert Store(tmp_path).state(job.id) == "interrupted"
+    begun = Checkpoint(Store(tmp_path).folder(job.id)).read()
+    assert begun is not None
+    assert begun[0].step > 0
+
+
+def test_a_file_system_without_locks_is_named(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(StoreError, match=r"cannot lock files.*--store"), Store(tmp_path).claim(job.id):
+        pass
+
+
+def test_a_clock_that_goes_back_changes_nothing(
+    job: Job, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = replace(studies.places(home), store=tmp_path / "back")
+    usual = run(job, replace(studies.places(home), store=tmp_path / "usual"))
+    ticks = iter(range(10**6, 0, -1))
+    monkeypatch.setattr(time, "time", lambda: float(next(ticks)))
+    back = run(job, where)
+    assert usual is not None
+    assert back is not None
+    assert back.choices == usual.choices
+    assert back.costs is not None
+    assert back.costs.seconds > 0
+
+
+# --- power -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_study_killed_again_and_again_ends_with_the_same_bits(home: Path, tmp_path: Path) -> None:
+    """At random moments. PEFTBENCH_TEST_CRASHES says how often; `nox -s crash` does it a hundred times."""
+    asked = ("--methods", "shpeft,lora", "--datasets", f"folder:{home / 'images'}", "--recipe", "quick")
+    words = ("run", *asked, *studies.SHORT)
+    homes = [tmp_path / name for name in ("undisturbed", "disturbed")]
+    for folder in homes:
+        folder.mkdir()
+    started = time.perf_counter()
+    finish(words, homes[0])
+    seconds = time.perf_counter() - started
+    draw = random.Random(0)  # noqa: S311 - no secret
+    for _ in range(CRASHES):
+        process = studies.start(words, homes[1])
+        process.join(timeout=draw.uniform(0.05, 0.9) * seconds)
+        process.kill()
+        process.join()
+    finish(words, homes[1])
+    left = [{f.name: studies.left_by(f) for f in (folder / "runs" / "jobs").iterdir()} for folder in homes]
+    assert left[0].keys() == left[1].keys()
+    for name, ours in left[0].items():
+        assert {key for key in ours.keys() | left[1][name].keys() if ours.get(key) != left[1][name].get(key)} == set()
+
+
+def finish(words: tuple[str, ...], home: Path) -> None:
+    process = studies.start(words, home)
+    process.join()
+    assert process.exitcode == 0, (home / "out.txt").read_text()

@@ -1,0 +1,310 @@
+"""Training single weights against the plain way: dense gradients, and all other entries put back after each step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from peftbench.core.recipe import Recipe
+from peftbench.models.plan import Plan
+from peftbench.models.sparse import Packed, Pattern, SparseLinear, SparseProduct, Way, decays, pack, unpack
+from peftbench.training.optimizer import make_optimiser
+from tests.networks import STYLES, batch, classifier, network, values
+
+SGD = Recipe("sgd", optimiser="sgd", lr=1e-2, momentum=0.9, weight_decay=0.1)
+ADAMW = Recipe("adamw", optimiser="adamw", lr=1e-3, weight_decay=0.1)
+STEPS = 50
+
+
+def spread(size: int, share: float, seed: int = 0) -> Tensor:
+    """Places drawn at random, ascending."""
+    draw = torch.Generator().manual_seed(seed)
+    return torch.randperm(size, generator=draw)[: max(1, round(share * size))].sort().values
+
+
+CORNER = torch.tensor([3 * 32 + 1, 3 * 32 + 9, 40 * 32 + 9])  # 2 rows x 2 columns of a (96, 32) matrix
+ENTRIES = {
+    "blocks.0.attn.qkv.weight": CORNER,
+    "blocks.1.attn.qkv.weight": spread(96 * 32, 0.3),
+    "blocks.0.mlp.fc2.weight": spread(32 * 128, 0.01),
+    "blocks.0.attn.proj.bias": spread(32, 0.2),
+    "blocks.1.mlp.fc1.bias": spread(128, 0.2),
+    "blocks.0.mlp.fc2.bias": spread(32, 0.2),  # beside chosen entries of the weight
+    "blocks.1.norm1.weight": spread(32, 0.5),
+    "norm.bias": spread(32, 0.1),
+    "cls_token": spread(32, 0.3),
+    "pos_embed": spread(17 * 32, 0.05),
+    "patch_embed.proj.weight": spread(32 * 192, 0.02),
+}
+K = sum(len(index) for index in ENTRIES.values())
+
+
+def places(model: nn.Module) -> dict[str, Tensor]:
+    """The chosen entries that this style of network has, by the names of the whole model."""
+    names = {name for name, _ in model.named_parameters()}
+    return {f"vit.{name}": index for name, index in ENTRIES.items() if f"vit.{name}" in names}
+
+
+def losses(model: nn.Module, optimiser: torch.optim.Optimizer, after: Any = None) -> list[float]:
+    dtype, found = next(model.parameters()).dtype, []
+    for step in range(STEPS):
+        x, y = batch(dtype=dtype, seed=step % 4)
+        optimiser.zero_grad()
+        loss = F.cross_entropy(model(x), y)
+        loss.backward()
+        optimiser.step()
+        found.append(loss.item())
+        if after:
+            after()
+    return found
+
+
+def train_sparsely(model: nn.Module, recipe: Recipe) -> tuple[dict[str, Tensor], list[float], torch.optim.Optimizer]:
+    tuned = Plan(entries={n.removeprefix("vit."): i for n, i in places(model).items()}).carry_out(
+        model.get_submodule("vit")
+    )
+    optimiser = make_optimiser(model, recipe)
+    found = losses(model, optimiser)
+    tuned.merge()
+    return values(model), found, optimiser
+
+
+def train_densely(model: nn.Module, recipe: Recipe) -> tuple[dict[str, Tensor], list[float]]:
+    """Every tensor that holds a chosen entry trains whole; after each step the other entries are put back."""
+    index, named = places(model), dict(model.named_parameters())
+    for name, parameter in named.items():
+        parameter.requires_grad_(name in index or name.startswith("head."))
+    before = {name: parameter.detach().clone() for name, parameter in named.items()}
+    masks = {
+        n: torch.zeros(named[n].numel(), dtype=torch.bool).index_fill(0, i, 1).view_as(named[n])
+        for n, i in index.items()
+    }
+
+    def put_back() -> None:
+        with torch.no_grad():
+            for name, mask in masks.items():
+                named[name].copy_(torch.where(mask, named[name], before[name]))
+
+    found = losses(model, make_optimiser(model, recipe), put_back)
+    return values(model), found
+
+
+EXACT, SINGLE = (torch.float64, 1e-12), (torch.float32, 1e-6)
+
+
+@pytest.mark.parametrize("recipe", [SGD, ADAMW], ids=lambda recipe: recipe.name)
+@pytest.mark.parametrize(("style", "precision"), [*((style, EXACT) for style in STYLES), ("plain", SINGLE)])
+def test_it_equals_masked_dense_training(style: str, recipe: Recipe, precision: tuple[torch.dtype, float]) -> None:
+    dtype, near = precision
+    before = values(classifier(style, dtype))
+    sparsely, our_losses, _ = train_sparsely(classifier(style, dtype), recipe)
+    densely, their_losses = train_densely(classifier(style, dtype), recipe)
+    assert sparsely.keys() == densely.keys()
+    for name, tensor in densely.items():
+        torch.testing.assert_close(sparsely[name], tensor, rtol=near, atol=near, msg=partial("{}: {}".format, name))
+    assert our_losses == pytest.approx(their_losses, rel=10 * near)
+    assert min((sparsely[n] - t).abs().max() for n, t in before.items() if n in places(classifier(style))) > 1e-3
+
+
+def test_weight_decay_touches_no_entry_that_was_not_chosen() -> None:
+    model = classifier()
+    before, index = values(model), places(model)
+    after, _, _ = train_sparsely(model, replace(SGD, weight_decay=0.5))
+    for name in before.keys() - {"head.linear.weight", "head.linear.bias"}:
+        same = before[name].flatten() == after[name].flatten()
+        chosen = (
+            torch.zeros_like(same).index_fill(0, index[name], value=True) if name in index else torch.zeros_like(same)
+        )
+        assert bool(same[~chosen].all()), name
+
+
+def test_the_optimiser_holds_state_for_the_chosen_entries_only() -> None:
+    _, _, optimiser = train_sparsely(classifier(), ADAMW)
+    held = [state["exp_avg"].numel() for state in optimiser.state.values()]
+    assert sum(held) == K + 3 * 33  # and the head
+
+
+def test_gradients_are_as_large_as_what_learns() -> None:
+    model = classifier()
+    Plan(entries=ENTRIES).carry_out(model.vit)
+    x, y = batch()
+    F.cross_entropy(model(x), y).backward()
+    assert sum(p.grad.numel() for p in model.vit.parameters() if p.grad is not None) == K
+
+
+def test_matrices_decay_and_vectors_do_not() -> None:
+    vit = network()
+    of = {name: decays(name.rpartition(".")[2], p) for name, p in vit.named_parameters()}
+    assert of["patch_embed.proj.weight"]
+    assert of["blocks.0.mlp.fc1.weight"]
+    assert not any(of[n] for n in ("cls_token", "pos_embed", "norm.weight", "norm.bias", "blocks.0.attn.qkv.bias"))
+
+
+def test_packing_does_not_change_which_values_decay() -> None:
+    model = classifier()
+    Plan(entries=ENTRIES).carry_out(model.vit)
+    decaying, free = (group["params"] for group in make_optimiser(model, ADAMW).param_groups)
+    matrices = [n for n in ENTRIES if n.endswith("weight") and "norm" not in n]
+    assert sum(p.numel() for p in decaying) == sum(len(ENTRIES[n]) for n in matrices) + 3 * 32
+    assert sum(p.numel() for p in free) == K + 3 * 33 - sum(p.numel() for p in decaying)
+
+
+# --- the product -----------------------------------------------------------------------------------------------------
+
+
+WAYS: dict[Way, Tensor] = {  # entries of a (12, 10) matrix
+    "block": torch.tensor([0, 1]),
+    "sampled": torch.tensor([0, 11, 22, 33, 44]),
+    "dense": spread(120, 0.5),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_its_gradients_are_right(way: Way, has_bias: bool) -> None:  # noqa: FBT001
+    draw = torch.Generator().manual_seed(0)
+    weight = torch.randn(12, 10, generator=draw, dtype=torch.float64)
+    pattern = Pattern(WAYS[way], (12, 10))
+    assert pattern.way(weight) == way
+    x, bias = (
+        torch.randn(*shape, generator=draw, dtype=torch.float64, requires_grad=True) for shape in ((2, 3, 10), (12,))
+    )
+    chosen = weight.flatten()[pattern.index].requires_grad_()
+
+    def product(x: Tensor, chosen: Tensor, bias: Tensor) -> Tensor:
+        written = weight.flatten().index_copy(0, pattern.index, chosen.detach()).view(12, 10)
+        out: Tensor = SparseProduct.apply(x, written, bias if has_bias else None, chosen, pattern)
+        return out
+
+    assert torch.autograd.gradcheck(product, (x, chosen, bias if has_bias else bias.detach()))
+
+
+def test_a_pattern_is_small_where_few_rows_and_columns_hold_it() -> None:
+    x = torch.zeros(1, 32)
+    assert Pattern(CORNER, (96, 32)).way(x) == "block"
+    assert Pattern(spread(96 * 32, 0.04), (96, 32)).way(x) == "sampled"
+    assert Pattern(spread(96 * 32, 0.04), (96, 32)).way(x.bfloat16()) == "dense"
+    assert Pattern(spread(96 * 32, 0.3), (96, 32)).way(x) == "dense"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_the_three_ways_agree(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    grad, seen, index = torch.randn(40, 96).to(dtype), torch.randn(40, 32).to(dtype), spread(96 * 32, 0.02)
+    pattern = Pattern(index, (96, 32))
+    exact = (grad.double().T @ seen.double()).flatten()[index]
+    atol, rtol = (0.3, 0.02) if dtype == torch.bfloat16 else (1e-4, 1e-5)
+    ways: dict[Way, Tensor] = {"block": seen[:, pattern.columns], "sampled": seen, "dense": seen}
+    for way, of in ways.items():
+        torch.testing.assert_close(pattern.gather(grad, of, way).double(), exact, atol=atol, rtol=rtol)
+
+
+def test_nothing_is_said_of_young_sparse_tensors(recwarn: pytest.WarningsRecorder) -> None:
+    pattern = Pattern(WAYS["sampled"], (12, 10))
+    pattern.gather(torch.ones(3, 12), torch.ones(3, 10), "sampled")
+    assert not list(recwarn)
+
+
+@pytest.mark.parametrize("share", [0.002, 0.3], ids=["block", "dense"])
+def test_bf16_autocast_is_close_to_dense_bf16(share: float) -> None:
+    torch.manual_seed(0)
+    dense = nn.Linear(64, 48)
+    index = spread(64 * 48, share)
+    sparse = SparseLinear(dense, index)
+    x = torch.randn(5, 7, 64)
+    grads: list[Tensor] = []
+    for layer, learns in ((dense, dense.weight), (sparse, sparse.values)):
+        learns.grad = None
+        with torch.autocast("cpu", torch.bfloat16):
+            out = layer(x)
+        assert out.dtype == torch.bfloat16
+        out.float().square().sum().backward()
+        assert learns.grad is not None
+        grads.append(learns.grad.flatten())
+    assert grads[1].dtype == torch.float32
+    assert bool(grads[1].isfinite().all())
+    torch.testing.assert_close(grads[1], grads[0][index], rtol=2e-2, atol=2e-2 * grads[0].abs().max().item())
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_a_whole_network_trains_under_bf16_autocast(style: str) -> None:
+    model = classifier(style, torch.float32)
+    Plan(entries={n.removeprefix("vit."): i for n, i in places(model).items()}).carry_out(model.vit)
+    optimiser = make_optimiser(model, SGD)
+    x, y = batch(dtype=torch.float32)
+    found = []
+    for _ in range(5):
+        optimiser.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = model(x)
+        loss = F.cross_entropy(logits, y)
+        loss.backward()
+        optimiser.step()
+        found.append(loss.item())
+    assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in model.parameters() if p.requires_grad)
+    assert found[-1] < found[0]
+
+
+# --- packing ---------------------------------------------------------------------------------------------------------
+
+
+def test_packing_alone_changes_no_output() -> None:
+    vit, x = network(), batch()[0]
+    before = vit(x)
+    Plan(entries=ENTRIES).carry_out(vit)
+    assert torch.equal(vit(x), before)
+
+
+def test_values_count_at_the_next_forward() -> None:
+    layer = SparseLinear(nn.Linear(4, 3), torch.tensor([5]))
+    with torch.no_grad():
+        layer.values.fill_(7.0)
+    layer(torch.zeros(1, 4))
+    assert layer.weight[1, 1] == 7
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_unpacking_gives_the_plain_network_of_timm(style: str) -> None:
+    vit, fresh, x = network(style), network(style), batch()[0]
+    entries = {n: i for n, i in ENTRIES.items() if n in dict(vit.named_parameters())}
+    tuned = Plan(entries=entries).carry_out(vit)
+    with torch.no_grad():
+        for tensor in tuned.tensors.values():
+            tensor.add_(1.0)
+    packed = vit(x)
+    unpack(vit)
+    assert [(n, type(m)) for n, m in vit.named_modules()] == [(n, type(m)) for n, m in fresh.named_modules()]
+    fresh.load_state_dict(vit.state_dict(), strict=True)
+    torch.testing.assert_close(fresh(x), packed, rtol=0, atol=0)
+    assert_moved(network(style).state_dict(), fresh.state_dict(), entries)
+
+
+def assert_moved(before: Mapping[str, Tensor], after: Mapping[str, Tensor], entries: Mapping[str, Tensor]) -> None:
+    """Exactly the entries, by one."""
+    for name, tensor in before.items():
+        moved = (after[name] - tensor).flatten().nonzero().flatten()
+        assert moved.tolist() == entries.get(name, torch.tensor([])).tolist(), name
+
+
+def test_a_linear_weight_and_its_bias_pack_together() -> None:
+    root = nn.Sequential(nn.Linear(4, 3))
+    weight = pack(root, "0.weight", torch.tensor([0, 11]))
+    bias = pack(root, "0.bias", torch.tensor([2]))
+    root(torch.ones(2, 4)).sum().backward()
+    assert weight.grad is not None
+    assert bias.grad is not None
+    assert weight.grad.tolist() == [2.0, 2.0]
+    assert bias.grad.tolist() == [2.0]
+
+
+def test_packed_keeps_the_shape() -> None:
+    tensor = torch.arange(6.0).view(1, 2, 3)
+    packed = Packed(tensor, torch.tensor([4]), decays=False)
+    assert torch.equal(packed(tensor), tensor)

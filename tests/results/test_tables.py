@@ -1,0 +1,239 @@
+"""What tables say: marks, budgets, captions, and a terminal of 120 columns."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, replace
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from peftbench.core.contract import Result
+from peftbench.core.recipe import RECIPES
+from peftbench.core.record import Memory, Variant
+from peftbench.results import formatting, summary, tables
+from peftbench.results.formatting import Cell
+from peftbench.results.frame import frame
+from peftbench.results.tables import Table
+from tests.records import PARAMETERS, Fake, study
+
+
+def write(store: Path, *fakes: Fake) -> list[Result]:
+    return [fake.write(store) for fake in fakes]
+
+
+def find(results: list[Result], name: str) -> Table:
+    (found,) = [table for table in tables.tables(results) if table.name == f"{name}_1"]
+    return found
+
+
+def column(table: Table, name: str) -> list[str]:
+    return [str(row[table.columns.index(name)]) for row in table.rows]
+
+
+def test_best_and_second_are_marked_as_far_as_they_are_shown() -> None:
+    scores = [0.8123, 0.8121, math.nan, 0.79, 0.5]
+    found = formatting.marked([(value, Cell("")) for value in scores])
+    assert [cell.mark for cell in found] == ["best", "best", "", "second", ""]
+
+
+def test_a_single_row_is_the_best() -> None:
+    assert [cell.mark for cell in formatting.marked([(0.5, Cell(""))])] == ["best"]
+
+
+def test_baselines_compete_for_the_marks_and_are_called_baselines(tmp_path: Path) -> None:
+    table = find(write(tmp_path, Fake("linear", skill=3.0), Fake("lora", skill=1.0)), "data_busi")
+    assert column(table, "method") == ["linear (baseline)", "lora"]
+    assert [row[table.columns.index("macro F1")].mark for row in table.rows] == ["best", "second"]
+
+
+def test_target_and_reached_stand_side_by_side(tmp_path: Path) -> None:
+    fake = Fake(target=round(0.0001 * PARAMETERS), trainable=4_096, edge="floor")
+    table = find(write(tmp_path, fake), "data_busi")
+    assert table.columns.index("target") < table.columns.index("trained")
+    assert column(table, "target") == ["0.01% (floor)"]
+    assert column(table, "trained") == ["4,096"]
+    assert column(table, "with head") == ["4,675"]
+    assert column(table, "share") == ["0.152%"]
+
+
+def test_costs_and_rates_are_shown_with_their_units(tmp_path: Path) -> None:
+    table = find(write(tmp_path, Fake(seed=0, lr=1e-3), Fake(seed=1, lr=1e-2)), "data_busi")
+    assert column(table, "memory") == ["431 MiB"]
+    assert column(table, "seconds") == ["12.3"]
+    assert column(table, "lr") == ["0.001, 0.01*"]
+
+
+def test_an_undefined_auc_is_a_dash(tmp_path: Path) -> None:
+    assert column(find(write(tmp_path, Fake(absent=2)), "data_busi"), "AUC") == [formatting.NONE]
+
+
+def test_a_failed_job_is_in_its_table_and_in_that_of_failures(tmp_path: Path) -> None:
+    results = write(tmp_path, Fake(), Fake("ssf", reason="out of memory"))
+    assert column(find(results, "data_busi"), "macro F1")[1] == "failed"
+    assert [str(cell) for cell in find(results, "failed").rows[0]] == ["ssf", "busi", "0", "out of memory"]
+
+
+def test_nothing_failed_no_table_of_failures(tmp_path: Path) -> None:
+    assert [table.name for table in tables.tables(write(tmp_path, Fake()))] == ["data_busi_1", "rules_busi_1"]
+
+
+def test_the_overview_averages_only_complete_rows(tmp_path: Path) -> None:
+    results = write(tmp_path, Fake(dataset="busi"), Fake(dataset="oct"), Fake("full", dataset="busi"))
+    table = find(results, "overview")
+    assert table.columns[-3:] == ("busi", "oct", "average (2 of 6)")
+    full, lora = table.rows
+    assert [str(cell) for cell in full[-2:]] == [formatting.NONE, formatting.NONE]
+    assert "[" in str(lora[-1])
+
+
+def test_the_three_rules_stand_side_by_side(tmp_path: Path) -> None:
+    fake = Fake()
+    table = find(write(tmp_path, fake), "rules_busi")
+    choices = fake.record().choices
+    shown = [f"{100 * (choices[rule].test['macro_f1'] or 0):.1f}" for rule in tables.RULES]
+    assert [column(table, title)[0] for title in tables.RULES.values()] == shown
+    assert "test oracle: not a result" in table.columns
+
+
+def test_the_caption_says_how_the_numbers_came_about(tmp_path: Path) -> None:
+    fakes = [Fake(dataset="phantom_ct", synthetic=True, seed=seed) for seed in (0, 1)]
+    caption = find(write(tmp_path, *fakes), "data_phantom_ct").caption
+    for words in (
+        "mini, 64 px: not the paper's backbone",
+        "Recipe standard, 80 steps",
+        "best on validation",
+        "seeds 0, 1",
+        "90 test images in 15 groups (patient); synthetic data",
+        "95% bootstrap over groups",
+    ):
+        assert words in caption
+
+
+def test_the_caption_says_what_was_changed_of_a_recipe(tmp_path: Path) -> None:
+    (result,) = write(tmp_path, Fake(recipe="paper"))
+    recipe = {**asdict(RECIPES["paper"]), "momentum": 0.0, "head_scale": 16.0}
+    (caption,) = tables.caption([replace(result, record=result.record.model_copy(update={"recipe": recipe}))])
+    assert "Recipe paper, 40000 steps, 64 images a step, l2 head, momentum 0.0, head scale 16.0; step:" in caption
+
+
+def test_the_caption_names_data_that_are_not_whole(tmp_path: Path) -> None:
+    whole = Fake(dataset="oct").write(tmp_path)
+    notes = ["Incomplete copy: 137 of 84484 images are here.", "Of 28 pixels."]
+    data = whole.record.data.model_copy(update={"notes": notes})
+    (caption,) = tables.caption([replace(whole, record=whole.record.model_copy(update={"data": data}))])
+    assert "; oct: incomplete copy: 137 of 84484 images are here. Scores" in caption
+    assert "28 pixels" not in caption
+
+
+def test_another_backbone_needs_no_excuse(tmp_path: Path) -> None:
+    (caption,) = tables.caption(write(tmp_path, Fake(backbone="clip_vit_b16")))
+    assert caption.startswith("clip_vit_b16, 64 px. Recipe")
+
+
+def test_three_data_sets_fit_120_columns(tmp_path: Path) -> None:
+    console = Console(width=120, record=True, file=StringIO())
+    console.print(tables.terminal(study(tmp_path)))
+    lines = console.export_text().splitlines()
+    assert max(map(len, lines)) <= 120
+    assert any("shpeft[lam=0.5] @ 0.1% (floor)" in line and "431 MiB" in line for line in lines)
+
+
+def test_the_terminal_marks_best_and_second(tmp_path: Path) -> None:
+    results = write(tmp_path, Fake("full", skill=3.0), Fake("lora", skill=1.0))
+    file = StringIO()
+    Console(width=120, force_terminal=True, color_system="standard", file=file).print(tables.terminal(results))
+    screen = file.getvalue()
+    best, second = (summary.value(result.record, "validation", "macro_f1") for result in results)
+    assert f"\x1b[1m{100 * best:.1f}\x1b[0m" in screen
+    assert f"\x1b[4m{100 * second:.1f}\x1b[0m" in screen
+
+
+def test_the_frame_has_a_row_a_job_at_full_precision(tmp_path: Path) -> None:
+    results = study(tmp_path)
+    rows = frame(results)
+    assert len(rows) == len(results)
+    first = results[0].record
+    assert rows["test/oracle/macro_f1"][0] == first.choices["oracle"].test["macro_f1"]
+    assert rows["macro_f1_low"][0] <= rows["macro_f1"][0] <= rows["macro_f1_high"][0]
+    assert rows["reason"].iloc[-1] == "out of memory at batch 32; the last image was [name]"
+
+
+SPENT = {
+    "memory": Memory(weights=11 * 2**20, gradients=2**18, optimiser=2**19, activations=150 * 2**20, pixels=2**20),
+    "flops_forward": 0.369e9,
+    "flops_training": 1.1127e9,
+    "predicted_per_second": 1234.5,
+}
+
+
+def spending(result: Result) -> Result:
+    costs = result.record.costs
+    assert costs
+    return replace(result, record=result.record.model_copy(update={"costs": costs.model_copy(update=SPENT)}))
+
+
+def test_operations_and_memory_by_kind_have_a_table_of_their_own(tmp_path: Path) -> None:
+    results = [spending(result) for result in write(tmp_path, Fake(seed=0), Fake(seed=1))]
+    table = find([*results, *write(tmp_path, Fake("full"))], "costs_busi")
+    (row,) = table.rows  # the other record is older than these fields
+    shown = dict(zip(table.columns, map(str, row), strict=True))
+    assert (shown["GFLOPs forward"], shown["training"]) == ("0.369", "1.11")
+    assert (shown["optimiser"], shown["activations"], shown["in all"]) == ("0.5 MiB", "150 MiB", "163 MiB")
+    assert (shown["images/s training"], shown["prediction"]) == ("200", "1,234")
+
+
+def test_the_frame_has_a_column_a_kind_of_memory(tmp_path: Path) -> None:
+    rows = frame([spending(*write(tmp_path, Fake())), *write(tmp_path, Fake("full"))])
+    assert rows["memory/gradients"][0] == 2**18
+    assert rows["memory/gradients"].isna()[1]
+    assert "memory" not in rows
+
+
+def test_a_prediction_rate_that_is_unknown_is_a_dash() -> None:
+    assert formatting.SPENT["prediction"]([Fake().record()]) == formatting.NONE
+
+
+def test_no_results_no_tables() -> None:
+    assert tables.tables([]) == []
+    assert tables.terminal([]).row_count == 0
+
+
+@pytest.mark.parametrize(("bytes_", "shown"), [(3 * 2**20, "3 MiB"), (1023 * 2**20, "1,023 MiB"), (2**31, "2.0 GiB")])
+def test_memory_is_read_at_a_glance(bytes_: int, shown: str) -> None:
+    record = Fake().record()
+    assert record.costs
+    costs = record.costs.model_copy(update={"peak_memory": bytes_})
+    assert formatting.COSTS["memory"]([record.model_copy(update={"costs": costs})]) == shown
+
+
+# --- cuts of the data ------------------------------------------------------------------------------------------------
+
+
+def cuts(**skills: float) -> list[Fake]:
+    return [Fake(skill=skill, variant=Variant(splits=cut)) for cut, skill in skills.items()]  # type: ignore[arg-type]
+
+
+def test_what_a_leak_was_worth_stands_side_by_side(tmp_path: Path) -> None:
+    found = find(write(tmp_path, *cuts(official=4.0, grouped=4.0, deduplicated=1.0)), "leaks_busi")
+    assert found.columns[2:] == ("official", "grouped", "deduplicated", "official - grouped", "official - deduplicated")
+    (row,) = found.rows
+    assert str(row[5]) == "+0.0 [0.0, 0.0]"
+    worth = row[6]
+    assert float(worth.text) == pytest.approx(float(row[2].text) - float(row[4].text), abs=0.11)
+    low, high = (float(bound) for bound in worth.aside.strip("[]").split(","))
+    assert 0 < low < float(worth.text) < high
+
+
+def test_a_share_of_train_is_compared_with_the_same_share(tmp_path: Path) -> None:
+    small = [Fake(variant=Variant(cut, share=0.05)) for cut in ("official", "grouped")]
+    found = find(write(tmp_path, Fake(), *small, Fake("ssf", variant=Variant("grouped"))), "leaks_busi")
+    assert column(found, "method") == ["lora (5% of train)"]
+    assert column(found, "deduplicated") == [formatting.NONE]
+
+
+def test_without_two_cuts_there_is_no_table_of_leaks(tmp_path: Path) -> None:
+    names = [table.name for table in tables.tables(write(tmp_path, Fake(), Fake(variant=Variant(shots=4))))]
+    assert not [name for name in names if name.startswith("leaks")]

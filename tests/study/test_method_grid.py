@@ -1,0 +1,102 @@
+"""A user's own `methods/NAME.toml`: a named variant of a method, run by its name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from peftbench.cli.check import check
+from peftbench.cli.list import facts
+from peftbench.errors import CatalogueError, RequestError
+from peftbench.methods.lora import LoRA
+from peftbench.models import backbone
+from peftbench.study import resolve as studies_of
+from peftbench.study.method_grid import named, rows_of
+from peftbench.testing import failed
+from tests import studies
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with a variant."""
+    (tmp_path / "methods").mkdir()
+    (tmp_path / "methods" / "small_lora.toml").write_text('base = "lora"\nr = 2\nsites = ["qkv", "proj"]\n')
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_variant_is_its_base_with_its_fields(here: Path) -> None:
+    assert here.is_dir()
+    assert named("small_lora", "standard").method == LoRA(r=2, sites=("qkv", "proj"))
+    assert named("small_lora[r=4]", "standard").method == LoRA(r=4, sites=("qkv", "proj"))
+
+
+def test_it_is_the_same_job_under_another_name(here: Path) -> None:
+    images = studies.draw(here / "images", 8)
+    (job,) = studies.jobs(studies.small(images, methods=("small_lora",)), studies.places(here))
+    (plain,) = studies.jobs(studies.small(images, methods=("lora[r=2,sites=qkv+proj]",)), studies.places(here))
+    assert (job.label, plain.label) == ("small_lora", "lora[r=2,sites=qkv+proj]")
+    assert job.id == plain.id
+    both = studies.small(images, methods=("small_lora", "lora[r=2,sites=qkv+proj]"))
+    assert len(studies_of.resolve(both, studies.places(here)).drafts) == 1
+
+
+def test_it_is_listed_and_shown(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert studies.call(["list", "methods", "--json"], monkeypatch) == 0
+    assert '"small_lora"' in capsys.readouterr().out
+    told = facts("method", "small_lora")
+    assert told["variant of"] == "lora[r=2,sites=qkv+proj]"
+    assert told["options"]["r"] == "int = 2"
+    assert told["options"]["alpha"].endswith("= 8")
+    assert told["counts"]["mini"].startswith(f"{6 * 2 * (6 * 192):,} of ")
+    assert here.is_dir()
+
+
+def test_a_count_that_the_data_decide_is_shown_as_an_aim() -> None:
+    counts = {name: facts("method", name)["counts"]["mini"] for name in ("spt_lora", "bitfit")}
+    assert counts["spt_lora"].endswith("aimed at, the data decide")
+    assert counts["bitfit"].endswith("head not counted")
+
+
+def test_a_variant_may_have_variants(here: Path) -> None:
+    (here / "methods" / "tiny_lora.toml").write_text('base = "small_lora"\nr = 1\n')
+    assert named("tiny_lora", "standard").method == LoRA(r=1, sites=("qkv", "proj"))
+    assert facts("method", "tiny_lora")["variant of"] == "lora[r=1,sites=qkv+proj]"
+    assert failed(check("tiny_lora[alpha=4]", here)) == []
+
+
+def test_a_plan_calls_a_method_by_what_tells_it_apart(here: Path) -> None:
+    asked = studies.small(here, methods=("small_lora", "lora[alpha=4]", "lora"), ratios=("1%",))
+    source = backbone.find(asked.backbone, asked.image_size)
+    assert [row.label for row in rows_of(asked, source)] == ["small_lora", "lora[alpha=4]", "lora"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("r = 2", "key 'base' must name the method"),
+        ("base = 3", "key 'base' must name the method"),
+        ("base =", "not valid"),
+        ('base = "lorra"', "base = 'lorra' is no method"),
+        ('base = "odd"', "its base leads back to 'odd'"),
+    ],
+)
+def test_a_faulty_file_is_named(here: Path, text: str, message: str) -> None:
+    (here / "methods" / "odd.toml").write_text(text)
+    with pytest.raises(CatalogueError, match=rf"odd\.toml.*{message}"):
+        named("odd", "standard")
+
+
+def test_a_field_that_the_base_does_not_have_is_refused(here: Path) -> None:
+    (here / "methods" / "odd.toml").write_text('base = "lora"\nrank = 2')
+    with pytest.raises(RequestError, match="odd has no field 'rank'"):
+        named("odd", "standard")
+
+
+def test_a_name_of_ours_is_taken(here: Path) -> None:
+    (here / "methods" / "bitfit.toml").write_text('base = "lora"')
+    with pytest.raises(CatalogueError, match="peftbench has a method 'bitfit' of its own"):
+        named("small_lora", "standard")

@@ -1,0 +1,430 @@
+"""From what was asked for to jobs: names, budgets, baselines, tuning, and the study written down."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from peftbench.benchmarks.forecast import outline
+from peftbench.core import catalogue, official_recipes
+from peftbench.core.recipe import RECIPES, grid
+from peftbench.core.record import Record
+from peftbench.core.registry import registry
+from peftbench.core.spec import PAPER_SIX, Job, Places, Study, load_study
+from peftbench.data.availability import open_dataset
+from peftbench.errors import MissingDataError, RequestError, SplitError, UnknownNameError, WeightsError
+from peftbench.results.store import Store
+from peftbench.study import defaults
+from peftbench.study import resolve as studies_
+from peftbench.study.resolve import Draft, Resolved
+from tests import records, studies
+
+TOTAL = 2_719_296  # weights of mini, no head
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images and caches that the tests of this file share."""
+    folder = tmp_path_factory.mktemp("study")
+    studies.draw(folder / "images", 8)
+    return folder
+
+
+def resolve(home: Path, **changes: object) -> Resolved:
+    return studies_.resolve(studies.small(home / "images", **changes), studies.places(home))
+
+
+def described(resolved: Resolved) -> list[str]:
+    jobs = [draft.job for draft in resolved.drafts]
+    return [f"{job.label}{'@random' * job.backbone.endswith('@random')}" for job in jobs]
+
+
+# --- data sets -------------------------------------------------------------------------------------------------------
+
+
+def complete(tmp_path: Path, *datasets: str) -> tuple[tuple[str, ...], str]:
+    study, says = defaults.complete(Study(methods=("linear",), datasets=datasets), studies.places(tmp_path))
+    return study.datasets, " ".join(says)
+
+
+def phantoms() -> tuple[str, ...]:
+    return tuple(name for name in registry("datasets").names() if name.startswith("phantom_"))
+
+
+def test_all_without_data_is_the_phantoms_and_says_so(tmp_path: Path) -> None:
+    names, says = complete(tmp_path, "all")
+    assert names == phantoms()
+    assert f"None of the paper's six data sets lies under {tmp_path / 'data'}" in says
+
+
+def test_all_is_what_is_here_and_names_what_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(defaults, "_present", lambda name, _: name in {"busi", "covid_ct"})
+    names, says = complete(tmp_path, "all")
+    assert names == ("covid_ct", "busi")
+    assert "2 of the paper's 6" in says
+    assert "chest_xray" in says
+    assert "peftbench list datasets" in says  # how to get them
+
+
+def test_paper_means_the_six_even_if_some_are_missing(tmp_path: Path) -> None:
+    assert complete(tmp_path, "paper")[0] == PAPER_SIX
+
+
+def test_words_and_names_mix_without_doubles(tmp_path: Path) -> None:
+    assert complete(tmp_path, "phantoms", "busi", "phantoms", "busi")[0] == (*phantoms(), "busi")
+
+
+def test_a_missing_set_is_refused_with_the_way_to_get_it(home: Path) -> None:
+    with pytest.raises(MissingDataError, match=r"busi does not exist\. .+"):
+        resolve(home, datasets=("busi",))
+
+
+def test_a_path_is_a_folder_of_images(home: Path) -> None:
+    by_word, by_path = (resolve(home, datasets=(text,)) for text in (f"folder:{home}/images", f"{home}/images"))
+    assert [draft.job.id for draft in by_word.drafts] == [draft.job.id for draft in by_path.drafts]
+
+
+@pytest.mark.parametrize("text", ["folder", "busi:here", "busi@random", "phantom_oct[side=3]"])
+def test_a_data_set_takes_nothing_that_it_does_not_know(text: str) -> None:
+    with pytest.raises(RequestError, match=r"Cannot read the data set .*: write "):
+        open_dataset(text)
+
+
+def test_a_class_without_a_training_image_is_refused(tmp_path: Path) -> None:
+    studies.draw(tmp_path / "images" / "train", 3)
+    studies.draw(tmp_path / "images" / "test", 3)
+    (tmp_path / "images" / "train" / "rows").rename(tmp_path / "elsewhere")
+    with pytest.raises(SplitError, match="rows"):
+        resolve(tmp_path)
+
+
+# --- rows ------------------------------------------------------------------------------------------------------------
+
+
+def test_baselines_are_added_once(home: Path) -> None:
+    assert described(resolve(home, methods=("bitfit",), baselines=True)) == [
+        "majority",
+        "linear",
+        "linear@random",
+        "bitfit",
+    ]
+    assert described(resolve(home, methods=("linear", "majority", "linear"), baselines=True)) == [
+        "majority",
+        "linear",
+        "linear@random",
+    ]
+
+
+def test_no_baselines_where_none_are_wanted(home: Path) -> None:
+    assert described(resolve(home, methods=("bitfit",))) == ["bitfit"]
+
+
+def test_the_random_baseline_has_weights_of_the_job_s_seed(home: Path) -> None:
+    drafts = resolve(home, baselines=True, seeds=(0, 5)).drafts
+    digests = [draft.job.digest for draft in drafts if draft.job.backbone == "mini@random"]
+    assert digests == ["random:0", "random:5"]
+
+
+def test_values_that_are_given_twice_count_once(home: Path) -> None:
+    twice = resolve(home, methods=("lora", "lora[r=8]"), seeds=(0, 0), datasets=(f"folder:{home}/images",) * 2)
+    assert described(twice) == ["lora"]
+
+
+def test_two_budgets_that_reach_one_size_are_one_job(home: Path) -> None:
+    drafts = resolve(home, methods=("lora",), ratios=("1%", "27k", "2%")).drafts  # 4,608 weights a rank
+    assert [(draft.job.fields["r"], draft.targets) for draft in drafts] == [(6, (27_193, 27_000)), (12, (54_386,))]
+
+
+def test_images_that_are_left_out_are_said_once(tmp_path: Path) -> None:
+    studies.draw(tmp_path / "images", 8)
+    next((tmp_path / "images").rglob("*.png")).with_suffix(".heic").touch()
+    said = [line for line in resolve(tmp_path, seeds=(0, 1)).says if "left out" in line]
+    assert len(said) == 1
+    assert "Files left out because of their names: 1" in said[0]
+
+
+def test_a_size_that_the_budgets_replace_is_said(home: Path) -> None:
+    asked = ("lora[r=4]", "shpeft[lam=0.5]")
+    assert [line for line in resolve(home, methods=asked, ratios=("1%",)).says if "not used" in line] == [
+        "lora[r=4]: --ratios decides r, so the r that is written there is not used."
+    ]
+    assert not any("not used" in line for line in resolve(home, methods=asked).says)
+
+
+def test_a_budget_below_the_least_size_runs_once_at_the_floor(home: Path) -> None:
+    (draft,) = resolve(home, methods=("lora",), ratios=("10", "100", "1000")).drafts
+    assert (draft.job.fields["r"], draft.job.edge, draft.targets) == (1, "floor", (10, 100, 1000))
+
+
+def test_a_ratio_is_a_share_of_the_backbone_without_its_head(home: Path) -> None:
+    (draft,) = resolve(home, methods=("shpeft",), ratios=("0.5%",)).drafts
+    assert draft.targets == (round(0.005 * TOTAL),)
+    assert draft.job.fields["ratio"] == 0.005
+
+
+def test_a_target_changes_no_id(home: Path) -> None:
+    (by_default,) = resolve(home, methods=("shpeft",)).drafts
+    (by_ratio,) = resolve(home, methods=("shpeft",), ratios=("1%",)).drafts
+    assert by_default.job.id == by_ratio.job.id
+
+
+def test_methods_without_a_size_run_once_whatever_the_budgets(home: Path) -> None:
+    assert described(resolve(home, methods=("bitfit", "full"), ratios=("1%", "2%"))) == ["bitfit", "full"]
+
+
+# --- identity --------------------------------------------------------------------------------------------------------
+
+
+def job(home: Path, **changes: object) -> Job:
+    return resolve(home, **changes).drafts[0].job
+
+
+@pytest.fixture(scope="module")
+def linear(home: Path) -> Job:
+    return job(home)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seeds": (1,)},
+        {"lr": 0.5},
+        {"steps": 9},
+        {"batch": 9},
+        {"precision": "bf16"},
+        {"threads": 2},
+        {"backbone": "mini@random"},
+        {"image_size": 32},
+        {"methods": ("bitfit",)},
+        {"recipe": "standard", "tune": 0},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_whatever_decides_the_result_decides_the_id(change: dict[str, object], linear: Job, home: Path) -> None:
+    assert job(home, **change).id != linear.id
+
+
+def test_where_it_runs_and_what_is_at_its_default_is_no_part_of_an_id(home: Path, tmp_path: Path) -> None:
+    elsewhere = replace(studies.places(home), store=tmp_path / "other", cache=tmp_path / "cache")
+    asked = studies.small(home / "images", methods=("lora[r=8,dropout=0]",))
+    (there,) = studies.jobs(asked, elsewhere)
+    assert there.id == job(home, methods=("lora",)).id
+
+
+def test_fields_at_their_default_are_left_out_of_the_identity(home: Path) -> None:
+    assert job(home, methods=("lora",)).identity()["method"]["fields"] == {}
+    assert job(home, methods=("lora[r=4]",)).identity()["method"]["fields"] == {"r": 4}
+
+
+# --- tuning ----------------------------------------------------------------------------------------------------------
+
+
+def record_with(score: float | None) -> Record:
+    fake = records.Fake().record()
+    if score is None:
+        return fake.model_copy(update={"status": "failed", "choices": {}})
+    best = fake.choices["validation"].model_copy(update={"val": {"macro_f1": score}, "test": {}})
+    return fake.model_copy(update={"choices": {"validation": best, "last": best}})
+
+
+def scored(draft: Draft, store: Store, *scores: float | None) -> Job:
+    for trial, score in zip(draft.trials, scores, strict=True):
+        store.folder(trial.id).mkdir(parents=True)
+        store.write_record(record_with(score).model_copy(update={"id": trial.id}))
+    return draft.final(store)
+
+
+def test_every_method_gets_the_same_trials_and_none_is_final(home: Path) -> None:
+    drafts = resolve(home, methods=("bitfit", "lora"), tune=4, baselines=True).drafts
+    assert {draft.job.method for draft in drafts if not draft.trials} == {"majority"}
+    for draft in (d for d in drafts if d.trials):
+        assert [trial.recipe.lr for trial in draft.trials] == [1e-5, 1e-4, 1e-3, 1e-2]
+        assert {trial.role for trial in draft.trials} == {"trial"}
+        assert draft.job.id not in {trial.id for trial in draft.trials}
+
+
+def test_seeds_share_the_trials_of_the_first_where_the_test_part_is_stated(home: Path, tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        studies.draw(tmp_path / "given" / part, 8, seed=len(part))
+    asked = studies.small(tmp_path / "given", tune=2, seeds=(3, 4))
+    first, second = studies_.resolve(asked, studies.places(home)).drafts
+    assert [t.id for t in first.trials] == [t.id for t in second.trials]
+    assert {t.seed for t in second.trials} == {3}
+
+
+def test_no_test_image_of_any_seed_is_in_the_trials_that_find_its_rate(home: Path) -> None:
+    """Where each seed cuts the parts anew, the first one's train and val hold what others test on."""
+    resolved = resolve(home, tune=2, seeds=(0, 1, 2))
+    data = {one.fingerprint: one for one in resolved.data}
+    for draft in resolved.drafts:
+        test = {*data[draft.job.fingerprint].names["test"]}
+        assert [trial.role for trial in draft.trials] == ["trial", "trial"]
+        for trial in draft.trials:
+            assert not test & {*data[trial.fingerprint].names["train"], *data[trial.fingerprint].names["val"]}
+            assert trial.seed == draft.job.seed
+
+
+@pytest.mark.parametrize(
+    ("scores", "chosen"),
+    [((0.1, 0.5, 0.9), 1e-2), ((0.1, 0.5, 0.5), 3.2e-4), ((None, 0.0, None), 3.2e-4), ((None, None, None), 1e-5)],
+)
+def test_the_best_on_validation_is_chosen_ties_to_the_smaller_rate(
+    scores: tuple[float | None, ...], chosen: float, home: Path, tmp_path: Path
+) -> None:
+    (draft,) = resolve(home, tune=3).drafts
+    final = scored(draft, Store(tmp_path), *scores)
+    assert final.recipe.lr == chosen
+    assert final.role == "final"
+    assert final.tuning == {
+        "grid": [1e-5, 3.2e-4, 1e-2],
+        "scores": list(scores),
+        "trials": [t.id for t in draft.trials],
+        "chosen": chosen,
+    }
+
+
+def test_a_tuned_job_is_the_job_that_was_given_that_rate(home: Path, tmp_path: Path) -> None:
+    (draft,) = resolve(home, tune=4).drafts
+    assert scored(draft, Store(tmp_path), 0.1, 0.9, 0.2, 0.3).id == job(home, lr=1e-4).id
+
+
+def test_one_rate_is_no_choice() -> None:
+    with pytest.raises(RequestError, match="--tune 1: at least 2 learning rates"):
+        grid(1)
+
+
+def test_without_a_validation_part_nothing_is_tuned(home: Path) -> None:
+    where = studies.places(home)
+    given = home / "given"
+    studies.draw(given / "train", 4)
+    studies.draw(given / "test", 3, seed=1)
+    asked = studies.small(given, recipe="paper", tune=2)
+    with pytest.raises(RequestError, match="--tune 2 chooses on validation"):
+        studies_.resolve(asked, where)
+
+
+# --- written down ----------------------------------------------------------------------------------------------------
+
+
+def test_the_study_notes_which_job_answers_which_budget(home: Path, tmp_path: Path) -> None:
+    resolved = resolve(home, methods=("lora",), ratios=("10", "100", "1%"))
+    finals = [draft.job for draft in resolved.drafts]
+    studies_.note_study(resolved, finals, Store(tmp_path))
+    noted = json.loads((tmp_path / "study.json").read_text())
+    assert [noted["jobs"][job.id]["targets"] for job in finals] == [[10, 100], [round(0.01 * TOTAL)]]
+    assert noted["asked"]["ratios"] == ["10", "100", "1%"]
+
+
+def test_a_study_file_is_what_the_flags_are(tmp_path: Path) -> None:
+    file = tmp_path / "study.toml"
+    file.write_text(
+        'methods = ["linear", "shpeft[lam=0.5]"]\ndatasets = ["busi"]\nratios = ["0.1%", "1%"]\n'
+        'seeds = [0, 1]\nbackbone = "mini"\nrecipe = "standard"\ntune = 4\nbaselines = false\n'
+    )
+    assert load_study(file) == Study(
+        methods=("linear", "shpeft[lam=0.5]"),
+        datasets=("busi",),
+        ratios=("0.1%", "1%"),
+        seeds=(0, 1),
+        backbone="mini",
+        recipe="standard",
+        tune=4,
+        baselines=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('method = ["lora"]', "has no field 'method'"),
+        ("seeds = [", "is not valid TOML"),
+        ('seeds = ["x"]', "seeds = 'x' will not do"),
+        ("steps = 0", "--steps 0: it must be above 0"),
+        ("seeds = []", "--seeds: give whole numbers"),
+        ('precision = "fp8"', "precision = 'fp8' will not do"),
+    ],
+)
+def test_a_wrong_study_file_is_refused_by_key(text: str, says: str, tmp_path: Path) -> None:
+    (tmp_path / "study.toml").write_text(text)
+    with pytest.raises(RequestError) as error:
+        load_study(tmp_path / "study.toml")
+    assert says in str(error.value)
+
+
+# --- what is refused before anything trains --------------------------------------------------------------------------
+
+
+def test_unknown_names_are_answered_with_near_ones(home: Path) -> None:
+    with pytest.raises(UnknownNameError, match=r"Did you mean .*lora"):
+        resolve(home, methods=("lroa",))
+
+
+def test_weights_are_opened_before_anything_trains(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.safetensors").write_text("no weights")
+    where: Places = replace(studies.places(home), weights=tmp_path / "text.safetensors")
+    with pytest.raises(WeightsError, match=r"text\.safetensors"):
+        studies_.resolve(studies.small(home / "images"), where)
+
+
+# --- plan ------------------------------------------------------------------------------------------------------------
+
+CLIP = 85_799_424
+PAPER = Study(
+    methods=("full", "bitfit", "lora", "shpeft"),
+    datasets=("covid_ct", "busi", "chest_xray"),
+    backbone="clip_vit_b16",
+    recipe="paper",
+)
+
+
+def test_the_paper_s_jobs_are_listed_with_exact_counts_and_nothing_at_hand(tmp_path: Path) -> None:
+    rows = outline(PAPER, studies.places(tmp_path))
+    busi = [row for row in rows if row["data set"] == "busi"]
+    assert len(rows) == 3 * len(busi)
+    assert {(row["method"], row["backbone"]): row["trainable"] for row in busi} == {
+        ("majority", "clip_vit_b16"): 0,
+        ("linear", "clip_vit_b16"): 0,
+        ("linear", "clip_vit_b16@random"): 0,
+        ("full", "clip_vit_b16"): CLIP,
+        ("bitfit", "clip_vit_b16"): 102_912,
+        ("lora", "clip_vit_b16"): 294_912,
+        ("shpeft", "clip_vit_b16"): round(0.01 * CLIP),
+    }
+    assert {row["with head"] - row["trainable"] for row in busi if row["method"] != "majority"} == {3 * 769}
+    assert {(row["recipe"], row["steps"]) for row in rows} == {("paper", 40_000)}
+
+
+def test_a_plan_knows_the_trials_and_what_the_authors_do(tmp_path: Path) -> None:
+    asked = Study(
+        methods=("adaptformer", "bitfit"), datasets=("chaoyang",), backbone="mini", baselines=False, recipe="official"
+    )
+    adaptformer, bitfit = outline(asked, studies.places(tmp_path))
+    images = round(0.9 * catalogue.dataset_entry("chaoyang").sizes["train"])  # the rest is held out for validation
+    for row, method in ((adaptformer, "adaptformer"), (bitfit, "bitfit")):
+        made = official_recipes.recipe(method, RECIPES["official"], images, {})
+        assert (row["steps"], row["trials"]) == (made.steps, 0)
+    (tuned,) = outline(replace(asked, methods=("lora",), recipe="standard"), studies.places(tmp_path))
+    assert tuned["trials"] == 4
+    images_of_a_user = studies.draw(tmp_path / "images", 2)
+    asked = replace(asked, methods=("adaptformer", "shpeft"), datasets=(f"folder:{images_of_a_user}",))
+    assert [row["steps"] for row in outline(asked, studies.places(tmp_path))] == [None, 40_000]
+
+
+def test_a_plan_lists_no_job_twice(tmp_path: Path) -> None:
+    asked = replace(PAPER, methods=("lora", "lora"), datasets=("busi", "busi"), ratios=("1k", "2k"), seeds=(0, 0))
+    rows = outline(replace(asked, baselines=False), studies.places(tmp_path))
+    assert [(row["method"], row["targets"], row["trainable"]) for row in rows] == [("lora", (1000, 2000), 36_864)]
+
+
+def test_paper_and_all_name_methods(tmp_path: Path) -> None:
+    def methods(*words: str) -> tuple[str, ...]:
+        return defaults.complete(Study(methods=words, datasets=("phantoms",)), studies.places(tmp_path))[0].methods
+
+    twelve = "adaptformer bitfit ft_att ft_ln full linear lora shpeft spt_lora ssf vpt_deep vpt_shallow"
+    assert methods("paper") == tuple(twelve.split())
+    assert {*twelve.split(), "dora", "control_random"} <= set(methods("all"))
+    assert "majority" not in methods("all")
+    assert methods("lora[r=4]", "paper")[0] == "lora[r=4]"

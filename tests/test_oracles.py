@@ -48,7 +48,7 @@ from tests.networks import CLASSES, network
 ROOT = Path(__file__).parents[1]
 NEAR: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-9}
 THREE_STEPS = Recipe(
-    "oracle", optimiser="sgd", lr=0.1, momentum=0.0, weight_decay=0.0, batch=8, steps=3, warmup=0.0, evaluations=3
+    "oracle", optimizer="sgd", lr=0.1, momentum=0.0, weight_decay=0.0, batch=8, steps=3, warmup=0.0, evaluations=3
 )
 RUNS: list[tuple[str, str, Method]] = [
     ("full", "", Full()),

@@ -148,7 +148,7 @@ def distil(images: Tensor, teacher: VisionTransformer, asked: argparse.Namespace
     matrices = [p for p in student.parameters() if p.dim() == MATRIX]
     others = [p for p in student.parameters() if p.dim() != MATRIX]
     groups = [{"params": matrices, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
-    optimiser = torch.optim.AdamW(groups, lr=lr, fused=True)
+    optimizer = torch.optim.AdamW(groups, lr=lr, fused=True)
     steps, step, scale, started = views * passes * (len(images) // batch), 0, None, time.time()
     for number in range(views):
         view = draw_view(images)
@@ -157,9 +157,9 @@ def distil(images: Tensor, teacher: VisionTransformer, asked: argparse.Namespace
         for _ in range(passes):
             total = 0.0
             for index in torch.randperm(len(view))[: len(view) // batch * batch].split(batch):
-                for group in optimiser.param_groups:
+                for group in optimizer.param_groups:
                     group["lr"] = lr * min(1, step / 300) * 0.5 * (1 + math.cos(math.pi * step / steps))
-                total += train_step(student, optimiser, pixels(view[index], SIDE), scale(tokens[index]))
+                total += train_step(student, optimizer, pixels(view[index], SIDE), scale(tokens[index]))
                 step += 1
             print(
                 f"view {number + 1}/{views} loss {total / (len(view) // batch):.4f} {time.time() - started:.0f} s",
@@ -168,15 +168,15 @@ def distil(images: Tensor, teacher: VisionTransformer, asked: argparse.Namespace
         save_file({n: t.half().contiguous() for n, t in student.vit.state_dict().items()}, asked.out)
 
 
-def train_step(student: nn.Module, optimiser: torch.optim.Optimizer, x: Tensor, target: tuple[Tensor, Tensor]) -> float:
+def train_step(student: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, target: tuple[Tensor, Tensor]) -> float:
     """One step on the mean smooth-L1 distance, class token and patches weighing the same."""
     with torch.autocast("cpu", torch.bfloat16):
         of_class, of_patch = student(x)
     loss = F.smooth_l1_loss(of_class.float(), target[0]) + F.smooth_l1_loss(of_patch.float(), target[1])
-    optimiser.zero_grad()
+    optimizer.zero_grad()
     loss.backward()
     nn.utils.clip_grad_norm_(student.parameters(), 1.0)
-    optimiser.step()
+    optimizer.step()
     return loss.item()
 
 

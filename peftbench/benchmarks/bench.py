@@ -31,10 +31,10 @@ from peftbench.models.gradient_probe import GradientProbe
 from peftbench.models.head import Classifier, Head
 from peftbench.models.plan import Plan
 from peftbench.profiling import counting, hardware
-from peftbench.training import optimizer
+from peftbench.training.optimizer import make_optimizer
 
 BATCH, CLASSES, SIDE = 32, 4, 64
-RECIPE = Recipe("bench", optimiser="sgd", lr=0.05, weight_decay=0.01, batch=BATCH, steps=50, evaluations=1)
+RECIPE = Recipe("bench", optimizer="sgd", lr=0.05, weight_decay=0.01, batch=BATCH, steps=50, evaluations=1)
 
 
 def run(rounds: int = 5) -> list[Gate]:
@@ -89,20 +89,20 @@ def stepper(
     if mask:
         head = model.head.get_parameter("linear.weight")
         keep[head] = torch.ones_like(head)  # decays as everywhere
-    optimiser = optimizer.make_optimiser(model, replace(RECIPE, weight_decay=0.0) if mask else RECIPE)
+    optimizer = make_optimizer(model, replace(RECIPE, weight_decay=0.0) if mask else RECIPE)
 
     def step(number: int) -> float:
         x, y = batch(number)
         with torch.autocast("cpu", autocast, enabled=autocast is not None):
             logits = model(x)
         loss = F.cross_entropy(logits, y)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        for parameter, chosen in keep.items():  # weight decay by hand: the optimiser's own would reach past the mask
+        for parameter, chosen in keep.items():  # weight decay by hand: the optimizer's own would reach past the mask
             grad = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
             decay = RECIPE.weight_decay if parameter.dim() == 2 or parameter.dim() == 4 else 0.0  # noqa: PLR2004
             grad.add_(parameter.detach(), alpha=decay).mul_(chosen)
-        optimiser.step()
+        optimizer.step()
         return loss.item()
 
     return model, step
@@ -148,7 +148,7 @@ def _memory() -> Iterator[Gate]:
 
 
 def counted(plan: Plan) -> int:
-    """Bytes that a training step holds: weights, what backward saved, gradients, optimiser state."""
+    """Bytes that a training step holds: weights, what backward saved, gradients, optimizer state."""
     return counting.count(stepper(plan)[0], (BATCH, 3, SIDE, SIDE), RECIPE).memory.total
 
 
@@ -219,9 +219,9 @@ def _head() -> Iterator[Gate]:
 
 
 def _train(model: nn.Module, x: Tensor) -> None:
-    optimiser = optimizer.make_optimiser(model, RECIPE)
+    optimizer = make_optimizer(model, RECIPE)
     F.cross_entropy(model(x), batch()[1]).backward()
-    optimiser.step()
+    optimizer.step()
 
 
 def _data() -> Iterator[Gate]:

@@ -73,7 +73,7 @@ class Rig:
 
     def recipe(self, way: str, steps: int, evaluations: int = 1) -> Recipe:
         """Plain SGD, in that way."""
-        base = replace(self.ways[way], name="bench", optimiser="sgd", lr=0.01, warmup=0.0, weight_decay=0.0)
+        base = replace(self.ways[way], name="bench", optimizer="sgd", lr=0.01, warmup=0.0, weight_decay=0.0)
         return replace(base, batch=self.batch, steps=steps, evaluations=evaluations)
 
 

@@ -185,6 +185,6 @@ def _at_most(source: Source, recipe: Recipe, device: str, count: int, classes: i
             "weights": whole.weights + chosen[0].nbytes + PLACE * count,
             "activations": whole.activations + copies,
             "gradients": sum(p.nbytes for p in chosen),
-            "optimiser": counting.optimiser_bytes(chosen, recipe),
+            "optimizer": counting.optimizer_bytes(chosen, recipe),
         }
     )

@@ -40,7 +40,7 @@ class Match:
     @property
     def recipe(self) -> Recipe:
         """The same for both."""
-        base = Recipe("bench", optimiser="sgd", lr=0.05, weight_decay=0.0, warmup=0.0, evaluations=1)
+        base = Recipe("bench", optimizer="sgd", lr=0.05, weight_decay=0.0, warmup=0.0, evaluations=1)
         return replace(base, batch=self.batch, steps=self.steps)
 
     def pixels(self) -> NDArray[np.uint8]:
@@ -69,18 +69,18 @@ def bare(
 ) -> nn.Module:
     """The loop one would write: no checkpoint, no evaluation, nothing to resume."""
     mean, std = (torch.tensor(three).view(3, 1, 1) for three in (match.preprocessing.mean, match.preprocessing.std))
-    optimiser = torch.optim.SGD(model.parameters(), lr=match.recipe.lr, momentum=match.recipe.momentum)
+    optimizer = torch.optim.SGD(model.parameters(), lr=match.recipe.lr, momentum=match.recipe.momentum)
     total = 0.0
     model.train()
     for step, index in enumerate(plan):
-        for group in optimiser.param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = match.recipe.lr * 0.5 * (1 + math.cos(math.pi * step / len(plan)))
         chosen = torch.from_numpy(index)
         x = (pixels[chosen].float() / 255 - mean) / std
         loss = F.cross_entropy(model(x), labels[chosen])
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         total += loss.item()
     if not math.isfinite(total):
         raise FloatingPointError(f"The bare loop diverged: its losses add up to {total}.")

@@ -72,7 +72,7 @@ TIMES: Mapping[str, Callable[[Measured], str]] = MappingProxyType(
         "merged at 64": _ms("64 merged"),
     }
 )
-PARTS = ("weights", "gradients", "optimiser", "activations", "pixels")
+PARTS = ("weights", "gradients", "optimizer", "activations", "pixels")
 
 
 def show_measure(asked: Study, places: Places, seconds: float, out: Path | None, *, as_json: bool) -> None:

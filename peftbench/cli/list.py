@@ -62,7 +62,7 @@ def _rows(kind: str, root: Path) -> dict[str, dict[str, Any]]:
         from peftbench.core.recipe import RECIPES  # noqa: PLC0415 - kept off the way of the other kinds
 
         return {
-            name: {"optimiser": r.optimiser, "steps": r.steps, "batch": r.batch, "head": r.head}
+            name: {"optimizer": r.optimizer, "steps": r.steps, "batch": r.batch, "head": r.head}
             for name, r in RECIPES.items()
         }
     if kind not in FOLDERS:

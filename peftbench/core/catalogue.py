@@ -33,7 +33,7 @@ class _Entry(BaseModel):
 class Official(_Entry):
     """How the method's authors train it; what `--recipe official` runs of it, official.py says. None = not stated."""
 
-    optimiser: Literal["AdamW", "SGD"] | None = None
+    optimizer: Literal["AdamW", "SGD"] | None = None
     lr: float | None = None  # at the end of the warm-up
     lr_grid: Numbers = ()  # from which the authors choose on validation
     lr_batch: int | None = None  # the batch for which lr stands: at another it grows in proportion

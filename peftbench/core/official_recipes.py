@@ -35,8 +35,8 @@ def recipe(method: str, base: Recipe, images: int, written: Mapping[str, Any]) -
     """
     theirs = entry(method)
     stated = {name: value for name in AS_THEY_ARE if (value := getattr(theirs, name)) is not None}
-    if theirs.optimiser:
-        stated["optimiser"] = theirs.optimiser.lower()
+    if theirs.optimizer:
+        stated["optimizer"] = theirs.optimizer.lower()
     if theirs.head_kind:
         stated["head"] = theirs.head_kind
     stated |= {name: value for name, value in written.items() if name != "lr"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, Self
 
 from peftbench.errors import RequestError
@@ -15,7 +15,7 @@ class Recipe:
     """How to train; the same for every method of a study but for the learning rate."""
 
     name: str = "standard"
-    optimiser: Literal["adamw", "sgd"] = "adamw"
+    optimizer: Literal["adamw", "sgd"] = "adamw"
     lr: float = 1e-3  # at the end of the warm-up
     momentum: float = 0.9  # sgd
     weight_decay: float = 0.01  # on matrices, not on vectors
@@ -55,6 +55,10 @@ class Recipe:
         """The same at another learning rate: it begins and ends no higher."""
         return replace(self, lr=rate, warmup_lr=min(self.warmup_lr, rate), min_lr=min(self.min_lr, rate))
 
+    def stored(self) -> dict[str, Any]:
+        """Return the fields under the names that records and job ids have used since version 0.1.0."""
+        return {"optimiser" if name == "optimizer" else name: value for name, value in asdict(self).items()}
+
 
 RECIPES: Mapping[str, Recipe] = {
     "quick": Recipe("quick", lr=1e-2, batch=32, steps=60, evaluations=5),
@@ -62,7 +66,7 @@ RECIPES: Mapping[str, Recipe] = {
     # SH-PEFT on BUSI (ViT-S, 60 steps) stays at a macro F1 of .24 to .38, with the head at 1e-2 it comes to .76.
     "standard": Recipe("standard", head_lr=1e-2),
     "official": Recipe("official"),  # what the catalogue says of each method takes the place of these; see official.py
-    "paper": Recipe("paper", optimiser="sgd", weight_decay=0.0, steps=40_000, warmup=0.0, head="l2", selection="last"),
+    "paper": Recipe("paper", optimizer="sgd", weight_decay=0.0, steps=40_000, warmup=0.0, head="l2", selection="last"),
 }
 IN_BRACKETS = (  # what may be set behind a recipe's name, as in paper[momentum=0]; the rest have flags
     *("momentum", "weight_decay", "warmup", "schedule", "clip", "label_smoothing"),

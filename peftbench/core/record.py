@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 SCHEMA = 1
 Cut: TypeAlias = Literal["official", "grouped", "deduplicated"]
@@ -32,7 +32,7 @@ WHOLE = Variant()
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, serialize_by_alias=True)
 
 
 class MethodFacts(_Strict):
@@ -99,14 +99,17 @@ class Memory(_Strict):
 
     weights: int  # all tensors of the network and what was added to it, trained or not
     gradients: int
-    optimiser: int
+    optimizer: int = Field(
+        validation_alias=AliasChoices("optimizer", "optimiser"),
+        serialization_alias="optimiser",  # records have spelled it so since version 0.1.0
+    )
     activations: int  # what forward keeps for backward
     pixels: int  # the batch and, on CPU, the part of the decoded images that lies in memory
 
     @property
     def total(self) -> int:
         """Their sum."""
-        return self.weights + self.gradients + self.optimiser + self.activations + self.pixels
+        return self.weights + self.gradients + self.optimizer + self.activations + self.pixels
 
 
 class Costs(_Strict):

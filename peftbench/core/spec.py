@@ -191,6 +191,7 @@ class Job:
 
     def identity(self) -> dict[str, Any]:
         """The resolved values that decide the result, fields at their default left out."""
+        defaults = Recipe().stored()
         return {
             "method": {
                 "name": self.method,
@@ -199,7 +200,7 @@ class Job:
             },
             "data": {"fingerprint": self.fingerprint, "split": self.split, "preprocessing": asdict(self.preprocessing)},
             "backbone": {"name": self.backbone, "digest": self.digest},
-            "recipe": {k: v for k, v in asdict(self.recipe).items() if k == "name" or v != getattr(Recipe(), k)},
+            "recipe": {k: v for k, v in self.recipe.stored().items() if k == "name" or v != defaults[k]},
             "threads": self.threads,
             "seed": self.seed,
             "role": self.role,

@@ -67,7 +67,7 @@ class Callback(nn.Module):
         return None
 
     def after_step(self, step: int, steps: int) -> None:
-        """Called behind the optimiser's step number `step` of 0..steps-1, while the gradients are still there."""
+        """Called behind the optimizer's step number `step` of 0..steps-1, while the gradients are still there."""
 
 
 @runtime_checkable

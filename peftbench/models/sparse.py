@@ -1,4 +1,4 @@
-"""Training single weights: their values packed in one vector, so that optimiser state exists for them only.
+"""Training single weights: their values packed in one vector, so that optimizer state exists for them only.
 
 A Linear weight gets `SparseLinear`, whose backward takes the cheapest of three ways to the gradient of the chosen
 entries: the product of only the rows x columns that hold any, a product sampled at the entries, or the dense product

@@ -99,7 +99,7 @@ def count(
     memory = Memory(
         weights=storage_bytes(_tensors(model).values()),
         gradients=sum(p.nbytes for p in trained),
-        optimiser=optimiser_bytes(trained, recipe),
+        optimizer=optimizer_bytes(trained, recipe),
         activations=step.activations,
         pixels=pixels,
     )
@@ -199,10 +199,10 @@ def storage_bytes(tensors: Iterable[Tensor]) -> int:
     return sum(storages.values())
 
 
-def optimiser_bytes(trained: Iterable[Tensor], recipe: Recipe) -> int:
+def optimizer_bytes(trained: Iterable[Tensor], recipe: Recipe) -> int:
     """AdamW: two moments and a step counter a tensor; SGD: the momentum, if it has one."""
     sizes = [tensor.nbytes for tensor in trained]
-    if recipe.optimiser == "adamw":
+    if recipe.optimizer == "adamw":
         return 2 * sum(sizes) + _STEP_COUNTER * len(sizes)
     return sum(sizes) if recipe.momentum else 0
 

@@ -170,7 +170,7 @@ SPENT: Mapping[str, Callable[[Sequence[Record]], str]] = MappingProxyType(
     {
         "GFLOPs forward": _spent(lambda costs: costs.flops_forward, giga),
         "training": _spent(lambda costs: costs.flops_training, giga),
-        **{kind: _held(kind) for kind in ("weights", "gradients", "optimiser", "activations", "pixels")},
+        **{kind: _held(kind) for kind in ("weights", "gradients", "optimizer", "activations", "pixels")},
         "in all": _held("total"),
         "peak": _peak,
         "images/s training": _spent(lambda costs: costs.images_per_second, rate),

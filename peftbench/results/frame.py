@@ -93,7 +93,7 @@ def _metrics(record: Record) -> dict[str, float | None]:
 
 def _costs(record: Record) -> dict[str, Any]:
     """Memory by kind as `memory/<kind>`; what the method said of its plan as `fact/<name>`."""
-    costs = record.costs.model_dump() if record.costs else {}
+    costs = record.costs.model_dump(by_alias=False) if record.costs else {}
     memory: dict[str, int] = costs.pop("memory", None) or {}
     kinds = {f"memory/{kind}": size for kind, size in memory.items()}
     return {**costs, **kinds, **{f"fact/{name}": value for name, value in record.facts.items()}}

@@ -12,7 +12,7 @@ import re
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import get_args
 
@@ -44,7 +44,7 @@ class Setting:
     @classmethod
     def of(cls, record: Record) -> Setting:
         """The setting a job belongs to."""
-        recipe = {**asdict(Recipe()), **record.recipe}  # a field newer than the record had its default then
+        recipe = {**Recipe().stored(), **record.recipe}  # a field newer than the record had its default then
         name, selection = str(recipe.pop("name", "custom")), str(recipe.pop("selection"))
         others = {} if name == "official" else {k: v for k, v in recipe.items() if k not in ("lr", "label")}
         backbone = record.backbone.name.replace("@random", "")

@@ -134,17 +134,17 @@ class Scene:
         return carried
 
     @lru_cache  # noqa: B019 - a scene is gone with its check
-    def trained(self, optimiser: str) -> Trained:
+    def trained(self, optimizer: str) -> Trained:
         """After a short training."""
-        return self.train(self.carried(), optimiser)
+        return self.train(self.carried(), optimizer)
 
-    def train(self, carried: Carried, optimiser: str, begun: Begun | None = None) -> Trained:
+    def train(self, carried: Carried, optimizer: str, begun: Begun | None = None) -> Trained:
         """Train with momentum and weight decay, from a checkpoint if given."""
         before = _copied(carried.frozen())
         learner = Learner(carried.model, {**carried.tuned.tensors, **carried.head}, carried.tuned.callback)
         task = Task(Features(self.images), self.labels, {}, CLASSES)
         halfway = Halfway()
-        fit(learner, task, recipe(optimiser), SEED, begun=begun, outside=Outside(save=halfway))
+        fit(learner, task, recipe(optimizer), SEED, begun=begun, outside=Outside(save=halfway))
         return Trained(carried, before, halfway)
 
 
@@ -154,10 +154,10 @@ class Halfway:
 
     held: Begun | None = None
 
-    def __call__(self, progress: Progress, learner: Mapping[str, Tensor], optimiser: Mapping[str, Tensor]) -> None:
+    def __call__(self, progress: Progress, learner: Mapping[str, Tensor], optimizer: Mapping[str, Tensor]) -> None:
         """As the engine calls it."""
         if progress.step == STEPS // 2:
-            self.held = deepcopy(progress), _copied(learner), _copied(optimiser)
+            self.held = deepcopy(progress), _copied(learner), _copied(optimizer)
 
     def read(self) -> Begun | None:
         """Written to disk and read back."""
@@ -176,12 +176,12 @@ def _tensors(vit: nn.Module) -> list[tuple[str, Tensor]]:
     return [*vit.named_parameters(), *vit.named_buffers()]
 
 
-def recipe(optimiser: str) -> Recipe:
+def recipe(optimizer: str) -> Recipe:
     """Few steps, large ones, and much decay, so that whatever leaks is seen."""
     return Recipe(
         "check",
-        optimiser="sgd" if optimiser == "sgd" else "adamw",
-        lr=RATES[optimiser],
+        optimizer="sgd" if optimizer == "sgd" else "adamw",
+        lr=RATES[optimizer],
         weight_decay=0.1,
         batch=4,
         steps=STEPS,

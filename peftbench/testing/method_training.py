@@ -28,10 +28,10 @@ def it_starts_as_the_pretrained_network(scene: Scene) -> str:
 
 def frozen_tensors_stay(scene: Scene) -> str:
     """No bit of a tensor that is not trained changes, with SGD, AdamW, momentum and weight decay."""
-    for optimiser in ("sgd", "adamw"):
-        run = scene.trained(optimiser)
+    for optimizer in ("sgd", "adamw"):
+        run = scene.trained(optimizer)
         moved = [name for name, tensor in run.carried.frozen().items() if _moved(scene, run, name, tensor)]
-        demand(not moved, f"Under {optimiser}, {listed(moved or [''])} changed though it is frozen.")
+        demand(not moved, f"Under {optimizer}, {listed(moved or [''])} changed though it is frozen.")
     return f"{len(scene.trained('sgd').before)} tensors, bit for bit."
 
 

@@ -17,6 +17,8 @@ from peftbench.results.store import write_bytes
 from peftbench.storage.checked_tensors import DAMAGE, pack, unpack
 from peftbench.training.loop import Chosen, Progress
 
+OPTIMIZER = "optimiser"  # as checkpoints have spelled it since version 0.1.0
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -29,12 +31,12 @@ class Checkpoint:
         """Where it lies."""
         return self.folder / "state" / "checkpoint.safetensors"
 
-    def write(self, progress: Progress, learner: Mapping[str, Tensor], optimiser: Mapping[str, Tensor]) -> None:
+    def write(self, progress: Progress, learner: Mapping[str, Tensor], optimizer: Mapping[str, Tensor]) -> None:
         """Save everything that the rest of the run depends on."""
         logits = {
             f"{rule}|{part}": torch.from_numpy(a) for rule, c in progress.chosen.items() for part, a in c.logits.items()
         }
-        groups = {"learner": learner, "optimiser": optimiser, "kept": progress.kept, "logits": logits}
+        groups = {"learner": learner, OPTIMIZER: optimizer, "kept": progress.kept, "logits": logits}
         tensors = {
             f"{g}|{n}": t.detach().cpu().contiguous().clone() for g, named in groups.items() for n, t in named.items()
         }
@@ -46,7 +48,7 @@ class Checkpoint:
         write_bytes(self.file, pack(tensors, json.dumps(plain | {"chosen": chosen})))
 
     def read(self) -> tuple[Progress, dict[str, Tensor], dict[str, Tensor]] | None:
-        """Progress, the learner's tensors and the optimiser's; None where there is nothing sound to go on from."""
+        """Progress, the learner's tensors and the optimizer's; None where there is nothing sound to go on from."""
         try:
             tensors, said = unpack(self.file)
             facts = json.loads(said)
@@ -55,7 +57,7 @@ class Checkpoint:
             progress = _progress(facts, tensors)
         except DAMAGE:
             return None
-        return progress, _under(tensors, "learner|"), _under(tensors, "optimiser|")
+        return progress, _under(tensors, "learner|"), _under(tensors, f"{OPTIMIZER}|")
 
     def clear(self) -> None:
         """The job is done, or what lies there is of no use."""

@@ -86,8 +86,8 @@ def _do(job: Job, places: Places, outside: Outside) -> Record:
     def taken(before: float) -> float:
         return before + time.perf_counter() - started
 
-    def save(progress: Progress, learner: Tensors, optimiser: Tensors) -> None:
-        checkpoint.write(replace(progress, seconds=taken(progress.seconds)), learner, optimiser)
+    def save(progress: Progress, learner: Tensors, optimizer: Tensors) -> None:
+        checkpoint.write(replace(progress, seconds=taken(progress.seconds)), learner, optimizer)
 
     with hardware.repeatable(asked=job.recipe.deterministic), hardware.peak_memory(places.device) as peak:
         outcome = _guarded(job, places, data, replace(outside, save=save))

@@ -28,10 +28,10 @@ from peftbench.models.plan import Callback
 from peftbench.training.optimizer import (
     evaluation_steps,
     learning_rate,
-    load_optimiser,
+    load_optimizer,
     make_loss,
-    make_optimiser,
-    optimiser_tensors,
+    make_optimizer,
+    optimizer_tensors,
     plain_loss,
     set_rate,
     stops,
@@ -100,7 +100,7 @@ class Chosen:
 
 @dataclass
 class Progress:
-    """Where a run stands; with the learner's and the optimiser's tensors it is the whole checkpoint."""
+    """Where a run stands; with the learner's and the optimizer's tensors it is the whole checkpoint."""
 
     step: int = 0
     parts: int = 1  # pieces that a batch is cut into, for want of memory
@@ -114,7 +114,7 @@ class Progress:
 
 
 Watch = Callable[[Progress], None]
-Save = Callable[[Progress, Mapping[str, Tensor], Mapping[str, Tensor]], None]  # progress, learner, optimiser
+Save = Callable[[Progress, Mapping[str, Tensor], Mapping[str, Tensor]], None]  # progress, learner, optimizer
 Begun = tuple[Progress, Mapping[str, Tensor], Mapping[str, Tensor]]  # likewise, read back
 
 
@@ -123,7 +123,7 @@ class Outside:
     """Those who watch a run, keep its checkpoints and may ask it to stop."""
 
     watch: Watch = lambda _progress: None
-    save: Save = lambda _progress, _learner, _optimiser: None
+    save: Save = lambda _progress, _learner, _optimizer: None
     stop: Callable[[], bool] = lambda: False
 
 
@@ -144,22 +144,22 @@ def fit(  # noqa: PLR0913 - what a run is made of
     checkpoint, when asked to stop.
     """
     outside = outside or Outside()
-    optimiser = make_optimiser(learner.model, recipe)
-    progress = _go_on(learner, optimiser, begun, parts)
+    optimizer = make_optimizer(learner.model, recipe)
+    progress = _go_on(learner, optimizer, begun, parts)
     loss_of = make_loss(recipe, task.labels, task.classes)
-    step = Step(learner.model, optimiser, loss_of, autocast, recipe.clip, progress.parts, learner.callback)
+    step = Step(learner.model, optimizer, loss_of, autocast, recipe.clip, progress.parts, learner.callback)
     if recipe.graph and learner.callback:
         raise JobError("--graph: a CUDA graph cannot hold what this method does beside its steps; leave --graph out.")
     do = Captured(step) if recipe.graph else step
     evaluations = evaluation_steps(recipe)
 
     def save() -> None:
-        outside.save(progress, learner.tensors, optimiser_tensors(optimiser))
+        outside.save(progress, learner.tensors, optimizer_tensors(optimizer))
 
     for until in stops(recipe, progress.step):
         started = time.perf_counter()
         span = (progress.step, until)
-        for total, done in _train(learner, optimiser, do, task, recipe, seed, span, outside):
+        for total, done in _train(learner, optimizer, do, task, recipe, seed, span, outside):
             _refuse_divergence(total / (done - progress.step), done, recipe)
             progress.step, progress.loss_sum = done, progress.loss_sum + total
             started, before = time.perf_counter(), started
@@ -175,7 +175,7 @@ def fit(  # noqa: PLR0913 - what a run is made of
 
 def _train(  # noqa: PLR0913 - likewise
     learner: Learner,
-    optimiser: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer,
     do: Callable[[Tensor, Tensor], Tensor],
     task: Task,
     recipe: Recipe,
@@ -191,7 +191,7 @@ def _train(  # noqa: PLR0913 - likewise
     there = torch.from_numpy(plan).to(task.labels.device)  # at once: a copy for each step would wait for the card
     for step, index, place in zip(range(first, until), plan, there, strict=True):
         torch.manual_seed(1_000_003 * seed + step)  # dropout and the like: the same after a resume
-        set_rate(optimiser, learning_rate(step, recipe))
+        set_rate(optimizer, learning_rate(step, recipe))
         inputs = task.train.batch(place if task.train.resident else index)
         inputs = task.augment(inputs, seed, step) if task.augment else inputs
         loss = do(inputs, task.labels[place])
@@ -263,12 +263,12 @@ def forward(model: nn.Module, inputs: Inputs, autocast: torch.dtype | None = Non
     return torch.cat(made)
 
 
-def _go_on(learner: Learner, optimiser: torch.optim.Optimizer, begun: Begun | None, parts: int) -> Progress:
+def _go_on(learner: Learner, optimizer: torch.optim.Optimizer, begun: Begun | None, parts: int) -> Progress:
     if begun is None:
         return Progress(parts=parts)
     progress, tensors, momenta = begun
     learner.load(tensors)
-    load_optimiser(optimiser, momenta)
+    load_optimizer(optimizer, momenta)
     return progress
 
 

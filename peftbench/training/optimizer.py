@@ -1,4 +1,4 @@
-"""The recipe, carried out: learning rate, evaluations, optimiser and loss."""
+"""The recipe, carried out: learning rate, evaluations, optimizer and loss."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def stops(recipe: Recipe, done: int) -> list[int]:
     return sorted(s for s in {*evaluation_steps(recipe), *range(SAVE, recipe.steps, SAVE)} if s > done)
 
 
-def make_optimiser(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """Over what requires a gradient, and nothing else; matrices decay, vectors do not.
 
     Each group says how many times the recipe's learning rate it learns at. The head learns at `recipe.head_lr` or
@@ -59,14 +59,14 @@ def make_optimiser(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     if recipe.graph:  # a captured step reads its rate on the card
         device = next(model.parameters()).device
         groups = [{**group, "lr": torch.tensor(recipe.lr, device=device)} for group in groups]
-    if recipe.optimiser == "sgd":
+    if recipe.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, fused=recipe.graph or None)
     return torch.optim.AdamW(groups, lr=recipe.lr, fused=True, capturable=recipe.graph)
 
 
-def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """The recipe's learning rate of a step; each group learns at so many times it as it says."""
-    for group in optimiser.param_groups:
+    for group in optimizer.param_groups:
         if isinstance(group["lr"], Tensor):
             group["lr"].fill_(group["times"] * rate)
         else:
@@ -133,21 +133,21 @@ def _weighted(logits: Tensor, truth: Tensor, *, weight: Tensor, smoothing: float
     return (1 - smoothing) * F.nll_loss(logs, truth, weight=weight) + smoothing * everywhere
 
 
-def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Its state as flat names `<parameter number>/<key>`."""
-    state: dict[int, dict[str, Any]] = optimiser.state_dict()["state"]
+    state: dict[int, dict[str, Any]] = optimizer.state_dict()["state"]
     return {
         f"{i}/{key}": value for i, values in state.items() for key, value in values.items() if isinstance(value, Tensor)
     }
 
 
-def load_optimiser(optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Take over a state with the names of `optimiser_tensors`."""
+def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Take over a state with the names of `optimizer_tensors`."""
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         number, _, key = name.partition("/")
         state.setdefault(int(number), {})[key] = tensor.clone()
-    optimiser.load_state_dict(optimiser.state_dict() | {"state": state})
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
 
 
 def plain_loss(logits: Logits, labels: NDArray[np.int64]) -> float:

@@ -83,7 +83,7 @@ def make_record(job: Job, places: Places, data: Data, outcome: Outcome | str, se
             parameters=sum(p.numel() for p in blank.parameters()),
             preprocessing=asdict(job.preprocessing),
         ),
-        "recipe": asdict(job.recipe),
+        "recipe": job.recipe.stored(),
         "seed": job.seed,
         "threads": job.threads,
         "tuning": Tuning.model_validate(job.tuning) if job.tuning else None,

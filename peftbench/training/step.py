@@ -20,7 +20,7 @@ from peftbench.errors import JobError
 from peftbench.models.plan import Callback
 
 WAITED = "called a synchronizing"  # what torch says of an operation that waits for the card
-WARM_UP = 3  # steps before a capture: libraries, optimiser and autograd allocate what they keep
+WARM_UP = 3  # steps before a capture: libraries, optimizer and autograd allocate what they keep
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # logits, labels -> the batch's mean
 
@@ -30,7 +30,7 @@ class Step:
     """What a training step is made of, but for its batch."""
 
     model: nn.Module
-    optimiser: torch.optim.Optimizer
+    optimizer: torch.optim.Optimizer
     loss_of: Loss
     autocast: torch.dtype | None = None
     clip: float = 0.0  # the largest norm of the gradient; 0: any
@@ -39,12 +39,12 @@ class Step:
 
     def __call__(self, inputs: Tensor, labels: Tensor) -> Tensor:
         """Train on inputs (B, ...) and labels (B, ...); the batch's mean loss before that, a float64 scalar."""
-        self.optimiser.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
         chunks = zip(inputs.chunk(self.pieces), labels.chunk(self.pieces), strict=True)
         losses = [self._backward(x, y, len(y) / len(labels)) for x, y in chunks]
         if self.clip:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
-        self.optimiser.step()
+        self.optimizer.step()
         return torch.stack(losses).sum()
 
     def _backward(self, inputs: Tensor, labels: Tensor, share: float) -> Tensor:

@@ -26,7 +26,7 @@ def test_every_method_of_the_catalogue_has_a_recipe(method: str) -> None:
 
 def test_epochs_become_steps_and_the_rate_grows_with_the_batch() -> None:
     made = official_recipes.recipe("adaptformer", BASE, 2048, {})
-    assert (made.steps, made.batch, made.optimiser, made.head) == (200, 1024, "sgd", "batchnorm")
+    assert (made.steps, made.batch, made.optimizer, made.head) == (200, 1024, "sgd", "batchnorm")
     assert made.lr == pytest.approx(0.4)  # 0.1 for 256 images
     assert made.warmup == pytest.approx(0.2)
     smaller = official_recipes.recipe("adaptformer", BASE, 2048, {"batch": 64})

@@ -206,7 +206,7 @@ def test_recipes_carry_their_names() -> None:
 
 def test_the_paper_trains_as_it_says() -> None:
     paper = RECIPES["paper"]
-    assert (paper.optimiser, paper.batch, paper.lr, paper.steps, paper.warmup) == ("sgd", 64, 1e-3, 40_000, 0.0)
+    assert (paper.optimizer, paper.batch, paper.lr, paper.steps, paper.warmup) == ("sgd", 64, 1e-3, 40_000, 0.0)
     assert (paper.momentum, paper.weight_decay, paper.head, paper.selection) == (0.9, 0.0, "l2", "last")
 
 

@@ -282,20 +282,20 @@ def ada() -> tuple[nn.Module, Tuned, torch.optim.Optimizer]:
     return vit, tuned, torch.optim.SGD(trained(vit).values(), lr=0.05, momentum=0.9)
 
 
-def go(vit: nn.Module, optimiser: torch.optim.Optimizer, start: int, penalty: Any, after: Callable[[int], Any]) -> None:
+def go(vit: nn.Module, optimizer: torch.optim.Optimizer, start: int, penalty: Any, after: Callable[[int], Any]) -> None:
     for step in range(start, STEPS):
         x, y = batch(4, seed=step)
         loss = nn.functional.cross_entropy(vit(x)[:, :3], y) + penalty()
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         after(step)
 
 
 @here
 def test_adalora_drops_the_ranks_that_peft_drops() -> None:
     """From 3 a site to 2 on average; scores, schedule, choice and the pull towards orthonormal directions."""
-    vit, tuned, optimiser = ada()
+    vit, tuned, optimizer = ada()
     callback: Any = tuned.callback
     options = {"init_r": 3, "target_r": 2, "total_step": STEPS, "tinit": 2, "tfinal": 3, "deltaT": 2}
     peer = theirs(SCHEDULE, "ADALORA", options, torch.float64)
@@ -308,7 +308,7 @@ def test_adalora_drops_the_ranks_that_peft_drops() -> None:
         far = [p.T @ p if "lora_B" in n else p @ p.T for n, p in twins.items() if "lora_A" in n or "lora_B" in n]
         return 0.5 * torch.stack([torch.norm(gram - torch.eye(3)) for gram in far]).mean()
 
-    go(vit, optimiser, 0, callback.penalty, partial(callback.after_step, steps=STEPS))
+    go(vit, optimizer, 0, callback.penalty, partial(callback.after_step, steps=STEPS))
     go(peer, learner, 0, orthogonality, peer.base_model.update_and_allocate)
     for name, parameter in trained(vit).items():
         torch.testing.assert_close(parameter, twins[name], rtol=0, atol=1e-9)
@@ -319,20 +319,20 @@ def test_adalora_drops_the_ranks_that_peft_drops() -> None:
 def test_an_interrupted_adalora_ends_with_the_same_bits() -> None:
     """Stopped while ranks are dropped, and when they are."""
     stops: dict[int, tuple[dict[str, Tensor], Any]] = {}
-    vit, tuned, optimiser = ada()
+    vit, tuned, optimizer = ada()
     callback: Any = tuned.callback
 
     def after(step: int) -> None:
         callback.after_step(step, STEPS)
-        stops[step + 1] = tuned.state(), deepcopy(optimiser.state_dict())
+        stops[step + 1] = tuned.state(), deepcopy(optimizer.state_dict())
 
-    go(vit, optimiser, 0, callback.penalty, after)
+    go(vit, optimizer, 0, callback.penalty, after)
     for stop in (4, 8):
-        vit, resumed, optimiser = ada()
+        vit, resumed, optimizer = ada()
         resumed.load(stops[stop][0])
-        optimiser.load_state_dict(stops[stop][1])
+        optimizer.load_state_dict(stops[stop][1])
         going: Any = resumed.callback
-        go(vit, optimiser, stop, going.penalty, partial(going.after_step, steps=STEPS))
+        go(vit, optimizer, stop, going.penalty, partial(going.after_step, steps=STEPS))
         assert all(torch.equal(tensor, resumed.tensors[name]) for name, tensor in stops[STEPS][0].items())
 
 

@@ -18,7 +18,7 @@ from peftbench.methods._spt import Rule
 from peftbench.methods.spt_lora import LowRank, SPTLoRA
 from peftbench.models.gradient_probe import GradientProbe
 from peftbench.models.plan import Plan, Scores
-from peftbench.training.optimizer import make_optimiser
+from peftbench.training.optimizer import make_optimizer
 from tests.networks import STYLES, batch, batches, classifier, network
 
 QUIET = {"dropout": 0.0, "drop_path": 0.0}
@@ -210,7 +210,7 @@ def test_weight_decay_leaves_single_weights_alone() -> None:
     vit = network()
     plan = chosen(32 + 2, {PROJ: [7, 9]})
     values = plan.carry_out(vit).tensors[f"values/{PROJ}"]
-    decaying, others = make_optimiser(vit, Recipe("x", weight_decay=0.5)).param_groups
+    decaying, others = make_optimizer(vit, Recipe("x", weight_decay=0.5)).param_groups
     assert not any(p is values for p in decaying["params"])
     assert any(p is values for p in others["params"])
 

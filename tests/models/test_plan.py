@@ -21,7 +21,7 @@ from peftbench.models.head import Classifier
 from peftbench.models.method import Fit, Method, NoProbe, edge
 from peftbench.models.peft_tuners import HubTuner, LoRATuner
 from peftbench.models.plan import Graft, Plan, Tuned
-from peftbench.training.optimizer import make_optimiser
+from peftbench.training.optimizer import make_optimizer
 from tests.networks import STYLES, batch, classifier, network, values
 
 QKV = "blocks.0.attn.qkv"
@@ -39,7 +39,7 @@ MIXED = Plan(  # everything that a plan can say, in one
     grafts={"blocks.1.attn.qkv": (LoRATuner, {"r": 2, "alpha": 4}), QKV: (LoRATuner, {"r": 1, "alpha": 1})},
 )
 MIXED_SIZE = 32 + 128 + 12 + 3 * (32 + 96)
-HARSH = Recipe("harsh", optimiser="sgd", lr=0.1, momentum=0.9, weight_decay=0.5)
+HARSH = Recipe("harsh", optimizer="sgd", lr=0.1, momentum=0.9, weight_decay=0.5)
 
 
 class Shift(Graft):
@@ -55,12 +55,12 @@ class Shift(Graft):
 
 
 def train(model: nn.Module, recipe: Recipe, steps: int = 3) -> None:
-    optimiser = make_optimiser(model, recipe)
+    optimizer = make_optimizer(model, recipe)
     x, y = batch(dtype=next(model.parameters()).dtype)
     for _ in range(steps):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         F.cross_entropy(model(x), y).backward()
-        optimiser.step()
+        optimizer.step()
 
 
 def randomise(tensors: Mapping[str, Tensor]) -> None:
@@ -111,12 +111,12 @@ def test_a_plan_of_nothing_is_empty() -> None:
 # --- carrying out ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("optimiser", ["sgd", "adamw"])
-def test_everything_else_is_frozen_bit_for_bit(optimiser: Any) -> None:
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_everything_else_is_frozen_bit_for_bit(optimizer: Any) -> None:
     model = classifier()
     before = values(model.vit)
     tuned = MIXED.carry_out(model.vit)
-    train(model, replace(HARSH, optimiser=optimiser))
+    train(model, replace(HARSH, optimizer=optimizer))
     tuned.merge()
     after = values(model.vit)
     grafted = {f"{site}.weight" for site in MIXED.grafts}

@@ -15,11 +15,11 @@ from torch.nn import functional as F
 from peftbench.core.recipe import Recipe
 from peftbench.models.plan import Plan
 from peftbench.models.sparse import Packed, Pattern, SparseLinear, SparseProduct, Way, decays, pack, unpack
-from peftbench.training.optimizer import make_optimiser
+from peftbench.training.optimizer import make_optimizer
 from tests.networks import STYLES, batch, classifier, network, values
 
-SGD = Recipe("sgd", optimiser="sgd", lr=1e-2, momentum=0.9, weight_decay=0.1)
-ADAMW = Recipe("adamw", optimiser="adamw", lr=1e-3, weight_decay=0.1)
+SGD = Recipe("sgd", optimizer="sgd", lr=1e-2, momentum=0.9, weight_decay=0.1)
+ADAMW = Recipe("adamw", optimizer="adamw", lr=1e-3, weight_decay=0.1)
 STEPS = 50
 
 
@@ -52,14 +52,14 @@ def places(model: nn.Module) -> dict[str, Tensor]:
     return {f"vit.{name}": index for name, index in ENTRIES.items() if f"vit.{name}" in names}
 
 
-def losses(model: nn.Module, optimiser: torch.optim.Optimizer, after: Any = None) -> list[float]:
+def losses(model: nn.Module, optimizer: torch.optim.Optimizer, after: Any = None) -> list[float]:
     dtype, found = next(model.parameters()).dtype, []
     for step in range(STEPS):
         x, y = batch(dtype=dtype, seed=step % 4)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss = F.cross_entropy(model(x), y)
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         found.append(loss.item())
         if after:
             after()
@@ -70,10 +70,10 @@ def train_sparsely(model: nn.Module, recipe: Recipe) -> tuple[dict[str, Tensor],
     tuned = Plan(entries={n.removeprefix("vit."): i for n, i in places(model).items()}).carry_out(
         model.get_submodule("vit")
     )
-    optimiser = make_optimiser(model, recipe)
-    found = losses(model, optimiser)
+    optimizer = make_optimizer(model, recipe)
+    found = losses(model, optimizer)
     tuned.merge()
-    return values(model), found, optimiser
+    return values(model), found, optimizer
 
 
 def train_densely(model: nn.Module, recipe: Recipe) -> tuple[dict[str, Tensor], list[float]]:
@@ -92,7 +92,7 @@ def train_densely(model: nn.Module, recipe: Recipe) -> tuple[dict[str, Tensor], 
             for name, mask in masks.items():
                 named[name].copy_(torch.where(mask, named[name], before[name]))
 
-    found = losses(model, make_optimiser(model, recipe), put_back)
+    found = losses(model, make_optimizer(model, recipe), put_back)
     return values(model), found
 
 
@@ -125,9 +125,9 @@ def test_weight_decay_touches_no_entry_that_was_not_chosen() -> None:
         assert bool(same[~chosen].all()), name
 
 
-def test_the_optimiser_holds_state_for_the_chosen_entries_only() -> None:
-    _, _, optimiser = train_sparsely(classifier(), ADAMW)
-    held = [state["exp_avg"].numel() for state in optimiser.state.values()]
+def test_the_optimizer_holds_state_for_the_chosen_entries_only() -> None:
+    _, _, optimizer = train_sparsely(classifier(), ADAMW)
+    held = [state["exp_avg"].numel() for state in optimizer.state.values()]
     assert sum(held) == K + 3 * 33  # and the head
 
 
@@ -150,7 +150,7 @@ def test_matrices_decay_and_vectors_do_not() -> None:
 def test_packing_does_not_change_which_values_decay() -> None:
     model = classifier()
     Plan(entries=ENTRIES).carry_out(model.vit)
-    decaying, free = (group["params"] for group in make_optimiser(model, ADAMW).param_groups)
+    decaying, free = (group["params"] for group in make_optimizer(model, ADAMW).param_groups)
     matrices = [n for n in ENTRIES if n.endswith("weight") and "norm" not in n]
     assert sum(p.numel() for p in decaying) == sum(len(ENTRIES[n]) for n in matrices) + 3 * 32
     assert sum(p.numel() for p in free) == K + 3 * 33 - sum(p.numel() for p in decaying)
@@ -237,16 +237,16 @@ def test_bf16_autocast_is_close_to_dense_bf16(share: float) -> None:
 def test_a_whole_network_trains_under_bf16_autocast(style: str) -> None:
     model = classifier(style, torch.float32)
     Plan(entries={n.removeprefix("vit."): i for n, i in places(model).items()}).carry_out(model.vit)
-    optimiser = make_optimiser(model, SGD)
+    optimizer = make_optimizer(model, SGD)
     x, y = batch(dtype=torch.float32)
     found = []
     for _ in range(5):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         with torch.autocast("cpu", torch.bfloat16):
             logits = model(x)
         loss = F.cross_entropy(logits, y)
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         found.append(loss.item())
     assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in model.parameters() if p.requires_grad)
     assert found[-1] < found[0]

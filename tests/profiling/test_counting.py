@@ -20,12 +20,12 @@ from peftbench.models.plan import Plan
 from peftbench.models.sparse import SparseLinear, Way
 from peftbench.profiling import counting
 from peftbench.profiling.counting import Alone
-from peftbench.training.optimizer import make_optimiser, optimiser_tensors
+from peftbench.training.optimizer import make_optimizer, optimizer_tensors
 from tests.networks import CLASSES, batch, classifier, values
 
 IMAGES = (8, 3, 32, 32)  # of the tiny network: 17 tokens of width 32, 2 blocks of 2 heads
 TOKENS, WIDTH, PATCH, BLOCKS = 17, 32, 3 * 8 * 8, 2
-SGD = Recipe(optimiser="sgd", batch=8)
+SGD = Recipe(optimizer="sgd", batch=8)
 
 
 def tuned(method: str, **fields: object) -> Classifier:
@@ -66,18 +66,18 @@ def test_gradients_and_moments_are_those_of_what_trains() -> None:
         (replace(SGD, momentum=0.0), 0),
     ):
         found = counting.count(tuned("lora", r=r), IMAGES, recipe).memory
-        assert (found.gradients, found.optimiser) == (trained, moments)
+        assert (found.gradients, found.optimizer) == (trained, moments)
 
 
 @pytest.mark.parametrize("recipe", [Recipe(), SGD, replace(SGD, momentum=0.0)])
 @pytest.mark.parametrize("method", ["lora", "bitfit", "full"])
-def test_the_optimiser_holds_what_was_counted(method: str, recipe: Recipe) -> None:
+def test_the_optimizer_holds_what_was_counted(method: str, recipe: Recipe) -> None:
     model = tuned(method)
-    optimiser = make_optimiser(model, recipe)
+    optimizer = make_optimizer(model, recipe)
     F.cross_entropy(model(batch(dtype=torch.float32)[0]), batch()[1]).backward()
-    optimiser.step()
-    held = sum(tensor.nbytes for tensor in optimiser_tensors(optimiser).values())
-    assert counting.count(model, IMAGES, recipe).memory.optimiser == held
+    optimizer.step()
+    held = sum(tensor.nbytes for tensor in optimizer_tensors(optimizer).values())
+    assert counting.count(model, IMAGES, recipe).memory.optimizer == held
 
 
 def test_a_linear_layer_keeps_its_input_if_its_weight_trains() -> None:
@@ -236,7 +236,7 @@ def test_a_network_that_looks_at_values_is_counted_in_earnest() -> None:
 
 
 def test_the_parts_add_up() -> None:
-    assert Memory(weights=1, gradients=20, optimiser=300, activations=4000, pixels=50_000).total == 54_321
+    assert Memory(weights=1, gradients=20, optimizer=300, activations=4000, pixels=50_000).total == 54_321
 
 
 def test_the_head_is_counted_in_its_own_network() -> None:

@@ -155,10 +155,10 @@ def test_a_checkpoint_is_whole_or_none(home: Path, data: st.DataObject) -> None:
     damaged(data, one.file)
     read = one.read()
     if read is not None:  # what was changed says nothing
-        progress, learner, optimiser = read
+        progress, learner, optimizer = read
         assert (progress.step, progress.loss_sum, progress.curve) == (3, 0.5, [{"step": 3.0}])
         assert same(learner, TENSORS)
-        assert same(optimiser, {"0/step": torch.tensor(3.0)})
+        assert same(optimizer, {"0/step": torch.tensor(3.0)})
 
 
 def test_a_changed_number_makes_a_checkpoint_none(tmp_path: Path) -> None:

@@ -162,7 +162,7 @@ def test_the_frame_has_a_row_a_job_at_full_precision(tmp_path: Path) -> None:
 
 
 SPENT = {
-    "memory": Memory(weights=11 * 2**20, gradients=2**18, optimiser=2**19, activations=150 * 2**20, pixels=2**20),
+    "memory": Memory(weights=11 * 2**20, gradients=2**18, optimizer=2**19, activations=150 * 2**20, pixels=2**20),
     "flops_forward": 0.369e9,
     "flops_training": 1.1127e9,
     "predicted_per_second": 1234.5,
@@ -181,7 +181,7 @@ def test_operations_and_memory_by_kind_have_a_table_of_their_own(tmp_path: Path)
     (row,) = table.rows  # the other record is older than these fields
     shown = dict(zip(table.columns, map(str, row), strict=True))
     assert (shown["GFLOPs forward"], shown["training"]) == ("0.369", "1.11")
-    assert (shown["optimiser"], shown["activations"], shown["in all"]) == ("0.5 MiB", "150 MiB", "163 MiB")
+    assert (shown["optimizer"], shown["activations"], shown["in all"]) == ("0.5 MiB", "150 MiB", "163 MiB")
     assert (shown["images/s training"], shown["prediction"]) == ("200", "1,234")
 
 

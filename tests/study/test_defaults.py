@@ -18,7 +18,7 @@ def test_brackets_change_a_recipe() -> None:
     made = make_recipe(Study(recipe="paper[momentum=0,head_scale=16]", precision="fp32"), "cpu")
     own = RECIPES["paper"]
     assert (made.name, made.momentum, made.head_scale) == ("paper", 0.0, 16.0)
-    assert (made.optimiser, made.steps, made.head) == (own.optimiser, own.steps, own.head)
+    assert (made.optimizer, made.steps, made.head) == (own.optimizer, own.steps, own.head)
 
 
 def test_brackets_make_another_job(tmp_path: Path) -> None:

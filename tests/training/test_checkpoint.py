@@ -32,9 +32,9 @@ def checkpoint(tmp_path: Path) -> Checkpoint:
 
 def test_what_was_written_is_read_bit_for_bit(checkpoint: Checkpoint) -> None:
     learner = {"values/blocks.0.attn.qkv.weight": torch.randn(3), "head/norm.num_batches_tracked": torch.tensor(7)}
-    optimiser = {"0/step": torch.tensor(7.0), "0/exp_avg": torch.randn(3, 2).t()}  # not contiguous
+    optimizer = {"0/step": torch.tensor(7.0), "0/exp_avg": torch.randn(3, 2).t()}  # not contiguous
     before = progress()
-    checkpoint.write(before, learner, optimiser)
+    checkpoint.write(before, learner, optimizer)
     read = checkpoint.read()
     assert read is not None
     after, *tensors = read
@@ -44,7 +44,7 @@ def test_what_was_written_is_read_bit_for_bit(checkpoint: Checkpoint) -> None:
         "last": (7, math.inf),
     }
     np.testing.assert_array_equal(after.chosen["last"].logits["test"], before.chosen["last"].logits["test"])
-    for ours, theirs in zip([after.kept, *tensors], [before.kept, learner, optimiser], strict=True):
+    for ours, theirs in zip([after.kept, *tensors], [before.kept, learner, optimizer], strict=True):
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
         assert all(ours[name].dtype == theirs[name].dtype for name in theirs)

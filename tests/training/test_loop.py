@@ -21,7 +21,7 @@ from peftbench.errors import DivergedError
 from peftbench.models.head import Classifier, Head
 from peftbench.training import loop, optimizer
 from peftbench.training.loop import Learner, Outside, Progress, Task, fit
-from peftbench.training.optimizer import make_optimiser
+from peftbench.training.optimizer import make_optimizer
 
 Kind: TypeAlias = Literal["plain", "l2", "batchnorm"]
 Begun: TypeAlias = tuple[Progress, dict[str, Tensor], dict[str, Tensor]]
@@ -56,9 +56,9 @@ def plain_loop(model: nn.Module, on: Task, recipe: Recipe) -> list[float]:
     """Recipe `recipe` written out by hand; the loss of each step."""
     matrices, vectors = ([p for p in model.parameters() if (p.dim() == 2) is two] for two in (True, False))
     groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    optimiser: torch.optim.Optimizer = (
+    optimizer: torch.optim.Optimizer = (
         torch.optim.SGD(groups, lr=1.0, momentum=recipe.momentum)
-        if recipe.optimiser == "sgd"
+        if recipe.optimizer == "sgd"
         else torch.optim.AdamW(groups, lr=1.0)
     )
     losses = []
@@ -66,19 +66,19 @@ def plain_loop(model: nn.Module, on: Task, recipe: Recipe) -> list[float]:
         torch.manual_seed(1_000_003 * SEED + step)
         rise = round(recipe.warmup * recipe.steps)
         down = 0.5 * (1 + math.cos(math.pi * (step - rise) / (recipe.steps - rise)))
-        for group in optimiser.param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = recipe.lr * ((step + 1) / rise if step < rise else down)
         loss = F.cross_entropy(model(on.train.batch(index)), on.labels[torch.from_numpy(index)])
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         losses.append(loss.item())
     return losses
 
 
-@pytest.mark.parametrize("optimiser", ["adamw", "sgd"])
-def test_fit_is_the_plain_loop(optimiser: Literal["adamw", "sgd"]) -> None:
-    recipe, on = replace(RECIPE, optimiser=optimiser), task("val")
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_fit_is_the_plain_loop(optimizer: Literal["adamw", "sgd"]) -> None:
+    recipe, on = replace(RECIPE, optimizer=optimizer), task("val")
     ours, plain = network(), network()
     progress = fit(learner(ours), on, recipe, SEED)
     losses = plain_loop(plain, on, recipe)
@@ -262,20 +262,20 @@ def test_the_batchnorm_head_keeps_its_running_statistics() -> None:
 def saving(kept: list[Begun]) -> loop.Save:
     """A way to save that keeps copies in a list."""
 
-    def save(progress: Progress, tensors: Mapping[str, Tensor], optimiser: Mapping[str, Tensor]) -> None:
+    def save(progress: Progress, tensors: Mapping[str, Tensor], optimizer: Mapping[str, Tensor]) -> None:
         at = replace(progress, chosen=dict(progress.chosen), curve=list(progress.curve))
-        mine, theirs = ({name: tensor.clone() for name, tensor in named.items()} for named in (tensors, optimiser))
+        mine, theirs = ({name: tensor.clone() for name, tensor in named.items()} for named in (tensors, optimizer))
         kept.append((at, mine, theirs))
 
     return save
 
 
-@pytest.mark.parametrize(("optimiser", "momentum"), [("adamw", 0.9), ("sgd", 0.9), ("sgd", 0.0)])
+@pytest.mark.parametrize(("optimizer", "momentum"), [("adamw", 0.9), ("sgd", 0.9), ("sgd", 0.0)])
 @pytest.mark.parametrize("head", ["plain", "batchnorm"])
 def test_going_on_from_any_checkpoint_repeats_every_bit(
-    optimiser: Literal["adamw", "sgd"], momentum: float, head: Kind
+    optimizer: Literal["adamw", "sgd"], momentum: float, head: Kind
 ) -> None:
-    recipe, on = replace(RECIPE, optimiser=optimiser, momentum=momentum, head=head), task("val", "test")
+    recipe, on = replace(RECIPE, optimizer=optimizer, momentum=momentum, head=head), task("val", "test")
     kept: list[Begun] = []
 
     def model() -> nn.Module:
@@ -301,17 +301,17 @@ def test_the_loss_of_a_long_stretch_does_not_depend_on_where_a_checkpoint_fell()
 def test_the_head_learns_at_its_own_rate_where_the_recipe_s_is_lower() -> None:
     model = Classifier(nn.Linear(WIDTH, WIDTH), Head(WIDTH, CLASSES, "plain", 1.0, SEED))
     slow, fast = (replace(RECIPE, lr=lr, head_lr=0.02) for lr in (0.001, 0.05))
-    times = {id(p): group["times"] for group in make_optimiser(model, slow).param_groups for p in group["params"]}
+    times = {id(p): group["times"] for group in make_optimizer(model, slow).param_groups for p in group["params"]}
     assert {times[id(p)] for p in model.head.parameters()} == {20.0}
     assert {times[id(p)] for p in model.vit.parameters()} == {1.0}
-    assert {group["times"] for group in make_optimiser(model, fast).param_groups} == {1.0}
-    assert {group["times"] for group in make_optimiser(model.head, slow).param_groups} == {1.0}  # a linear probe
+    assert {group["times"] for group in make_optimizer(model, fast).param_groups} == {1.0}
+    assert {group["times"] for group in make_optimizer(model.head, slow).param_groups} == {1.0}  # a linear probe
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("weights", ["none", "balanced"])
 @pytest.mark.parametrize("kind", ["single", "multi_label"])
-def test_the_range_of_a_loss_is_where_an_optimiser_ends(
+def test_the_range_of_a_loss_is_where_an_optimizer_ends(
     smoothing: float, weights: Literal["none", "balanced"], kind: str
 ) -> None:
     """One that may say one thing for all images, and one that may say another for each."""
@@ -323,15 +323,15 @@ def test_the_range_of_a_loss_is_where_an_optimiser_ends(
 
     def least(images: int) -> float:
         said = torch.zeros(images, 3, requires_grad=True)
-        optimiser = torch.optim.LBFGS([said], max_iter=300, tolerance_change=0, line_search_fn="strong_wolfe")
+        optimizer = torch.optim.LBFGS([said], max_iter=300, tolerance_change=0, line_search_fn="strong_wolfe")
 
         def loss() -> float:
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             found = loss_of(said.expand(40, 3), truth)
             found.backward()
             return found.item()
 
-        optimiser.step(loss)
+        optimizer.step(loss)
         return loss()
 
     assert optimizer.loss_range(recipe, labels, 3) == pytest.approx((least(40), least(1)), abs=2e-3)

@@ -17,7 +17,7 @@ from peftbench.errors import JobError
 from peftbench.models.plan import Callback
 from peftbench.training import step as steps
 from peftbench.training.loop import Learner, Task, fit
-from peftbench.training.optimizer import make_optimiser, set_rate
+from peftbench.training.optimizer import make_optimizer, set_rate
 from peftbench.training.step import WARM_UP, Captured
 
 IMAGES, WIDTH, CLASSES = 12, 6, 3
@@ -68,11 +68,11 @@ def trained(recipe: Recipe, parts: int = 1) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("parts", [1, 2])
-@pytest.mark.parametrize("optimiser", ["adamw", "sgd"])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_captured_training_ends_where_plain_training_does(
-    card: list[str], optimiser: Literal["adamw", "sgd"], parts: int
+    card: list[str], optimizer: Literal["adamw", "sgd"], parts: int
 ) -> None:
-    plain, captured = (trained(replace(recipe, optimiser=optimiser), parts) for recipe in (RECIPE, GRAPH))
+    plain, captured = (trained(replace(recipe, optimizer=optimizer), parts) for recipe in (RECIPE, GRAPH))
     for name, tensor in plain.items():
         torch.testing.assert_close(captured[name], tensor, rtol=1e-5, atol=1e-6)  # the rate is a float32 there
         assert not torch.equal(tensor, network().state_dict()[name])
@@ -109,9 +109,9 @@ def test_replays_compute_with_the_tensors_that_were_captured() -> None:
     assert places[-1] not in [(x.data_ptr(), y.data_ptr()) for x, y in batches]  # which may change or go
 
 
-@pytest.mark.parametrize("optimiser", ["adamw", "sgd"])
-def test_a_captured_steps_rates_are_tensors_of_their_own(optimiser: Literal["adamw", "sgd"]) -> None:
-    made = make_optimiser(network(), Recipe("tiny", optimiser=optimiser, graph=True))
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_a_captured_steps_rates_are_tensors_of_their_own(optimizer: Literal["adamw", "sgd"]) -> None:
+    made = make_optimizer(network(), Recipe("tiny", optimizer=optimizer, graph=True))
     rates = [group["lr"] for group in made.param_groups]
     set_rate(made, 0.25)
     assert len(rates) == len({rate.data_ptr() for rate in rates})

@@ -9,7 +9,6 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,13 +23,13 @@ from peftbench.data.pixel_cache import Features
 from peftbench.errors import DivergedError, StoreError
 from peftbench.results import store
 from peftbench.results.store import Store
+from peftbench.training import job as job_module
 from peftbench.training import loop
 from peftbench.training.checkpoint import Checkpoint
 from peftbench.training.job import run
 from peftbench.training.loop import Learner, Progress, Task, fit
 from tests import studies
 
-single = import_module("peftbench.run")  # `peftbench.run` is the function
 RECIPE = Recipe("tiny", lr=0.05, batch=6, steps=8, evaluations=2, precision="fp32")
 CPU_WORDS = (
     "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."
@@ -74,7 +73,7 @@ def test_for_want_of_memory_a_batch_goes_in_pieces(
     error: Exception, job: Job, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = run(job, replace(studies.places(home), store=tmp_path / "whole"))
-    monkeypatch.setattr(single, "fit", starving(1, error))
+    monkeypatch.setattr(job_module, "fit", starving(1, error))
     record = run(job, replace(studies.places(home), store=tmp_path / "pieces"))
     assert record is not None
     assert whole is not None
@@ -88,7 +87,7 @@ def test_for_want_of_memory_a_batch_goes_in_pieces(
 def test_when_that_is_not_enough_the_job_fails_and_says_what_it_wanted(
     job: Job, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(single, "fit", starving(2, RuntimeError(CPU_WORDS)))
+    monkeypatch.setattr(job_module, "fit", starving(2, RuntimeError(CPU_WORDS)))
     record = run(job, replace(studies.places(home), store=tmp_path))
     assert record is not None
     assert record.status == "failed"
@@ -99,7 +98,7 @@ def test_when_that_is_not_enough_the_job_fails_and_says_what_it_wanted(
 def test_another_runtime_error_is_not_taken_for_it(
     job: Job, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(single, "fit", starving(1, RuntimeError("shapes differ")))
+    monkeypatch.setattr(job_module, "fit", starving(1, RuntimeError("shapes differ")))
     record = run(job, replace(studies.places(home), store=tmp_path))
     assert record is not None
     assert record.reason == "RuntimeError: shapes differ"

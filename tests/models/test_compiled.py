@@ -24,7 +24,7 @@ import json
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch._dynamo.backends.debugging import aot_eager
-from peftbench import compiled
+from peftbench.models import compiled
 from peftbench.training.loop import Learner, Task, fit
 from peftbench.errors import JobError
 from peftbench.models.head import Classifier, Head

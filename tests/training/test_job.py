@@ -8,7 +8,6 @@ import stat
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -28,13 +27,13 @@ from peftbench.models.head import Classifier, Head
 from peftbench.models.plan import Plan
 from peftbench.profiling import counting
 from peftbench.results.store import Store
+from peftbench.training import job as job_module
 from peftbench.training import loop
 from peftbench.training.checkpoint import Checkpoint
 from peftbench.training.job import _task, give_up, run
 from peftbench.training.loop import Learner, Outside, Progress, fit
 from tests import studies
 
-single = import_module("peftbench.run")  # `peftbench.run` is the function
 METHODS = ("majority", "linear", "bitfit", "lora", "shpeft[ratio=0.1%,batches=2]")
 
 
@@ -366,7 +365,7 @@ def test_a_job_in_pieces_stays_in_pieces_when_it_goes_on(
 ) -> None:
     where, job = replace(studies.places(home), store=tmp_path), jobs["bitfit"]
     whole = run(job, replace(where, store=tmp_path / "whole"))
-    monkeypatch.setattr(single, "_guarded", partial(single._tried, pieces=4))
+    monkeypatch.setattr(job_module, "_guarded", partial(job_module._tried, pieces=4))
     with pytest.raises(KeyboardInterrupt):
         run(job, where, Outside(stop=Fifth()))
     monkeypatch.undo()

@@ -1,45 +1,172 @@
-"""A folder a job, `record.json` written last: what lies on disk is the state of a study.
+"""A folder per job, `record.json` written last: the files on disk are the state of a study.
 
 jobs/<id>/job.json             the resolved request
-          state/               checkpoint while running; gone when done
+          state/               checkpoint while running; removed when done
           curve.csv            the learning curve
           predictions.npz      logits of the chosen steps, labels, group numbers
           private.json         image names and group keys; never copied by a report
           delta.safetensors, delta.json
           record.json          last
+
+Every folder and file is readable by its owner only.
 """
 
 from __future__ import annotations
 
 import csv
-import errno
-import fcntl
-import hashlib
 import io
-import json
 import os
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, Literal
 
 import numpy as np
+from filelock import Timeout, UnixFileLock
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from peftbench.core.contract import Result
 from peftbench.core.record import Record
 from peftbench.errors import RequestError, StoreError
+from peftbench.storage import files
 
-DRAFTS = ".*.draft"
-RESULTS = ("curve.csv", "predictions.npz", "delta.safetensors", "delta.json")  # what a record vouches for
+RESULTS = ("curve.csv", "predictions.npz", "delta.safetensors", "delta.json")  # whose digests a record holds
+LEFT = ("record.json", "state", "private.json", *RESULTS)  # what a failed job may leave beside its request
 State = Literal["new", "interrupted", "running", "failed", "done"]
-
-
 AGAIN = "move its folder away and run the study again."
+
+
+@dataclass(frozen=True)
+class JobFolder:
+    """The files of one job."""
+
+    path: Path
+
+    @property
+    def id(self) -> str:
+        """Return the job's id, which is the folder's name."""
+        return self.path.name
+
+    @property
+    def store(self) -> Path:
+        """Return the root of the store."""
+        return self.path.parent.parent
+
+    @property
+    def request_file(self) -> Path:
+        """Return the path of the resolved request."""
+        return self.path / "job.json"
+
+    @property
+    def checkpoint_file(self) -> Path:
+        """Return the path of the checkpoint, in a folder that exists while the job is unfinished."""
+        return self.path / "state" / "checkpoint.safetensors"
+
+    @property
+    def curve_file(self) -> Path:
+        """Return the path of the learning curve."""
+        return self.path / "curve.csv"
+
+    @property
+    def predictions_file(self) -> Path:
+        """Return the path of the logits, labels and group numbers."""
+        return self.path / "predictions.npz"
+
+    @property
+    def record_file(self) -> Path:
+        """Return the path of the record."""
+        return self.path / "record.json"
+
+    def state(self) -> State:
+        """Return the state as the files show it. Raises StoreError when the record cannot be read."""
+        record = self.record()
+        if record is not None and not self.checkpoint_file.parent.exists():
+            return record.status
+        if not self.path.exists():
+            return "new"
+        if not os.access(self.path, os.W_OK):  # the reader of this store could not run the job
+            return "interrupted"
+        with self.claim() as claimed:
+            return "interrupted" if claimed else "running"
+
+    def record(self) -> Record | None:
+        """Return the record of a finished or failed job, None before. Raises StoreError when it cannot be read."""
+        record = read_record(self.record_file)
+        if record is not None and record.id != self.id:
+            raise StoreError(f"The record {self.record_file} is of another job, {record.id}; {AGAIN}")
+        return record
+
+    def write_record(self, record: Record) -> Record:
+        """Write the record, sealed and with the digests of the files beside it; return it as written."""
+        found = {name: self.path / name for name in RESULTS if (self.path / name).exists()}
+        digests = {name: files.sha256_file(file) for name, file in found.items()}
+        whole = record.model_copy(update={"files": digests}).sealed()
+        files.write_bytes(self.record_file, whole.model_dump_json(indent=1).encode(), private=True)
+        return whole
+
+    @contextmanager
+    def claim(self) -> Iterator[bool]:
+        """Lock the job against other processes; yield False when another process holds it.
+
+        The lock ends with the block or with the process. Its file stays, so that all processes lock the same one.
+        Raises StoreError where the folder cannot be written or the file system has no locks.
+        """
+        lock = UnixFileLock(self.path / ".lock", mode=files.PRIVATE_FILE, fallback_to_soft=False)
+        claimed = self._acquire(lock)
+        try:
+            yield claimed
+        finally:
+            lock.release()
+
+    def _acquire(self, lock: UnixFileLock) -> bool:
+        try:
+            files.make_private_folder(self.path)
+            lock.acquire(blocking=False)
+        except Timeout:
+            return False
+        except OSError as error:
+            if error.filename:
+                raise StoreError(_unwritable(self.path, error)) from None
+            problem = f"{self.store} is on a file system that cannot lock files ({error.strerror})"
+            raise StoreError(f"{problem}; choose another folder with --store.") from None
+        return True
+
+    def sweep(self) -> None:
+        """Remove incomplete files of a killed process; only for the holder of the job."""
+        for draft in self.path.rglob(files.TEMPORARY):
+            draft.unlink()
+
+    def forget(self) -> None:
+        """Remove the files of a failed job except its request, so that it can run again."""
+        for name in LEFT:
+            path = self.path / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+    def write_request(self, value: Mapping[str, Any]) -> None:
+        """Write the resolved request."""
+        files.write_json(self.request_file, value, private=True)
+
+    def write_private(self, value: Mapping[str, Any]) -> None:
+        """Write image names and group keys, which may identify patients."""
+        files.write_json(self.path / "private.json", value, private=True)
+
+    def write_curve(self, rows: Sequence[Mapping[str, float]]) -> None:
+        """Write the learning curve as CSV, one row per evaluation; the first row names the columns."""
+        text = io.StringIO(newline="")
+        table = csv.DictWriter(text, list(rows[0]))
+        table.writeheader()
+        table.writerows(rows)
+        files.write_text(self.curve_file, text.getvalue(), private=True)
+
+    def write_predictions(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Write arrays as .npz without pickles, sorted by name: the same arrays give the same bytes."""
+        packed = io.BytesIO()
+        np.savez_compressed(packed, **dict(sorted(arrays.items())))  # type: ignore[arg-type]
+        files.write_bytes(self.predictions_file, packed.getbuffer(), private=True)
 
 
 @dataclass(frozen=True)
@@ -48,16 +175,19 @@ class Store:
 
     root: Path
 
-    def folder(self, job_id: str) -> Path:
-        """Of one job."""
-        return self.root / "jobs" / job_id
+    def job(self, job_id: str) -> JobFolder:
+        """Return the folder of one job, which need not exist yet."""
+        return JobFolder(self.root / "jobs" / job_id)
+
+    def jobs(self) -> list[JobFolder]:
+        """Return the folders of all jobs that were started, by id. Raises StoreError when this is not a store."""
+        return [self.job(name) for name in self.ids()]
 
     def prepare(self) -> bool:
-        """Make the folder, readable by its owner only; whether it is new. Raises StoreError where that cannot be."""
+        """Make the folder for its owner only; return whether it is new. Raises StoreError where that fails."""
         new = not self.root.exists()
         try:
-            for folder in (self.root, self.root / "jobs"):
-                folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            files.make_private_folder(self.root / "jobs")
             probe = self.root / f".{uuid.uuid4().hex}"
             probe.touch()
             probe.unlink()
@@ -66,100 +196,55 @@ class Store:
         return new
 
     def ids(self) -> list[str]:
-        """Of every job that was begun here. Raises StoreError when there is no store here."""
+        """Return the ids of all jobs that were started. Raises StoreError when this is not a store."""
         if not (self.root / "jobs").is_dir():
-            raise StoreError(f"There are no results in {self.root}; run a study first, or say where it is.")
+            raise StoreError(f"There are no results in {self.root}; run a study first, or name another folder.")
         return sorted(p.name for p in (self.root / "jobs").iterdir() if p.is_dir() and not p.name.startswith("."))
 
     def discard(self) -> None:
-        """Take an empty store away again; one that holds anything stays."""
+        """Remove the store if it is empty."""
         with suppress(OSError):
             (self.root / "jobs").rmdir()
             self.root.rmdir()
 
+    def results(self) -> list[Result]:
+        """Return every finished or failed job, by id. Raises StoreError when this is not a store."""
+        records = ((job, job.record()) for job in self.jobs())
+        return [Result(record, job.path) for job, record in records if record is not None]
+
+    # For callers that do not hold a JobFolder yet; removed with the last of them.
+
+    def folder(self, job_id: str) -> Path:
+        """Return the path of a job's folder."""
+        return self.job(job_id).path
+
     def state(self, job_id: str) -> State:
-        """From the disk alone."""
-        record = self.record(job_id)
-        if record is not None and not (self.folder(job_id) / "state").exists():
-            return record.status
-        folder = self.folder(job_id)
-        if not folder.exists():
-            return "new"
-        if not os.access(folder, os.W_OK):  # nobody who reads this store can run the job
-            return "interrupted"
-        with self.claim(job_id) as mine:
-            return "interrupted" if mine else "running"
+        """Return the state of a job."""
+        return self.job(job_id).state()
 
     def record(self, job_id: str) -> Record | None:
-        """Of a finished or failed job. Raises StoreError when it cannot be read."""
-        file = self.folder(job_id) / "record.json"
-        record = read_record(file)
-        if record is not None and record.id != job_id:
-            raise StoreError(f"The record {file} is of another job, {record.id}; {AGAIN}")
-        return record
+        """Return the record of a job."""
+        return self.job(job_id).record()
 
     def write_record(self, record: Record) -> Record:
-        """Put a record into its job's folder, sealed, with the digests of what lies there; returns it so."""
-        folder = self.folder(record.id)
-        found = {name: folder / name for name in RESULTS if (folder / name).exists()}
-        digests = {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in found.items()}
-        whole = record.model_copy(update={"files": digests}).sealed()
-        write_bytes(folder / "record.json", whole.model_dump_json(indent=1).encode())
-        return whole
+        """Write the record of a job."""
+        return self.job(record.id).write_record(record)
 
-    def results(self) -> list[Result]:
-        """Every finished or failed job, by id. Raises StoreError when there is no store here."""
-        records = ((name, self.record(name)) for name in self.ids())
-        return [Result(record, self.folder(name)) for name, record in records if record is not None]
-
-    @contextmanager
-    def claim(self, job_id: str) -> Iterator[bool]:
-        """Hold a job against other processes; False when another holds it.
-
-        Let go when the process ends, however it ends.
-        """
-        with self._lock(job_id) as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-                return
-            except OSError as error:
-                message = f"{self.root} is on a file system that cannot lock files ({error.strerror})"
-                raise StoreError(f"{message}; choose another folder with --store.") from None
-            yield True
-
-    def _lock(self, job_id: str) -> TextIO:
-        """The open file that is locked; it stays, so that all lock the same."""
-        folder = self.folder(job_id)
-        try:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            return (folder / ".lock").open("w")
-        except OSError as error:
-            raise StoreError(_unwritable(folder, error)) from None
+    def claim(self, job_id: str) -> AbstractContextManager[bool]:
+        """Lock a job."""
+        return self.job(job_id).claim()
 
     def sweep(self, job_id: str) -> None:
-        """Remove the drafts that a killed process left; only for who holds the job."""
-        for draft in self.folder(job_id).rglob(DRAFTS):
-            draft.unlink()
+        """Remove incomplete files of a job."""
+        self.job(job_id).sweep()
 
     def forget(self, job_id: str) -> None:
-        """Remove what a failed job left, so that it can run again."""
-        for name in (
-            "record.json",
-            "state",
-            "curve.csv",
-            "predictions.npz",
-            "private.json",
-            "delta.safetensors",
-            "delta.json",
-        ):
-            path = self.folder(job_id) / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        """Remove the files of a failed job."""
+        self.job(job_id).forget()
 
 
 def read_record(file: Path) -> Record | None:
-    """What a record.json says; None where there is none. Raises StoreError when it is not what was written."""
+    """Return the content of a record.json, None without such a file. Raises StoreError when it was changed."""
     try:
         record = Record.model_validate_json(file.read_bytes())
     except FileNotFoundError:
@@ -176,7 +261,7 @@ def _unwritable(folder: Path, error: OSError) -> str:
 
 
 def make_room(file: Path) -> None:
-    """The folder of a file that will be written, so that no work is lost for want of it. Raises RequestError."""
+    """Make the folder of an output file early, so that no work is lost because of it. Raises RequestError."""
     if file.is_dir():
         raise RequestError(f"--out {file} is a folder; name a file.")
     try:
@@ -185,43 +270,16 @@ def make_room(file: Path) -> None:
         raise RequestError(f"Cannot write {file}: {file.parent} is no folder ({error.strerror}).") from None
 
 
-def is_full(error: Exception) -> bool:
-    """Whether an error, Python's or safetensors', says that a disk or a quota is full."""
-    return getattr(error, "errno", None) in {errno.ENOSPC, errno.EDQUOT} or "(os error 28)" in str(error)
+# For callers outside this module that do not hold a JobFolder yet; removed with the last of them.
 
-
-def write_bytes(file: Path, content: bytes) -> None:
-    """All or nothing: written beside, flushed to the disk, renamed."""
-    draft = file.with_name(f".{file.name}.{uuid.uuid4().hex}.draft")
-    try:
-        with draft.open("xb") as out:
-            out.write(content)
-            out.flush()
-            os.fsync(out.fileno())
-        draft.replace(file)
-    except OSError as error:
-        error.filename, error.filename2 = str(file), None  # of the draft nobody has heard
-        raise
-    finally:
-        draft.unlink(missing_ok=True)
-
-
-def write_json(file: Path, value: Mapping[str, Any]) -> None:
-    """Atomically, sorted, readable by people."""
-    write_bytes(file, json.dumps(value, indent=1, sort_keys=True, default=list).encode())
+write_bytes, write_json, is_full = files.write_bytes, files.write_json, files.is_disk_full
 
 
 def write_curve(file: Path, rows: Sequence[Mapping[str, float]]) -> None:
-    """One row an evaluation."""
-    text = io.StringIO(newline="")
-    table = csv.DictWriter(text, list(rows[0]))
-    table.writeheader()
-    table.writerows(rows)
-    write_bytes(file, text.getvalue().encode())
+    """Write the learning curve."""
+    JobFolder(file.parent).write_curve(rows)
 
 
 def write_predictions(file: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """As .npz without pickles; in alphabetical order, so that the same arrays are the same bytes."""
-    packed = io.BytesIO()
-    np.savez_compressed(packed, **dict(sorted(arrays.items())))  # type: ignore[arg-type]
-    write_bytes(file, packed.getvalue())
+    """Write predictions."""
+    JobFolder(file.parent).write_predictions(arrays)

@@ -36,14 +36,14 @@ def run(
     from pathlib import Path
 
     from peftbench.cli import show_all
-    from peftbench.core import spec, syntax
+    from peftbench.core import fields, spec, syntax
     from peftbench.study import defaults
 
     places = defaults.places(
         Path(store), Path(data) if data else None, None, Path(weights) if weights else None, device
     )
     values = {k: syntax.texts(v) if k in spec.SEVERAL and isinstance(v, str) else v for k, v in asked.items()}
-    return show_all.run_study(spec.make(spec.Study, values, "peftbench.run"), places, jobs, skip_broken=False)
+    return show_all.run_study(fields.build(spec.Study, values, "peftbench.run"), places, jobs, skip_broken=False)
 
 
 def load(store: str | Path = "runs") -> pd.DataFrame:

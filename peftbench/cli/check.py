@@ -16,8 +16,8 @@ from rich.table import Table
 
 from peftbench import testing
 from peftbench.cli.progress import Tally
+from peftbench.core.fields import build
 from peftbench.core.registry import FOLDERS, registry, variant
-from peftbench.core.spec import make
 from peftbench.core.syntax import Spec, parse
 from peftbench.errors import PeftbenchError, PluginError, RequestError, UnknownNameError
 from peftbench.models.method import Method
@@ -146,7 +146,7 @@ def _folder(plugin: Any, name: str) -> str:  # noqa: ANN401
 def _made(plugin: Any, spec: Spec, name: str) -> Any:  # noqa: ANN401
     """An instance, from what was written behind the name if the plug-in is a class."""
     argument = {} if spec.argument is None else {_first_field(plugin): spec.argument}
-    return make(plugin, {**argument, **spec.fields}, name) if isinstance(plugin, type) else plugin
+    return build(plugin, {**argument, **spec.fields}, name) if isinstance(plugin, type) else plugin
 
 
 def _first_field(plugin: Any) -> str:  # noqa: ANN401

@@ -17,8 +17,8 @@ from rich.console import Console
 from rich.table import Table
 
 from peftbench.core import catalogue
+from peftbench.core.fields import build
 from peftbench.core.registry import FOLDERS, registry, variant
-from peftbench.core.spec import make
 from peftbench.core.syntax import Spec
 from peftbench.data import availability
 from peftbench.errors import PeftbenchError, UnknownNameError, blaming
@@ -191,7 +191,7 @@ def _method(name: str) -> dict[str, Any]:
         **entry,
         "knob": plugin.knob,
         "options": options,
-        "counts": {b: _count(partial(make, plugin, values, name), b) for b in ("mini", "clip_vit_b16")},
+        "counts": {b: _count(partial(build, plugin, values, name), b) for b in ("mini", "clip_vit_b16")},
     }
 
 

@@ -6,45 +6,17 @@ import hashlib
 import json
 import tomllib
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
-
-from pydantic import TypeAdapter, ValidationError
+from typing import Any, Literal
 
 from peftbench.core.contract import Card, Preprocessing
+from peftbench.core.fields import build
 from peftbench.core.recipe import Recipe, grid
 from peftbench.core.record import WHOLE, Amount, Cut, Variant
 from peftbench.core.syntax import LARGEST, Spec, budget, parse, texts
-from peftbench.errors import PluginError, RequestError
+from peftbench.errors import RequestError
 from peftbench.storage.cache import LIMIT
-
-T = TypeVar("T")
-
-
-def make(kind: type[T], values: Mapping[str, Any], who: str) -> T:
-    """Build a dataclass from written values, converted to the types of its fields.
-
-    Raises RequestError in the user's words.
-    """
-    if not is_dataclass(kind):
-        raise PluginError(f"{who}: a plug-in must be a dataclass, {kind.__name__} is none.")
-    known = [f.name for f in fields(kind) if f.init]
-    if strange := sorted(set(values) - set(known)):
-        has = f"its fields are {', '.join(known)}" if known else "it has none"
-        raise RequestError(f"{who} has no field {strange[0]!r}; {has}.")
-    needed = [f.name for f in fields(kind) if f.init and f.default is MISSING and f.default_factory is MISSING]
-    if missing := [name for name in needed if name not in values]:
-        raise RequestError(f"{who} needs a value for {missing[0]!r}.")
-    many = {f.name for f in fields(kind) if str(f.type).startswith("tuple")}
-    wanted = {k: (v,) if k in many and isinstance(v, str | int | float) else v for k, v in values.items()}
-    try:
-        return TypeAdapter(kind).validate_python(wanted)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = first["loc"][0] if first["loc"] else "a value"
-        raise RequestError(f"{who}: {where} = {first['input']!r:.80} will not do: {first['msg']}.") from None
-
 
 # --- studies ---------------------------------------------------------------------------------------------------------
 
@@ -130,7 +102,7 @@ def load_study(file: Path) -> Study:
         raise RequestError(f"Cannot read the study {file}: {error.strerror}.") from None
     except (ValueError, RecursionError) as error:
         raise RequestError(f"The study {file} is not valid TOML: {error}.") from None
-    return make(Study, values, f"The study {file}")
+    return build(Study, values, f"The study {file}")
 
 
 def asked(file: Path | None, given: Mapping[str, Any]) -> Study:
@@ -145,7 +117,7 @@ def asked(file: Path | None, given: Mapping[str, Any]) -> Study:
         said[name] = found
     if not base.baselines:
         said.pop("baselines", None)
-    study = make(Study, said, "The command line")
+    study = build(Study, said, "The command line")
     return replace(base, **{name: getattr(study, name) for name in said})
 
 

@@ -29,7 +29,7 @@ class Spec:
 
     def __str__(self) -> str:
         """As the user would write it."""
-        inside = ",".join(f"{k}={_show(v)}" for k, v in self.fields.items())
+        inside = ",".join(f"{k}={format_value(v)}" for k, v in self.fields.items())
         argument = f":{self.argument}" if self.argument else ""
         return f"{self.name}{argument}{f'[{inside}]' if inside else ''}{'@random' if self.random else ''}"
 
@@ -62,10 +62,10 @@ def _value(text: str) -> Any:  # noqa: ANN401 - typed by the field it is for
     return tuple(text.split("+")) if "+" in text and not _NUMBER.fullmatch(text) else text
 
 
-def _show(value: object) -> str:
+def format_value(value: object) -> str:
     """As it would be written: 1 for 1.0, but never fewer digits than it takes to read the same number back."""
     if isinstance(value, (tuple, list)):
-        return "+".join(map(_show, value))
+        return "+".join(map(format_value, value))
     return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
 
 

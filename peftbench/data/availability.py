@@ -11,8 +11,9 @@ from platformdirs import user_data_path
 
 from peftbench.core import catalogue
 from peftbench.core.contract import Dataset, Presence
+from peftbench.core.fields import build
 from peftbench.core.registry import registry
-from peftbench.core.spec import PAPER_SIX, make
+from peftbench.core.spec import PAPER_SIX
 from peftbench.core.syntax import Spec, parse
 from peftbench.errors import DataError, PluginError, RequestError
 
@@ -33,7 +34,7 @@ def open_dataset(text: str) -> Dataset:
     argument = _argument(found, spec.name) if isinstance(found, type) else ""
     if bool(argument) != (spec.argument is not None) or spec.random or (spec.fields and not argument):
         raise RequestError(f"Cannot read the data set {text!r}: write {usage(spec.name)}.")
-    made: Any = make(found, {**spec.fields, argument: spec.argument}, spec.name) if argument else found
+    made: Any = build(found, {**spec.fields, argument: spec.argument}, spec.name) if argument else found
     return cast("Dataset", made)
 
 

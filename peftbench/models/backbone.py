@@ -12,8 +12,8 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 from peftbench.core.contract import Backbone, Preprocessing
+from peftbench.core.fields import build
 from peftbench.core.registry import registry
-from peftbench.core.spec import make
 from peftbench.core.syntax import Spec, parse
 from peftbench.errors import RequestError
 
@@ -64,7 +64,7 @@ def find(text: str, image_size: int | None = None, weights: Path | None = None, 
             f"Cannot read the backbone {text!r}: write {spec.name}:NAME, as `peftbench list backbones` shows."
         )
     values = dict(spec.fields) | ({"argument": spec.argument} if spec.argument is not None else {})
-    plugin = cast("Backbone", make(kind, values, f"The backbone {spec.name}"))
+    plugin = cast("Backbone", build(kind, values, f"The backbone {spec.name}"))
     if weights is not None and spec.random:
         raise RequestError(f"--weights and {text!r} contradict each other: @random means random weights.")
     file = None if blank or spec.random else plugin.weights(weights)

@@ -10,9 +10,10 @@ from typing import Any
 from platformdirs import user_cache_path
 
 from peftbench.core import catalogue
+from peftbench.core.fields import build
 from peftbench.core.recipe import CPU_STANDARD, IN_BRACKETS, RECIPES, Recipe
 from peftbench.core.registry import registry
-from peftbench.core.spec import PAPER_SIX, QUICK, Places, Study, make
+from peftbench.core.spec import PAPER_SIX, QUICK, Places, Study
 from peftbench.core.syntax import parse
 from peftbench.data import availability
 from peftbench.errors import MissingDataError, RequestError, WeightsError
@@ -170,6 +171,6 @@ def written(study: Study) -> dict[str, Any]:
         raise RequestError(
             f"Recipe {spec.name}: {strange[0]!r} cannot be set in brackets; there are {', '.join(IN_BRACKETS)}."
         )
-    typed = make(Recipe, {**spec.fields, "name": spec.name}, f"Recipe {spec.name}")
+    typed = build(Recipe, {**spec.fields, "name": spec.name}, f"Recipe {spec.name}")
     values |= {name: getattr(typed, name) for name in spec.fields}
     return values | ({"augmentation": study.augmentation} if study.augmentation else {})

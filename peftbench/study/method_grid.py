@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from peftbench.core import catalogue, official_recipes
+from peftbench.core.fields import build
 from peftbench.core.registry import registry, variant
-from peftbench.core.spec import Study, make
+from peftbench.core.spec import Study
 from peftbench.core.syntax import Spec, budget, parse
 from peftbench.errors import RequestError, blaming
 from peftbench.models.backbone import Source
@@ -36,7 +37,7 @@ def named(text: str, recipe: str) -> Named:
     kind: type[Method] = registry("methods").get(base)
     fields = {**fields, **spec.fields}
     fields = official_recipes.fields(base, fields) if recipe and parse(recipe).name == "official" else fields
-    return Named(base, make(kind, fields, spec.name), str(spec) if base != spec.name else "")
+    return Named(base, build(kind, fields, spec.name), str(spec) if base != spec.name else "")
 
 
 def written_out(words: Sequence[str]) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from peftbench.core.spec import make
+from peftbench.core.fields import build
 from peftbench.errors import PluginError
 from peftbench.models.method import Fit, Method
 from peftbench.models.plan import Plan
@@ -124,7 +124,7 @@ def its_fields_come_back(scene: Scene) -> str:
     hash(method)
     kind()
     written = json.loads(json.dumps(method.values()))
-    demand(make(kind, written, kind.__name__) == method, "Its fields differ once they were written and read again.")
+    demand(build(kind, written, kind.__name__) == method, "Its fields differ once they were written and read again.")
     demand(replace(method) == method, "A copy of it differs.")
     demand(method.knob in (None, *(f.name for f in fields(kind))), f"Its knob {method.knob!r} is none of its fields.")
     return f"{len(written)} fields."

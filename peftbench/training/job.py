@@ -14,9 +14,10 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
+from peftbench.core.fields import build
 from peftbench.core.record import Counts, Record
 from peftbench.core.registry import registry
-from peftbench.core.spec import Job, Places, digest, make
+from peftbench.core.spec import Job, Places, digest
 from peftbench.data import augmentation, pixel_cache
 from peftbench.data.pixel_cache import Data, Features, Images, fits
 from peftbench.errors import PeftbenchError, StoreError
@@ -209,7 +210,7 @@ def _count(job: Job, places: Places, held: int, model: Classifier, learner: Lear
 def make_method(job: Job) -> Method:
     """The method with the job's hyper-parameters."""
     kind: type[Method] = registry("methods").get(job.method)
-    return make(kind, job.fields, job.method)
+    return build(kind, job.fields, job.method)
 
 
 def _data(job: Job, places: Places) -> Data:

@@ -341,10 +341,10 @@ def test_a_study_file_is_what_the_flags_are(tmp_path: Path) -> None:
     [
         ('method = ["lora"]', "has no field 'method'"),
         ("seeds = [", "is not valid TOML"),
-        ('seeds = ["x"]', "seeds = 'x' will not do"),
+        ('seeds = ["x"]', "seeds.0 must be a whole number, got x"),
         ("steps = 0", "--steps 0: it must be above 0"),
         ("seeds = []", "--seeds: give whole numbers"),
-        ('precision = "fp8"', "precision = 'fp8' will not do"),
+        ('precision = "fp8"', "precision must be 'auto', 'fp32' or 'bf16', got fp8"),
     ],
 )
 def test_a_wrong_study_file_is_refused_by_key(text: str, says: str, tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ def sentence(error: ValidationError, who: str | os.PathLike[str] = "", name: Cal
     """
     first, *others = error.errors(include_url=False)
     if first["type"] == "value_error" and not first["loc"]:
-        return f"{who}: {first['ctx']['error']}."
+        return f"{who}: {first.get('ctx', {}).get('error')}."
     same = [first, *(one for one in others if one["loc"][:1] == first["loc"][:1] and one["input"] is first["input"])]
     places = zip(*(one["loc"] for one in same), strict=False)
     shared = [str(steps[0]) for steps in takewhile(lambda steps: len(set(steps)) == 1, places)]
@@ -112,7 +112,7 @@ def sentence(error: ValidationError, who: str | os.PathLike[str] = "", name: Cal
 
 def _must(faults: Sequence[ErrorDetails]) -> str:
     if (own := faults[0])["type"] == "value_error":
-        return str(own["ctx"]["error"])
+        return str(own.get("ctx", {}).get("error"))
     return f"must {' or '.join(dict.fromkeys(_requirement(fault) for fault in faults)).replace(' or be ', ' or ')}"
 
 

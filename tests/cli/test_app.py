@@ -107,7 +107,7 @@ MISTAKES: list[tuple[str, str, Callable[[Path], None]]] = [  # the command, what
     (f"{RUN} --datasets images --methods lora[", "'lora['", nothing),
     (f"{RUN} --datasets images --methods lora[r]", "'r' has no value", nothing),
     (f"{RUN} --datasets images --methods lora[rank=4]", "lora has no field 'rank'; its fields are r, alpha", nothing),
-    (f"{RUN} --datasets images --methods lora[r=four]", "r = 'four' will not do", nothing),
+    (f"{RUN} --datasets images --methods lora[r=four]", "r must be a whole number, got four", nothing),
     (f"{RUN} --datasets images --methods lora[r=0]", "r = 0 will not do", nothing),
     (f"{RUN} --datasets images --methods lora[sites=head]", "'head' will not do", nothing),
     (f"{RUN} --datasets images --methods bitfit[r=1]", "bitfit has no field 'r'; it has none", nothing),

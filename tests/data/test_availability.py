@@ -92,7 +92,7 @@ def test_every_means_all_real_sets_that_are_here(tmp_path: Path, monkeypatch: py
         ("busi[size=3]", "write busi"),
         ("medmnist:pathmnist@random", "write medmnist:NAME"),
         ("medmnist:pathmnist[sise=64]", "has no field 'sise'; its fields are name, size"),
-        ("medmnist:pathmnist[size=large]", "size = 'large' will not do"),
+        ("medmnist:pathmnist[size=large]", "size must be a whole number, got large"),
     ],
 )
 def test_a_name_that_says_too_much_or_too_little_is_refused(text: str, message: str) -> None:

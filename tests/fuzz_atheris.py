@@ -26,7 +26,7 @@ with atheris.instrument_imports(include=CODE):  # pyright: ignore[reportAttribut
 
     from peftbench.cli import show_all
     from peftbench.core import catalogue
-    from peftbench.data import audit, pixel_cache, sealed
+    from peftbench.data import audit, pixel_cache
     from peftbench.errors import CatalogueError, DeltaError, StoreError
     from peftbench.models import delta
     from peftbench.results import summary
@@ -172,11 +172,11 @@ def of_delta(home: Path, name: str) -> Target:
 
 def parts(home: Path) -> Target:
     (home / "pixels.npy").write_bytes(b"abc")
-    sealed.seal(home, {"facts": "é"})
-    before = sealed.read(home)
+    pixel_cache.seal(home, {"facts": "é"})
+    before = pixel_cache.read_manifest(home)
 
     def check() -> None:
-        assert not sealed.is_whole(home) or sealed.read(home) == before
+        assert not pixel_cache.is_whole(home) or pixel_cache.read_manifest(home) == before
 
     return replacing(home / "parts.json", check)
 
@@ -187,14 +187,14 @@ def broken(home: Path) -> Target:
     checked_json.write(home / "broken.json", known)
 
     def check() -> None:
-        assert pixel_cache._known_broken(home, images, SMALL) in ({}, known)
+        assert pixel_cache.known_broken(home, images, SMALL) in ({}, known)
 
     return replacing(home / "broken.json", check)
 
 
 def counts(home: Path) -> Target:
-    audit.remember(home, "abc", dict.fromkeys(audit.WHAT, 3))
-    return replacing(audit._counts_file(home, "abc"), lambda: audit.sentence(audit.recall(home, "abc")))
+    audit.save_counts(home, "abc", dict.fromkeys(audit.DESCRIPTIONS, 3))
+    return replacing(audit.counts_file(home, "abc"), lambda: audit.warning(audit.load_counts(home, "abc")))
 
 
 def job(home: Path) -> Target:

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from peftbench.core.recipe import Recipe
-from peftbench.data.pixel_cache import Features
+from peftbench.data.batches import Features
 from peftbench.methods import _spt
 from peftbench.methods._spt import Piece, Rule
 from peftbench.methods.adaptformer import AdaptFormer

@@ -27,7 +27,8 @@ from tabulate import tabulate
 
 from peftbench.core.recipe import RECIPES
 from peftbench.core.spec import Places
-from peftbench.data.pixel_cache import Data, Images
+from peftbench.data.batches import Images
+from peftbench.data.pixel_cache import Data
 from peftbench.models import backbone
 from peftbench.study import defaults, resolve
 from peftbench.training.loop import forward

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from peftbench.benchmarks import bench_data, overhead
 from peftbench.benchmarks.gates import Gate, picks
 from peftbench.core.recipe import Recipe
-from peftbench.data.pixel_cache import Features
+from peftbench.data.batches import Features
 from peftbench.models import backbone
 from peftbench.models.gradient_probe import GradientProbe
 from peftbench.models.head import Classifier, Head

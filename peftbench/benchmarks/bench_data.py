@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from peftbench.core.contract import Card, Part, Preprocessing, Splits
-from peftbench.data.pixel_cache import Images, order, prepare
+from peftbench.data.batches import Images, batch_order
+from peftbench.data.pixel_cache import prepare
 
 SIDE, BATCH, IMAGES, CAMERA = 224, 32, 64, 512  # pixels, images, images, pixels of the files
 PREPROCESSING = Preprocessing(SIDE, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -63,5 +64,5 @@ def epochs(folder: Path) -> dict[str, Callable[[], object]]:
     images = Images(data.pixels("train"), PREPROCESSING, torch.device("cpu"))
     return {
         "decoding": lambda: [len(batch) for batch in loader],
-        "cached": lambda: [len(images.batch(index)) for index in order(IMAGES, BATCH, 0, 0, IMAGES // BATCH)],
+        "cached": lambda: [len(images.batch(index)) for index in batch_order(IMAGES, BATCH, 0, 0, IMAGES // BATCH)],
     }

@@ -20,7 +20,7 @@ from timm.models.vision_transformer import VisionTransformer
 from peftbench.benchmarks.gates import Gate, picks
 from peftbench.core.contract import Preprocessing
 from peftbench.core.recipe import Recipe
-from peftbench.data.pixel_cache import Images
+from peftbench.data.batches import Images
 from peftbench.models.compiled import compiled
 from peftbench.models.head import Classifier, Head
 from peftbench.models.plan import Plan

@@ -25,7 +25,7 @@ from peftbench.benchmarks import forecast
 from peftbench.core.recipe import Recipe
 from peftbench.core.spec import Places, Study
 from peftbench.core.syntax import Spec
-from peftbench.data.pixel_cache import Features, Images
+from peftbench.data.batches import Features, Images
 from peftbench.errors import PluginError, RequestError
 from peftbench.models import backbone, delta
 from peftbench.models.backbone import Source

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from peftbench.core.contract import Preprocessing
 from peftbench.core.recipe import Recipe
-from peftbench.data.pixel_cache import Images, order
+from peftbench.data.batches import Images, batch_order
 from peftbench.training.loop import Learner, Task, fit
 
 IMAGES = 256
@@ -53,7 +53,7 @@ def contestants(match: Match) -> Mapping[str, Callable[[], nn.Module]]:
     pixels = match.pixels()
     labels = torch.arange(IMAGES) % match.classes
     images = Images(pixels, match.preprocessing, torch.device("cpu"))
-    plan = list(order(IMAGES, match.batch, 0, 0, match.steps))
+    plan = list(batch_order(IMAGES, match.batch, 0, 0, match.steps))
     ours, theirs = deepcopy(match.model), deepcopy(match.model)
 
     def engine() -> nn.Module:

@@ -120,7 +120,7 @@ def _variant_row(name: str) -> dict[str, Any]:
 def _dataset_row(name: str, root: Path) -> dict[str, Any]:
     """What is here and what it is; a faulty description of the user's own says what is wrong with it."""
     try:
-        here = availability.state(name, root)
+        here = availability.describe_presence(name, root)
         entry = catalogue.dataset_entry(name) if name in catalogue.dataset_names() else None
     except PeftbenchError as error:
         return {**dict.fromkeys(DATASET_COLUMNS, ""), "here": str(error)}

@@ -21,10 +21,10 @@ from peftbench.cli.progress import Bars
 from peftbench.core.contract import Part, Splits
 from peftbench.core.registry import registry
 from peftbench.data import image_scan
-from peftbench.data.audit import WHAT, Audit
+from peftbench.data.audit import DESCRIPTIONS, Audit
 from peftbench.data.availability import data_folder, open_dataset
 from peftbench.data.image_io import open_picture
-from peftbench.data.splits import honest
+from peftbench.data.splits import drop_unknown_group_key
 from peftbench.errors import MissingDataError, RequestError
 from peftbench.results.store import make_room
 
@@ -87,8 +87,8 @@ def _audit(name: str, data: Path | None, cache: Path | None) -> Audit:
     dataset = open_dataset(name)
     splits = dataset.load(data_folder(data), 0)
     with Bars(Console(stderr=True)) as bars:
-        seen = image_scan.gather(splits, cache or user_cache_path("peftbench"), None, partial(bars, f"auditing {name}"))
-    return Audit(honest(dataset.card, splits), splits, seen)
+        seen = image_scan.scan(splits, cache or user_cache_path("peftbench"), None, partial(bars, f"auditing {name}"))
+    return Audit(drop_unknown_group_key(dataset.card, splits), splits, seen)
 
 
 def _stem(name: str) -> str:
@@ -120,7 +120,7 @@ def _print_audit(found: Audit) -> None:
     for line in (*_lines(found), *found.splits.notes):
         console.print(line, markup=False)
     for kind, cases in found.found.items():
-        console.print(f"{WHAT[kind]}: {len(cases):,}", markup=False, style="bold" if cases else "dim")
+        console.print(f"{DESCRIPTIONS[kind]}: {len(cases):,}", markup=False, style="bold" if cases else "dim")
         for case in cases[:NAMED]:
             console.print(f"    {case}", markup=False)
         if len(cases) > NAMED:

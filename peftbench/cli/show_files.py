@@ -14,7 +14,7 @@ from rich.table import Table
 from peftbench.cli.progress import Bars
 from peftbench.data import download
 from peftbench.data.availability import data_folder
-from peftbench.data.sealed import is_whole
+from peftbench.data.pixel_cache import is_whole
 from peftbench.errors import RequestError
 from peftbench.storage import archives, cache, checked_json
 from peftbench.storage.cache import KINDS, Entry, Kind
@@ -25,7 +25,7 @@ console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isat
 def fetch_data(names: Sequence[str], data: Path | None, *, accept: bool, keep: bool) -> int:
     """Download every data set that may be downloaded, say what to do about the others; 1 if there were such."""
     root = data_folder(data)
-    wanted = {name: download.wanted(name, root) for name in names}
+    wanted = {name: download.remote_files(name, root) for name in names}
     for name in names:
         if wanted[name] and (terms := download.terms(name)) and not accept:
             raise RequestError(f"{name}: {terms} Run the same command with --accept-licence if you accept it.")
@@ -33,12 +33,12 @@ def fetch_data(names: Sequence[str], data: Path | None, *, accept: bool, keep: b
         if files:
             _fetch(files, keep=keep)
         else:
-            for line in download.by_hand(name, root):
+            for line in download.manual_steps(name, root):
                 _say(line)
     return 0 if all(wanted.values()) else 1
 
 
-def _fetch(files: Sequence[download.Wanted], *, keep: bool) -> None:
+def _fetch(files: Sequence[download.RemoteFile], *, keep: bool) -> None:
     for file in files:
         here = archives.place(file.target)
         if archives.is_packed(file.target) and here.is_dir():

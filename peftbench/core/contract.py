@@ -26,6 +26,7 @@ Task: TypeAlias = Literal["single", "multi_label", "ordinal"]
 Labels: TypeAlias = NDArray[np.int64]  # (n,) class indices; task multi_label: (n, classes) of 0 and 1
 Logits: TypeAlias = NDArray[np.float32]  # (n, classes)
 Images: TypeAlias = Sequence[Path] | NDArray[np.uint8]  # files, or pixels (n, height, width, 3)
+PARTS = ("train", "val", "test")  # of every data set, in the order in which they are stored
 INCOMPLETE = "Incomplete copy"  # how the note begins that every table shows
 
 

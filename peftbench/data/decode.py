@@ -52,10 +52,10 @@ def decode(
 def _open(image: Path | NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.uint8]:
     """One image as (3, size, size), whatever its mode; grey becomes three equal channels."""
     picture = open_picture(image) if isinstance(image, Path) else to_rgb(Image.fromarray(image))
-    return np.asarray(fit(picture, preprocessing)).transpose(2, 0, 1)
+    return np.asarray(to_square(picture, preprocessing)).transpose(2, 0, 1)
 
 
-def fit(picture: Image.Image, preprocessing: Preprocessing) -> Image.Image:
+def to_square(picture: Image.Image, preprocessing: Preprocessing) -> Image.Image:
     """A square picture of the network's size: squashed, or its short side fitted and the middle cut out.
 
     Raises ValueError for a picture LONGEST times as long as wide.

@@ -25,7 +25,7 @@ from pydantic import TypeAdapter
 from peftbench.core.contract import Splits
 from peftbench.data.image_io import is_dicom, open_picture
 from peftbench.data.near_duplicates import ALIKE, SIDE, SIMILAR, Thumbnails, alike, thumbnail
-from peftbench.data.splits import known_digest
+from peftbench.data.splits import cached_file_digest
 from peftbench.storage import checked_json
 
 VERSION = 1  # of what is kept
@@ -37,7 +37,7 @@ Named: TypeAlias = tuple[str, Path | NDArray[np.uint8]]  # an image and its name
 
 
 @dataclass(frozen=True)
-class Evidence:
+class ImageScan:
     """What was seen in the images: one entry of each tuple an image, in the order of `names`."""
 
     names: tuple[str, ...]
@@ -65,7 +65,7 @@ class Evidence:
         return tuple((self.names[i], self.names[j]) for i, j, correlation in self.alike if correlation <= ALIKE)
 
     @cached_property
-    def doubles(self) -> tuple[Pair, ...]:
+    def duplicates(self) -> tuple[Pair, ...]:
         """Identical or near, in pairs: what must not lie in two parts."""
         same = (pair for names in self.identical for pair in combinations(names, 2))
         return tuple(dict.fromkeys((*same, *self.near)))
@@ -84,7 +84,7 @@ class Evidence:
         return tuple(f"{name} is {kind}" for name, kind, name_says in found if kind not in ("", name_says))
 
 
-def gather(splits: Splits, cache: Path, most: int | None = None, watch: Watch | None = None) -> Evidence | None:
+def scan(splits: Splits, cache: Path, most: int | None = None, watch: Watch | None = None) -> ImageScan | None:
     """From the cache, or by reading every image, and then kept; None for more than `most` files that are not known yet.
 
     Files are known again by their names, sizes and times of change, whatever part they are in. `watch` is told how many
@@ -96,30 +96,30 @@ def gather(splits: Splits, cache: Path, most: int | None = None, watch: Watch | 
     kept = cache / "audit" / _key(images) / "evidence.json"
     found, files = _read(kept), bool(images) and isinstance(images[0][1], Path)
     if found is None and (most is None or len(images) <= most or not files):
-        found = look(images, watch if files else None)
-        checked_json.write(kept, TypeAdapter(Evidence).dump_python(found, mode="json"), kept.parent.name)
+        found = scan_images(images, watch if files else None)
+        checked_json.write(kept, TypeAdapter(ImageScan).dump_python(found, mode="json"), kept.parent.name)
     return found
 
 
-def look(images: Sequence[Named], watch: Watch | None = None) -> Evidence:
+def scan_images(images: Sequence[Named], watch: Watch | None = None) -> ImageScan:
     """Read every image once; what does not open is noted, not raised. Raises DataError for DICOM without pydicom."""
     thumbnails, facts = np.zeros((len(images), SIDE * SIDE), np.float32), list[Seen]()
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for i, (fact, grey) in enumerate(pool.map(_look, (image for _, image in images))):
+        for i, (fact, grey) in enumerate(pool.map(_scan_image, (image for _, image in images))):
             thumbnails[i] = grey
             facts.append(fact)
             if watch:
                 watch(i + 1, len(images))
     digests, sizes, formats = zip(*facts, strict=True) if facts else ((), (), ())
-    return Evidence(tuple(map(_name, images)), digests, sizes, formats, tuple(alike(thumbnails)))
+    return ImageScan(tuple(map(_name, images)), digests, sizes, formats, tuple(alike(thumbnails)))
 
 
-def _look(image: Path | NDArray[np.uint8]) -> tuple[Seen, Thumbnails]:
+def _scan_image(image: Path | NDArray[np.uint8]) -> tuple[Seen, Thumbnails]:
     """Digest, size and format of one image, and its thumbnail."""
     if isinstance(image, np.ndarray):
         picture = Image.fromarray(image)
         return (hashlib.sha256(np.ascontiguousarray(image).data).hexdigest(), picture.size, ""), thumbnail(picture)
-    digest = known_digest(image)
+    digest = cached_file_digest(image)
     try:
         picture = open_picture(image)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
@@ -152,9 +152,9 @@ def _key(images: Sequence[Named]) -> str:
     return total.hexdigest()[:24]
 
 
-def _read(file: Path) -> Evidence | None:
+def _read(file: Path) -> ImageScan | None:
     """What was kept, or None where there is nothing or it is damaged."""
     try:
-        return TypeAdapter(Evidence).validate_python(checked_json.read(file, file.parent.name))
+        return TypeAdapter(ImageScan).validate_python(checked_json.read(file, file.parent.name))
     except (OSError, ValueError):
         return None

@@ -1,40 +1,41 @@
-"""Decoded once into a memory-mapped uint8 cache (see `sealed`), made into float batches on the device."""
+"""Images decoded once into a memory-mapped uint8 cache, one entry for each set of splits and preprocessing.
+
+    pixels.npy    uint8 (n, 3, S, S): train, then val, then test
+    parts.json    labels, names and groups of every image, with the size, time and SHA-256 of pixels.npy
+    broken.json   in place of both: which images cannot be decoded
+
+An entry whose files do not match their digests is decoded again.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from jaxtyping import Float, Float32
 from numpy.typing import NDArray
-from torch import Tensor
 
-from peftbench.core.contract import Card, Preprocessing, Splits
-from peftbench.core.spec import digest
+from peftbench.core.contract import PARTS, Card, Preprocessing, Splits
 from peftbench.data.decode import decode
-from peftbench.data.sealed import is_whole, mend, read, seal
 from peftbench.data.splits import fingerprint
 from peftbench.errors import BrokenImagesError, DataError
-from peftbench.storage import cache as kept
+from peftbench.storage import cache as cache_folder
 from peftbench.storage import checked_json
 from peftbench.storage.cache import Hold
+from peftbench.storage.files import sha256_file, sha256_json
 
-PARTS = ("train", "val", "test")
-ROWS = 256  # images copied at a time
-RESIDENT = 0.25  # of a card's free memory that images may take for good
+CHUNK = 256  # images copied at a time
+SHOWN = 5  # names of broken images in an error
 
-Broken = Mapping[str, Sequence[int]]  # part -> positions of the images that do not open
-Watch = Callable[[int, int], None]  # images decoded, images in all
+Broken = Mapping[str, Sequence[int]]  # part -> positions of the images that cannot be decoded
+Progress = Callable[[int, int], None]  # images decoded, images in all
 
 
 @dataclass(frozen=True)
 class Data:
-    """A data set as decoded: pixels of all parts in one array, and what is known of each image."""
+    """A decoded data set: pixels of all parts in one array, and the label, name and group of each image."""
 
     folder: Path
     card: Card
@@ -44,21 +45,21 @@ class Data:
     labels: dict[str, NDArray[np.int64]]  # part -> (n,) or (n, labels)
     names: dict[str, list[str]]
     groups: dict[str, list[str]]
-    hold: Hold | None = field(default=None, compare=False, repr=False)  # so long it is not dropped from the cache
+    hold: Hold | None = field(default=None, compare=False, repr=False)  # keeps the entry from being evicted
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Images of each part."""
+        """The number of images in each part."""
         return {part: len(labels) for part, labels in self.labels.items()}
 
     def pixels(self, part: str) -> NDArray[np.uint8]:
-        """(n, 3, size, size), memory-mapped."""
+        """Return the images of a part, (n, 3, S, S), memory-mapped."""
         start = sum(self.sizes[p] for p in PARTS[: PARTS.index(part)])
-        whole: NDArray[np.uint8] = np.load(self.folder / "pixels.npy", mmap_mode="r")
-        return whole[start : start + self.sizes[part]]
+        pixels: NDArray[np.uint8] = np.load(self.folder / "pixels.npy", mmap_mode="r")
+        return pixels[start : start + self.sizes[part]]
 
 
-# --- the cache -------------------------------------------------------------------------------------------------------
+# --- preparing and opening -------------------------------------------------------------------------------------------
 
 
 def prepare(
@@ -68,52 +69,56 @@ def prepare(
     cache: Path,
     *,
     skip_broken: bool = False,
-    watch: Watch | None = None,
-    limit: int = kept.LIMIT,
+    progress: Progress | None = None,
+    limit: int = cache_folder.LIMIT,
 ) -> Data:
-    """Decode what is not in the cache yet, in one process at a time; then keep the cache below `limit` bytes.
+    """Return the decoded splits, decoding what is not cached yet, and evict old entries above `limit` bytes.
 
-    Raises BrokenImagesError, unless `skip_broken` leaves such images out and says so, and DataError for a full disk.
+    Of several processes one decodes and the others wait. Raises BrokenImagesError for images that cannot be decoded,
+    unless `skip_broken` leaves them out with a note, and DataError when the disk is full.
     """
     print_ = fingerprint(splits)
-    folder, facts = _place(print_, preprocessing, cache), _facts(card, splits, print_)
+    folder, facts = _entry_folder(print_, preprocessing, cache), _facts(card, splits, print_)
     hold = Hold(folder)
-    broken = _known_broken(folder, splits, preprocessing)
-    if not broken and not is_whole(folder, thorough=True):  # once a study; each of its jobs looks at size and time
-        broken = _build(card, splits, preprocessing, cache, watch)
+    broken = known_broken(folder, splits, preprocessing)
+    if not broken and not is_whole(folder, thorough=True):  # thorough once per study; its jobs check size and time
+        broken = _build(card, splits, preprocessing, cache, progress)
     if broken:
         rest = _without(splits, broken, skip=skip_broken)
-        return prepare(card, rest, preprocessing, cache, watch=watch, limit=limit)
-    kept.shrink(cache, limit)
-    if digest(read(folder)["facts"]) != digest(facts):  # the pixels are the same, but the card or a note was mended
-        mend(folder, facts)
+        return prepare(card, rest, preprocessing, cache, progress=progress, limit=limit)
+    cache_folder.shrink(cache, limit)
+    if sha256_json(read_manifest(folder)["facts"]) != sha256_json(
+        facts
+    ):  # same pixels, but the card or a note has changed
+        _write_manifest(folder, facts, read_manifest(folder)["pixels"])
     return _data(folder, hold)
 
 
-def find(print_: str, preprocessing: Preprocessing, cache: Path) -> Data:
-    """Data that `prepare` made, by their fingerprint."""
-    folder = _place(print_, preprocessing, cache)
+def open_prepared(print_: str, preprocessing: Preprocessing, cache: Path) -> Data:
+    """Return data that `prepare` has cached, by their fingerprint. Raises DataError if the entry is gone or damaged."""
+    folder = _entry_folder(print_, preprocessing, cache)
     hold = Hold(folder)
     if not is_whole(folder):
-        raise DataError(f"The decoded images in {folder} are gone or damaged; run the study again to decode them anew.")
+        raise DataError(f"The decoded images in {folder} are missing or damaged. Run the study again to rebuild them.")
     return _data(folder, hold)
 
 
-def _place(print_: str, preprocessing: Preprocessing, cache: Path) -> Path:
+def _entry_folder(print_: str, preprocessing: Preprocessing, cache: Path) -> Path:
     key = {"data": print_, "side": preprocessing.size, "by": preprocessing.interpolation, "fit": preprocessing.fit}
-    return cache / "pixels" / digest(key)[:24]
+    return cache / "pixels" / sha256_json(key)[:24]
 
 
 def _data(folder: Path, hold: Hold) -> Data:
-    facts: dict[str, Any] = read(folder)["facts"]
+    facts: dict[str, Any] = read_manifest(folder)["facts"]
     known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in facts.pop("card").items()}
     card = Card(**known)
-    shape = (-1, len(card.classes)) if card.task == "multi_label" else (-1,)  # of an empty part, too
+    shape = (-1, len(card.classes)) if card.task == "multi_label" else (-1,)  # also of an empty part
     labels = {part: np.asarray(values, np.int64).reshape(shape) for part, values in facts.pop("labels").items()}
     return Data(folder, card, notes=tuple(facts.pop("notes")), labels=labels, hold=hold, **facts)
 
 
 def _facts(card: Card, splits: Splits, print_: str) -> dict[str, Any]:
+    """Return everything about the images except their pixels, as `parts.json` holds it."""
     parts = splits.parts.items()
     return {
         "card": asdict(card),
@@ -126,45 +131,47 @@ def _facts(card: Card, splits: Splits, print_: str) -> dict[str, Any]:
     }
 
 
-# --- its files -------------------------------------------------------------------------------------------------------
+# --- decoding into an entry ------------------------------------------------------------------------------------------
 
 
-def _build(card: Card, splits: Splits, preprocessing: Preprocessing, cache: Path, watch: Watch | None) -> Broken:
-    """Make the entry of these splits, or note which of their images do not open and make the entry of the others."""
+def _build(card: Card, splits: Splits, preprocessing: Preprocessing, cache: Path, progress: Progress | None) -> Broken:
+    """Decode the splits into an entry. If some images fail, cache the others and return the positions of those."""
     print_ = fingerprint(splits)
-    folder, total = _place(print_, preprocessing, cache), sum(map(len, splits.parts.values()))
-    with kept.making(folder) as draft:
-        if is_whole(folder, thorough=True):  # another process made it while this one waited
+    folder, total = _entry_folder(print_, preprocessing, cache), sum(map(len, splits.parts.values()))
+    with cache_folder.making(folder) as draft:
+        if is_whole(folder, thorough=True):  # another process built it while this one waited
             return {}
-        pixels = _canvas(draft, total, preprocessing.size)
-        broken = _decode(splits, preprocessing, pixels, watch)
+        pixels = _allocate(draft, total, preprocessing.size)
+        broken = _decode_parts(splits, preprocessing, pixels, progress)
         pixels.flush()
         if broken:
-            _keep_the_rest(card, splits, broken, pixels, preprocessing, cache)
+            _build_rest(card, splits, broken, pixels, preprocessing, cache)
             (draft / "pixels.npy").unlink()
             checked_json.write(draft / "broken.json", broken)
         else:
             seal(draft, _facts(card, splits, print_))
-        kept.publish(draft, folder)
+        cache_folder.publish(draft, folder)
     return broken
 
 
-def _canvas(draft: Path, images: int, side: int) -> np.memmap[Any, np.dtype[np.uint8]]:
-    kept.refuse_full(draft, images * 3 * side * side)
-    made = np.lib.format.open_memmap(draft / "pixels.npy", "w+", np.uint8, (images, 3, side, side))
-    kept.reserve(draft / "pixels.npy")
-    return made
+def _allocate(draft: Path, images: int, side: int) -> np.memmap[Any, np.dtype[np.uint8]]:
+    cache_folder.refuse_full(draft, images * 3 * side * side)
+    pixels = np.lib.format.open_memmap(draft / "pixels.npy", "w+", np.uint8, (images, 3, side, side))
+    cache_folder.reserve(draft / "pixels.npy")
+    return pixels
 
 
-def _decode(splits: Splits, preprocessing: Preprocessing, out: NDArray[np.uint8], watch: Watch | None) -> Broken:
-    """Fill `out`, part after part."""
+def _decode_parts(
+    splits: Splits, preprocessing: Preprocessing, out: NDArray[np.uint8], progress: Progress | None
+) -> Broken:
+    """Fill `out` with the images of one part after another."""
     done, broken = 0, dict[str, list[int]]()
 
     def tick(images: int) -> None:
         nonlocal done
         done += images
-        if watch:
-            watch(done, len(out))
+        if progress:
+            progress(done, len(out))
 
     for name, part in splits.parts.items():
         start = done
@@ -173,32 +180,32 @@ def _decode(splits: Splits, preprocessing: Preprocessing, out: NDArray[np.uint8]
     return broken
 
 
-def _keep_the_rest(
+def _build_rest(
     card: Card, splits: Splits, broken: Broken, pixels: NDArray[np.uint8], preprocessing: Preprocessing, cache: Path
 ) -> None:
-    """The entry of the images that open, copied, so that nothing is decoded twice."""
+    """Make the entry of the images that can be decoded by copying their pixels, so that none is decoded twice."""
     starts: dict[str, int] = dict(zip(PARTS, np.cumsum([0, *map(len, splits.parts.values())]).tolist(), strict=False))
-    bad = [starts[name] + i for name, places in broken.items() for i in places]
+    bad = [starts[name] + i for name, positions in broken.items() for i in positions]
     good = np.delete(np.arange(len(pixels)), bad)
     if not len(good):
         return
     rest = _without(splits, broken, skip=True)
     print_ = fingerprint(rest)
-    folder = _place(print_, preprocessing, cache)
-    with kept.making(folder) as draft:
-        out = _canvas(draft, len(good), preprocessing.size)
-        for start in range(0, len(good), ROWS):
-            out[start : start + ROWS] = pixels[good[start : start + ROWS]]
+    folder = _entry_folder(print_, preprocessing, cache)
+    with cache_folder.making(folder) as draft:
+        out = _allocate(draft, len(good), preprocessing.size)
+        for start in range(0, len(good), CHUNK):
+            out[start : start + CHUNK] = pixels[good[start : start + CHUNK]]
         out.flush()
         seal(draft, _facts(card, rest, print_))
-        kept.publish(draft, folder)
+        cache_folder.publish(draft, folder)
 
 
-def _known_broken(folder: Path, splits: Splits, preprocessing: Preprocessing) -> Broken:
-    """The images that did not open last time, if none of them opens now: a reader may have been installed since."""
+def known_broken(folder: Path, splits: Splits, preprocessing: Preprocessing) -> Broken:
+    """Return the images listed in `broken.json` if all of them still fail; a decoder may have been installed since."""
     try:
         known: dict[str, list[int]] = checked_json.read(folder / "broken.json")
-        suspects = {name: splits.parts[name].take(places) for name, places in known.items()}
+        suspects = {name: splits.parts[name].take(positions) for name, positions in known.items()}
     except (OSError, ValueError, KeyError, IndexError):
         return {}
     still = all(len(decode(part, preprocessing)[1]) == len(part) for part in suspects.values())
@@ -206,93 +213,47 @@ def _known_broken(folder: Path, splits: Splits, preprocessing: Preprocessing) ->
 
 
 def _without(splits: Splits, broken: Broken, *, skip: bool) -> Splits:
+    """Return the splits without broken images. Raises BrokenImagesError unless `skip`, or if nothing would be left."""
     names = [splits.parts[part].names[i] for part, bad in broken.items() for i in bad]
     if not skip or len(names) == sum(map(len, splits.parts.values())):
-        shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")  # noqa: PLR2004
-        raise BrokenImagesError(
-            f"{len(names)} images do not open: {shown}. Mend them, or leave them out with --skip-broken."
-        )
+        what = "1 image" if len(names) == 1 else f"{len(names)} images"
+        shown = ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+        raise BrokenImagesError(f"Cannot decode {what}: {shown}. Fix or remove them, or pass --skip-broken.")
     kept = {n: p.take([i for i in range(len(p)) if i not in set(broken.get(n, []))]) for n, p in splits.parts.items()}
     notes = (*splits.notes, f"{len(names)} broken images left out")
     return Splits(**kept, rule=splits.rule, notes=notes, carved=splits.carved)
 
 
-# --- batches ---------------------------------------------------------------------------------------------------------
+# --- integrity of an entry -------------------------------------------------------------------------------------------
 
 
-class Images:
-    """uint8 images as float batches, standardised as the backbone wants them, in buffers that are used again.
-
-    `resident` ones go to the device whole, when the first batch is asked for, and others batch by batch.
-    """
-
-    def __init__(
-        self,
-        pixels: NDArray[np.uint8],
-        preprocessing: Preprocessing,
-        device: torch.device,
-        *,
-        resident: bool = False,
-    ) -> None:
-        self.pixels, self.device, self.resident = pixels, device, resident
-        self.mean = 255 * torch.tensor(preprocessing.mean, device=device).view(3, 1, 1)
-        self.scale = 1 / (255 * torch.tensor(preprocessing.std, device=device).view(3, 1, 1))
-        self._buffers: dict[int, tuple[NDArray[np.uint8], Tensor]] = {}
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    def batch(self, index: Sequence[int] | NDArray[np.int64] | Tensor) -> Float32[Tensor, "batch 3 side side"]:
-        """(B, 3, S, S) float32, valid until the next call with as many images."""
-        raw, made = self._buffer(len(index))
-        if self.resident:
-            chosen = self._held[torch.as_tensor(index, device=self.device)]
-            return made.copy_(chosen).sub_(self.mean).mul_(self.scale)
-        places = np.asarray(index)
-        for i in np.argsort(places, kind="stable"):  # in the order in which they lie on the disk
-            raw[i] = self.pixels[places[i]]
-        return made.copy_(torch.from_numpy(raw)).sub_(self.mean).mul_(self.scale)
-
-    @cached_property
-    def _held(self) -> Tensor:
-        return torch.from_numpy(np.array(self.pixels)).to(self.device)
-
-    def _buffer(self, images: int) -> tuple[NDArray[np.uint8], Tensor]:
-        if images not in self._buffers:
-            shape = (images, *self.pixels.shape[1:])
-            made = torch.empty(shape, dtype=torch.float32, device=self.device)
-            self._buffers[images] = np.empty(shape, np.uint8), made
-        return self._buffers[images]
+def is_whole(folder: Path, *, thorough: bool = False) -> bool:
+    """Return whether an entry matches its manifest; pixels are read if their time differs or with `thorough`."""
+    file = folder / "pixels.npy"
+    try:
+        known, now = read_manifest(folder), file.stat()
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    if now.st_size != known["pixels"]["bytes"]:
+        return False
+    if now.st_mtime_ns == known["pixels"]["time"] and not thorough:
+        return True
+    return bool(sha256_file(file) == known["pixels"]["sha256"])
 
 
-def fits(size: int, device: torch.device) -> bool:
-    """Whether that many bytes of images may lie on a card for good; a CPU has them mapped into its memory anyway."""
-    return device.type == "cuda" and size <= RESIDENT * torch.cuda.mem_get_info(device)[0]
+def seal(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Write the manifest of `pixels.npy`: the facts about its images, its size, time and SHA-256."""
+    file = folder / "pixels.npy"
+    now = file.stat()
+    pixels = {"bytes": now.st_size, "time": now.st_mtime_ns, "sha256": sha256_file(file)}
+    _write_manifest(folder, facts, pixels)
 
 
-class Features:
-    """Stored features (n, D) in place of images: what a head alone trains on."""
-
-    resident = True
-
-    def __init__(self, features: Tensor) -> None:
-        self.features = features
-
-    def __len__(self) -> int:
-        return len(self.features)
-
-    def batch(self, index: Sequence[int] | NDArray[np.int64] | Tensor) -> Float[Tensor, "batch ..."]:
-        """(B, D)."""
-        return self.features[torch.as_tensor(index, device=self.features.device)]
+def _write_manifest(folder: Path, facts: Mapping[str, Any], pixels: Mapping[str, Any]) -> None:
+    checked_json.write(folder / "parts.json", {"facts": facts, "pixels": pixels})
 
 
-def order(images: int, batch: int, seed: int, first: int, last: int) -> Iterator[NDArray[np.int64]]:
-    """The index batches of steps first..last-1, permutation after permutation, the same after a resume."""
-    for step in range(first, last):
-        places = np.arange(step * batch, (step + 1) * batch)
-        rounds = {
-            r: np.random.default_rng([seed, 7, r]).permutation(images) for r in np.unique(places // images).tolist()
-        }
-        yield np.asarray(
-            [rounds[r][i] for r, i in zip((places // images).tolist(), (places % images).tolist(), strict=True)]
-        )
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Return the manifest of an entry. Raises OSError if it is missing and ValueError if it was modified."""
+    manifest: dict[str, Any] = checked_json.read(folder / "parts.json")
+    return manifest

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from peftbench.core.contract import Card, Labels, Part, Splits
 from peftbench.errors import DataError, SplitError
+from peftbench.storage.files import sha256_file
 
 Index = NDArray[np.int64]  # positions of images
 SETTLED = 2 * 10**9  # nanoseconds after which a file cannot change again without its times telling
@@ -166,7 +167,7 @@ def crossings(parts: Mapping[str, Part], key: str) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def honest(card: Card, splits: Splits) -> Card:
+def drop_unknown_group_key(card: Card, splits: Splits) -> Card:
     """The card without its group key where every image is its own group: a copy of the set may not tell them."""
     told = any(part.groups != part.names for part in splits.parts.values())
     return card if told else replace(card, group_key="")
@@ -175,26 +176,20 @@ def honest(card: Card, splits: Splits) -> Card:
 # --- contents ------------------------------------------------------------------------------------------------------
 
 
-def file_digest(file: Path) -> str:
-    """The sha256 of a file's bytes."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def known_digest(file: Path) -> str:
-    """`file_digest`, read once a process as long as the file stays as it is. Raises DataError for one without bytes."""
+def cached_file_digest(file: Path) -> str:
+    """Return the SHA-256 of a file, read once per process while it is unchanged. Raises DataError if it is unreadable."""
     try:
         now = file.stat()
         if time.time_ns() - max(now.st_mtime_ns, now.st_ctime_ns) < SETTLED:
-            return file_digest(file)
+            return sha256_file(file)
         return _remembered(str(file), now.st_size, now.st_mtime_ns, now.st_ctime_ns, now.st_ino)
     except OSError as error:
-        raise DataError(f"{file} cannot be read ({error.strerror}); mend or remove it.") from None
+        raise DataError(f"Cannot read {file}: {error.strerror}. Fix or remove it.") from None
 
 
 @cache
 def _remembered(file: str, *_: int) -> str:
-    return file_digest(Path(file))
+    return sha256_file(Path(file))
 
 
 def fingerprint(splits: Splits) -> str:
@@ -209,4 +204,4 @@ def fingerprint(splits: Splits) -> str:
 def _contents(part: Part) -> list[str]:
     if isinstance(part.images, np.ndarray):
         return [hashlib.sha256(np.ascontiguousarray(image).data).hexdigest() for image in part.images]
-    return [known_digest(file) for file in part.images]
+    return [cached_file_digest(file) for file in part.images]

@@ -12,16 +12,15 @@ from dataclasses import replace
 
 import numpy as np
 
-from peftbench.core.contract import Card, Labels, Part, Splits
+from peftbench.core.contract import PARTS, Card, Labels, Part, Splits
 from peftbench.core.record import Variant
 from peftbench.data.splits import Index, crossings
 from peftbench.errors import SplitError
 
-PARTS = ("train", "val", "test")
 STRETCH = 1.5  # times the share asked for: where whole groups need more to hold every class, the share is refused
 
 
-def arrange(splits: Splits, variant: Variant, card: Card, pairs: Iterable[tuple[str, str]], seed: int) -> Splits:
+def apply_variant(splits: Splits, variant: Variant, card: Card, pairs: Iterable[tuple[str, str]], seed: int) -> Splits:
     """The variant of `splits`; `pairs` names images that are identical or nearly so, which `deduplicated` needs.
 
     The seed decides which images of train are kept. Raises SplitError where nothing sensible is left.
@@ -32,9 +31,9 @@ def arrange(splits: Splits, variant: Variant, card: Card, pairs: Iterable[tuple[
     if variant.splits == "deduplicated":
         splits = deduplicated(splits, key, pairs)
     if variant.shots:
-        index = few(splits.train, variant.shots, card.classes, seed)
+        index = select_shots(splits.train, variant.shots, card.classes, seed)
     elif variant.share < 1:
-        index = share(splits.train, variant.share, card.classes, seed)
+        index = select_share(splits.train, variant.share, card.classes, seed)
     else:
         return splits
     return _subset(splits, index, str(replace(variant, splits="official")), key)
@@ -104,7 +103,7 @@ def _subset(splits: Splits, index: Index, words: str, key: str) -> Splits:
     return _replaced(splits, {"train": part}, f"{splits.rule}, {words}", note, key)
 
 
-def share(part: Part, share: float, classes: Sequence[str], seed: int) -> Index:
+def select_share(part: Part, share: float, classes: Sequence[str], seed: int) -> Index:
     """Sorted positions of about `share` of a part: whole groups, every class, the classes in their proportions.
 
     A seed puts the groups in one order whatever the share, so that a smaller share lies within a larger one, and nearly
@@ -126,7 +125,7 @@ def share(part: Part, share: float, classes: Sequence[str], seed: int) -> Index:
     return np.flatnonzero(np.isin(members, order[:length]))
 
 
-def few(part: Part, images: int, classes: Sequence[str], seed: int) -> Index:
+def select_shots(part: Part, images: int, classes: Sequence[str], seed: int) -> Index:
     """Sorted positions of `images` images of each class, from as many groups as there are.
 
     A seed puts the images in one order, so that fewer shots lie within more. Raises SplitError where a class has fewer.

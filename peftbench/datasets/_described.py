@@ -34,7 +34,7 @@ class Described:
     @property
     def home(self) -> Path:
         """The folder or table that the entry names."""
-        return _own.place(self.entry.path)
+        return _own.resolve_path(self.entry.path)
 
     @property
     def _is_table(self) -> bool:
@@ -63,7 +63,7 @@ class Described:
         if self._is_table:
             found = len(table.lines_of(self.home, several=self._several))
         else:
-            found = image_files.count(self.home, ["."])
+            found = image_files.count_images(self.home, ["."])
         return Presence(found, self.entry.sizes.get("total", found))
 
     def load(self, root: Path, seed: int) -> Splits:  # noqa: ARG002  likewise
@@ -72,7 +72,7 @@ class Described:
         given = self._table(card.classes) if self._is_table else self._folder(card.classes)
         if self.entry.group:
             given = replace(given, parts={name: self._grouped(part) for name, part in given.parts.items()})
-        return _own.splits(given, card, seed)
+        return _own.make_splits(given, card, seed)
 
     def _table(self, classes: tuple[str, ...]) -> _own.Given:
         return table.read(self.home, classes, several=self._several)

@@ -9,16 +9,16 @@ from pathlib import Path
 import numpy as np
 
 from peftbench.core.catalogue import dataset_entry
-from peftbench.core.contract import INCOMPLETE, Card, Part, Presence, Splits
+from peftbench.core.contract import INCOMPLETE, PARTS, Card, Part, Presence, Splits
 from peftbench.data import image_files
-from peftbench.data.splits import crossings, known_digest
+from peftbench.data.splits import cached_file_digest, crossings
 from peftbench.errors import DataError, MissingDataError, SplitError
 from peftbench.storage import archives
 
 DEPTH = 3  # how far below root/<name> a download may have been unpacked
 
 
-def find(root: Path, name: str, needed: Sequence[str]) -> Path:
+def find_home(root: Path, name: str, needed: Sequence[str]) -> Path:
     """The folder at most DEPTH levels below `root/name` that holds every path of `needed`; the shallowest, then first.
 
     Downloads that are still packed are unpacked, one by one, until it is there. Raises MissingDataError (what is
@@ -34,13 +34,13 @@ def find(root: Path, name: str, needed: Sequence[str]) -> Path:
 
 
 def presence(root: Path, name: str, needed: Sequence[str], images: Callable[[Path], int]) -> Presence:
-    """How many of the set's images are here: `images` counts them in the folder that `find` finds."""
+    """How many of the set's images are here: `images` counts them in the folder that `find_home` finds."""
     home, _ = _seek(root / name, needed)
-    found, every = images(home) if home else 0, whole(name)
+    found, every = images(home) if home else 0, published_count(name)
     return Presence(found, every, packed=found < every and bool(_packed(root / name, needed)))
 
 
-def whole(name: str) -> int:
+def published_count(name: str) -> int:
     """The images of a complete copy."""
     entry = dataset_entry(name)
     return entry.complete or entry.sizes["total"]
@@ -50,7 +50,7 @@ def _seek(top: Path, needed: Sequence[str]) -> tuple[Path | None, str]:
     """The folder that holds all that is `needed`, or what is missing."""
     most, lack = 0, f"{top} does not exist" if not top.is_dir() else f"nothing like {needed[0]} lies within {top}"
     for folder in folders(top):
-        missing = [path for path in needed if not at(folder, path).exists()]
+        missing = [path for path in needed if not below(folder, path).exists()]
         if not missing:
             return folder, ""
         if len(needed) - len(missing) > most:
@@ -66,7 +66,7 @@ def _packed(top: Path, needed: Sequence[str]) -> list[Path]:
     return sorted(waiting, key=lambda file: archives.place(file).name not in steps)
 
 
-def listed(name: str, files: Sequence[Path]) -> list[bool]:
+def are_present(name: str, files: Sequence[Path]) -> list[bool]:
     """Which of the files that an official list names are there. Raises MissingDataError if none is."""
     there = [file.is_file() for file in files]
     if not any(there):
@@ -75,7 +75,7 @@ def listed(name: str, files: Sequence[Path]) -> list[bool]:
     return there
 
 
-def at(home: Path, path: str) -> Path:
+def below(home: Path, path: str) -> Path:
     """`path` below `home`, each folder that holds one of its own name passed: so some programs unpack an archive."""
     for step in Path(path).parts:
         home /= step
@@ -83,7 +83,9 @@ def at(home: Path, path: str) -> Path:
     return home
 
 
-def part(home: Path, files: Sequence[Path], labels: Sequence[int], groups: Sequence[str] | None = None) -> Part:
+def part_of_files(
+    home: Path, files: Sequence[Path], labels: Sequence[int], groups: Sequence[str] | None = None
+) -> Part:
     """A part of files, each named by its path relative to `home` and a group of its own unless `groups` are given."""
     names = tuple(file.relative_to(home).as_posix() for file in files)
     return Part(list(files), np.asarray(labels, np.int64), names, names if groups is None else tuple(groups))
@@ -94,7 +96,7 @@ def digests(files: Sequence[Path]) -> tuple[str, ...]:
     sizes = [_size(file) for file in files]
     times = Counter(sizes)
     return tuple(
-        f"{size} {known_digest(file)}" if times[size] > 1 else str(size)
+        f"{size} {cached_file_digest(file)}" if times[size] > 1 else str(size)
         for file, size in zip(files, sizes, strict=True)
     )
 
@@ -122,7 +124,7 @@ def assemble(
     Raises SplitError for a class without a training image.
     """
     key = card.group_key or "byte-identical picture"
-    parts = {name: parts[name] for name in ("train", "val", "test")}
+    parts = {name: parts[name] for name in PARTS}
     absent = {name: _absent(found, card.classes) for name, found in parts.items()}
     if absent["train"]:
         raise SplitError(f"{card.title}: no training image of class {', '.join(map(repr, absent['train']))}; add some.")
@@ -135,8 +137,8 @@ def size_notes(name: str, parts: Mapping[str, Part]) -> tuple[str, ...]:
     """Where the images found are fewer or others than those published, or than those that the SH-PEFT paper states."""
     entry = dataset_entry(name)
     found, published = sum(map(len, parts.values())), entry.sizes["total"]
-    if found < whole(name):
-        return (f"{INCOMPLETE}: {found} of {whole(name)} images are here.",)
+    if found < published_count(name):
+        return (f"{INCOMPLETE}: {found} of {published_count(name)} images are here.",)
     counts = {part: len(images) for part, images in parts.items()}
     if "val" not in entry.paper:  # the paper trained on what is cut off train here
         counts["train"] += counts.pop("val")

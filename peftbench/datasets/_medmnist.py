@@ -6,7 +6,6 @@ and unpacked once beside itself, so that its arrays are read from the disk as th
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -15,13 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from peftbench.core.catalogue import dataset_entry
-from peftbench.core.contract import INCOMPLETE, Part, Presence
+from peftbench.core.contract import INCOMPLETE, PARTS, Part, Presence
+from peftbench.data.download import checksum
 from peftbench.errors import DataError, MissingDataError
 from peftbench.storage import archives
 
 COLLECTION = "medmnist"
 SIDES = (28, 64, 128, 224)  # pixels
-PARTS = ("train", "val", "test")
 NO_GROUPS = "The validation split states no patient grouping: images of one patient may lie in train and val."
 
 
@@ -38,7 +37,7 @@ def sides_here(root: Path, name: str) -> tuple[int, ...]:
 
 def presence(root: Path, name: str, side: int) -> Presence:
     """All or nothing while it is packed, for it is one file; then as many images as have labels."""
-    every, folder = whole(name), archives.place(file_of(root, name, side))
+    every, folder = published_count(name), archives.place(file_of(root, name, side))
     if not folder.is_dir():
         return Presence(every if side in sides_here(root, name) else 0, every)
     with suppress(DataError):  # running it says what is wrong with it
@@ -46,7 +45,7 @@ def presence(root: Path, name: str, side: int) -> Presence:
     return Presence(0, every)
 
 
-def whole(name: str) -> int:
+def published_count(name: str) -> int:
     """The images that are published."""
     return sum(dataset_entry(COLLECTION).members[name].sizes.values())
 
@@ -54,10 +53,10 @@ def whole(name: str) -> int:
 def notes(name: str, side: int, parts: Mapping[str, Part]) -> tuple[str, ...]:
     """What a reader must know of any of these sets."""
     found = sum(map(len, parts.values()))
-    lacks = f"{INCOMPLETE}: {found} of {whole(name)} images are here."
+    lacks = f"{INCOMPLETE}: {found} of {published_count(name)} images are here."
     title = dataset_entry(COLLECTION).members[name].title
     about = (f"These are {title}'s images of {side} x {side} pixels.", NO_GROUPS)
-    return (lacks, *about) if found < whole(name) else about
+    return (lacks, *about) if found < published_count(name) else about
 
 
 def read(root: Path, name: str, side: int) -> dict[str, Part]:
@@ -75,14 +74,8 @@ def read(root: Path, name: str, side: int) -> dict[str, Part]:
     return {part: _part(folder, name, part) for part in PARTS}
 
 
-def md5(file: Path) -> str:
-    """What the package publishes."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-
-
 def _verify(file: Path) -> None:
-    if f"md5:{md5(file)}" != dataset_entry(COLLECTION).checksums[file.name]:
+    if f"md5:{checksum(file, 'md5')}" != dataset_entry(COLLECTION).checksums[file.name]:
         raise DataError(f"{file} has not the checksum that MedMNIST publishes; delete it and download it again.")
 
 

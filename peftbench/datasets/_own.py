@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from peftbench.core.contract import Card, Part, Splits
+from peftbench.core.contract import PARTS, Card, Part, Splits
 from peftbench.data import image_io
 from peftbench.data.splits import carve, join_duplicates, split
 from peftbench.datasets import _files
@@ -29,7 +29,7 @@ class Given:
     notes: tuple[str, ...] = ()
 
 
-def place(path: str) -> Path:
+def resolve_path(path: str) -> Path:
     """Where a path leads that a user wrote. Raises DataError for one that no file can have."""
     try:
         return Path(path).expanduser().resolve()
@@ -37,7 +37,7 @@ def place(path: str) -> Path:
         raise DataError(f"{path!r} is no path on this machine ({error}); mend it.") from None
 
 
-def splits(given: Given, card: Card, seed: int) -> Splits:
+def make_splits(given: Given, card: Card, seed: int) -> Splits:
     """All three parts; images of the same bytes share a group. Raises SplitError and DataError."""
     if len(card.classes) == 1 and card.task != "multi_label":
         raise DataError(f"{card.title}: every image has the label {card.classes[0]!r}; two classes or more are needed.")
@@ -76,7 +76,7 @@ def _complete(given: Mapping[str, Part], seed: int) -> tuple[dict[str, Part], st
     if "all" in given:
         whole = given["all"]
         cuts = split(whole.labels, whole.groups, SHARES, seed)
-        parts = {name: whole.take(cut) for name, cut in zip(("train", "val", "test"), cuts, strict=True)}
+        parts = {name: whole.take(cut) for name, cut in zip(PARTS, cuts, strict=True)}
         return parts, "70/10/20 stratified"
     missing = {"val": VAL_SHARE, "test": TEST_SHARE}
     parts, rule = dict(given), "as given"

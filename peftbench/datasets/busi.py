@@ -38,13 +38,13 @@ class Busi:
 
     def load(self, root: Path, seed: int) -> Splits:
         """Group near duplicates, then split; raises MissingDataError and BrokenImagesError."""
-        home = _files.find(root, NAME, self.card.classes)
+        home = _files.find_home(root, NAME, self.card.classes)
         by_class = [_images(home / label) for label in self.card.classes]
         files = [file for one_class in by_class for file in one_class]
         labels = [label for label, one_class in enumerate(by_class) for _ in one_class]
         same, pairs = _files.digests(files), near_duplicates(files)
         names = [file.relative_to(home).as_posix() for file in files]
-        whole = _files.part(home, files, labels, join_duplicates(same, join_pairs(pairs, names)))
+        whole = _files.part_of_files(home, files, labels, join_duplicates(same, join_pairs(pairs, names)))
         cuts = split(whole.labels, whole.groups, tuple(SHARES.values()), seed)
         parts = {name: whole.take(cut) for name, cut in zip(SHARES, cuts, strict=True)}
         rule = f"70/10/20 stratified, grouped by {self.card.group_key}"

@@ -23,7 +23,7 @@ NEEDED = ("train.json", "test.json", "train", "test")
 VAL_SHARE = 0.1
 
 
-class Entry(BaseModel):
+class ListedImage(BaseModel):
     """An image of a list; the pathologists' three opinions beside it are not used."""
 
     model_config = ConfigDict(strict=True, extra="ignore")
@@ -48,7 +48,7 @@ class Chaoyang:
 
     def load(self, root: Path, seed: int) -> Splits:
         """Read the lists; raises MissingDataError, DataError for a list that cannot be used."""
-        home = _files.find(root, NAME, NEEDED)
+        home = _files.find_home(root, NAME, NEEDED)
         train, test = (_part(home, part, len(self.card.classes)) for part in ("train", "test"))
         train, val = carve(train, VAL_SHARE, seed)
         parts = {"train": train, "val": val, "test": test}
@@ -64,15 +64,15 @@ def slide(name: str) -> str:
 def _part(home: Path, part: str, classes: int) -> Part:
     """The images of a list that are there."""
     entries = _entries(home / f"{part}.json", classes)
-    there = _files.listed(NAME, [home / entry.name for entry in entries])
+    there = _files.are_present(NAME, [home / entry.name for entry in entries])
     found = [entry for entry, is_there in zip(entries, there, strict=True) if is_there]
     files, labels = [home / entry.name for entry in found], [entry.label for entry in found]
-    return _files.part(home, files, labels, [slide(entry.name) for entry in found])
+    return _files.part_of_files(home, files, labels, [slide(entry.name) for entry in found])
 
 
-def _entries(file: Path, classes: int) -> list[Entry]:
+def _entries(file: Path, classes: int) -> list[ListedImage]:
     try:
-        entries = TypeAdapter(list[Entry]).validate_json(file.read_bytes())
+        entries = TypeAdapter(list[ListedImage]).validate_json(file.read_bytes())
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 from peftbench.core.catalogue import dataset_card
-from peftbench.core.contract import Card, Part, Presence, Splits
+from peftbench.core.contract import PARTS, Card, Part, Presence, Splits
 from peftbench.data import image_files
 from peftbench.data.splits import carve, join_duplicates
 from peftbench.datasets import _files
@@ -35,11 +35,11 @@ class ChestXray:
 
     def presence(self, root: Path) -> Presence:
         """Images of train and test, and of the Kaggle copy's val."""
-        return _files.presence(root, NAME, NEEDED, lambda home: image_files.count(home, ("train", "val", "test")))
+        return _files.presence(root, NAME, NEEDED, lambda home: image_files.count_images(home, PARTS))
 
     def load(self, root: Path, seed: int) -> Splits:
         """Read labels and patients from the names; raises MissingDataError, DataError for a name without a label."""
-        home = _files.find(root, NAME, NEEDED)
+        home = _files.find_home(root, NAME, NEEDED)
         extra = image_files.images_in(home / "val")
         train, test = _parts(home, image_files.images_in(home / "train") + extra, image_files.images_in(home / "test"))
         train, val = carve(train, VAL_SHARE, seed)
@@ -74,7 +74,7 @@ def _parts(home: Path, train: list[Path], test: list[Path]) -> tuple[Part, Part]
     files = train + test
     facts = [label_and_patient(file.relative_to(home).as_posix()) for file in files]
     groups = join_duplicates(_files.digests(files), [patient for _, patient in facts])
-    whole = _files.part(home, files, [label for label, _ in facts], groups)
+    whole = _files.part_of_files(home, files, [label for label, _ in facts], groups)
     return whole.take(range(len(train))), whole.take(range(len(train), len(files)))
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from peftbench.core.catalogue import dataset_card
-from peftbench.core.contract import Card, Part, Presence, Splits
+from peftbench.core.contract import PARTS, Card, Part, Presence, Splits
 from peftbench.data import image_files
 from peftbench.datasets import _files
 
@@ -35,12 +35,14 @@ class CovidCT:
 
     def presence(self, root: Path) -> Presence:
         """Images of both classes."""
-        return _files.presence(root, NAME, self._needed, lambda home: image_files.count(home, ["Images-processed"]))
+        return _files.presence(
+            root, NAME, self._needed, lambda home: image_files.count_images(home, ["Images-processed"])
+        )
 
     def load(self, root: Path, seed: int) -> Splits:  # noqa: ARG002  the split is official
         """Read the lists; raises MissingDataError also when of a list no image is there."""
-        home = _files.find(root, NAME, self._needed)
-        parts = {name: _part(home, name, self.card.classes) for name in ("train", "val", "test")}
+        home = _files.find_home(root, NAME, self._needed)
+        parts = {name: _part(home, name, self.card.classes) for name in PARTS}
         notes = (*_files.size_notes(NAME, parts), *_unlisted(home, parts))
         return _files.assemble(parts, self.card, "official", notes)
 
@@ -59,9 +61,9 @@ def _part(home: Path, name: str, classes: tuple[str, ...]) -> Part:
     """The images of a part's two lists that are there."""
     listed = [(file, label) for label, kind in enumerate(classes) for file in _listed(home, name, kind)]
     files = [_renamed(file) for file, _ in listed]
-    there = np.flatnonzero(_files.listed(NAME, files)).tolist()
+    there = np.flatnonzero(_files.are_present(NAME, files)).tolist()
     papers = [source_paper(listed[i][0]) for i in there]
-    return _files.part(home, [files[i] for i in there], [listed[i][1] for i in there], papers)
+    return _files.part_of_files(home, [files[i] for i in there], [listed[i][1] for i in there], papers)
 
 
 def _renamed(file: Path) -> Path:
@@ -72,14 +74,14 @@ def _renamed(file: Path) -> Path:
 
 def _listed(home: Path, name: str, label: str) -> list[Path]:
     list_file = Path("Data-split", label, f"{name}CT_{label}.txt")
-    _files.listed(NAME, [home / list_file])
+    _files.are_present(NAME, [home / list_file])
     lines = (home / list_file).read_text(encoding="utf-8").splitlines()
-    folder = _files.at(home, f"Images-processed/CT_{label}")
+    folder = _files.below(home, f"Images-processed/CT_{label}")
     return [folder / line.strip() for line in lines if line.strip()]
 
 
 def _unlisted(home: Path, parts: Mapping[str, Part]) -> tuple[str, ...]:
-    others = image_files.count(home, ["Images-processed"]) - sum(map(len, parts.values()))
+    others = image_files.count_images(home, ["Images-processed"]) - sum(map(len, parts.values()))
     return (f"{others} images stand in no official list and are left out.",) if others > 0 else ()
 
 

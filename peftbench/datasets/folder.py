@@ -28,7 +28,7 @@ class Folder:
     @property
     def home(self) -> Path:
         """The folder itself."""
-        return _own.place(self.path)
+        return _own.resolve_path(self.path)
 
     @property
     def card(self) -> Card:
@@ -49,7 +49,7 @@ class Folder:
         SplitError (a class that training lacks).
         """
         card = self.card
-        return _own.splits(read(self.home, card.classes), card, seed)
+        return _own.make_splits(read(self.home, card.classes), card, seed)
 
 
 def classes_of(home: Path) -> tuple[str, ...]:
@@ -69,7 +69,7 @@ def read(home: Path, classes: tuple[str, ...]) -> _own.Given:
     folders, ignored = _layout(home)
     beside = (f"Folders beside the parts are left out: {len(ignored)}.",) if ignored else ()
     of_classes = [folder / label for folder in folders.values() for label in classes]
-    notes = (*beside, *image_files.left_out(of_classes), *_doubted(of_classes))
+    notes = (*beside, *image_files.other_files(of_classes), *_doubted(of_classes))
     given = _own.Given(classes, {name: _part(home, folder, classes) for name, folder in folders.items()}, notes)
     return _own.patients_kept(given) if key_of(home) else given
 
@@ -123,7 +123,7 @@ def _classes(folders: Mapping[str, Path]) -> tuple[str, ...]:
 def _part(home: Path, folder: Path, classes: tuple[str, ...]) -> Part:
     by_class = [_images(folder / label) for label in classes]
     files = [file for one_class in by_class for file in one_class]
-    return _files.part(home, files, [label for label, one_class in enumerate(by_class) for _ in one_class])
+    return _files.part_of_files(home, files, [label for label, one_class in enumerate(by_class) for _ in one_class])
 
 
 def _images(folder: Path) -> list[Path]:

@@ -41,11 +41,11 @@ class Limuc:
 
     def presence(self, root: Path) -> Presence:
         """Images of all grades."""
-        return _files.presence(root, NAME, self._needed, lambda home: image_files.count(home, (TRAIN, TEST)))
+        return _files.presence(root, NAME, self._needed, lambda home: image_files.count_images(home, (TRAIN, TEST)))
 
     def load(self, root: Path, seed: int) -> Splits:
         """Read grades from folders, patients from names; raises MissingDataError and DataError."""
-        home = _files.find(root, NAME, self._needed)
+        home = _files.find_home(root, NAME, self._needed)
         whole, test = (_part(home, folder, self.card.classes) for folder in (TRAIN, TEST))
         lists = _fold(root / NAME, seed % FOLDS)
         train, val = _held_out(whole, lists) if lists else carve(whole, 1 / FOLDS, seed)
@@ -64,10 +64,10 @@ def patient(name: str) -> str:
 
 
 def _part(home: Path, folder: str, classes: tuple[str, ...]) -> Part:
-    by_class = [image_files.images_in(_files.at(home, f"{folder}/{label}")) for label in classes]
+    by_class = [image_files.images_in(_files.below(home, f"{folder}/{label}")) for label in classes]
     files = [file for one_class in by_class for file in one_class]
     labels = [label for label, one_class in enumerate(by_class) for _ in one_class]
-    return _files.part(home, files, labels, [patient(file.name) for file in files])
+    return _files.part_of_files(home, files, labels, [patient(file.name) for file in files])
 
 
 def _fold(top: Path, number: int) -> Path | None:

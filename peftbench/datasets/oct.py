@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 from peftbench.core.catalogue import dataset_card
-from peftbench.core.contract import Card, Part, Presence, Splits
+from peftbench.core.contract import PARTS, Card, Part, Presence, Splits
 from peftbench.data import image_files
 from peftbench.data.splits import carve
 from peftbench.datasets import _files, _medmnist
@@ -44,7 +44,7 @@ class Oct:
         if _stands_in(root):
             parts = _medmnist.read(root, COPY, COPY_SIDE)
             return _files.assemble(parts, self.card, "official (OCTMNIST)", _medmnist.notes(COPY, COPY_SIDE, parts))
-        home = _files.find(root, NAME, NEEDED)
+        home = _files.find_home(root, NAME, NEEDED)
         train, test, more = (_part(home, part) for part in ("train", "test", "val"))
         train, val = carve(train, VAL_SHARE, seed)
         parts = {"train": train, "val": val, "test": test.joined(more)}
@@ -54,7 +54,7 @@ class Oct:
 
 
 def _release(root: Path) -> Presence:
-    return _files.presence(root, NAME, NEEDED, lambda home: image_files.count(home, ("train", "val", "test")))
+    return _files.presence(root, NAME, NEEDED, lambda home: image_files.count_images(home, PARTS))
 
 
 def _stands_in(root: Path) -> bool:
@@ -72,10 +72,10 @@ def patient(name: str) -> str:
 
 
 def _part(home: Path, part: str) -> Part:
-    by_class = [image_files.images_in(_files.at(home, f"{part}/{label}")) for label in FOLDERS]
+    by_class = [image_files.images_in(_files.below(home, f"{part}/{label}")) for label in FOLDERS]
     files = [file for one_class in by_class for file in one_class]
     labels = [label for label, one_class in enumerate(by_class) for _ in one_class]
-    return _files.part(home, files, labels, [patient(file.name) for file in files])
+    return _files.part_of_files(home, files, labels, [patient(file.name) for file in files])
 
 
 plugin = Oct()

@@ -47,7 +47,7 @@ class Table:
     @property
     def file(self) -> Path:
         """The table itself."""
-        return _own.place(self.path)
+        return _own.resolve_path(self.path)
 
     @property
     def card(self) -> Card:
@@ -69,7 +69,7 @@ class Table:
         SplitError (a class that training lacks).
         """
         card = self.card
-        return _own.splits(read(self.file, card.classes), card, seed)
+        return _own.make_splits(read(self.file, card.classes), card, seed)
 
 
 def lines_of(file: Path, *, several: bool = False) -> list[Line]:

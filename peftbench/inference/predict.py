@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from peftbench.core.contract import Part, Preprocessing
 from peftbench.core.spec import Places
 from peftbench.data import image_files
+from peftbench.data.batches import Images
 from peftbench.data.decode import decode
-from peftbench.data.pixel_cache import Images
 from peftbench.errors import BrokenImagesError, DeltaError, RequestError
 from peftbench.models import backbone, delta
 from peftbench.models.head import Classifier, Head

@@ -126,7 +126,7 @@ def _all(root: Path) -> tuple[list[str], list[str]]:
 
 def _medmnist(root: Path) -> tuple[list[str], list[str]]:
     """Those of the twelve whose files are here, each at its largest size."""
-    if not (here := availability.of_collection(root)):
+    if not (here := availability.collection_specs(root)):
         how = catalogue.dataset_entry(availability.COLLECTION).how_to_get
         raise MissingDataError(f"No set of MedMNIST+ lies under {root / availability.COLLECTION}. {how}")
     return list(here), [f"medmnist = {len(here)} of the 12 sets, those that are here."]
@@ -134,7 +134,7 @@ def _medmnist(root: Path) -> tuple[list[str], list[str]]:
 
 def _every(root: Path) -> tuple[list[str], list[str]]:
     """Every real set that is complete here; the phantoms if there is none."""
-    here = availability.everything(root)
+    here = availability.complete_datasets(root)
     return (list(here), [f"every = {len(here)} data sets, those that are here."]) if here else _all(root)
 
 

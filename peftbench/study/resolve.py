@@ -19,7 +19,7 @@ from peftbench.data import audit, image_scan, pixel_cache, subsets
 from peftbench.data.augmentation import policy_name
 from peftbench.data.availability import open_dataset
 from peftbench.data.pixel_cache import Data
-from peftbench.data.splits import honest
+from peftbench.data.splits import drop_unknown_group_key
 from peftbench.errors import DataError, RequestError, SplitError
 from peftbench.models import backbone
 from peftbench.models.backbone import Source
@@ -115,7 +115,7 @@ def _lacking(tables: Mapping[Where, Data]) -> Iterator[str]:
 def _leaks(tables: Mapping[Where, Data], places: Places) -> list[str]:
     """What the audit found on each data set, in a sentence: on the cut that leaves the most in."""
     fullest = {name: data for (name, *_), data in sorted(tables.items(), key=lambda item: item[1].sizes["train"])}
-    found = {name: audit.sentence(audit.recall(places.cache, data.fingerprint)) for name, data in fullest.items()}
+    found = {name: audit.warning(audit.load_counts(places.cache, data.fingerprint)) for name, data in fullest.items()}
     return [f"{name}: {said}. `peftbench data check {name}` says which." for name, said in found.items() if said]
 
 
@@ -139,13 +139,13 @@ def load(  # noqa: PLR0913 - what decides the data
     """A data set's images, audited and decoded for a backbone. Raises DataError with what to do."""
     dataset = open_dataset(name)
     splits = dataset.load(places.data, seed)
-    card = honest(dataset.card, splits)
+    card = drop_unknown_group_key(dataset.card, splits)
     _refuse_foreign_bytes([name, *card.classes])
     if recipe.name == "paper" and splits.carved:
         splits = _whole_train(splits)
-    most = None if variant.splits == "deduplicated" else audit.MOST
-    seen = image_scan.gather(splits, places.cache, most, partial(watch, f"auditing {name}") if watch else None)
-    splits = subsets.arrange(splits, variant, card, seen.doubles if seen else (), seed)
+    most = None if variant.splits == "deduplicated" else audit.MAX_FILES
+    seen = image_scan.scan(splits, places.cache, most, partial(watch, f"auditing {name}") if watch else None)
+    splits = subsets.apply_variant(splits, variant, card, seen.duplicates if seen else (), seed)
     _refuse_missing_classes(name, splits, card)
     data = pixel_cache.prepare(
         card,
@@ -153,10 +153,10 @@ def load(  # noqa: PLR0913 - what decides the data
         source.preprocessing,
         places.cache,
         skip_broken=skip_broken,
-        watch=partial(watch, f"decoding {name}") if watch else None,
+        progress=partial(watch, f"decoding {name}") if watch else None,
         limit=places.cache_limit,
     )
-    audit.remember(places.cache, data.fingerprint, audit.Audit(card, splits, seen).counts)
+    audit.save_counts(places.cache, data.fingerprint, audit.Audit(card, splits, seen).counts)
     return data
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from peftbench.core.recipe import Recipe
-from peftbench.data.pixel_cache import Features
+from peftbench.data.batches import Features
 from peftbench.models.gradient_probe import GradientProbe
 from peftbench.models.head import Classifier
 from peftbench.models.method import Method

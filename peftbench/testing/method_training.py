@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from peftbench.data.pixel_cache import Features
+from peftbench.data.batches import Features
 from peftbench.testing.findings import Skipped, demand
 from peftbench.testing.fixture import Carried, Scene, Trained, differing, listed, relative
 from peftbench.training.loop import forward

@@ -19,7 +19,8 @@ from peftbench.core.record import Counts, Record
 from peftbench.core.registry import registry
 from peftbench.core.spec import Job, Places, digest
 from peftbench.data import augmentation, pixel_cache
-from peftbench.data.pixel_cache import Data, Features, Images, fits
+from peftbench.data.batches import Features, Images, fits_on_device
+from peftbench.data.pixel_cache import Data
 from peftbench.errors import PeftbenchError, StoreError
 from peftbench.models import backbone, delta
 from peftbench.models.compiled import compiled
@@ -215,7 +216,7 @@ def make_method(job: Job) -> Method:
 
 def _data(job: Job, places: Places) -> Data:
     """The decoded images; what is said of them is the job's, for another cut or name may have the same images."""
-    found = pixel_cache.find(job.fingerprint, job.preprocessing, places.cache)
+    found = pixel_cache.open_prepared(job.fingerprint, job.preprocessing, places.cache)
     card, notes = job.about or (found.card, found.notes)
     return replace(found, card=card, notes=notes, rule=job.split)
 
@@ -228,12 +229,12 @@ def _task(job: Job, places: Places, data: Data, pieces: int) -> Task:
     """Images and labels; a trial never holds test, and where memory was wanting once the images come batch by batch."""
     device = torch.device(places.device)
     pixels = {part: data.pixels(part) for part, size in data.sizes.items() if size}
-    resident = pieces == 1 and fits(sum(raw.nbytes for raw in pixels.values()), device)
+    resident = pieces == 1 and fits_on_device(sum(raw.nbytes for raw in pixels.values()), device)
     images = {part: Images(raw, job.preprocessing, device, resident=resident) for part, raw in pixels.items()}
     seen = ("val",) if job.role == "trial" else ("val", "test")
     parts = {part: (images[part], data.labels[part]) for part in seen if part in images}
     labels = torch.from_numpy(data.labels["train"]).to(device)
-    augment = augmentation.make(job.recipe.augmentation, job.policy, job.preprocessing)
+    augment = augmentation.augmentation_for(job.recipe.augmentation, job.policy, job.preprocessing)
     return Task(images["train"], labels, parts, len(data.card.classes), augment)
 
 

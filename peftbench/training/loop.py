@@ -22,7 +22,7 @@ from peftbench.core.contract import Logits
 from peftbench.core.recipe import Recipe
 from peftbench.core.registry import registry
 from peftbench.data.augmentation import Augment
-from peftbench.data.pixel_cache import order
+from peftbench.data.batches import batch_order
 from peftbench.errors import DivergedError, JobError
 from peftbench.models.plan import Callback
 from peftbench.training.optimizer import (
@@ -187,7 +187,7 @@ def _train(  # noqa: PLR0913 - likewise
     first, until = span
     total, seen = None, 0
     learner.model.train()
-    plan = np.stack(list(order(len(task.train), recipe.batch, seed, first, until)))
+    plan = np.stack(list(batch_order(len(task.train), recipe.batch, seed, first, until)))
     there = torch.from_numpy(plan).to(task.labels.device)  # at once: a copy for each step would wait for the card
     for step, index, place in zip(range(first, until), plan, there, strict=True):
         torch.manual_seed(1_000_003 * seed + step)  # dropout and the like: the same after a resume

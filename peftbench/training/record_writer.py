@@ -73,8 +73,8 @@ def make_record(job: Job, places: Places, data: Data, outcome: Outcome | str, se
             notes=[*data.notes, *_about_groups(data)],
             variant=job.variant,
             test=digest([data.names["test"], data.labels["test"].tolist()])[:16],
-            balance={part: audit.balance(labels, len(data.card.classes)) for part, labels in data.labels.items()},
-            audit=audit.recall(places.cache, data.fingerprint),
+            balance={part: audit.class_counts(labels, len(data.card.classes)) for part, labels in data.labels.items()},
+            audit=audit.load_counts(places.cache, data.fingerprint),
         ),
         "backbone": BackboneFacts(
             name=job.backbone.removesuffix("@random"),

@@ -21,7 +21,7 @@ from peftbench.training.record_writer import make_record
 from tests import studies
 from tests.studies import call
 
-CLEAN = dict.fromkeys(audit.WHAT, 0)
+CLEAN = dict.fromkeys(audit.DESCRIPTIONS, 0)
 
 
 def save(file: Path, seed: int, kind: str = "PNG") -> Path:
@@ -46,7 +46,7 @@ def images(tmp_path: Path) -> Path:
 def check(images: Path, cache: Path) -> Audit:
     dataset = open_dataset(f"folder:{images}")
     splits = dataset.load(Path(), 0)
-    return Audit(dataset.card, splits, image_scan.gather(splits, cache))
+    return Audit(dataset.card, splits, image_scan.scan(splits, cache))
 
 
 # --- what is found ---------------------------------------------------------------------------------------------------
@@ -57,7 +57,7 @@ def test_clean_images_are_left_in_peace(images: Path, tmp_path: Path) -> None:
     assert found.counts == CLEAN
     assert found.balance == {"train": [5, 5], "val": [3, 3], "test": [4, 4]}
     assert found.sizes == ((80, 64), (80, 64))
-    assert audit.sentence(found.counts) == ""
+    assert audit.warning(found.counts) == ""
 
 
 def test_a_file_in_two_parts_and_two_classes(images: Path, tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ def test_a_file_in_two_parts_and_two_classes(images: Path, tmp_path: Path) -> No
     across = {"identical_across_parts", "near_pairs_across_parts"}
     assert found.counts == CLEAN | dict.fromkeys(kinds | across, 1)
     assert found.found["identical"] == ("test/malignant/copy.png (test) = train/benign/0.png (train)",)
-    assert audit.sentence(found.counts).startswith("the audit found groups that lie in several parts: 1; sets of")
+    assert audit.warning(found.counts).startswith("the audit found groups that lie in several parts: 1; sets of")
 
 
 def test_a_file_three_times_is_one_set_and_three_pairs(images: Path, tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_of_a_subset_only_what_lies_in_it_counts(images: Path, tmp_path: Path) -
     found = check(images, tmp_path)
     parts = found.splits.parts
     fewer = Splits(parts["train"].take(range(1, 10)), parts["val"], parts["test"], "fewer")
-    assert Audit(found.card, fewer, found.evidence).counts == CLEAN
+    assert Audit(found.card, fewer, found.scan).counts == CLEAN
 
 
 def test_without_evidence_labels_and_groups_still_tell(images: Path, tmp_path: Path) -> None:
@@ -125,9 +125,9 @@ def splits_of(images: Path) -> Splits:
 
 
 def test_images_are_read_once(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = image_scan.gather(splits_of(images), tmp_path / "cache")
-    monkeypatch.setattr(image_scan, "look", lambda *_: pytest.fail("an image was read again"))
-    assert image_scan.gather(splits_of(images), tmp_path / "cache") == first
+    first = image_scan.scan(splits_of(images), tmp_path / "cache")
+    monkeypatch.setattr(image_scan, "scan_images", lambda *_: pytest.fail("an image was read again"))
+    assert image_scan.scan(splits_of(images), tmp_path / "cache") == first
 
 
 def test_a_changed_image_is_looked_at_again(images: Path, tmp_path: Path) -> None:
@@ -148,12 +148,12 @@ def test_a_damaged_cache_is_mended(images: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("key", ["digests", "names", "alike"])
 def test_evidence_that_was_changed_is_gathered_anew(key: str, images: Path, tmp_path: Path) -> None:
-    first = image_scan.gather(splits_of(images), tmp_path)
+    first = image_scan.scan(splits_of(images), tmp_path)
     (file,) = (tmp_path / "audit").glob("*/evidence.json")
     told = json.loads(file.read_text())
     told["value"][key] = [[0, 999, 0.999]] if key == "alike" else ["a"] * len(told["value"][key])
     file.write_text(json.dumps(told))
-    assert image_scan.gather(splits_of(images), tmp_path) == first
+    assert image_scan.scan(splits_of(images), tmp_path) == first
 
 
 def test_evidence_is_its_owners_only(images: Path, tmp_path: Path) -> None:
@@ -163,9 +163,9 @@ def test_evidence_is_its_owners_only(images: Path, tmp_path: Path) -> None:
 
 
 def test_many_files_are_read_only_when_asked(images: Path, tmp_path: Path) -> None:
-    assert image_scan.gather(splits_of(images), tmp_path, most=23) is None
-    assert image_scan.gather(splits_of(images), tmp_path, most=24) is not None
-    assert image_scan.gather(splits_of(images), tmp_path, most=23) is not None  # known by now
+    assert image_scan.scan(splits_of(images), tmp_path, most=23) is None
+    assert image_scan.scan(splits_of(images), tmp_path, most=24) is not None
+    assert image_scan.scan(splits_of(images), tmp_path, most=23) is not None  # known by now
 
 
 # --- in a run --------------------------------------------------------------------------------------------------------
@@ -176,7 +176,7 @@ def test_a_run_tells_and_its_record_holds_counts_and_names_no_image(images: Path
     found = resolve(studies.small(images, methods=("majority",)), studies.places(tmp_path))
     assert f"`peftbench data check folder:{images}` says which." in found.says[-1]
     job, where = found.drafts[0].job, studies.places(tmp_path)
-    data = pixel_cache.find(job.fingerprint, job.preprocessing, where.cache)
+    data = pixel_cache.open_prepared(job.fingerprint, job.preprocessing, where.cache)
     record = make_record(job, where, data, "stopped before it began", 0.0, 0)
     assert record.data.audit["contradicting_pairs"] == 1
     assert record.data.balance["test"] == [4, 5]
@@ -234,7 +234,7 @@ def real(name: str, root: Path, cache: Path) -> Audit:
         splits = dataset.load(root, 0)
     except MissingDataError as error:
         pytest.skip(str(error))
-    return Audit(dataset.card, splits, image_scan.gather(splits, cache))
+    return Audit(dataset.card, splits, image_scan.scan(splits, cache))
 
 
 def test_busi_has_one_image_with_two_labels(data_root: Path, tmp_path: Path) -> None:

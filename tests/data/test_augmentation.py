@@ -15,7 +15,7 @@ from torch import Tensor
 from peftbench.core import catalogue
 from peftbench.core.contract import Card, Preprocessing
 from peftbench.data import augmentation
-from peftbench.data.augmentation import POLICIES, Policy, light, make, medical, policy, policy_name
+from peftbench.data.augmentation import POLICIES, Policy, augmentation_for, light, medical, policy, policy_name
 from peftbench.training.job import run
 from tests import studies
 
@@ -32,7 +32,7 @@ def changed(batch: Tensor, how: Policy, preprocessing: Preprocessing = PLAIN, st
 
 
 def test_none_is_none() -> None:
-    assert make("none", "", PLAIN) is None
+    assert augmentation_for("none", "", PLAIN) is None
 
 
 def test_light_moves_and_mirrors_each_image_for_itself() -> None:
@@ -178,11 +178,11 @@ def test_an_x_ray_is_never_upside_down_and_a_ct_never_coloured() -> None:
 
 def test_make_gives_what_was_asked_for() -> None:
     batch = torch.rand(4, 3, 16, 16)
-    made = make("medical", "ct with sides", PLAIN)
+    made = augmentation_for("medical", "ct with sides", PLAIN)
     assert made is not None
     wanted = medical(batch, 1, 2, policy=policy("ct with sides"), preprocessing=PLAIN)
     assert torch.equal(made(batch, 1, 2), wanted)
-    assert make("light", "", PLAIN) is augmentation.light
+    assert augmentation_for("light", "", PLAIN) is augmentation.light
 
 
 # --- in a study ------------------------------------------------------------------------------------------------------

@@ -36,14 +36,14 @@ def group(word: str, tmp_path: Path, root: Path) -> tuple[tuple[str, ...], str]:
 
 @pytest.mark.parametrize(("images", "state"), [(1000, "complete"), (100, "incomplete (300 of 780)"), (0, "no")])
 def test_a_copy_is_complete_incomplete_or_not_here(images: int, state: str, tmp_path: Path) -> None:
-    assert availability.state("busi", busi(tmp_path, images)) == state
+    assert availability.describe_presence("busi", busi(tmp_path, images)) == state
 
 
 def test_a_copy_that_is_still_packed_says_so_and_counts_once_unpacked(tmp_path: Path) -> None:
     home = busi(tmp_path, 1000) / "busi"
     shutil.make_archive(str(home / "Dataset_BUSI_with_GT"), "zip", home, "Dataset_BUSI_with_GT")
     shutil.rmtree(home / "Dataset_BUSI_with_GT")
-    assert availability.state("busi", tmp_path) == "packed, unpacked when first used"
+    assert availability.describe_presence("busi", tmp_path) == "packed, unpacked when first used"
     assert not (home / "Dataset_BUSI_with_GT").exists()
 
 
@@ -55,7 +55,7 @@ def test_what_is_packed_is_unpacked_to_learn_whether_it_is_complete(tmp_path: Pa
     shutil.make_archive(str(home / "ChestXRay2017"), "zip", home, "chest_xray")
     shutil.rmtree(home / "chest_xray")
     assert not availability.is_complete("chest_xray", tmp_path)
-    assert availability.state("chest_xray", tmp_path) == "incomplete (2 of 5,840)"
+    assert availability.describe_presence("chest_xray", tmp_path) == "incomplete (2 of 5,840)"
 
 
 def test_all_leaves_an_incomplete_copy_out_and_says_so(tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_medmnist_means_those_of_the_twelve_that_are_here(tmp_path: Path, monkey
         group("medmnist", tmp_path, tmp_path / "data")
     write_set(tmp_path / "data", "breastmnist", 64, monkeypatch)
     assert group("medmnist", tmp_path, tmp_path / "data")[0] == ("medmnist:breastmnist[size=64]",)
-    assert availability.state("medmnist", tmp_path / "data") == "1 of 12"
+    assert availability.describe_presence("medmnist", tmp_path / "data") == "1 of 12"
 
 
 def test_every_means_all_real_sets_that_are_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,10 +137,9 @@ def test_a_faulty_description_does_not_hide_the_others(
 
 def test_what_is_here_is_told_without_torch() -> None:
     code = (
-        "from peftbench.data.availability import state; import sys; from pathlib import Path; state('oct', Path('x')); "
-    )
-    code += (
-        "state('medmnist', Path('x')); print([m for m in ('torch', 'pandas', 'scipy', 'medmnist') if m in sys.modules])"
+        "import sys; from pathlib import Path; from peftbench.data.availability import describe_presence; "
+        "[describe_presence(name, Path('x')) for name in ('oct', 'medmnist')]; "
+        "print([m for m in ('torch', 'pandas', 'scipy', 'medmnist') if m in sys.modules])"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from peftbench.cli.show_files import fetch_data
 from peftbench.core import catalogue
 from peftbench.data import download
-from peftbench.data.download import Wanted
+from peftbench.data.download import RemoteFile
 from peftbench.errors import DataError, RequestError
 from peftbench.storage import archives
 from tests.studies import call
@@ -83,8 +84,8 @@ def digest(content: bytes = CONTENT, kind: str = "sha256") -> str:
     return f"{kind}:{hashlib.new(kind, content).hexdigest()}"
 
 
-def file(server: Server, folder: Path, name: str = "x.bin") -> Wanted:
-    return Wanted(server.url(name), folder / "set" / name, digest(server.content), len(server.content))
+def file(server: Server, folder: Path, name: str = "x.bin") -> RemoteFile:
+    return RemoteFile(server.url(name), folder / "set" / name, digest(server.content), len(server.content))
 
 
 # --- downloads -------------------------------------------------------------------------------------------------------
@@ -115,7 +116,7 @@ def test_a_line_that_drops_is_taken_up_where_it_broke(server: Server, tmp_path: 
 
 def test_a_download_goes_on_in_the_next_command(server: Server, tmp_path: Path) -> None:
     server.stops = [200_000, *[0] * download.ATTEMPTS]
-    with pytest.raises(DataError, match=r"cannot be read on: the answer ended early\. .* goes on from 200,000 bytes"):
+    with pytest.raises(DataError, match=r"failed: the response ended early\. .* resume at byte 200,000"):
         download.fetch(file(server, tmp_path))
     assert not (tmp_path / "set/x.bin").exists()
     server.asked.clear()
@@ -147,7 +148,7 @@ def test_more_than_the_whole_file_here_is_thrown_away(server: Server, tmp_path: 
 def test_a_tampered_file_is_refused_and_not_kept(server: Server, tmp_path: Path) -> None:
     wanted = file(server, tmp_path)
     server.content = CONTENT[:-1] + b"!"
-    with pytest.raises(DataError, match=r"sends has the sha256 .*, not the published .* not the published file"):
+    with pytest.raises(DataError, match=r"has sha256 .* instead of the published .*Run the command again"):
         download.fetch(wanted)
     assert not wanted.target.exists()
     server.content = CONTENT
@@ -156,7 +157,7 @@ def test_a_tampered_file_is_refused_and_not_kept(server: Server, tmp_path: Path)
 
 def test_a_file_of_another_size_is_refused_before_it_is_read(server: Server, tmp_path: Path) -> None:
     wanted = replace(file(server, tmp_path), size=99)
-    with pytest.raises(DataError, match="512,000 bytes where 99 are published"):
+    with pytest.raises(DataError, match="512,000 bytes instead of the published 99"):
         download.fetch(wanted)
     assert list((tmp_path / "set").iterdir()) == []
 
@@ -165,7 +166,7 @@ def test_a_file_of_the_users_is_never_removed(server: Server, tmp_path: Path) ->
     wanted = file(server, tmp_path)
     wanted.target.parent.mkdir()
     wanted.target.write_bytes(b"mine")
-    with pytest.raises(DataError, match=r"not the published file\. Move it away"):
+    with pytest.raises(DataError, match=r"instead of the published .*Move it away"):
         download.fetch(wanted)
     assert wanted.target.read_bytes() == b"mine"
 
@@ -182,21 +183,21 @@ def test_a_refusal_is_told_and_only_a_passing_one_asked_again(
 
 def test_a_server_that_is_not_there_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(download, "PAUSE", 0.0)
-    with pytest.raises(DataError, match=r"cannot be read on: .*refused"):
-        download.fetch(Wanted("http://127.0.0.1:1/x.bin", tmp_path / "set/x.bin"))
+    with pytest.raises(DataError, match=r"failed: .*refused"):
+        download.fetch(RemoteFile("http://127.0.0.1:1/x.bin", tmp_path / "set/x.bin"))
 
 
 def test_only_web_addresses_are_read(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("x")
-    with pytest.raises(DataError, match="no web address"):
-        download.fetch(Wanted(f"file://{tmp_path}/secret", tmp_path / "set/x.bin"))
+    with pytest.raises(DataError, match="not an http or https address"):
+        download.fetch(RemoteFile(f"file://{tmp_path}/secret", tmp_path / "set/x.bin"))
 
 
 def test_two_processes_do_not_write_one_file(server: Server, tmp_path: Path) -> None:
     wanted = file(server, tmp_path)
     wanted.target.parent.mkdir()
     with (
-        download._alone(wanted.target.with_name(".x.bin.part")),
+        FileLock(wanted.target.with_name(".x.bin.part.lock")),
         pytest.raises(DataError, match="Another process is downloading"),
     ):
         download.fetch(wanted)
@@ -271,7 +272,7 @@ def test_archives_that_do_harm_are_refused_and_leave_nothing(
 
 
 def test_a_set_of_a_collection_is_one_file_at_a_size(tmp_path: Path) -> None:
-    (small,), (large,) = (download.wanted(f"medmnist:octmnist{size}", tmp_path) for size in ("", "[size=224]"))
+    (small,), (large,) = (download.remote_files(f"medmnist:octmnist{size}", tmp_path) for size in ("", "[size=224]"))
     assert small.target == tmp_path / "medmnist/octmnist.npz"
     assert large.target == tmp_path / "medmnist/octmnist_224.npz"
     assert large.url == "https://zenodo.org/records/10519652/files/octmnist_224.npz?download=1"
@@ -296,7 +297,7 @@ def test_every_file_of_medmnist_is_the_packages_own(tmp_path: Path) -> None:
     info = published()
     for name in catalogue.dataset_entry("medmnist").members:
         for size, end in ((28, ""), (64, "_64"), (128, "_128"), (224, "_224")):
-            (found,) = download.wanted(f"medmnist:{name}[size={size}]", tmp_path)
+            (found,) = download.remote_files(f"medmnist:{name}[size={size}]", tmp_path)
             assert found.url == info[name][f"url{end}"]
             assert found.checksum == f"md5:{info[name][f'MD5{end}']}"
 
@@ -304,12 +305,12 @@ def test_every_file_of_medmnist_is_the_packages_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["medmnist", "medmnist:nothing", "medmnist:octmnist[size=65]"])
 def test_a_set_that_there_is_not_is_refused_with_those_there_are(name: str, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="octmnist, "):
-        download.wanted(name, tmp_path)
+        download.remote_files(name, tmp_path)
 
 
 def test_every_download_of_the_catalogue_is_a_secure_web_address(tmp_path: Path) -> None:
     names = [name for name in catalogue.dataset_names() if not catalogue.dataset_entry(name).members]
-    files = [file for name in names for file in download.wanted(name, tmp_path)]
+    files = [file for name in names for file in download.remote_files(name, tmp_path)]
     assert {file.target.parent.name for file in files} == {"chest_xray", "oct", "limuc"}
     assert all(file.url.startswith("https://") for file in files)
 
@@ -329,7 +330,7 @@ def test_terms_are_accepted_first(
 ) -> None:
     command = ["data", "fetch", "medmnist:dermamnist", "--data", str(tmp_path)]
     server.content = zipped(train_images=b"picture")
-    monkeypatch.setattr(download, "wanted", lambda *_: [file(server, tmp_path, "x.zip")])
+    monkeypatch.setattr(download, "remote_files", lambda *_: [file(server, tmp_path, "x.zip")])
     assert call(command, monkeypatch) == 2
     assert "DermaMNIST: CC BY-NC 4.0. Run the same command with --accept-licence" in capsys.readouterr().err
     assert server.asked == []
@@ -350,6 +351,6 @@ def test_a_description_without_a_download_says_where_its_images_belong(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "datasets").mkdir()
     (tmp_path / "datasets/clinic.toml").write_text('title = "Clinic"\npath = "scans"\n')
-    assert download.wanted("clinic", tmp_path) == []
-    (said,) = download.by_hand("clinic", tmp_path)
+    assert download.remote_files("clinic", tmp_path) == []
+    (said,) = download.manual_steps("clinic", tmp_path)
     assert said.endswith("datasets/clinic.toml: its images belong at scans.")

@@ -40,13 +40,13 @@ def test_a_folder_that_cannot_be_read_is_no_empty_folder(tmp_path: Path, monkeyp
     monkeypatch.setattr(os, "scandir", denied)
     for look in (
         image_files.images_in,
-        lambda folder: image_files.left_out([folder]),
-        lambda folder: image_files.count(folder, ["."]),
+        lambda folder: image_files.other_files([folder]),
+        lambda folder: image_files.count_images(folder, ["."]),
     ):
-        with pytest.raises(DataError, match=r"images.*rows cannot be read \(Permission denied\); mend or remove it"):
+        with pytest.raises(DataError, match=r"Cannot read .*images.*rows: Permission denied\. Change"):
             look(home)
 
 
 def test_where_there_is_no_folder_there_is_no_image(tmp_path: Path) -> None:
     assert image_files.images_in(tmp_path / "nowhere") == []
-    assert image_files.count(tmp_path, ["nowhere"]) == 0
+    assert image_files.count_images(tmp_path, ["nowhere"]) == 0

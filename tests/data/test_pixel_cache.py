@@ -14,17 +14,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
 from peftbench.core.contract import Part, Splits
 from peftbench.data import pixel_cache
 from peftbench.data.decode import decode
-from peftbench.data.pixel_cache import Features, Images, find, fits, order, prepare
-from peftbench.data.sealed import is_whole
+from peftbench.data.pixel_cache import is_whole, open_prepared, prepare
 from peftbench.errors import BrokenImagesError, DataError
 from tests.images import CARD, SMALL, photo, splits
 
@@ -44,7 +40,7 @@ def break_some(folder: Path) -> Splits:
 
 
 def test_broken_images_are_counted_and_named(tmp_path: Path) -> None:
-    with pytest.raises(BrokenImagesError, match=r"^3 images do not open: 1\.png, 5\.png, 8\.png\. .*--skip-broken\.$"):
+    with pytest.raises(BrokenImagesError, match=r"^Cannot decode 3 images: 1\.png, 5\.png, 8\.png\. .*--skip-broken"):
         prepare(CARD, break_some(tmp_path / "d"), SMALL, tmp_path / "c")
 
 
@@ -56,7 +52,7 @@ def test_broken_images_are_left_out_on_wish_and_that_is_noted(tmp_path: Path) ->
     assert data.labels["train"].tolist() == [0, 0, 1]
     assert data.notes == ("a note", "3 broken images left out")
     assert np.array_equal(data.pixels("test")[1], photo(7).transpose(2, 0, 1))
-    assert find(data.fingerprint, SMALL, tmp_path / "c").sizes == data.sizes
+    assert open_prepared(data.fingerprint, SMALL, tmp_path / "c").sizes == data.sizes
 
 
 def test_broken_images_are_tried_again_and_nothing_else_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,7 +67,7 @@ def test_broken_images_are_tried_again_and_nothing_else_is(tmp_path: Path, monke
     monkeypatch.setattr(pixel_cache, "decode", watched)
     assert prepare(CARD, whole, SMALL, tmp_path / "c", skip_broken=True).folder == first.folder
     assert tried == [1, 1, 1]
-    with pytest.raises(BrokenImagesError, match="3 images do not open"):
+    with pytest.raises(BrokenImagesError, match="Cannot decode 3 images"):
         prepare(CARD, whole, SMALL, tmp_path / "c")
     assert tried == [1, 1, 1] * 2
 
@@ -96,7 +92,7 @@ def test_a_list_of_broken_images_that_was_changed_is_made_anew(content: bytes, t
         prepare(CARD, whole, SMALL, tmp_path / "c")
     (told,) = (tmp_path / "c").rglob("broken.json")
     told.write_bytes(content)
-    with pytest.raises(BrokenImagesError, match="3 images do not open"):
+    with pytest.raises(BrokenImagesError, match="Cannot decode 3 images"):
         prepare(CARD, whole, SMALL, tmp_path / "c")
 
 
@@ -104,7 +100,7 @@ def test_where_no_image_opens_there_is_nothing_to_go_on_with(tmp_path: Path) -> 
     whole = splits(tmp_path / "d")
     for file in (tmp_path / "d").iterdir():
         file.write_bytes(b"no image")
-    with pytest.raises(BrokenImagesError, match="9 images do not open"):
+    with pytest.raises(BrokenImagesError, match="Cannot decode 9 images"):
         prepare(CARD, whole, SMALL, tmp_path / "c", skip_broken=True)
 
 
@@ -171,13 +167,15 @@ def test_only_the_owner_may_read_names_and_pixels(tmp_path: Path) -> None:
 
 
 def test_decoded_images_that_are_gone_are_missed_with_advice(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="run the study again"):
-        find("0" * 64, SMALL, tmp_path)
+    with pytest.raises(DataError, match="Run the study again"):
+        open_prepared("0" * 64, SMALL, tmp_path)
 
 
 def test_progress_is_told_image_by_image(tmp_path: Path) -> None:
     told: list[tuple[int, int]] = []
-    prepare(CARD, splits(tmp_path / "d"), SMALL, tmp_path / "c", watch=lambda done, total: told.append((done, total)))
+    prepare(
+        CARD, splits(tmp_path / "d"), SMALL, tmp_path / "c", progress=lambda done, total: told.append((done, total))
+    )
     assert told == [(4, 9), (6, 9), (9, 9)]
 
 
@@ -189,8 +187,8 @@ def test_a_damaged_entry_is_noticed_and_decoded_anew(name: str, damage: str, tmp
     file, whole = first.folder / name, (first.folder / name).read_bytes()
     changed = whole[:-9] if damage == "truncated" else whole[:-9] + bytes(b ^ 1 for b in whole[-9:])
     file.unlink() if damage == "gone" else file.write_bytes(changed)
-    with pytest.raises(DataError, match="gone or damaged; run the study again"):
-        find(first.fingerprint, SMALL, tmp_path / "c")
+    with pytest.raises(DataError, match=r"missing or damaged\. Run the study again"):
+        open_prepared(first.fingerprint, SMALL, tmp_path / "c")
     again = prepare(CARD, found, SMALL, tmp_path / "c")
     assert again.folder == first.folder
     assert (again.folder / "pixels.npy").read_bytes()[-192:] == photo(8).transpose(2, 0, 1).tobytes()
@@ -220,7 +218,7 @@ def test_a_process_that_died_while_decoding_leaves_nothing_behind(tmp_path: Path
 
     child = os.fork()
     if not child:
-        prepare(CARD, found, SMALL, tmp_path / "c", watch=die)
+        prepare(CARD, found, SMALL, tmp_path / "c", progress=die)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
     assert [*(tmp_path / "c/pixels").glob(".*.draft")] != []
     data = prepare(CARD, found, SMALL, tmp_path / "c")
@@ -285,25 +283,6 @@ def test_two_processes_may_prepare_at_once(tmp_path: Path) -> None:
     assert [file.name for file in (tmp_path / "c/pixels").iterdir() if file.is_dir()] == [Path(said[0].split()[0]).name]
 
 
-# --- batches ---------------------------------------------------------------------------------------------------------
-
-
-def test_a_batch_is_standardised() -> None:
-    raw = np.random.default_rng(0).integers(256, size=(5, 3, 8, 8), dtype=np.uint8)
-    raw[0] = np.arange(192).reshape(3, 8, 8)
-    mean, std = (np.asarray(v)[:, None, None] for v in (SMALL.mean, SMALL.std))
-    found = Images(raw, SMALL, torch.device("cpu")).batch([3, 0, 3])
-    assert found.dtype == torch.float32
-    assert np.abs(found.numpy() - ((raw[[3, 0, 3]] / 255 - mean) / std)).max() < 1e-6
-
-
-def test_a_batch_comes_from_the_memory_map(tmp_path: Path) -> None:
-    data = prepare(CARD, splits(tmp_path / "d"), SMALL, tmp_path / "c")
-    images = Images(data.pixels("train"), SMALL, torch.device("cpu"))
-    assert len(images) == 4
-    assert images.batch(np.array([2])).shape == (1, 3, 8, 8)
-
-
 def test_pixels_changed_behind_the_back_of_their_time_are_decoded_anew(tmp_path: Path) -> None:
     data = prepare(CARD, splits(tmp_path / "d"), SMALL, tmp_path / "c")
     file, before = data.folder / "pixels.npy", np.array(data.pixels("test"))
@@ -322,54 +301,3 @@ def test_a_list_of_broken_images_that_is_none_is_no_list(text: str, tmp_path: Pa
     data = prepare(CARD, splits(tmp_path / "d"), SMALL, tmp_path / "c")
     (data.folder / "broken.json").write_text(text)
     assert prepare(CARD, splits(tmp_path / "d"), SMALL, tmp_path / "c").sizes == data.sizes
-
-
-def test_resident_images_give_the_same_batches(tmp_path: Path) -> None:
-    data = prepare(CARD, splits(tmp_path / "d"), SMALL, tmp_path / "c")
-    streamed, resident = (
-        Images(data.pixels("train"), SMALL, torch.device("cpu"), resident=resident) for resident in (False, True)
-    )
-    for index in (np.array([2, 0, 2]), [3]):
-        assert torch.equal(resident.batch(index), streamed.batch(index))
-        assert torch.equal(resident.batch(torch.from_numpy(np.asarray(index))), streamed.batch(index))
-
-
-def test_images_are_resident_in_a_quarter_of_a_cards_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (100, 200))
-    assert fits(25, torch.device("cuda"))
-    assert not fits(26, torch.device("cuda"))
-    assert not fits(1, torch.device("cpu"))
-
-
-def test_features_come_by_position() -> None:
-    features = Features(torch.arange(8.0).view(4, 2))
-    assert len(features) == 4
-    assert features.batch(np.array([3, 0])).tolist() == [[6, 7], [0, 1]]
-
-
-# --- order -----------------------------------------------------------------------------------------------------------
-
-
-@settings(max_examples=50)
-@given(st.integers(1, 30), st.integers(1, 40), st.integers(0, 3), st.integers(1, 4))
-def test_every_epoch_covers_every_image_once(images: int, batch: int, seed: int, epochs: int) -> None:
-    steps = -(-epochs * images // batch)
-    batches = list(order(images, batch, seed, 0, steps))
-    assert {len(index) for index in batches} == {batch}
-    seen = np.concatenate(batches)[: epochs * images].reshape(epochs, images)
-    assert (np.sort(seen, axis=1) == np.arange(images)).all()
-
-
-@settings(max_examples=50)
-@given(st.integers(1, 30), st.integers(1, 40), st.integers(0, 12))
-def test_the_order_is_the_same_after_a_resume(images: int, batch: int, cut: int) -> None:
-    whole = list(order(images, batch, 1, 0, 12))
-    resumed = [*order(images, batch, 1, 0, cut), *order(images, batch, 1, cut, 12)]
-    assert all(np.array_equal(a, b) for a, b in zip(whole, resumed, strict=True))
-
-
-def test_a_seed_has_its_own_order_and_an_epoch_too() -> None:
-    first, second = order(50, 50, 0, 0, 2)
-    (other,) = order(50, 50, 1, 0, 1)
-    assert not np.array_equal(first, second)
-    assert not np.array_equal(first, other)

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from peftbench.core.contract import Card, Labels, Part, Splits
 from peftbench.data import splits as splits_
 from peftbench.data.splits import (
+    cached_file_digest,
     carve,
     crossings,
+    drop_unknown_group_key,
     fingerprint,
-    honest,
     join_duplicates,
     join_pairs,
-    known_digest,
     split,
 )
 from peftbench.errors import SplitError
@@ -177,8 +177,8 @@ def test_a_fingerprint_changes_with_a_files_bytes_but_not_with_its_place(tmp_pat
 def test_a_card_promises_no_groups_that_the_copy_does_not_tell() -> None:
     card = Card("OCT", "retina", ("a", "b"), "none", "drawn", group_key="patient")
     alone = Splits(part("a", [0, 1]), part("b", [0]), part("c", [1]), "official")
-    assert not honest(card, alone).group_key
-    assert honest(card, replace(alone, test=part("c", [1], ["patient 7"]))).group_key == "patient"
+    assert not drop_unknown_group_key(card, alone).group_key
+    assert drop_unknown_group_key(card, replace(alone, test=part("c", [1], ["patient 7"]))).group_key == "patient"
 
 
 def test_a_file_is_read_again_only_once_it_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,13 +190,13 @@ def test_a_file_is_read_again_only_once_it_has_changed(tmp_path: Path, monkeypat
         reads.append(asked)
         return asked.read_text()
 
-    monkeypatch.setattr(splits_, "file_digest", read)
-    assert [known_digest(file), known_digest(file)] == ["one", "one"]
+    monkeypatch.setattr(splits_, "sha256_file", read)
+    assert [cached_file_digest(file), cached_file_digest(file)] == ["one", "one"]
     assert len(reads) == 1
     before = file.stat()
     file.write_text("two")  # of the same size; and then its time is put back
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert known_digest(file) == "two"
+    assert cached_file_digest(file) == "two"
 
 
 def test_a_file_that_has_just_changed_is_always_read(tmp_path: Path) -> None:
@@ -204,5 +204,5 @@ def test_a_file_that_has_just_changed_is_always_read(tmp_path: Path) -> None:
     digests = set[str]()
     for i in range(20):  # within a tick of the disk's clock
         file.write_text(f"{i:02}")
-        digests.add(known_digest(file))
+        digests.add(cached_file_digest(file))
     assert len(digests) == 20

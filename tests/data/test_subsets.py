@@ -16,7 +16,7 @@ from peftbench.core.record import Variant
 from peftbench.core.spec import Study
 from peftbench.data import pixel_cache
 from peftbench.data.splits import crossings
-from peftbench.data.subsets import arrange, deduplicated, few, grouped, share
+from peftbench.data.subsets import apply_variant, deduplicated, grouped, select_share, select_shots
 from peftbench.errors import RequestError, SplitError
 from peftbench.study.resolve import Draft, resolve
 from tests import studies
@@ -136,7 +136,7 @@ def big(images: int = 400, groups: int = 120, seed: int = 0) -> Part:
 @given(st.integers(0, 5), st.integers(0, 5))
 def test_a_smaller_share_lies_within_a_larger_one(seed: int, draw: int) -> None:
     whole = big(seed=draw)
-    nested = [set(share(whole, size, CLASSES, seed).tolist()) for size in (0.05, 0.1, 0.25, 0.5, 1.0)]
+    nested = [set(select_share(whole, size, CLASSES, seed).tolist()) for size in (0.05, 0.1, 0.25, 0.5, 1.0)]
     assert all(small < large for small, large in pairwise(nested))
     assert nested[-1] == set(range(400))
 
@@ -145,7 +145,7 @@ def test_a_smaller_share_lies_within_a_larger_one(seed: int, draw: int) -> None:
 @given(st.sampled_from([0.05, 0.1, 0.25, 0.6]), st.integers(0, 5), st.integers(0, 5))
 def test_a_share_is_whole_groups_in_the_classes_proportions(size: float, seed: int, draw: int) -> None:
     whole = big(seed=draw)
-    chosen = share(whole, size, CLASSES, seed)
+    chosen = select_share(whole, size, CLASSES, seed)
     rest = np.setdiff1d(np.arange(400), chosen)
     assert not {whole.groups[i] for i in chosen} & {whole.groups[i] for i in rest}
     wanted = size * np.bincount(whole.labels)
@@ -154,7 +154,7 @@ def test_a_share_is_whole_groups_in_the_classes_proportions(size: float, seed: i
 
 
 def test_seeds_choose_other_images_and_the_same_seed_the_same() -> None:
-    first, again, other = (share(big(), 0.1, CLASSES, seed).tolist() for seed in (0, 0, 1))
+    first, again, other = (select_share(big(), 0.1, CLASSES, seed).tolist() for seed in (0, 0, 1))
     assert first == again != other
 
 
@@ -162,7 +162,7 @@ def test_a_share_stays_nearly_the_same_where_a_group_is_left_out() -> None:
     whole = big()
     fewer = whole.take([i for i in range(400) if whole.groups[i] not in {"g3", "g70"}])
     with_, without = (
-        {name for i, name in enumerate(one.names) if i in set(share(one, 0.25, CLASSES, 0).tolist())}
+        {name for i, name in enumerate(one.names) if i in set(select_share(one, 0.25, CLASSES, 0).tolist())}
         for one in (whole, fewer)
     )
     assert len(with_ & without) > 0.9 * len(without)
@@ -170,19 +170,19 @@ def test_a_share_stays_nearly_the_same_where_a_group_is_left_out() -> None:
 
 def test_a_rare_class_is_in_every_share() -> None:
     whole = part("t", [0] * 97 + [1, 1, 2])
-    assert set(whole.labels[share(whole, 0.03, CLASSES, 0)].tolist()) == {0, 1, 2}
+    assert set(whole.labels[select_share(whole, 0.03, CLASSES, 0)].tolist()) == {0, 1, 2}
 
 
 def test_a_share_that_cannot_hold_every_class_is_refused_with_one_that_can() -> None:
     whole = part("t", [0, 1, 2] * 20, ["a"] * 30 + [f"g{i}" for i in range(30)])
     with pytest.raises(SplitError, match=r"--train-share 2%: that is 1 of 60 training images.*take 3.*ask for 5.0% or"):
-        share(part("t", [0, 1, 2] * 20), 0.02, CLASSES, 0)
-    assert len(share(whole, 0.1, CLASSES, 0)) >= 3
+        select_share(part("t", [0, 1, 2] * 20), 0.02, CLASSES, 0)
+    assert len(select_share(whole, 0.1, CLASSES, 0)) >= 3
 
 
 def test_shots_are_exact_nested_and_from_as_many_groups_as_there_are() -> None:
     whole = big()
-    nested = [few(whole, shots, CLASSES, 3) for shots in (1, 4, 16)]
+    nested = [select_shots(whole, shots, CLASSES, 3) for shots in (1, 4, 16)]
     assert [np.bincount(whole.labels[index]).tolist() for index in nested] == [[1] * 3, [4] * 3, [16] * 3]
     assert set(nested[0]) < set(nested[1]) < set(nested[2])
     for label in range(3):
@@ -191,17 +191,17 @@ def test_shots_are_exact_nested_and_from_as_many_groups_as_there_are() -> None:
 
 def test_more_shots_than_images_are_refused() -> None:
     with pytest.raises(SplitError, match=r"--shots 4: class 'malignant' has 3 images in train; ask for no more\."):
-        few(part("t", [0] * 9 + [1] * 3 + [2] * 9), 4, CLASSES, 0)
+        select_shots(part("t", [0] * 9 + [1] * 3 + [2] * 9), 4, CLASSES, 0)
 
 
 def test_shares_and_shots_know_images_of_several_labels_and_of_none() -> None:
     labels = np.asarray([[1, 1, 0], [0, 0, 0], [0, 1, 0], [0, 0, 1]] * 25)
     names = tuple(map(str, range(100)))
     whole = Part(np.zeros((100, 2, 2, 3), np.uint8), labels, names, names)
-    chosen = share(whole, 0.2, CLASSES, 0)
+    chosen = select_share(whole, 0.2, CLASSES, 0)
     assert len(chosen) == 20
     assert (~labels[chosen].any(axis=1)).sum() == pytest.approx(5, abs=2)
-    assert labels[few(whole, 5, CLASSES, 0)].sum(axis=0).min() >= 5
+    assert labels[select_shots(whole, 5, CLASSES, 0)].sum(axis=0).min() >= 5
 
 
 # --- all together ----------------------------------------------------------------------------------------------------
@@ -209,18 +209,18 @@ def test_shares_and_shots_know_images_of_several_labels_and_of_none() -> None:
 
 def test_nothing_asked_for_changes_nothing() -> None:
     splits = leaking()
-    assert arrange(splits, Variant(), CARD, [], 0) is splits
+    assert apply_variant(splits, Variant(), CARD, [], 0) is splits
 
 
 def test_a_cut_and_a_size_go_together_and_both_are_in_the_rule() -> None:
-    found = arrange(leaking(), Variant("grouped", shots=1), CARD, [], 0)
+    found = apply_variant(leaking(), Variant("grouped", shots=1), CARD, [], 0)
     assert found.rule == "official, grouped, 1 shots"
     assert sorted(found.train.labels.tolist()) == [0, 1, 2]
     assert found.notes[-1] == "1 shots: 3 of 4 training images, 3 groups."
 
 
 def test_a_subset_says_which_groups_still_cross() -> None:
-    found = arrange(leaking(), Variant(share=0.8), CARD, [], 0)
+    found = apply_variant(leaking(), Variant(share=0.8), CARD, [], 0)
     assert found.rule == "official, 80% of train"
     assert [note for note in found.notes if "lie" in note] == list(crossings(found.parts, "patient"))
 
@@ -266,7 +266,7 @@ def test_all_of_train_and_the_official_parts_are_the_job_as_ever(home: Path) -> 
 
 def test_shots_take_as_many_images_of_each_class(home: Path) -> None:
     (draft,) = drafts(home, shots=(2,))
-    data = pixel_cache.find(draft.job.fingerprint, draft.job.preprocessing, studies.places(home).cache)
+    data = pixel_cache.open_prepared(draft.job.fingerprint, draft.job.preprocessing, studies.places(home).cache)
     assert np.bincount(data.labels["train"]).tolist() == [2, 2, 2]
 
 

@@ -50,7 +50,7 @@ def test_a_described_set_is_found_without_flags(home: Path) -> None:
         ("benign", "malignant"),
     )
     assert [len(part) for part in load().parts.values()] == [28, 4, 8]
-    assert availability.state("clinic", home) == "complete"
+    assert availability.describe_presence("clinic", home) == "complete"
 
 
 @pytest.mark.usefixtures("home")
@@ -105,12 +105,12 @@ def test_several_labels_an_image_stand_in_a_table(home: Path) -> None:
 
 def test_a_folder_that_is_not_there_is_said_in_the_list(home: Path) -> None:
     describe(CLINIC.replace("images", "nowhere"))
-    assert availability.state("clinic", home) == "no"
+    assert availability.describe_presence("clinic", home) == "no"
 
 
 def test_fewer_images_than_stated_are_incomplete(home: Path) -> None:
     describe(CLINIC + "sizes = { total = 50 }")
-    assert availability.state("clinic", home) == "incomplete (40 of 50)"
+    assert availability.describe_presence("clinic", home) == "incomplete (40 of 50)"
 
 
 @pytest.mark.usefixtures("home")

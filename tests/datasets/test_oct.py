@@ -83,7 +83,7 @@ def test_octmnist_goes_before_a_sample_of_the_release(root: Path, monkeypatch: p
 
 def test_the_whole_release_goes_before_octmnist(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_set(root, "octmnist", 224, monkeypatch, images=8)
-    monkeypatch.setattr(_files, "whole", lambda _name: 96)
+    monkeypatch.setattr(_files, "published_count", lambda _name: 96)
     assert plugin.load(root, seed=0).rule.startswith("official train and test")
     assert plugin.presence(root).found == 96
 

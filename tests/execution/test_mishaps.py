@@ -19,7 +19,7 @@ from torch import nn
 
 from peftbench.core.recipe import Recipe
 from peftbench.core.spec import Job
-from peftbench.data.pixel_cache import Features
+from peftbench.data.batches import Features
 from peftbench.errors import DivergedError, StoreError
 from peftbench.results import store
 from peftbench.results.store import Store

@@ -28,7 +28,7 @@ from peftbench.models import compiled
 from peftbench.training.loop import Learner, Task, fit
 from peftbench.errors import JobError
 from peftbench.models.head import Classifier, Head
-from peftbench.data.pixel_cache import Features
+from peftbench.data.batches import Features
 from peftbench.plan import Plan
 from peftbench.core.recipe import Recipe
 

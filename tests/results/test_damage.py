@@ -16,7 +16,7 @@ from torch import Tensor
 
 from peftbench.cli import show_all
 from peftbench.core.contract import Result
-from peftbench.data import audit, sealed
+from peftbench.data import audit, pixel_cache
 from peftbench.errors import DeltaError, StoreError
 from peftbench.models import delta
 from peftbench.models.plan import Plan
@@ -119,11 +119,11 @@ STRANGE = [b"5", b"null", b'"a"', b"[1]", b'{"digest": [5]}', b'{"groups_across_
 def test_strange_json_in_the_cache_counts_as_nothing(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "pixels.npy").touch()
     (tmp_path / "parts.json").write_bytes(content)
-    assert not sealed.is_whole(tmp_path)
-    audit.remember(tmp_path, "abc", {"broken": 3})
-    assert audit.recall(tmp_path, "abc") == {"broken": 3}
-    audit._counts_file(tmp_path, "abc").write_bytes(content)
-    assert audit.recall(tmp_path, "abc") == {}
+    assert not pixel_cache.is_whole(tmp_path)
+    audit.save_counts(tmp_path, "abc", {"broken": 3})
+    assert audit.load_counts(tmp_path, "abc") == {"broken": 3}
+    audit.counts_file(tmp_path, "abc").write_bytes(content)
+    assert audit.load_counts(tmp_path, "abc") == {}
 
 
 UNTOLD = [*STRANGE, b'{"alias": "", "method": 5, "dataset": [], "seed": 0}']

@@ -20,7 +20,7 @@ from peftbench.core.contract import Result
 from peftbench.core.record import Record
 from peftbench.core.registry import registry
 from peftbench.core.spec import Job
-from peftbench.data import pixel_cache
+from peftbench.data import batches, pixel_cache
 from peftbench.errors import JobError
 from peftbench.models import backbone, delta
 from peftbench.models.head import Classifier, Head
@@ -161,8 +161,8 @@ def test_the_saved_delta_gives_the_stored_logits(done: dict[str, Result], jobs: 
     _, head = delta.restore(vit, done["shpeft"].folder, job.digest)
     model = Classifier(vit, Head(192, 3, "plain", 1.0, 99))
     model.head.load_state_dict(head)
-    data = pixel_cache.find(job.fingerprint, job.preprocessing, home / "cache")
-    images = pixel_cache.Images(data.pixels("test"), job.preprocessing, torch.device("cpu"))
+    data = pixel_cache.open_prepared(job.fingerprint, job.preprocessing, home / "cache")
+    images = batches.Images(data.pixels("test"), job.preprocessing, torch.device("cpu"))
     np.testing.assert_array_equal(loop.predict(model, images), done["shpeft"].predictions("validation")[0])
 
 
@@ -170,7 +170,7 @@ def test_the_linear_probe_learns_what_it_learns_through_the_network(
     done: dict[str, Result], jobs: dict[str, Job], home: Path
 ) -> None:
     job = jobs["linear"]
-    data = pixel_cache.find(job.fingerprint, job.preprocessing, home / "cache")
+    data = pixel_cache.open_prepared(job.fingerprint, job.preprocessing, home / "cache")
     vit = backbone.find("mini").build(0).requires_grad_(requires_grad=False)
     model = Classifier(vit, Head(192, 3, "plain", 1.0, job.seed))
     task = _task(job, studies.places(home), data, 1)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from peftbench.core.contract import Logits
 from peftbench.core.recipe import Recipe
-from peftbench.data.pixel_cache import Features, order
+from peftbench.data.batches import Features, batch_order
 from peftbench.errors import DivergedError
 from peftbench.models.head import Classifier, Head
 from peftbench.training import loop, optimizer
@@ -62,7 +62,7 @@ def plain_loop(model: nn.Module, on: Task, recipe: Recipe) -> list[float]:
         else torch.optim.AdamW(groups, lr=1.0)
     )
     losses = []
-    for step, index in enumerate(order(len(on.train), recipe.batch, SEED, 0, recipe.steps)):
+    for step, index in enumerate(batch_order(len(on.train), recipe.batch, SEED, 0, recipe.steps)):
         torch.manual_seed(1_000_003 * SEED + step)
         rise = round(recipe.warmup * recipe.steps)
         down = 0.5 * (1 + math.cos(math.pi * (step - rise) / (recipe.steps - rise)))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from peftbench.core.recipe import Recipe
-from peftbench.data.pixel_cache import Features
+from peftbench.data.batches import Features
 from peftbench.errors import JobError
 from peftbench.models.plan import Callback
 from peftbench.training import step as steps

@@ -87,9 +87,7 @@ def prepare(
         rest = _without(splits, broken, skip=skip_broken)
         return prepare(card, rest, preprocessing, cache, progress=progress, limit=limit)
     cache_folder.shrink(cache, limit)
-    if sha256_json(read_manifest(folder)["facts"]) != sha256_json(
-        facts
-    ):  # same pixels, but the card or a note has changed
+    if sha256_json(read_manifest(folder)["facts"]) != sha256_json(facts):  # the card or a note has changed
         _write_manifest(folder, facts, read_manifest(folder)["pixels"])
     return _data(folder, hold)
 

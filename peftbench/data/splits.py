@@ -177,7 +177,7 @@ def drop_unknown_group_key(card: Card, splits: Splits) -> Card:
 
 
 def cached_file_digest(file: Path) -> str:
-    """Return the SHA-256 of a file, read once per process while it is unchanged. Raises DataError if it is unreadable."""
+    """Return the SHA-256 of a file; an unchanged file is read once per process. Raises DataError if unreadable."""
     try:
         now = file.stat()
         if time.time_ns() - max(now.st_mtime_ns, now.st_ctime_ns) < SETTLED:

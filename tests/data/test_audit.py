@@ -68,7 +68,7 @@ def test_a_file_in_two_parts_and_two_classes(images: Path, tmp_path: Path) -> No
     across = {"identical_across_parts", "near_pairs_across_parts"}
     assert found.counts == CLEAN | dict.fromkeys(kinds | across, 1)
     assert found.found["identical"] == ("test/malignant/copy.png (test) = train/benign/0.png (train)",)
-    assert audit.warning(found.counts).startswith("the audit found groups that lie in several parts: 1; sets of")
+    assert audit.warning(found.counts).startswith("the audit found groups in several parts: 1; sets of")
 
 
 def test_a_file_three_times_is_one_set_and_three_pairs(images: Path, tmp_path: Path) -> None:

@@ -166,7 +166,7 @@ def test_a_file_of_the_users_is_never_removed(server: Server, tmp_path: Path) ->
     wanted = file(server, tmp_path)
     wanted.target.parent.mkdir()
     wanted.target.write_bytes(b"mine")
-    with pytest.raises(DataError, match=r"instead of the published .*Move it away"):
+    with pytest.raises(DataError, match=r"4 bytes instead of 512,000\. Move it away"):
         download.fetch(wanted)
     assert wanted.target.read_bytes() == b"mine"
 
@@ -353,4 +353,4 @@ def test_a_description_without_a_download_says_where_its_images_belong(
     (tmp_path / "datasets/clinic.toml").write_text('title = "Clinic"\npath = "scans"\n')
     assert download.remote_files("clinic", tmp_path) == []
     (said,) = download.manual_steps("clinic", tmp_path)
-    assert said.endswith("datasets/clinic.toml: its images belong at scans.")
+    assert said.endswith("datasets/clinic.toml: put its images at scans.")

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from peftbench.core.catalogue import dataset_entry
+from peftbench.core.contract import PARTS
+from peftbench.data import download
 from peftbench.datasets import _medmnist
 
 
@@ -17,7 +19,7 @@ def write_set(root: Path, name: str, side: int, monkeypatch: pytest.MonkeyPatch,
     member, rng = dataset_entry("medmnist").members[name], np.random.default_rng(side)
     shape = (side, side, 3) if name in {"pathmnist", "retinamnist"} else (side, side)
     arrays: dict[str, Any] = {}
-    for part in _medmnist.PARTS:
+    for part in PARTS:
         arrays[f"{part}_images"] = rng.integers(256, size=(images, *shape), dtype=np.uint8)
         labels = np.arange(images)[:, None] % len(member.classes)
         if member.task == "multi_label":
@@ -26,7 +28,7 @@ def write_set(root: Path, name: str, side: int, monkeypatch: pytest.MonkeyPatch,
     file = _medmnist.file_of(root, name, side)
     file.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(file, **arrays)
-    sums, real = dataset_entry("medmnist").checksums, _medmnist.checksum
+    sums, real = dataset_entry("medmnist").checksums, download.checksum
     known, own = file.read_bytes(), sums[file.name].removeprefix("md5:")
     monkeypatch.setattr(
         _medmnist, "checksum", lambda asked, kind: own if asked.read_bytes() == known else real(asked, kind)

@@ -89,7 +89,7 @@ def test_a_path_is_a_folder_of_images(home: Path) -> None:
 
 @pytest.mark.parametrize("text", ["folder", "busi:here", "busi@random", "phantom_oct[side=3]"])
 def test_a_data_set_takes_nothing_that_it_does_not_know(text: str) -> None:
-    with pytest.raises(RequestError, match=r"Cannot read the data set .*: write "):
+    with pytest.raises(RequestError, match=r"cannot parse .*; write "):
         open_dataset(text)
 
 

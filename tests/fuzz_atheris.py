@@ -30,9 +30,9 @@ with atheris.instrument_imports(include=CODE):  # pyright: ignore[reportAttribut
     from peftbench.errors import CatalogueError, DeltaError, StoreError
     from peftbench.models import delta
     from peftbench.results import summary
-    from peftbench.results.store import Store, write_json
+    from peftbench.results.store import Store
     from peftbench.storage import checked_json
-    from peftbench.storage.checked_tensors import kept
+    from peftbench.storage.checked_tensors import cached
     from tests import test_fuzz, test_fuzz_files
     from tests.data import test_pixel_cache
     from tests.fuzzing import fresh, or_refused
@@ -113,7 +113,7 @@ def record(home: Path) -> Target:
 
     def check() -> None:
         with or_refused(StoreError):
-            read = Store(result.folder.parents[1]).record("abc")
+            read = Store(result.folder.parents[1]).job("abc").record()
             assert read == result.record or (read and not read.seal)
 
     return replacing(result.folder / "record.json", check)
@@ -133,7 +133,7 @@ def tensors(home: Path) -> Target:
     file = home / "key" / "squares_all.safetensors"
 
     def check() -> None:
-        assert test_damage.same(kept(file, test_damage.Maker()), test_damage.TENSORS)
+        assert test_damage.same(cached(file, test_damage.Maker()), test_damage.TENSORS)
 
     check()
     return replacing(file, check)
@@ -199,10 +199,10 @@ def counts(home: Path) -> Target:
 
 def job(home: Path) -> Target:
     store = Store(home)
-    store.folder("abc").mkdir(parents=True)
-    write_json(store.folder("abc") / "job.json", {"alias": "", "method": "lora", "dataset": "busi", "seed": 0})
+    store.job("abc").path.mkdir(parents=True)
+    store.job("abc").write_request({"alias": "", "method": "lora", "dataset": "busi", "seed": 0})
     return replacing(
-        store.folder("abc") / "job.json", lambda: show_all._columns([show_all._listed(store, "abc", "interrupted")])
+        store.job("abc").request_file, lambda: show_all._columns([show_all._listed(store, "abc", "interrupted")])
     )
 
 

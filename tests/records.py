@@ -24,7 +24,7 @@ from peftbench.core.record import (
     Tuning,
     Variant,
 )
-from peftbench.results.store import write_predictions
+from peftbench.results.store import JobFolder
 from peftbench.statistics.scores import accuracy, confusion, macro_f1
 
 PARAMETERS = 2_700_000
@@ -80,7 +80,7 @@ class Fake:
                 arrays |= {f"{part}/{rule}/logits": found["logits"]}
                 arrays |= {f"{part}/labels": found["labels"], f"{part}/groups": found["groups"]}
         if arrays:
-            write_predictions(folder / "predictions.npz", arrays)
+            JobFolder(folder).write_predictions(arrays)
         record = self.record().sealed()
         (folder / "record.json").write_text(record.model_dump_json())
         return Result(record, folder)

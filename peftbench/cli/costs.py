@@ -19,7 +19,8 @@ from peftbench.core.syntax import parse
 from peftbench.profiling import hardware
 from peftbench.profiling.history import Measured
 from peftbench.results import formatting
-from peftbench.results.store import make_room, write_json
+from peftbench.results.store import make_room
+from peftbench.storage import files
 
 NONE = formatting.NONE
 _APART = ("recipe", "memory", "memory is", "seconds")  # of a planned job, not shown as they are
@@ -86,7 +87,7 @@ def show_measure(asked: Study, places: Places, seconds: float, out: Path | None,
             console.print(f"{row.method}: {formatting.rate(row.images_per_second)} images/s in training", markup=False)
     found = {"environment": hardware.environment(places.device), "threads": asked.threads, "rows": _plain(rows)}
     if out:
-        write_json(out, found)
+        files.write_json(out, found)
     if as_json:
         console.print_json(json.dumps(found))
         return

@@ -18,7 +18,6 @@ from rich.table import Table
 
 from peftbench.benchmarks import bench, bench_gpu, gates
 from peftbench.cli.progress import Bars, counters
-from peftbench.core.contract import Result
 from peftbench.core.record import Record
 from peftbench.core.registry import registry
 from peftbench.core.spec import Job, Places, Study
@@ -27,7 +26,8 @@ from peftbench.execution import local
 from peftbench.inference import predict
 from peftbench.profiling import hardware
 from peftbench.results import tables
-from peftbench.results.store import Store, make_room, write_bytes
+from peftbench.results.store import Store, make_room
+from peftbench.storage import files
 from peftbench.study import defaults
 from peftbench.study import resolve as studies
 
@@ -60,7 +60,7 @@ def run_study(asked: Study, places: Places, jobs: int, *, skip_broken: bool) -> 
 
 def _run_jobs(what: str, jobs: Sequence[Job], places: Places, count: int) -> None:
     store = Store(places.store)
-    todo = [job for job in jobs if store.state(job.id) != "done"]
+    todo = [job for job in jobs if store.job(job.id).state() != "done"]
     if len(todo) < len(jobs):
         _say(f"{len(jobs) - len(todo)} of {len(jobs)} {what} were done before.")
     if not todo:
@@ -128,7 +128,7 @@ def _outcome(record: Record) -> str:
 
 def _conclude(finals: Sequence[Job], store: Store, seconds: float) -> int:
     ids = {job.id for job in finals}
-    results = [Result(record, store.folder(job.id)) for job in finals if (record := store.record(job.id)) is not None]
+    results = [result for job in finals if (result := store.job(job.id).result()) is not None]
     failed = [r.record for r in results if r.record.status == "failed"]
     console.print(tables.terminal(results))
     for line in tables.caption(results):
@@ -165,14 +165,14 @@ def write_report(root: Path, formats: str, out: Path) -> None:
 def show_status(root: Path, *, as_json: bool) -> None:
     """How many jobs are in which state, why some failed, and every job but the trials by its id."""
     store = Store(root)
-    states = {name: store.state(name) for name in store.ids()}
+    states = {job.id: job.state() for job in store.jobs()}
     if as_json:
         console.print_json(json.dumps(states))
         return
     for state, count in sorted(Counter(states.values()).items()):
         _say(f"{count:5d} {state}")
     for name in (n for n, state in states.items() if state == "failed"):
-        record = store.record(name)
+        record = store.job(name).record()
         _say(f"{name} {record.label if record else ''}: {record.reason if record else ''}")
     finals = {name: state for name, state in states.items() if not _is_trial(store, name)}
     if len(finals) < len(states):
@@ -187,15 +187,15 @@ def _by_data(row: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _is_trial(store: Store, name: str) -> bool:
-    record = store.record(name)
+    record = store.job(name).record()
     return record is not None and record.role == "trial"
 
 
 def _listed(store: Store, name: str, state: str) -> tuple[str, ...]:
     """A job's id, which `predict` and `merge` want, beside what it is."""
-    record = store.record(name)
+    record = store.job(name).record()
     if record is None:
-        return (name, state, *_begun(store.folder(name) / "job.json"))
+        return (name, state, *_begun(store.job(name).request_file))
     trained = f"{record.counts.trainable:,}" if record.counts else ""
     return (name, state, record.label, record.data.name, f"seed {record.seed}", trained)
 
@@ -236,7 +236,7 @@ def predict_images(
     if out is None:
         sys.stdout.write(text)
         return
-    write_bytes(out, text.encode(errors="surrogateescape"))  # file names as they are
+    files.write_text(out, text)
     warned = [one for one in found if one.warnings]
     _say(
         f"{out}: {len(found)} image{'' if len(found) == 1 else 's'}"

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import humanize
 from platformdirs import user_cache_path
 from rich.console import Console
 from rich.table import Table
@@ -18,6 +20,7 @@ from peftbench.data.pixel_cache import is_whole
 from peftbench.errors import RequestError
 from peftbench.storage import archives, cache, checked_json
 from peftbench.storage.cache import KINDS, Entry, Kind
+from peftbench.storage.sizes import format_size
 
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
 
@@ -91,10 +94,16 @@ def _print(found: Sequence[Entry], state: dict[Path, str], place: Path) -> None:
     for column in ("kind", "name", "size", "last used", ""):
         table.add_column(column, justify="right" if column == "size" else "left")
     for entry in found:
-        table.add_row(entry.kind, entry.folder.name, _size(entry.bytes), cache.since(entry.used), state[entry.folder])
+        table.add_row(
+            entry.kind,
+            entry.folder.name,
+            format_size(entry.bytes),
+            humanize.naturaltime(time.time() - entry.used),
+            state[entry.folder],
+        )
     if found:
         console.print(table)
-    _say(f"Kept: {len(found)}, {_size(sum(entry.bytes for entry in found))} in {place}.")
+    _say(f"Kept: {len(found)}, {format_size(sum(entry.bytes for entry in found))} in {place}.")
 
 
 def clear_cache(root: Path | None, kinds: Sequence[Kind]) -> None:
@@ -105,11 +114,7 @@ def clear_cache(root: Path | None, kinds: Sequence[Kind]) -> None:
     found = cache.entries(place, kinds)
     dropped = [entry for entry in found if cache.drop(entry)]
     used = f"; in use and kept: {len(found) - len(dropped)}" if len(dropped) < len(found) else ""
-    _say(f"Dropped: {len(dropped)}, {_size(sum(entry.bytes for entry in dropped))} in {place}{used}.")
-
-
-def _size(number: int) -> str:
-    return f"{number / 1e9:,.2f} GB" if number >= 1e9 else f"{number / 1e6:,.1f} MB"  # noqa: PLR2004 - one GB
+    _say(f"Dropped: {len(dropped)}, {format_size(sum(entry.bytes for entry in dropped))} in {place}{used}.")
 
 
 def _say(line: str) -> None:

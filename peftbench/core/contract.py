@@ -6,7 +6,6 @@ point of the group `peftbench.datasets` names. The contract of methods is in `me
 
 from __future__ import annotations
 
-import hashlib
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from peftbench.core.record import Record
 from peftbench.errors import SplitError, StoreError
+from peftbench.storage import files
 
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
@@ -276,7 +276,7 @@ class Result:
         """
         file, said = self.folder / "predictions.npz", self.record.files.get("predictions.npz")
         content = file.read_bytes()
-        if said is not None and hashlib.sha256(content).hexdigest() != said:
+        if said is not None and files.sha256(content) != said:
             again = "move the job's folder away and run the study again."
             raise StoreError(f"{file} was changed after its record was written; {again}")
         with np.load(io.BytesIO(content), allow_pickle=False) as stored:

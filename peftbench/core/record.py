@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
+
+from peftbench.storage.files import sha256_json
 
 SCHEMA = 1
 Cut: TypeAlias = Literal["official", "grouped", "deduplicated"]
@@ -172,8 +172,9 @@ class Record(_Strict):
         return self.seal == self._digest()
 
     def _digest(self) -> str:
-        told = self.model_dump(mode="json", exclude={"seal"}, exclude_defaults=True)  # fields to come change no seal
-        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+        # Without defaults: a field that a later version adds does not change the seal of an old record.
+        sealed = self.model_dump(mode="json", exclude={"seal"}, exclude_defaults=True)
+        return sha256_json(sealed, spaced=True)
 
     @property
     def rule(self) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import tomllib
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from peftbench.core.record import WHOLE, Amount, Cut, Variant
 from peftbench.core.syntax import LARGEST, Spec, budget, parse, texts
 from peftbench.errors import RequestError
 from peftbench.storage.cache import LIMIT
+from peftbench.storage.files import sha256_json
 
 # --- studies ---------------------------------------------------------------------------------------------------------
 
@@ -182,7 +182,7 @@ class Job:
     @property
     def id(self) -> str:
         """Sixteen hexadecimal digits."""
-        return digest(self.identity())[:16]
+        return sha256_json(self.identity())[:16]
 
     @property
     def label(self) -> str:
@@ -192,6 +192,4 @@ class Job:
         return self.alias or str(Spec(self.method, None, inside))
 
 
-def digest(value: object) -> str:
-    """sha256 of canonical JSON."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":"), default=list).encode()).hexdigest()
+digest = sha256_json  # for modules that have not taken it from storage.files yet

@@ -109,7 +109,7 @@ def _side_by_side(
         except BrokenProcessPool:
             if stop():
                 raise KeyboardInterrupt from None
-            begun = [job for job in left.values() if Store(places.store).state(job.id) == "interrupted"]
+            begun = [job for job in left.values() if Store(places.store).job(job.id).state() == "interrupted"]
             for job in begun or list(left.values()):  # one of these killed its process: each once more, by itself
                 del left[job.id]
                 yield job, _by_itself(job, places, show, stop)

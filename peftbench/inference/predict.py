@@ -29,7 +29,8 @@ from peftbench.errors import BrokenImagesError, DeltaError, RequestError
 from peftbench.models import backbone, delta
 from peftbench.models.head import Classifier, Head
 from peftbench.models.plan import Graft
-from peftbench.results.store import Store, read_record, write_bytes, write_json
+from peftbench.results.store import Store, read_record
+from peftbench.storage import files
 from peftbench.training.model_card import brightness, is_grey
 
 BATCH = 64
@@ -48,7 +49,7 @@ def find_job(store: Path, text: str) -> Path:
         many = f"{len(found)} jobs in {store} begin so" if found else f"no job in {store} has that id"
         raise RequestError(f"Cannot find the job {text!r}: {many}; `peftbench status {store}` lists them.")
     if not (found[0] / "delta.json").is_file():
-        record = Store(store).record(found[0].name)
+        record = Store(store).job(found[0].name).record()
         why = "it failed, is a trial, or nothing trains"
         why = "its delta.json is gone" if record is not None and "delta.json" in record.files else why
         raise RequestError(f"The job {found[0].name} has no trained model: {why}.")
@@ -178,7 +179,7 @@ def _refuse_anothers(folder: Path) -> None:
     if (record := read_record(folder / "record.json")) is None:
         return
     for name in ("delta.json", "delta.safetensors"):
-        if record.files.get(name) != delta.digest((folder / name).read_bytes()):
+        if record.files.get(name) != files.sha256_file(folder / name):
             raise DeltaError(f"{folder / name} is not what the job's record was written for; run the job again.")
 
 
@@ -199,10 +200,10 @@ def merge(folder: Path, places: Places, out: Path) -> float:
     off = difference(apart, whole)
     if off > EQUAL:
         raise RequestError(f"{name} was not merged: the logits would change by {off:.1e}; please report this.")
-    write_bytes(out, save({n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()}))
+    files.write_bytes(out, save({n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()}))
     kept = {k: v for k, v in whole.about.items() if k not in {"grafts", "shared", "sha256", "format"}}
-    told = {**kept, "head": {**whole.about["head"], **head}, "sha256": delta.digest(out.read_bytes())}
-    write_json(out.with_name(f"{out.name}.json"), told)
+    told = {**kept, "head": {**whole.about["head"], **head}, "sha256": files.sha256_file(out)}
+    files.write_json(out.with_name(f"{out.name}.json"), told)
     return off
 
 

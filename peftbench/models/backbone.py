@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,8 +15,11 @@ from peftbench.core.fields import build
 from peftbench.core.registry import registry
 from peftbench.core.syntax import Spec, parse
 from peftbench.errors import RequestError
+from peftbench.storage.files import sha256_file
 
 FEW_TOKENS = 128  # a prefix and prompts left out; above, the pairs of tokens that steps keep cost more than they save
+
+_known_sha256 = lru_cache(sha256_file)  # weights do not change while a study runs
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Source:
 
     def digest(self, seed: int) -> str:
         """What identifies its weights: sha256 of the file, or the seed of random ones."""
-        return _sha256(self.file) if self.file else f"random:{seed}"
+        return _known_sha256(self.file) if self.file else f"random:{seed}"
 
     def blank(self) -> VisionTransformer:
         """The network on the meta device: shapes without values."""
@@ -81,9 +83,3 @@ def quicken(vit: VisionTransformer, device: str, autocast: torch.dtype | None) -
     for module in vit.modules():
         if hasattr(module, "fused_attn"):
             vars(module)["fused_attn"] = False  # timm declares it final, for the sake of scripting
-
-
-@lru_cache
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

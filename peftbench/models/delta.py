@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from peftbench.core.registry import registry
 from peftbench.errors import DeltaError, PluginError
 from peftbench.models.plan import Graft, Plan, Shared, Sizes, Tuned
-from peftbench.results.store import write_bytes, write_json
+from peftbench.storage import files
 from peftbench.storage.checked_tensors import DAMAGE
 
 T = TypeVar("T", bound=nn.Module)
@@ -34,8 +33,8 @@ def write(folder: Path, plan: Plan, state: Mapping[str, Tensor], about: Mapping[
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in (*lasting.items(), *index.items())}
     told = {"format": FORMAT, "grafts": _told(plan.grafts), "shared": _told(plan.shared), **about}
     content = save(tensors, {"about": _said(told)})  # each file holds the other's digest
-    write_bytes(folder / "delta.safetensors", content)
-    write_json(folder / "delta.json", {**told, "sha256": digest(content)})
+    files.write_bytes(folder / "delta.safetensors", content, private=True)
+    files.write_json(folder / "delta.json", {**told, "sha256": files.sha256(content)}, private=True)
     return sum((folder / name).stat().st_size for name in ("delta.safetensors", "delta.json"))
 
 
@@ -67,7 +66,7 @@ def read_about(folder: Path) -> dict[str, Any]:
         found: int = about["format"]
         with safe_open(folder / "delta.safetensors", "pt") as opened:
             bound = (opened.metadata() or {}).get("about")
-        held = digest((folder / "delta.safetensors").read_bytes())
+        held = files.sha256_file(folder / "delta.safetensors")
     except (*DAMAGE, RecursionError) as error:
         raise DeltaError(f"The delta in {folder} cannot be read ({type(error).__name__}: {error}).") from None
     if found != FORMAT:
@@ -98,12 +97,7 @@ def restore(vit: nn.Module, folder: Path, base: str) -> tuple[Tuned, dict[str, T
 def _said(about: Mapping[str, Any]) -> str:
     """The digest of what delta.json says, but for the digest that it holds."""
     told = {key: value for key, value in about.items() if key != "sha256"}
-    return digest(json.dumps(told, sort_keys=True, default=list).encode())
-
-
-def digest(content: bytes) -> str:
-    """Of a file's bytes, as delta.json states it."""
-    return hashlib.sha256(content).hexdigest()
+    return files.sha256_json(told, spaced=True)
 
 
 Modules = Mapping[str, tuple[type[T], Sizes]]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from peftbench.errors import JobError, PluginError
 from peftbench.models.plan import Scores
-from peftbench.storage.checked_tensors import kept
+from peftbench.storage.checked_tensors import cached
 
 Batch = tuple[Tensor, Tensor]  # images (B, 3, H, W), labels (B,)
 
@@ -49,7 +49,7 @@ class GradientProbe:
         if kind not in ESTIMATES:
             raise PluginError(f"There is no estimate {kind!r}; there are {', '.join(ESTIMATES)}.")
         file = self.keep / f"{kind}_{batches or 'all'}.safetensors" if self.keep else None
-        sums = kept(file, partial(self._sum, kind, batches))
+        sums = cached(file, partial(self._sum, kind, batches))
         even, odd = (
             {n.partition("/")[2]: t for n, t in sums.items() if n.startswith(half)} for half in ("even/", "odd/")
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from peftbench.core.record import Memory
-from peftbench.storage import checked_json
+from peftbench.storage import checked_json, files
 
 
 class Latency(BaseModel):
@@ -65,4 +64,4 @@ def recall(cache: Path, key: Mapping[str, Any]) -> Measured | None:
 
 def _file(cache: Path, key: Mapping[str, Any]) -> Path:
     text = json.dumps(key, sort_keys=True, separators=(",", ":"), default=list)
-    return cache / "measured" / hashlib.sha256(text.encode()).hexdigest()[:24] / "cost.json"
+    return cache / "measured" / files.sha256(text.encode())[:24] / "cost.json"

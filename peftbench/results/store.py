@@ -19,7 +19,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -100,6 +100,11 @@ class JobFolder:
             raise StoreError(f"The record {self.record_file} is of another job, {record.id}; {AGAIN}")
         return record
 
+    def result(self) -> Result | None:
+        """Return the job as reports see it, None before it ended. Raises StoreError when the record cannot be read."""
+        record = self.record()
+        return Result(record, self.path) if record is not None else None
+
     def write_record(self, record: Record) -> Record:
         """Write the record, sealed and with the digests of the files beside it; return it as written."""
         found = {name: self.path / name for name in RESULTS if (self.path / name).exists()}
@@ -137,8 +142,7 @@ class JobFolder:
 
     def sweep(self) -> None:
         """Remove incomplete files of a killed process; only for the holder of the job."""
-        for draft in self.path.rglob(files.TEMPORARY):
-            draft.unlink()
+        files.remove_temporaries(self.path)
 
     def forget(self) -> None:
         """Remove the files of a failed job except its request, so that it can run again."""
@@ -209,38 +213,7 @@ class Store:
 
     def results(self) -> list[Result]:
         """Return every finished or failed job, by id. Raises StoreError when this is not a store."""
-        records = ((job, job.record()) for job in self.jobs())
-        return [Result(record, job.path) for job, record in records if record is not None]
-
-    # For callers that do not hold a JobFolder yet; removed with the last of them.
-
-    def folder(self, job_id: str) -> Path:
-        """Return the path of a job's folder."""
-        return self.job(job_id).path
-
-    def state(self, job_id: str) -> State:
-        """Return the state of a job."""
-        return self.job(job_id).state()
-
-    def record(self, job_id: str) -> Record | None:
-        """Return the record of a job."""
-        return self.job(job_id).record()
-
-    def write_record(self, record: Record) -> Record:
-        """Write the record of a job."""
-        return self.job(record.id).write_record(record)
-
-    def claim(self, job_id: str) -> AbstractContextManager[bool]:
-        """Lock a job."""
-        return self.job(job_id).claim()
-
-    def sweep(self, job_id: str) -> None:
-        """Remove incomplete files of a job."""
-        self.job(job_id).sweep()
-
-    def forget(self, job_id: str) -> None:
-        """Remove the files of a failed job."""
-        self.job(job_id).forget()
+        return [result for job in self.jobs() if (result := job.result()) is not None]
 
 
 def read_record(file: Path) -> Record | None:
@@ -268,18 +241,3 @@ def make_room(file: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RequestError(f"Cannot write {file}: {file.parent} is no folder ({error.strerror}).") from None
-
-
-# For callers outside this module that do not hold a JobFolder yet; removed with the last of them.
-
-write_bytes, write_json, is_full = files.write_bytes, files.write_json, files.is_disk_full
-
-
-def write_curve(file: Path, rows: Sequence[Mapping[str, float]]) -> None:
-    """Write the learning curve."""
-    JobFolder(file.parent).write_curve(rows)
-
-
-def write_predictions(file: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Write predictions."""
-    JobFolder(file.parent).write_predictions(arrays)

@@ -1,58 +1,64 @@
-"""What is made once and kept on disk: images, estimates, features, costs. Bounded: the least recently used go first.
+"""The cache: decoded images, gradient estimates, features, audits and measured costs, kept on disk between jobs.
 
-CACHE/pixels/KEY/      an entry; CACHE/pixels/.KEY.lock stands beside it, its time that of the last use
-CACHE/pixels/.KEY.draft/   being made, by whoever holds .KEY.build; left by a crash if nobody does
+CACHE/pixels/KEY/          an entry; the time of CACHE/pixels/.KEY.lock beside it is that of its last use
+CACHE/pixels/.KEY.draft/   an entry in the making, by the holder of the lock .KEY.build; else left by a crash
+
+Folders are readable by their owner only. The size is bounded: the least recently used entries are removed first.
 """
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
-import re
 import shutil
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
 
-from peftbench.errors import DataError, RequestError
+from filelock import Timeout, UnixFileLock
+
+from peftbench.errors import DataError
+from peftbench.storage import files
+from peftbench.storage.sizes import format_size
 
 Kind = Literal["pixels", "probes", "features", "audit", "measured"]
 KINDS: tuple[Kind, ...] = ("pixels", "probes", "features", "audit", "measured")
 LIMIT = 50 * 10**9  # bytes
-UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One thing that is kept."""
+    """A folder of the cache."""
 
     kind: Kind
     folder: Path
     bytes: int
-    used: float  # seconds since the epoch
+    used: float  # time of the last use, in seconds since the epoch
+
+
+# --- locks -----------------------------------------------------------------------------------------------------------
 
 
 class Hold:
-    """A lock on an entry: shared by those who use it, or `alone` for who drops it. Let go when closed or forgotten.
+    """A lock on an entry: shared while the entry is used, exclusive (`alone`) to remove it.
 
-    Raises BlockingIOError where `alone` cannot be had at once.
+    It ends when it is closed or garbage-collected, and with its process. filelock has no shared locks. Raises
+    BlockingIOError if `alone` cannot be had at once, DataError if the cache cannot be written or locked.
     """
 
     def __init__(self, folder: Path, *, alone: bool = False) -> None:
-        how = fcntl.LOCK_EX | fcntl.LOCK_NB if alone else fcntl.LOCK_SH
-        self._file: int | None = _locked(_beside(folder, "lock"), how)
+        operation = fcntl.LOCK_EX | fcntl.LOCK_NB if alone else fcntl.LOCK_SH
+        self._number: int | None = _flocked(_beside(folder, "lock"), operation)
         if not alone:
-            os.utime(self._file)
+            os.utime(self._number)
 
     def close(self) -> None:
-        """Let go."""
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
+        """End the lock."""
+        if self._number is not None:
+            os.close(self._number)
+            self._number = None
 
     def __enter__(self) -> Self:
         return self
@@ -61,7 +67,7 @@ class Hold:
         self.close()
 
     def __del__(self) -> None:
-        if hasattr(self, "_file"):
+        if hasattr(self, "_number"):
             self.close()
 
 
@@ -69,65 +75,75 @@ def _beside(folder: Path, what: str) -> Path:
     return folder.with_name(f".{folder.name}.{what}")
 
 
-def _locked(file: Path, how: int) -> int:
-    """An open file under a lock that is still the one at this path: who drops an entry unlinks its lock."""
+def _flocked(file: Path, operation: int) -> int:
+    """Return the number of an open, locked file that is still at its path: removing an entry unlinks its lock."""
     while True:
-        opened = _opened(file)
+        number = _opened(file)
         try:
-            fcntl.flock(opened, how)
-            if file.exists() and os.path.samestat(os.fstat(opened), file.stat()):
-                return opened
+            fcntl.flock(number, operation)
+            if file.exists() and os.path.samestat(os.fstat(number), file.stat()):
+                return number
         except BlockingIOError:
-            os.close(opened)
+            os.close(number)
             raise
         except FileNotFoundError:
-            pass  # unlinked between the two looks: once more
+            pass  # unlinked between `exists` and `stat`: try again
         except OSError as error:
-            os.close(opened)
+            os.close(number)
             raise _unusable(file, error) from None
-        os.close(opened)
+        os.close(number)
 
 
 def _opened(file: Path) -> int:
     try:
-        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        return os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
+        files.make_private_folder(file.parent)
+        return os.open(file, os.O_RDWR | os.O_CREAT, files.PRIVATE_FILE)
     except OSError as error:
         raise _unusable(file, error) from None
 
 
 def _unusable(file: Path, error: OSError) -> DataError:
-    where = f"Cannot use the cache at {file.parent.parent} ({error.strerror})"
-    return DataError(f"{where}; choose another folder with --cache.")
+    problem = f"Cannot use the cache at {file.parent.parent} ({error.strerror})"
+    return DataError(f"{problem}; choose another folder with --cache.")
+
+
+@contextmanager
+def building(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """Lock the making of what will be at `path`, a folder or a file; other processes wait.
+
+    Raises filelock.Timeout without `wait` if another process makes it, DataError if the cache cannot be locked.
+    """
+    file = _beside(path, "build")
+    lock = UnixFileLock(file, mode=files.PRIVATE_FILE, fallback_to_soft=False)
+    try:
+        files.make_private_folder(file.parent)
+        lock.acquire(blocking=wait)
+    except Timeout:
+        raise
+    except OSError as error:
+        raise _unusable(file, error) from None
+    try:
+        yield
+    finally:
+        file.unlink(missing_ok=True)
+        lock.release()
 
 
 @contextmanager
 def making(folder: Path) -> Iterator[Path]:
-    """A draft of the entry, empty and this process's alone; others wait. Put in its place with `publish`."""
+    """Yield an empty folder in which this process makes an entry while others wait; `publish` puts it in place."""
     draft = _beside(folder, "draft")
     with building(folder):
         try:
             shutil.rmtree(draft, ignore_errors=True)  # of a process that died
-            draft.mkdir(mode=0o700)
+            draft.mkdir(mode=files.PRIVATE_FOLDER)
             yield draft
         finally:
             shutil.rmtree(draft, ignore_errors=True)
 
 
-@contextmanager
-def building(path: Path) -> Iterator[None]:
-    """What lies at `path`, or will, is this process's alone to make; others wait."""
-    build = _beside(path, "build")
-    opened = _locked(build, fcntl.LOCK_EX)
-    try:
-        yield
-    finally:
-        build.unlink(missing_ok=True)
-        os.close(opened)
-
-
 def publish(draft: Path, folder: Path) -> None:
-    """The finished draft becomes the entry; whoever has the files of a former one open keeps them."""
+    """Rename a complete draft to the entry's folder; processes that have the old entry's files open keep them."""
     former = _beside(folder, "former")
     shutil.rmtree(former, ignore_errors=True)
     with suppress(FileNotFoundError):
@@ -136,11 +152,11 @@ def publish(draft: Path, folder: Path) -> None:
     shutil.rmtree(former, ignore_errors=True)
 
 
-# --- bounds ----------------------------------------------------------------------------------------------------------
+# --- size ------------------------------------------------------------------------------------------------------------
 
 
 def entries(root: Path, kinds: Iterable[Kind] = KINDS) -> list[Entry]:
-    """Everything that is kept, the most recently used first."""
+    """Return the entries of these kinds, the most recently used first."""
     found = (_entry(kind, folder) for kind in kinds for folder in _folders(root / kind))
     return sorted((entry for entry in found if entry), key=lambda entry: -entry.used)
 
@@ -150,7 +166,7 @@ def _folders(place: Path) -> list[Path]:
 
 
 def _entry(kind: Kind, folder: Path) -> Entry | None:
-    """None for one that another process drops at this moment."""
+    """Return None if another process removes the entry at this moment."""
     lock = _beside(folder, "lock")
     try:
         used = (lock if lock.exists() else folder).stat().st_mtime
@@ -162,15 +178,15 @@ def _entry(kind: Kind, folder: Path) -> Entry | None:
 def _size(folder: Path) -> int:
     total = 0
     for file in folder.rglob("*"):
-        with suppress(FileNotFoundError):  # another process may be at work here
+        with suppress(FileNotFoundError):  # another process may be writing here
             total += file.stat().st_size
     return total
 
 
 def shrink(root: Path, limit: int) -> list[Entry]:
-    """Drop the least recently used entries until the rest fits, never one in use, and what crashes left.
+    """Remove what crashes left and the least recently used entries, except those in use, until `limit` bytes remain.
 
-    Returns those that were dropped.
+    Return the removed entries.
     """
     _sweep(root)
     found, dropped = entries(root), list[Entry]()
@@ -183,7 +199,7 @@ def shrink(root: Path, limit: int) -> list[Entry]:
 
 
 def drop(entry: Entry) -> bool:
-    """Remove an entry, unless somebody uses it."""
+    """Remove an entry unless it is in use; return whether it was removed."""
     try:
         with Hold(entry.folder, alone=True):
             shutil.rmtree(entry.folder, ignore_errors=True)
@@ -194,58 +210,36 @@ def drop(entry: Entry) -> bool:
 
 
 def _sweep(root: Path) -> None:
-    for left in [path for kind in KINDS for path in (root / kind).glob(".*.draft")]:
-        build = left.with_suffix(".build")
-        with suppress(BlockingIOError):
-            opened = _locked(build, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(left, ignore_errors=True)
-            build.unlink(missing_ok=True)
-            os.close(opened)
+    for draft in [path for kind in KINDS for path in (root / kind).glob(".*.draft")]:
+        with suppress(Timeout), building(draft.with_name(draft.stem.removeprefix(".")), wait=False):
+            shutil.rmtree(draft, ignore_errors=True)
+
+
+# --- full disks ------------------------------------------------------------------------------------------------------
 
 
 def refuse_full(folder: Path, needed: int) -> None:
-    """Raise DataError where the disk has no room for what is about to be made."""
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise _no_room(folder, needed, free)
+    """Raise DataError if the disk of `folder` has less than `needed` bytes free."""
+    if needed > shutil.disk_usage(folder).free:
+        raise _no_room(folder, needed, "No space left on device")
 
 
 def reserve(file: Path) -> None:
-    """Have all of a sparse file's bytes set aside: who writes into a mapped file on a full disk is killed.
+    """Set aside all bytes of a sparse file: writing into a mapped file on a full disk would kill the process.
 
-    Raises DataError. Where the system cannot do it, nothing happens.
+    Raises DataError. Where the file system cannot do it, nothing happens.
     """
-    if not hasattr(os, "posix_fallocate"):
-        return
     size = file.stat().st_size
     with file.open("r+b") as opened:
         try:
-            os.posix_fallocate(opened.fileno(), 0, size)
+            files.reserve(opened.fileno(), size)
         except OSError as error:
-            if error.errno == errno.ENOSPC:
-                raise _no_room(file.parent, size, shutil.disk_usage(file.parent).free) from None
+            raise _no_room(file.parent, size, str(error.strerror)) from None
 
 
-def _no_room(folder: Path, needed: int, free: int) -> DataError:
+def _no_room(folder: Path, needed: int, problem: str) -> DataError:
+    free = format_size(shutil.disk_usage(folder).free)
     return DataError(
-        f"Decoded images need {needed / 1e9:.1f} GB in {folder}, where {free / 1e9:.1f} GB are free; make room "
-        "(`peftbench cache clear`), or choose another disk with --cache."
+        f"Cannot write {format_size(needed)} of decoded images into {folder} ({problem}; {free} free); make room "
+        "(`peftbench cache clear`) or choose another disk with --cache."
     )
-
-
-def parse_size(text: str) -> int:
-    """`50GB`, `500M` or a number of bytes. Raises RequestError."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMGT]?)i?B?", text.strip())
-    if not found:
-        raise RequestError(f"Cannot read the size {text!r}: write a number with k, M, G or T, such as 50G.")
-    return round(float(found[1]) * UNITS[found[2]])
-
-
-def since(used: float) -> str:
-    """How long ago, in one unit."""
-    seconds = max(0.0, time.time() - used)
-    for unit, length in (("day", 86400), ("hour", 3600), ("minute", 60)):
-        if seconds >= length:
-            count = int(seconds // length)
-            return f"{count} {unit}{'s' if count > 1 else ''} ago"
-    return "now"

@@ -1,35 +1,39 @@
-"""Small JSON files that vouch for themselves: what was changed, cut off or put in another's place is not read."""
+"""JSON files with an embedded SHA-256: a file that was modified, cut off or copied to another place is rejected.
+
+    {"digest": SHA-256 of [place, value], "value": value}
+
+`checked_tensors` does the same for tensors.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import uuid
 from pathlib import Path
 from typing import Any
 
-
-def write(file: Path, value: Any, place: str = "") -> None:  # noqa: ANN401 - whatever JSON holds
-    """In one piece, readable by its owner only: such files may name images. `place`: what the value is of."""
-    text = json.dumps({"digest": _digest(value, place), "value": value}, default=list)
-    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    draft = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
-    draft.touch(mode=0o600)
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(file)
+from peftbench.storage import files
 
 
-def read(file: Path, place: str = "") -> Any:  # noqa: ANN401
-    """What was written. Raises ValueError where it is not that, OSError where it is gone."""
+def write(file: Path, value: Any, place: str = "") -> None:  # noqa: ANN401 - any JSON value
+    """Write a JSON value atomically, readable by the owner only: such files may name images. Raises OSError.
+
+    `place` names what the value belongs to; it is part of the digest and is not stored.
+    """
+    content = json.dumps({"digest": _digest(value, place), "value": value}, default=list)
+    files.make_private_folder(file.parent)
+    files.write_text(file, content, private=True)
+
+
+def read(file: Path, place: str = "") -> Any:  # noqa: ANN401 - any JSON value
+    """Return the value. Raises ValueError if the digest does not match, OSError if there is no such file."""
     try:
-        told = json.loads(file.read_bytes())
-        if isinstance(told, dict) and told.get("digest") == _digest(told["value"], place):
-            return told["value"]
-    except (KeyError, RecursionError):  # of lists in lists in lists
+        stored = json.loads(file.read_bytes())
+        if isinstance(stored, dict) and stored.get("digest") == _digest(stored["value"], place):
+            return stored["value"]
+    except (KeyError, RecursionError):  # RecursionError: deeply nested lists
         pass
-    raise ValueError(f"{file} is not what was written there")
+    raise ValueError(f"{file} was modified after it was written")
 
 
 def _digest(value: object, place: str) -> str:
-    text = json.dumps([place, value], sort_keys=True, default=list)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return files.sha256_json([place, value], spaced=True)

@@ -1,4 +1,8 @@
-"""Tensors kept on disk with the digest of what was written: cached between jobs, or a job's own checkpoint."""
+"""Safetensors files with an embedded SHA-256: a file that was modified, cut off or copied to another place is rejected.
+
+The file's metadata hold a text (`said`) and the SHA-256 of it and of every tensor's name, type, shape and bytes.
+`checked_json` does the same for JSON.
+"""
 
 from __future__ import annotations
 
@@ -9,75 +13,87 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
+from peftbench.storage import files
 from peftbench.storage.cache import Hold, building
 
+TEXT = "said"  # key of the text in the metadata since version 0.1.0
 DAMAGE = (OSError, SafetensorError, KeyError, TypeError, ValueError, OverflowError, RuntimeError)
 
 
-def kept(file: Path | None, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The tensors in `file`; made anew where it is missing, damaged or another entry's. None keeps nothing."""
+def write(file: Path, tensors: Mapping[str, Tensor], text: str) -> None:
+    """Write contiguous tensors on the CPU and a text atomically, readable by the owner only.
+
+    Raises OSError.
+    """
+    files.make_private_folder(file.parent)
+    with files.replacing(file, private=True) as draft:
+        try:
+            save_file(dict(tensors), draft, _metadata(tensors, text))
+        except SafetensorError as error:
+            raise OSError(f"Cannot write {file}: {error}") from None
+        draft.chmod(files.PRIVATE_FILE)  # some versions of safetensors replace the file
+
+
+def read(file: Path) -> tuple[dict[str, Tensor], str]:
+    """Return the tensors and the text. Raises one of DAMAGE if the file is missing or the digest does not match."""
+    with safe_open(file, "pt") as stored:
+        metadata: dict[str, str] = stored.metadata() or {}
+        tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - not a dict
+    if metadata != _metadata(tensors, metadata[TEXT]):
+        raise ValueError(f"{file} was modified after it was written")
+    return tensors, metadata[TEXT]
+
+
+def _metadata(tensors: Mapping[str, Tensor], text: str) -> dict[str, str]:
+    digest = hashlib.sha256(json.dumps(text).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
+    return {TEXT: text, "sha256": digest.hexdigest()}
+
+
+# --- in the cache ----------------------------------------------------------------------------------------------------
+
+
+def cached(file: Path | None, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the tensors in `file`; call `make` and store its result if the file is missing, damaged or misplaced.
+
+    Of processes side by side one makes it and the others wait. None for `file`: call `make` and store nothing.
+    """
     if file is None:
         return make()
-    with Hold(file.parent):  # against being dropped from the cache while in use
-        return _kept(file, make)
+    with Hold(file.parent):  # keeps the entry in the cache while it is used
+        found = _read_cached(file)
+        return found if found is not None else _make(file, make)
 
 
-def _kept(file: Path, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    if (found := _found(file)) is not None:
-        return found
-    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with building(file):  # of jobs that run side by side one makes it, and the others wait for it
-        if (found := _found(file)) is not None:
+def _make(file: Path, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    files.make_private_folder(file.parent)
+    with building(file):
+        if (found := _read_cached(file)) is not None:
             return found
+        files.remove_temporaries(file.parent)
         made = {name: tensor.contiguous() for name, tensor in make().items()}
-        draft = file.with_name(f".{file.name}.draft")  # one that a killed process left is written over
-        try:
-            save_file(made, draft, _metadata(made, _place(file)))
-            draft.replace(file)
-        finally:
-            draft.unlink(missing_ok=True)
+        write(file, made, _place(file))
         return made
 
 
-def _place(file: Path) -> str:
-    return f"{file.parent.name}/{file.name}"  # names everything that decides the tensors
+def is_whole(file: Path) -> bool:
+    """Return whether `cached` would use this file as it is."""
+    return _read_cached(file) is not None
 
 
-def _found(file: Path) -> dict[str, Tensor] | None:
+def _read_cached(file: Path) -> dict[str, Tensor] | None:
     try:
-        tensors, said = unpack(file)
+        tensors, place = read(file)
     except DAMAGE:
         return None
-    return tensors if said == _place(file) else None
+    return tensors if place == _place(file) else None
 
 
-def is_whole(file: Path) -> bool:
-    """Whether a file holds what was kept there."""
-    return _found(file) is not None
-
-
-def pack(tensors: Mapping[str, Tensor], said: str) -> bytes:
-    """A safetensors file of contiguous tensors on the CPU and a text, with the digest of both."""
-    return save(dict(tensors), _metadata(tensors, said))
-
-
-def unpack(file: Path) -> tuple[dict[str, Tensor], str]:
-    """What was packed. Raises one of DAMAGE where the file is missing, or is not what was written."""
-    with safe_open(file, "pt") as stored:
-        about: dict[str, str] = stored.metadata() or {}
-        tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - not a dict
-    if about != _metadata(tensors, about["said"]):
-        raise ValueError(f"{file} was changed")
-    return tensors, about["said"]
-
-
-def _metadata(tensors: Mapping[str, Tensor], said: str) -> dict[str, str]:
-    """The text, and one sha256 over it and every tensor's name, type, shape and bytes."""
-    found = hashlib.sha256(json.dumps(said).encode())
-    for name, tensor in sorted(tensors.items()):
-        found.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        found.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
-    return {"said": said, "sha256": found.hexdigest()}
+def _place(file: Path) -> str:
+    """Return the entry's key and the file's name, which identify the tensors."""
+    return f"{file.parent.name}/{file.name}"

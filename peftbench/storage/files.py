@@ -16,7 +16,7 @@ Content: TypeAlias = bytes | memoryview
 PRIVATE_FOLDER = 0o700
 PRIVATE_FILE = 0o600
 SHARED_FILE = 0o666  # less the umask
-TEMPORARY = ".*.draft"  # pattern of the names of files that are not complete yet
+TEMPORARIES = (".*.draft", ".tmp*")  # names of files that are not complete yet, safetensors' own included
 DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
 
 
@@ -64,6 +64,13 @@ def write_text(file: Path, text: str, *, private: bool = False) -> None:
 def write_json(file: Path, value: Any, *, private: bool = False) -> None:  # noqa: ANN401 - any JSON value
     """Write indented JSON with sorted keys atomically; what JSON does not know is written as a list. Raises OSError."""
     write_bytes(file, json.dumps(value, indent=1, sort_keys=True, default=list).encode(), private=private)
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove the incomplete files that a killed process left anywhere in `folder`; the caller holds its lock."""
+    for pattern in TEMPORARIES:
+        for draft in folder.rglob(pattern):
+            draft.unlink(missing_ok=True)
 
 
 def flush(file: Path) -> None:

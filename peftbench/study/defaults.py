@@ -19,7 +19,8 @@ from peftbench.data import availability
 from peftbench.errors import MissingDataError, RequestError, WeightsError
 from peftbench.models import backbone
 from peftbench.profiling import hardware
-from peftbench.storage.cache import LIMIT, parse_size
+from peftbench.storage.cache import LIMIT
+from peftbench.storage.sizes import parse_size
 from peftbench.study.method_grid import written_out
 
 
@@ -38,7 +39,7 @@ def places(
         cache=cache or user_cache_path("peftbench"),
         weights=weights,
         device=find_device(device),
-        cache_limit=parse_size(limit) if limit else LIMIT,
+        cache_limit=parse_size(limit, "--cache-limit") if limit else LIMIT,
     )
 
 

@@ -23,7 +23,8 @@ from peftbench.data.splits import drop_unknown_group_key
 from peftbench.errors import DataError, RequestError, SplitError
 from peftbench.models import backbone
 from peftbench.models.backbone import Source
-from peftbench.results.store import Store, write_json
+from peftbench.results.store import Store
+from peftbench.storage import files
 from peftbench.study.defaults import complete, make_recipe, written
 from peftbench.study.method_grid import Row, named, rows_of
 
@@ -43,7 +44,7 @@ class Draft:
         """The job at the rate whose trial scored best on validation; ties to the smaller rate."""
         if not self.trials:
             return self.job
-        scores = [_trial_score(store.record(trial.id)) for trial in self.trials]
+        scores = [_trial_score(store.job(trial.id).record()) for trial in self.trials]
         rates = [trial.recipe.lr for trial in self.trials]
         best = max(range(len(rates)), key=lambda i: (scores[i] if scores[i] is not None else -1.0, -rates[i]))
         found = {"grid": rates, "scores": scores, "trials": [t.id for t in self.trials], "chosen": rates[best]}
@@ -264,4 +265,5 @@ def note_study(resolved: Resolved, finals: Sequence[Job], store: Store) -> None:
         }
         for draft, job in zip(resolved.drafts, finals, strict=True)
     }
-    write_json(store.root / "study.json", {"asked": asdict(resolved.study), "jobs": answers, "says": resolved.says})
+    content = {"asked": asdict(resolved.study), "jobs": answers, "says": resolved.says}
+    files.write_json(store.root / "study.json", content, private=True)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from peftbench.core.contract import Report, Result
 from peftbench.core.record import SCHEMA, Record
-from peftbench.results.store import write_predictions
+from peftbench.results.store import JobFolder
 from peftbench.testing.findings import Finding, Rule, demand, judge, refuse_torch
 
 PRIVATE = "patient_0017.png"  # an image's name: stands in a job's private file and in a failure's reason
@@ -135,7 +135,7 @@ def _job(store: Path, method: str, data: str, reason: str = "") -> Result:
     (folder / "record.json").write_text(record.model_dump_json(), encoding="utf-8")
     (folder / "private.json").write_text(f'{{"names": ["{PRIVATE}"]}}', encoding="utf-8")
     if not reason:
-        write_predictions(folder / "predictions.npz", _predictions(len(method) + len(data)))
+        JobFolder(folder).write_predictions(_predictions(len(method) + len(data)))
     return Result(record, folder)
 
 

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from peftbench.results.store import write_bytes
-from peftbench.storage.checked_tensors import DAMAGE, pack, unpack
+from peftbench.storage import checked_tensors
+from peftbench.storage.checked_tensors import DAMAGE
 from peftbench.training.loop import Chosen, Progress
 
 OPTIMIZER = "optimiser"  # as checkpoints have spelled it since version 0.1.0
@@ -44,14 +44,13 @@ class Checkpoint:
         chosen = {rule: {"step": c.step, "score": c.score} for rule, c in progress.chosen.items()}
         if self.file.is_dir() or self.file.parent.is_file():
             self.clear()
-        self.file.parent.mkdir(exist_ok=True, mode=0o700)
-        write_bytes(self.file, pack(tensors, json.dumps(plain | {"chosen": chosen})))
+        checked_tensors.write(self.file, tensors, json.dumps(plain | {"chosen": chosen}))
 
     def read(self) -> tuple[Progress, dict[str, Tensor], dict[str, Tensor]] | None:
         """Progress, the learner's tensors and the optimizer's; None where there is nothing sound to go on from."""
         try:
-            tensors, said = unpack(self.file)
-            facts = json.loads(said)
+            tensors, text = checked_tensors.read(self.file)
+            facts = json.loads(text)
             if facts.pop("job") != self.folder.name:
                 return None
             progress = _progress(facts, tensors)

@@ -17,7 +17,7 @@ import torch
 from peftbench.core.fields import build
 from peftbench.core.record import Counts, Record
 from peftbench.core.registry import registry
-from peftbench.core.spec import Job, Places, digest
+from peftbench.core.spec import Job, Places
 from peftbench.data import augmentation, pixel_cache
 from peftbench.data.batches import Features, Images, fits_on_device
 from peftbench.data.pixel_cache import Data
@@ -30,9 +30,9 @@ from peftbench.models.method import Method
 from peftbench.profiling import counting, hardware
 from peftbench.profiling.counting import Alone, Counted
 from peftbench.profiling.hardware import PRECISIONS
-from peftbench.results import store
 from peftbench.results.store import Store
-from peftbench.storage.checked_tensors import kept
+from peftbench.storage.checked_tensors import cached
+from peftbench.storage.files import is_disk_full, sha256_json
 from peftbench.training.checkpoint import Checkpoint
 from peftbench.training.loop import Chosen, Inputs, Learner, Outside, Progress, Task, fit, forward
 from peftbench.training.model_card import about
@@ -51,16 +51,16 @@ def run(job: Job, places: Places, outside: Outside | None = None) -> Record | No
     KeyboardInterrupt, behind a checkpoint, when `outside` asks to stop.
     """
     here = Store(places.store)
-    with here.claim(job.id) as mine:
+    with here.job(job.id).claim() as mine:
         if not mine:
             return None
-        done = here.record(job.id)
+        done = here.job(job.id).record()
         if done is not None and done.status == "done":
-            Checkpoint(here.folder(job.id)).clear()  # a process may have died between the record and this
+            Checkpoint(here.job(job.id).path).clear()  # a process may have died between the record and this
             return done
-        here.sweep(job.id)
+        here.job(job.id).sweep()
         if done is not None:
-            here.forget(job.id)
+            here.job(job.id).forget()
         with _room(places):
             return _do(job, places, outside or Outside())
 
@@ -71,7 +71,7 @@ def _room(places: Places) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not store.is_full(error):
+        if not is_disk_full(error):
             raise
         where = f"{places.store} (results) or {places.cache} (cache)"
         raise StoreError(f"The disk is full: {where}; make room, and the same command goes on.") from None
@@ -80,10 +80,10 @@ def _room(places: Places) -> Iterator[None]:
 def _do(job: Job, places: Places, outside: Outside) -> Record:
     """Do a job that this process holds, or go on with it, and write its record."""
     started, here = time.perf_counter(), Store(places.store)
-    store.write_json(here.folder(job.id) / "job.json", asdict(job) | {"identity": job.identity(), "id": job.id})
+    here.job(job.id).write_request(asdict(job) | {"identity": job.identity(), "id": job.id})
     if job.threads:
         torch.set_num_threads(job.threads)
-    data, checkpoint = _data(job, places), Checkpoint(here.folder(job.id))
+    data, checkpoint = _data(job, places), Checkpoint(here.job(job.id).path)
 
     def taken(before: float) -> float:
         return before + time.perf_counter() - started
@@ -95,7 +95,7 @@ def _do(job: Job, places: Places, outside: Outside) -> Record:
         outcome = _guarded(job, places, data, replace(outside, save=save))
     before = outcome.progress.seconds if isinstance(outcome, Outcome) else 0.0
     record = make_record(job, places, data, outcome, taken(before), peak.bytes)
-    record = here.write_record(record)
+    record = here.job(record.id).write_record(record)
     checkpoint.clear()
     return record
 
@@ -103,21 +103,21 @@ def _do(job: Job, places: Places, outside: Outside) -> Record:
 def give_up(job: Job, places: Places, reason: str) -> Record | None:
     """Write down that a job failed without being able to say so itself; None where another process is at it by now."""
     data, here = _data(job, places), Store(places.store)
-    with here.claim(job.id) as mine:
+    with here.job(job.id).claim() as mine:
         if not mine:
             return None
-        done = here.record(job.id)
+        done = here.job(job.id).record()
         if done is not None and done.status == "done":
             return done
         record = make_record(job, places, data, reason, 0.0, 0)
-        record = here.write_record(record)
-        Checkpoint(here.folder(job.id)).clear()
+        record = here.job(record.id).write_record(record)
+        Checkpoint(here.job(job.id).path).clear()
     return record
 
 
 def _guarded(job: Job, places: Places, data: Data, outside: Outside) -> Outcome | str:
     """The outcome, or the reason of the failure in a sentence. For want of memory, one more try in smaller pieces."""
-    checkpoint = Checkpoint(Store(places.store).folder(job.id))
+    checkpoint = Checkpoint(Store(places.store).job(job.id).path)
     outcome = _tried(job, places, data, outside, 1)
     if isinstance(outcome, hardware.Wanted):
         checkpoint.clear()
@@ -134,7 +134,7 @@ def _tried(job: Job, places: Places, data: Data, outside: Outside, pieces: int) 
     except PeftbenchError as error:
         return str(error)
     except Exception as error:  # a plug-in may raise anything, and the study must go on
-        if store.is_full(error):
+        if is_disk_full(error):
             raise
         return hardware.wanted(error) or _in_a_line(error)
 
@@ -147,7 +147,7 @@ def _in_a_line(error: Exception) -> str:
 
 def _work(job: Job, places: Places, data: Data, outside: Outside, pieces: int) -> Outcome:
     """The job itself."""
-    method, folder = make_method(job), Store(places.store).folder(job.id)
+    method, folder = make_method(job), Store(places.store).job(job.id).path
     if not method.trains:
         progress = _untrained(job, data)
         write_results(job, places, data, progress)
@@ -257,7 +257,7 @@ def _probe(job: Job, places: Places, model: Classifier, task: Task) -> GradientP
         "role": "",
         "device": places.device,
     }
-    keep = places.cache / "probes" / digest(decides)[:24]
+    keep = places.cache / "probes" / sha256_json(decides)[:24]
     loss = make_loss(replace(job.recipe, label_smoothing=0.0), task.labels, task.classes)
     return GradientProbe(model, batches, loss, PRECISIONS[job.recipe.precision], keep, job.seed)
 
@@ -265,11 +265,11 @@ def _probe(job: Job, places: Places, model: Classifier, task: Task) -> GradientP
 def _features(job: Job, places: Places, model: Classifier, task: Task) -> Task:
     """The task with every image replaced by the frozen backbone's features of it, which all jobs of a sweep share."""
     decides = {key: job.identity()[key] for key in ("data", "backbone", "threads")}
-    folder = places.cache / "features" / digest([decides, job.recipe.precision, places.device])[:24]
+    folder = places.cache / "features" / sha256_json([decides, job.recipe.precision, places.device])[:24]
 
     def features(part: str, images: Inputs) -> Features:
         make = lambda: {"features": forward(model.vit, images, PRECISIONS[job.recipe.precision]).cpu().clone()}  # noqa: E731
-        return Features(kept(folder / f"{part}.safetensors", make)["features"].to(task.labels.device))
+        return Features(cached(folder / f"{part}.safetensors", make)["features"].to(task.labels.device))
 
     parts = {name: (features(name, images), labels) for name, (images, labels) in task.parts.items()}
     return replace(task, train=features("train", task.train), parts=parts)

@@ -14,14 +14,14 @@ from peftbench.core import official_recipes
 from peftbench.core.contract import Labels, Logits, Task, tasks_of
 from peftbench.core.record import BackboneFacts, Budget, Choice, Costs, Counts, DataFacts, MethodFacts, Record, Tuning
 from peftbench.core.registry import registry
-from peftbench.core.spec import Job, Places, digest
+from peftbench.core.spec import Job, Places
 from peftbench.data import audit
 from peftbench.data.pixel_cache import Data
 from peftbench.models import backbone
 from peftbench.profiling import hardware
 from peftbench.profiling.counting import Counted
-from peftbench.results import store
 from peftbench.results.store import Store
+from peftbench.storage.files import sha256_json
 from peftbench.training.loop import Chosen, Progress
 from peftbench.training.optimizer import loss_range
 
@@ -42,18 +42,16 @@ class Outcome:
 
 def write_results(job: Job, places: Places, data: Data, progress: Progress) -> None:
     """Curve, predictions and, apart from them, what may name a patient."""
-    folder = Store(places.store).folder(job.id)
+    folder = Store(places.store).job(job.id)
     arrays: dict[str, NDArray[Any]] = {}
     for part in next(iter(progress.chosen.values())).logits:
         arrays[f"{part}/labels"] = data.labels[part]
         arrays[f"{part}/groups"] = np.unique(data.groups[part], return_inverse=True)[1].astype(np.int64)
         arrays |= {f"{part}/{rule}/logits": chosen.logits[part] for rule, chosen in progress.chosen.items()}
-    store.write_predictions(folder / "predictions.npz", arrays)
+    folder.write_predictions(arrays)
     if progress.curve:
-        store.write_curve(folder / "curve.csv", progress.curve)
-    private = folder / "private.json"
-    store.write_json(private, {"names": data.names, "groups": data.groups})
-    private.chmod(0o600)
+        folder.write_curve(progress.curve)
+    folder.write_private({"names": data.names, "groups": data.groups})
 
 
 def make_record(job: Job, places: Places, data: Data, outcome: Outcome | str, seconds: float, peak: int) -> Record:
@@ -72,7 +70,7 @@ def make_record(job: Job, places: Places, data: Data, outcome: Outcome | str, se
             card=asdict(data.card),
             notes=[*data.notes, *_about_groups(data)],
             variant=job.variant,
-            test=digest([data.names["test"], data.labels["test"].tolist()])[:16],
+            test=sha256_json([data.names["test"], data.labels["test"].tolist()])[:16],
             balance={part: audit.class_counts(labels, len(data.card.classes)) for part, labels in data.labels.items()},
             audit=audit.load_counts(places.cache, data.fingerprint),
         ),

@@ -110,7 +110,7 @@ def test_ctrl_c_ends_the_workers_without_a_word(
         "",
         "peftbench: stopping at the next step; Ctrl-C again stops at once.",
     ]
-    assert {Store(tmp_path).state(job.id) for job in long} <= {"new", "interrupted"}
+    assert {Store(tmp_path).job(job.id).state() for job in long} <= {"new", "interrupted"}
     running = [child.cmdline() for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
     kept = ("resource_tracker", "forkserver")  # of Python's own, which other tests may have started
     assert [words for words in running if not any(name in " ".join(words) for name in kept)] == []
@@ -135,9 +135,9 @@ def test_a_worker_that_dies_takes_only_its_job_with_it(
     tell = lambda job, record: ended.update({job.id: record.id})  # noqa: E731
     local.run_all([doomed, jobs[1]], where, 2, lambda _: None, tell)
     assert ended[jobs[1].id] == records.faked().id
-    record = Store(tmp_path).record(doomed.id)
+    record = Store(tmp_path).job(doomed.id).record()
     assert record is not None
-    assert record.status == Store(tmp_path).state(doomed.id) == "failed"
+    assert record.status == Store(tmp_path).job(doomed.id).state() == "failed"
     assert record.reason.startswith("The process of this job died twice")
 
 
@@ -159,7 +159,7 @@ def test_the_first_ctrl_c_stops_behind_a_checkpoint(jobs: list[Job], home: Path,
     with pytest.raises(KeyboardInterrupt):
         local.run_all(long, where, 2, once, lambda *_: None)
     for job in long:
-        found = Checkpoint(Store(tmp_path).folder(job.id)).read()
+        found = Checkpoint(Store(tmp_path).job(job.id).path).read()
         assert found is not None
         assert found[0].step >= steps[job.id]
 
@@ -185,7 +185,7 @@ def test_a_worker_without_a_job_does_not_take_the_others_with_it(
     with pytest.raises(KeyboardInterrupt):
         local.run_all([linear, long], where, 2, press, lambda job, _: ended.append(job.id))
     assert ended == [linear.id]
-    found = Checkpoint(Store(tmp_path).folder(long.id)).read()
+    found = Checkpoint(Store(tmp_path).job(long.id).path).read()
     assert found is not None
     assert found[0].step >= asked_at[0]
 
@@ -207,7 +207,7 @@ def test_workers_whose_parent_was_killed_end_behind_a_checkpoint(home: Path, tmp
         for child in children:
             with suppress(psutil.NoSuchProcess):
                 child.kill()
-    assert {store.state(name) for name in store.ids()} == {"interrupted"}
+    assert {store.job(name).state() for name in store.ids()} == {"interrupted"}
 
 
 def wait_for(what: Callable[[], bool], seconds: float = 120.0) -> None:

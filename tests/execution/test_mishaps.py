@@ -7,7 +7,7 @@ import fcntl
 import os
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -15,14 +15,14 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from peftbench.core.recipe import Recipe
 from peftbench.core.spec import Job
 from peftbench.data.batches import Features
 from peftbench.errors import DivergedError, StoreError
-from peftbench.results import store
 from peftbench.results.store import Store
+from peftbench.storage import checked_tensors, files
 from peftbench.training import job as job_module
 from peftbench.training import loop
 from peftbench.training.checkpoint import Checkpoint
@@ -146,18 +146,18 @@ def test_a_last_step_that_breaks_the_network_is_no_result() -> None:
 def test_a_full_disk_leaves_no_half_record(
     job: Job, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    where, written = replace(studies.places(home), store=tmp_path), store.write_bytes
+    where, written = replace(studies.places(home), store=tmp_path), files.write_bytes
 
-    def full(file: Path, content: bytes) -> None:
+    def full(file: Path, content: bytes, *, private: bool = False) -> None:
         if file.name == "record.json":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
-        written(file, content)
+        written(file, content, private=private)
 
     with monkeypatch.context() as patch:
-        patch.setattr(store, "write_bytes", full)
+        patch.setattr(files, "write_bytes", full)
         with pytest.raises(StoreError, match=r"The disk is full: .*; make room"):
             run(job, where)
-    assert Store(tmp_path).state(job.id) == "interrupted"
+    assert Store(tmp_path).job(job.id).state() == "interrupted"
     record = run(job, where)
     assert record is not None
     assert record.status == "done"
@@ -166,19 +166,19 @@ def test_a_full_disk_leaves_no_half_record(
 def test_a_disk_that_is_full_half_way_costs_no_checkpoint(
     job: Job, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    where, written = replace(studies.places(home), store=tmp_path), store.write_bytes
+    where, written = replace(studies.places(home), store=tmp_path), checked_tensors.write
 
-    def full(file: Path, content: bytes) -> None:
+    def full(file: Path, tensors: Mapping[str, Tensor], text: str) -> None:
         if file.exists():  # the second checkpoint
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        written(file, content)
+        written(file, tensors, text)
 
     with monkeypatch.context() as patch:
-        patch.setattr("peftbench.training.checkpoint.write_bytes", full)
+        patch.setattr(checked_tensors, "write", full)
         with pytest.raises(StoreError, match="The disk is full"):
             run(job, where)
-    assert Store(tmp_path).state(job.id) == "interrupted"
-    begun = Checkpoint(Store(tmp_path).folder(job.id)).read()
+    assert Store(tmp_path).job(job.id).state() == "interrupted"
+    begun = Checkpoint(Store(tmp_path).job(job.id).path).read()
     assert begun is not None
     assert begun[0].step > 0
 
@@ -188,7 +188,7 @@ def test_a_file_system_without_locks_is_named(job: Job, tmp_path: Path, monkeypa
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    with pytest.raises(StoreError, match=r"cannot lock files.*--store"), Store(tmp_path).claim(job.id):
+    with pytest.raises(StoreError, match=r"cannot lock files.*--store"), Store(tmp_path).job(job.id).claim():
         pass
 
 

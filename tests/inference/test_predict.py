@@ -98,7 +98,7 @@ def test_what_does_not_fold_is_refused_and_named(home: Path, tmp_path: Path) -> 
     (job,) = studies.jobs(asked, where(home))
     assert run(job, where(home))
     with pytest.raises(RequestError, match=r"vpt_deep cannot be merged: what it adds at blocks\.0 and 5 more places"):
-        predict.merge(Store(home / "runs").folder(job.id), where(home), tmp_path / "model.safetensors")
+        predict.merge(Store(home / "runs").job(job.id).path, where(home), tmp_path / "model.safetensors")
 
 
 def test_a_batch_norm_folds_into_the_linear_layer(home: Path) -> None:

@@ -1,4 +1,4 @@
-"""What was written and is read again: whole, or refused, or made anew; never used as somebody changed it."""
+"""What was written and is read again: whole, or refused, or made again; never used as somebody changed it."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from peftbench.data import audit, pixel_cache
 from peftbench.errors import DeltaError, StoreError
 from peftbench.models import delta
 from peftbench.models.plan import Plan
-from peftbench.results.store import Store, write_predictions
-from peftbench.storage.checked_tensors import kept
+from peftbench.results.store import Store
+from peftbench.storage.checked_tensors import cached
 from peftbench.training.checkpoint import Checkpoint
 from peftbench.training.loop import Chosen, Progress
 from tests import records
@@ -71,33 +71,33 @@ class Maker:
 
 @drawn
 @given(st.data())
-def test_kept_tensors_are_whole_or_made_anew(home: Path, data: st.DataObject) -> None:
+def test_kept_tensors_are_whole_or_made_again(home: Path, data: st.DataObject) -> None:
     file, make = fresh(home) / "key" / "squares_all.safetensors", Maker()
-    assert same(kept(file, make), TENSORS)
-    assert same(kept(file, make), TENSORS)
+    assert same(cached(file, make), TENSORS)
+    assert same(cached(file, make), TENSORS)
     assert make.calls == 1
     damaged(data, file)
-    assert same(kept(file, make), TENSORS)
+    assert same(cached(file, make), TENSORS)
     calls = make.calls
-    assert same(kept(file, make), TENSORS)
+    assert same(cached(file, make), TENSORS)
     assert make.calls == calls
 
 
 def test_one_changed_number_is_seen(tmp_path: Path) -> None:
     file, make = tmp_path / "key" / "squares_all.safetensors", Maker()
-    kept(file, make)
+    cached(file, make)
     content = file.read_bytes()
     file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    assert same(kept(file, make), TENSORS)
+    assert same(cached(file, make), TENSORS)
     assert make.calls == 2
 
 
 def test_tensors_of_another_key_are_not_taken(tmp_path: Path) -> None:
     make = Maker()
     for key in ("one", "two"):
-        kept(tmp_path / key / "squares_all.safetensors", make)
+        cached(tmp_path / key / "squares_all.safetensors", make)
     shutil.copy(tmp_path / "one" / "squares_all.safetensors", tmp_path / "two" / "squares_all.safetensors")
-    kept(tmp_path / "two" / "squares_all.safetensors", make)
+    cached(tmp_path / "two" / "squares_all.safetensors", make)
     assert make.calls == 3
 
 
@@ -106,7 +106,7 @@ def test_an_error_of_the_maker_is_its_own(tmp_path: Path) -> None:
         raise ValueError("no gradient")
 
     with pytest.raises(ValueError, match="no gradient") as error:
-        kept(tmp_path / "key" / "file.safetensors", fail)
+        cached(tmp_path / "key" / "file.safetensors", fail)
     assert error.value.__context__ is None
 
 
@@ -132,8 +132,8 @@ UNTOLD = [*STRANGE, b'{"alias": "", "method": 5, "dataset": [], "seed": 0}']
 @pytest.mark.parametrize("content", UNTOLD, ids=range(len(UNTOLD)))
 def test_a_job_with_a_strange_file_is_listed(content: bytes, tmp_path: Path) -> None:
     here = Store(tmp_path)
-    here.folder("abc").mkdir(parents=True)
-    (here.folder("abc") / "job.json").write_bytes(content)
+    here.job("abc").path.mkdir(parents=True)
+    here.job("abc").request_file.write_bytes(content)
     assert show_all._columns([show_all._listed(here, "abc", "interrupted")])[1].startswith("abc  interrupted")
 
 
@@ -212,11 +212,12 @@ def test_arrays_in_arrays_are_no_delta(tmp_path: Path) -> None:
 
 def stored(home: Path) -> Result:
     here = Store(fresh(home))
-    here.folder("abc").mkdir(parents=True)
+    here.job("abc").path.mkdir(parents=True)
     arrays: dict[str, Any] = {"test/last/logits": np.zeros((2, 2), np.float32), "test/labels": np.array([0, 1])}
     arrays["test/groups"] = np.array([0, 1])
-    write_predictions(here.folder("abc") / "predictions.npz", arrays)
-    return Result(here.write_record(records.Fake().record().model_copy(update={"id": "abc"})), here.folder("abc"))
+    job = here.job("abc")
+    job.write_predictions(arrays)
+    return Result(job.write_record(records.Fake().record().model_copy(update={"id": "abc"})), job.path)
 
 
 @drawn
@@ -225,7 +226,7 @@ def test_a_record_is_whole_or_refused(home: Path, data: st.DataObject) -> None:
     result = stored(home)
     damaged(data, result.folder / "record.json")
     with or_refused(StoreError):
-        assert Store(result.folder.parents[1]).record("abc") == result.record
+        assert Store(result.folder.parents[1]).job("abc").record() == result.record
 
 
 @drawn

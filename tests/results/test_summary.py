@@ -14,7 +14,7 @@ from peftbench.core.contract import Result
 from peftbench.core.record import WHOLE, Record, Variant
 from peftbench.errors import StoreError
 from peftbench.results import summary
-from peftbench.results.store import write_predictions
+from peftbench.results.store import JobFolder
 from peftbench.results.summary import Block, Row
 from peftbench.statistics import bootstrap
 from tests.records import PARAMETERS, Fake, study
@@ -211,7 +211,7 @@ def test_predictions_that_cannot_be_unpacked_are_named(mark: bytes, behind: int,
 
 def test_predictions_that_lack_the_rule_are_named(tmp_path: Path) -> None:
     result = Fake().write(tmp_path)
-    write_predictions(result.folder / "predictions.npz", {"test/labels": np.zeros(3)})
+    JobFolder(result.folder).write_predictions({"test/labels": np.zeros(3)})
     with pytest.raises(StoreError, match="KeyError"):
         _ = summary.Entry((result,), ()).f1
 

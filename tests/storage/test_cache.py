@@ -15,12 +15,12 @@ import torch
 
 from peftbench.cli.show_files import clear_cache
 from peftbench.data.pixel_cache import prepare
-from peftbench.errors import DataError, RequestError
+from peftbench.errors import DataError
 from peftbench.profiling import history
 from peftbench.profiling.history import Measured
 from peftbench.storage import cache, checked_json
-from peftbench.storage.cache import Hold, making, parse_size, publish, shrink
-from peftbench.storage.checked_tensors import kept
+from peftbench.storage.cache import Hold, making, publish, shrink
+from peftbench.storage.checked_tensors import cached
 from tests.images import CARD, SMALL, splits
 from tests.studies import call
 
@@ -107,17 +107,6 @@ def test_a_maker_that_fails_leaves_nothing(tmp_path: Path) -> None:
     assert [*folder.parent.iterdir()] == []
 
 
-@pytest.mark.parametrize(("text", "size"), [("50G", 50 * 10**9), ("1.5 MB", 1_500_000), ("20", 20), ("2k", 2000)])
-def test_sizes_are_read_as_they_are_written(text: str, size: int) -> None:
-    assert parse_size(text) == size
-
-
-@pytest.mark.parametrize("text", ["", "much", "-1G", "1 X"])
-def test_what_is_no_size_is_refused(text: str) -> None:
-    with pytest.raises(RequestError, match="Cannot read the size"):
-        parse_size(text)
-
-
 # --- the verbs -------------------------------------------------------------------------------------------------------
 
 
@@ -143,7 +132,7 @@ def test_cache_list_says_of_every_kind_whether_it_is_whole(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "probes" / "key" / "squares.safetensors"
-    kept(file, lambda: {"a": torch.arange(3.0)})
+    cached(file, lambda: {"a": torch.arange(3.0)})
     checked_json.write(tmp_path / "audit" / "key" / "evidence.json", [1, 2], "key")
     words = ["cache", "list", "--cache", str(tmp_path), "--verify", "--json"]
     assert call(words, monkeypatch) == 0
@@ -175,7 +164,7 @@ def test_cache_clear_drops_what_was_named_and_nobody_uses(
     put(tmp_path, "features", "kept", 10, 0)
     with Hold(used):
         assert call(["cache", "clear", "--pixels", "--cache", str(tmp_path)], monkeypatch) == 0
-    assert "Dropped: 1, 0.0 MB" in (said := capsys.readouterr().out)
+    assert "Dropped: 1, 10 Bytes" in (said := capsys.readouterr().out)
     assert "in use and kept: 1" in said
     assert sorted(names(tmp_path)) == ["kept", "used"]
     assert call(["cache", "clear", "--all", "--cache", str(tmp_path)], monkeypatch) == 0

@@ -232,8 +232,8 @@ def record_with(score: float | None) -> Record:
 
 def scored(draft: Draft, store: Store, *scores: float | None) -> Job:
     for trial, score in zip(draft.trials, scores, strict=True):
-        store.folder(trial.id).mkdir(parents=True)
-        store.write_record(record_with(score).model_copy(update={"id": trial.id}))
+        store.job(trial.id).path.mkdir(parents=True)
+        store.job(trial.id).write_record(record_with(score).model_copy(update={"id": trial.id}))
     return draft.final(store)
 
 

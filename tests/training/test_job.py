@@ -55,7 +55,7 @@ def done(home: Path, jobs: dict[str, Job]) -> dict[str, Result]:
     """Every method's finished job."""
     where = studies.places(home)
     ran = {name: run(job, where) for name, job in jobs.items()}
-    return {name: Result(r, Store(where.store).folder(r.id)) for name, r in ran.items() if r is not None}
+    return {name: Result(r, Store(where.store).job(r.id).path) for name, r in ran.items() if r is not None}
 
 
 def test_importing_the_file_run_leaves_the_function_of_that_name() -> None:
@@ -230,7 +230,7 @@ def test_counting_changes_no_bit_of_a_job_and_failing_undoes_none(
     assert record is not None
     assert record.costs is not None
     assert record.costs.memory is None
-    assert studies.left_by(Store(uncounted.store).folder(record.id)) == studies.left_by(done[method].folder)
+    assert studies.left_by(Store(uncounted.store).job(record.id).path) == studies.left_by(done[method].folder)
 
 
 def test_an_older_record_can_still_be_read(done: dict[str, Result]) -> None:
@@ -252,7 +252,7 @@ def test_a_trial_never_sees_test(jobs: dict[str, Job], home: Path) -> None:
     assert (record.role, record.status) == ("trial", "done")
     assert set(record.choices) == {"validation", "last"}
     assert all(choice.test == {} for choice in record.choices.values())
-    folder = Store(home / "runs").folder(trial.id)
+    folder = Store(home / "runs").job(trial.id).path
     with np.load(folder / "predictions.npz") as stored:
         assert {name.partition("/")[0] for name in stored.files} == {"val"}
     assert not (folder / "delta.safetensors").exists()
@@ -290,7 +290,7 @@ def test_a_job_that_fails_is_a_record(
     failed = run(jobs["bitfit"], replace(studies.places(home), store=tmp_path))
     assert failed is not None
     assert (failed.status, failed.reason, failed.choices) == ("failed", reason, {})
-    assert Store(tmp_path).state(failed.id) == "failed"
+    assert Store(tmp_path).job(failed.id).state() == "failed"
 
 
 def test_a_failed_job_is_tried_again(
@@ -317,19 +317,19 @@ def test_a_diverged_job_says_at_which_rate(jobs: dict[str, Job], tmp_path: Path,
 
 def test_a_job_that_another_holds_is_left_alone(jobs: dict[str, Job], tmp_path: Path, home: Path) -> None:
     where = replace(studies.places(home), store=tmp_path)
-    with Store(tmp_path).claim(jobs["linear"].id):
+    with Store(tmp_path).job(jobs["linear"].id).claim():
         assert run(jobs["linear"], where) is None
 
 
 def test_giving_up_takes_nothing_from_another_process(jobs: dict[str, Job], tmp_path: Path, home: Path) -> None:
     """Whoever sees a worker die may be later than somebody who has taken the job over, or has finished it."""
     where, job = replace(studies.places(home), store=tmp_path), jobs["bitfit"]
-    with Store(tmp_path).claim(job.id):
+    with Store(tmp_path).job(job.id).claim():
         assert give_up(job, where, "it died") is None
-    assert Store(tmp_path).record(job.id) is None
+    assert Store(tmp_path).job(job.id).record() is None
     run(job, where)
-    done = Store(tmp_path).record(job.id)
-    assert give_up(job, where, "it died") == Store(tmp_path).record(job.id) == done
+    done = Store(tmp_path).job(job.id).record()
+    assert give_up(job, where, "it died") == Store(tmp_path).job(job.id).record() == done
 
 
 class Fifth:
@@ -349,11 +349,11 @@ def test_a_job_that_was_interrupted_took_the_time_of_all_its_sittings(
     where, job = replace(studies.places(home), store=tmp_path), jobs["bitfit"]
     with pytest.raises(KeyboardInterrupt):
         run(job, where, Outside(stop=Fifth()))
-    begun = Checkpoint(Store(tmp_path).folder(job.id)).read()
+    begun = Checkpoint(Store(tmp_path).job(job.id).path).read()
     assert begun is not None
     progress, *tensors = begun
     assert progress.seconds > progress.train_seconds
-    Checkpoint(Store(tmp_path).folder(job.id)).write(replace(progress, seconds=1000.0), *tensors)
+    Checkpoint(Store(tmp_path).job(job.id).path).write(replace(progress, seconds=1000.0), *tensors)
     record = run(job, where)
     assert record is not None
     assert record.costs is not None

@@ -70,7 +70,7 @@ def ran(card: Card, home: Path, *methods: str) -> dict[str, Result]:
         patch.setattr(module, "open_dataset", lambda _: Drawn(card))
         jobs = studies.jobs(studies.small(home, methods=methods, steps=20), where)
     done = {job.method: run(job, where) for job in jobs}
-    return {name: Result(r, Store(where.store).folder(r.id)) for name, r in done.items() if r is not None}
+    return {name: Result(r, Store(where.store).job(r.id).path) for name, r in done.items() if r is not None}
 
 
 @pytest.fixture(scope="module")

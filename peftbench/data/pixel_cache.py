@@ -24,7 +24,7 @@ from peftbench.errors import BrokenImagesError, DataError
 from peftbench.storage import cache as cache_folder
 from peftbench.storage import checked_json
 from peftbench.storage.cache import Hold
-from peftbench.storage.files import sha256_file, sha256_json
+from peftbench.storage.files import PRIVATE_FILE, sha256_file, sha256_json
 
 CHUNK = 256  # images copied at a time
 SHOWN = 5  # names of broken images in an error
@@ -154,6 +154,7 @@ def _build(card: Card, splits: Splits, preprocessing: Preprocessing, cache: Path
 
 def _allocate(draft: Path, images: int, side: int) -> np.memmap[Any, np.dtype[np.uint8]]:
     cache_folder.refuse_full(draft, images * 3 * side * side)
+    (draft / "pixels.npy").touch(PRIVATE_FILE)  # else as the umask says
     pixels = np.lib.format.open_memmap(draft / "pixels.npy", "w+", np.uint8, (images, 3, side, side))
     cache_folder.reserve(draft / "pixels.npy")
     return pixels

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-import stat
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -35,6 +35,14 @@ from peftbench.training.loop import Learner, Outside, Progress, fit
 from tests import studies
 
 METHODS = ("majority", "linear", "bitfit", "lora", "shpeft[ratio=0.1%,batches=2]")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _permissive_umask() -> Iterator[None]:
+    """Let every file be readable by all that is not made private on purpose."""
+    before = os.umask(0)
+    yield
+    os.umask(before)
 
 
 @pytest.fixture(scope="module")
@@ -96,15 +104,19 @@ def test_the_request_says_what_decided_the_id(done: dict[str, Result], jobs: dic
     assert noted["identity"] == json.loads(json.dumps(jobs["lora"].identity(), default=list))
 
 
-def test_names_and_groups_are_for_the_owner_only(done: dict[str, Result], home: Path) -> None:
+def test_names_and_groups_are_kept_apart(done: dict[str, Result]) -> None:
     private = done["lora"].folder / "private.json"
-    assert stat.S_IMODE(private.stat().st_mode) == 0o600
     names = json.loads(private.read_text())["names"]
     assert {part: len(found) for part, found in names.items()} == done["lora"].record.data.sizes
-    (everything,) = {folder.stat().st_mode & 0o077 for folder in (home / "cache").rglob("*") if folder.is_dir()} - {
-        0o055
-    }
-    assert everything == 0
+
+
+def test_every_file_and_folder_of_store_and_cache_is_private_whatever_the_umask(
+    done: dict[str, Result], home: Path
+) -> None:
+    assert done
+    made = [path for root in ("runs", "cache") for path in (home / root, *(home / root).rglob("*"))]
+    assert {path.name for path in made} >= {"record.json", "private.json", "delta.safetensors", "pixels.npy", "probes"}
+    assert {path: oct(path.stat().st_mode & 0o077) for path in made if path.stat().st_mode & 0o077} == {}
 
 
 def test_no_image_name_lies_beside_the_private_file(done: dict[str, Result]) -> None:

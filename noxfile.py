@@ -50,6 +50,15 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation into site/ without a warning or a broken link; `nox -s docs -- --serve` serves it."""
+    session.install("--no-deps", "-e", ".", *PINNED)
+    session.install("--group", "docs", *PINNED)
+    verb = ("serve",) if "--serve" in session.posargs else ("build", "--clean")
+    session.run("mkdocs", *verb, "--strict", env={"NO_MKDOCS_2_WARNING": "1"})
+
+
+@nox.session
 def package(session: nox.Session) -> None:
     """The wheel holds what it must and, installed on its own, runs the quick study in an empty folder."""
     wheel = build_wheel(session)
@@ -143,7 +152,7 @@ def atheris(session: nox.Session) -> None:
 @nox.session(default=False)
 def constraints(session: nox.Session) -> None:
     """Renew the pinned versions: `nox -s constraints -- --upgrade`."""
-    groups = [word for group in ("test", "lint", "layers", "types") for word in ("--group", group)]
+    groups = [word for group in ("test", "lint", "layers", "types", "docs") for word in ("--group", group)]
     plain = ["--universal", "--python-version", "3.11", "--no-annotate", "--no-header", "--no-emit-index-url"]
     out = ["--output-file", "tests/constraints.txt"]
     session.run("uv", "pip", "compile", "pyproject.toml", *groups, *plain, *out, *session.posargs, external=True)

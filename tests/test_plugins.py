@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import textwrap
 import tomllib
 from collections.abc import Iterator
 from importlib import import_module
@@ -194,8 +195,16 @@ def test_an_installed_method_runs_by_its_name(program: Any) -> None:
     assert record.counts.trainable == 6 * (192 + 768)
 
 
-def test_the_readme_shows_the_example_as_it_is() -> None:
-    assert (EXAMPLE / "peftbench_example.py").read_text() in (ROOT / "README.md").read_text()
+def test_the_method_of_contributing_keeps_the_rules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    code, project = (re.search(rf"```{kind}\n(.*?)```", text, re.DOTALL) for kind in ("python", "toml"))
+    assert code is not None
+    assert project is not None
+    (tmp_path / "my_peft.py").write_text(textwrap.dedent("    " + code[1].lstrip()))
+    monkeypatch.syspath_prepend(tmp_path)
+    named = tomllib.loads(textwrap.dedent(project[1]))["project"]["entry-points"]["peftbench.methods"]["norm_scales"]
+    module, _, kind = named.partition(":")
+    assert failed(check_method(getattr(import_module(module), kind))) == []
 
 
 @pytest.mark.usefixtures("site")

@@ -82,8 +82,13 @@ def methods_page() -> str:
     """Return the page of all methods: a table, and a section each."""
     entries = {name: catalogue.method_entry(name) for name in catalogue.method_names()}
     rows = [
-        (f"[`{name}`](#{name})", entry.title, FAMILIES[entry.family][0], f"`{entry.knob}`" if entry.knob else "–",
-         "yes" if entry.merges else "no")
+        (
+            f"[`{name}`](#{name})",
+            entry.title,
+            FAMILIES[entry.family][0],
+            f"`{entry.knob}`" if entry.knob else "–",
+            "yes" if entry.merges else "no",
+        )
         for name, entry in entries.items()
     ]
     return "\n\n".join([METHODS_INTRO.format(count=len(rows)), table(METHOD_COLUMNS, rows), *_families(entries)]) + "\n"
@@ -125,14 +130,18 @@ def _method(name: str, entry: MethodEntry) -> str:
         rows = [(f"`{one.name}`", one.kind, f"`{one.default}`", text(one.meaning)) for one in options]
         pieces += [table(("option", "type", "default", "meaning"), rows)]
     if entry.differs:
-        pieces += ["**Where this implementation differs from the authors', and choices they leave open**",
-                   bullets(map(text, entry.differs))]
+        pieces += [
+            "**Where this implementation differs from the authors', and choices they leave open**",
+            bullets(map(text, entry.differs)),
+        ]
     if official := _official(entry.official):
         pieces += ["**The authors' recipe** (`--recipe official`)", official]
     if entry.published:
         scores = {column: f"{score:g}" for column, score in entry.published.items()}
-        pieces += ["**Macro F1 in % published by Liu et al., MICCAI 2024** (D1 to D6, average)",
-                   table(tuple(scores), [tuple(scores.values())])]
+        pieces += [
+            "**Macro F1 in % published by Liu et al., MICCAI 2024** (D1 to D6, average)",
+            table(tuple(scores), [tuple(scores.values())]),
+        ]
     return "\n\n".join(pieces)
 
 
@@ -163,55 +172,88 @@ class Option:
 
 def options_of(name: str) -> list[Option]:
     """Return the options of a method, those of its base classes first; the source is parsed, not imported."""
-    source = (ROOT / "peftbench" / "methods" / f"{name}.py").read_text("utf-8")
-    plugin = re.search(r"^plugin = (\w+)", source, re.MULTILINE)
-    return list(_options(plugin[1]).values()) if plugin else []
+    tree, _ = _module(name)
+    plugin = [one.value for one in tree.body if isinstance(one, ast.Assign) and ast.unparse(one.targets) == "plugin"]
+    return list(_options(name, ast.unparse(plugin[0])).values()) if plugin else []
 
 
-def _options(kind: str) -> dict[str, Option]:
-    if kind not in _classes():
-        return {}
-    node, lines = _classes()[kind]
+def _options(module: str, kind: str) -> dict[str, Option]:
+    tree, lines = _module(module)
+    node = next((one for one in tree.body if isinstance(one, ast.ClassDef) and one.name == kind), None)
+    if node is None:
+        origin = _imported(tree).get(kind, "")
+        return _options(origin, kind) if origin else {}
     found: dict[str, Option] = {}
     for base in node.bases:
-        found |= _options(ast.unparse(base))
-    fields = [one for one in node.body if isinstance(one, ast.AnnAssign) and one.value]
-    for field in fields:
-        if not ast.unparse(field.annotation).startswith("ClassVar"):
-            comment = lines[(field.end_lineno or field.lineno) - 1][field.end_col_offset or 0 :].partition("#")[2]
-            name, default = ast.unparse(field.target), _default(ast.literal_eval(field.value or field.target))
-            found[name] = Option(name, _kind(field.annotation), default, comment.strip())
+        found |= _options(module, ast.unparse(base))
+    for field in node.body:
+        if isinstance(field, ast.AnnAssign) and field.value and "ClassVar" not in ast.unparse(field.annotation):
+            name = ast.unparse(field.target)
+            comment = lines[(field.end_lineno or 1) - 1][field.end_col_offset or 0 :].partition("#")[2].strip()
+            found[name] = Option(name, _kind(module, field.annotation), _default(field.value), comment)
     return found
 
 
-def _kind(annotation: ast.expr) -> str:
+@lru_cache
+def _module(name: str) -> tuple[ast.Module, Sequence[str]]:
+    """Return a module of the folder of methods, parsed, and its lines."""
+    source = (ROOT / "peftbench" / "methods" / f"{name}.py").read_text("utf-8")
+    return ast.parse(source), source.splitlines()
+
+
+def _imported(tree: ast.Module) -> dict[str, str]:
+    """Return the names that a module imports from other methods, and from which."""
+    imports = (one for one in tree.body if isinstance(one, ast.ImportFrom) and one.module)
+    return {
+        alias.name: (one.module or "").rpartition(".")[2]
+        for one in imports
+        if (one.module or "").startswith("peftbench.methods.")
+        for alias in one.names
+    }
+
+
+LIMITED: Mapping[str, str] = {  # the types of core/fields.py
+    "AtLeast1": "`int` from 1",
+    "NotNegative": "`float` from 0",
+    "Positive": "`float` above 0",
+    "Fraction": "`float` from 0, below 1",
+    "Share": "`float` above 0, up to 1",
+}
+
+
+def _kind(module: str, annotation: ast.expr) -> str:
     """Return a type as Markdown: `Literal` as its values, `tuple[str, ...]` as a list of names."""
     if isinstance(annotation, ast.BinOp):
-        return f"{_kind(annotation.left)} or {_kind(annotation.right)}"
+        return f"{_kind(module, annotation.left)} or {_kind(module, annotation.right)}"
     if not isinstance(annotation, ast.Subscript):
-        return f"`{ast.unparse(annotation).lower()}`"
+        name = ast.unparse(annotation)
+        return LIMITED.get(name) or _alias(module, name) or f"`{name.lower()}`"
     inner = annotation.slice.elts if isinstance(annotation.slice, ast.Tuple) else [annotation.slice]
     kind = ast.unparse(annotation.value)
     if kind == "Literal":
         return ", ".join(f"`{ast.literal_eval(one)}`" for one in inner)
-    return "names joined by `+`" if kind == "tuple" else _kind(inner[0])  # Annotated
+    return "names joined by `+`" if kind == "tuple" else _kind(module, inner[0])  # Annotated
 
 
-def _default(value: object) -> str:
-    if isinstance(value, tuple):
-        return "+".join(map(str, value))
-    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
+def _alias(module: str, name: str) -> str:
+    """Return what a name of a type stands for in a module, if it is defined there."""
+    tree, _ = _module(module)
+    for one in tree.body:
+        if isinstance(one, ast.AnnAssign) and one.value and ast.unparse(one.target) == name:
+            return _kind(module, one.value)
+    origin = _imported(tree).get(name, "")
+    return _alias(origin, name) if origin else ""
 
 
-@lru_cache
-def _classes() -> dict[str, tuple[ast.ClassDef, Sequence[str]]]:
-    """Every class of the folder of methods, with the lines of its file."""
-    found: dict[str, tuple[ast.ClassDef, Sequence[str]]] = {}
-    for file in sorted((ROOT / "peftbench" / "methods").glob("*.py")):
-        source = file.read_text("utf-8")
-        classes = (node for node in ast.parse(source).body if isinstance(node, ast.ClassDef))
-        found |= {node.name: (node, source.splitlines()) for node in classes}
-    return found
+def _default(value: ast.expr) -> str:
+    """Return a default as it would be written in brackets."""
+    try:
+        found = ast.literal_eval(value)
+    except ValueError:
+        return ast.unparse(value)
+    if isinstance(found, tuple):
+        return "+".join(map(str, found))
+    return str(found).lower() if found is None or isinstance(found, bool) else str(found)
 
 
 # --- data sets -----------------------------------------------------------------------------------------------------
@@ -221,8 +263,14 @@ def datasets_page() -> str:
     """Return the page of all data sets: a table, and a section each."""
     entries = {name: catalogue.dataset_entry(name) for name in catalogue.dataset_names()}
     rows = [
-        (f"[`{name}`](#{name})", text(entry.modality), str(len(entry.classes) or "2 to 14"), _sizes(entry.sizes),
-         text(entry.group_key or "–"), text(entry.licence))
+        (
+            f"[`{name}`](#{name})",
+            text(entry.modality),
+            str(len(entry.classes) or "2 to 14"),
+            _sizes(entry.sizes),
+            text(entry.group_key or "–"),
+            text(entry.licence),
+        )
         for name, entry in entries.items()
     ]
     columns = ("name", "modality", "classes", "images", "group", "licence")
@@ -256,8 +304,17 @@ def _dataset(name: str, entry: DatasetEntry) -> str:
     ]
     pieces = [f"## {entry.title} {{ #{name} }}", f"`{name}`", definitions(facts)]
     if entry.members:
-        rows = [(f"`{name}:{one}`", member.title, text(member.modality), member.task.replace("_", " "),
-                 str(len(member.classes)), _sizes(member.sizes)) for one, member in entry.members.items()]
+        rows = [
+            (
+                f"`{name}:{one}`",
+                member.title,
+                text(member.modality),
+                member.task.replace("_", " "),
+                str(len(member.classes)),
+                _sizes(member.sizes),
+            )
+            for one, member in entry.members.items()
+        ]
         pieces += [table(("name", "title", "modality", "task", "classes", "images"), rows)]
     if entry.layout:
         pieces += ["**Layout of the files**", f"```text\n{entry.layout.strip()}\n```"]
@@ -299,7 +356,7 @@ the options `--data`, `--cache` and `--cache-limit` of every verb.
 
 
 def text(words: str) -> str:
-    """Return one line in which nothing but code between backticks is Markdown or HTML."""
+    """Return one line of plain text, in which only code between backticks is Markdown."""
     pieces = " ".join(words.split()).split("`")
     escaped = [re.sub(r"([\\*_<>|\[\]])", r"\\\1", one) if i % 2 == 0 else one for i, one in enumerate(pieces)]
     return "`".join(escaped)

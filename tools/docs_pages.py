@@ -13,6 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from typer import Context
 from typer.cli import get_docs_for_click
 from typer.main import get_command
 
@@ -173,7 +174,7 @@ class Option:
 def options_of(name: str) -> list[Option]:
     """Return the options of a method, those of its base classes first; the source is parsed, not imported."""
     tree, _ = _module(name)
-    plugin = [one.value for one in tree.body if isinstance(one, ast.Assign) and ast.unparse(one.targets) == "plugin"]
+    plugin = [one.value for one in tree.body if isinstance(one, ast.Assign) and ast.unparse(one.targets[0]) == "plugin"]
     return list(_options(name, ast.unparse(plugin[0])).values()) if plugin else []
 
 
@@ -335,8 +336,7 @@ def _sizes(sizes: Mapping[catalogue.Size, int]) -> str:
 def command_page() -> str:
     """Return the reference of the command line, by Typer's own generator."""
     command = get_command(app)
-    context = command.make_context("peftbench", ["--help"], resilient_parsing=True)
-    written = get_docs_for_click(obj=command, ctx=context, name="peftbench")
+    written = get_docs_for_click(obj=command, ctx=Context(command, info_name="peftbench"), name="peftbench")
     return CLI_INTRO + written[written.index("## `peftbench ") :].replace("**Usage**:\n\n", "")
 
 

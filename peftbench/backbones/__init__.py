@@ -1,1 +1,1 @@
-"""Pretrained networks, one a file; `_` begins the names of files that are none."""
+"""Backbone plug-ins, one per file; files that start with `_` are shared code."""

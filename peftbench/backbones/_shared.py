@@ -1,4 +1,4 @@
-"""What the backbones share: reading a file of weights safely, filling a network strictly, saying what is missing."""
+"""Shared code of the backbones: read weight files safely, load them strictly, report missing files."""
 
 from __future__ import annotations
 
@@ -18,53 +18,49 @@ from torch import Tensor
 from peftbench.core.contract import Preprocessing
 from peftbench.errors import RequestError, WeightsError
 
-LARGEST = 4096  # pixels; above, the position embedding alone is gigabytes
-KERNELS = ("patch_embed.proj.weight", "visual.conv1.weight")  # as timm and open_clip call it
+MAX_SIDE = 4096  # pixels; above, the position embedding alone takes gigabytes
+KERNELS = ("patch_embed.proj.weight", "visual.conv1.weight")  # in timm and open_clip
 
 
-def own_file(name: str) -> Path:
-    """Where a backbone's weights are looked for when no file is given: the user's data folder of this platform."""
+def default_file(name: str) -> Path:
+    """Return the default path of a backbone's weights, in the user's data folder."""
     return user_data_path("peftbench") / "weights" / f"{name.replace('/', '-')}.safetensors"
 
 
-def find_weights(given: Path | None, own: Path, advice: str) -> Path:
-    """`given`, or else `own`. Raises WeightsError if that is no file, with `advice` on how to get `own`."""
+def find_weights(given: Path | None, default: Path, advice: str) -> Path:
+    """Return `given`, or else `default`. Raises WeightsError if it is not a file, with `advice` on how to get it."""
     if given is not None and not given.is_file():
-        raise WeightsError(f"There are no weights at {given} (--weights): no such file.")
-    if given is None and not own.is_file():
-        raise WeightsError(
-            f"There are no weights at {own}. {advice} Put the file there or name it with --weights FILE."
-        )
-    return given or own
+        raise WeightsError(f"--weights: {given} does not exist.")
+    if given is None and not default.is_file():
+        raise WeightsError(f"No weights at {default}. {advice} Put the file there or pass --weights FILE.")
+    return given or default
 
 
 def image_side(asked: int | None, written: int | None, usual: int, patch: int) -> int:
-    """The image size in pixels: --image-size, else `img_size` in the backbone's brackets, else its pretraining's.
+    """Return the image size in pixels: `asked` (--image-size), else `written` (`img_size` in brackets), else `usual`.
 
-    Raises RequestError where the two contradict each other, or patches of `patch` pixels do not fill the image.
+    Raises RequestError if both are given and differ, or if the size is not a multiple of `patch`.
     """
     if asked and written and asked != written:
-        raise RequestError(
-            f"--image-size says {asked} and the backbone's brackets say img_size={written}; leave one out."
-        )
+        raise RequestError(f"--image-size {asked} contradicts img_size={written} in --backbone. Remove one of them.")
     side = asked or written or usual
-    if side > LARGEST:
-        raise RequestError(f"An image size of {side} px is too large; the largest is {LARGEST} px.")
+    if side > MAX_SIDE:
+        raise RequestError(f"--image-size must be at most {MAX_SIDE} px, got {side}.")
     if side < patch or side % patch:
         low, high = side // patch * patch, (side // patch + 1) * patch
         near = f"{low} or {high}" if low else str(high)
-        raise RequestError(f"An image size of {side} px is no multiple of the patch size {patch} px; take {near}.")
+        raise RequestError(f"--image-size must be a multiple of the patch size {patch} px, got {side}. Use {near}.")
     return side
 
 
 def refuse_depth(spec: str, depth: int | None) -> None:
-    """Raises RequestError for a number of blocks below 1."""
+    """Raise RequestError for fewer than one block."""
     if depth is not None and depth < 1:
-        raise RequestError(f"{spec} cannot have depth={depth}; the least is 1 block.")
+        raise RequestError(f"{spec}: depth must be at least 1, got depth={depth}.")
 
 
 def preprocessing(side: int, mean: Iterable[float], std: Iterable[float], interpolation: str) -> Preprocessing:
-    """The preprocessing of somebody's configuration, at `side` px. What is not bilinear becomes bicubic."""
+    """Return the preprocessing of a timm or open_clip configuration at `side` px; non-bilinear becomes bicubic."""
     return Preprocessing(side, _triple(mean), _triple(std), "bilinear" if interpolation == "bilinear" else "bicubic")
 
 
@@ -74,30 +70,30 @@ def _triple(values: Iterable[float]) -> tuple[float, float, float]:
 
 
 def fill(vit: VisionTransformer, file: Path, depth: int | None = None) -> None:
-    """Load the weights in `file` into `vit`: strictly, in float32, position embedding resampled, heads left out.
+    """Load the weights in `file` into `vit`: strictly, in float32, with the position embedding resampled and no head.
 
-    The file is one of timm's layout or of a whole open_clip model (timm's own filter converts it). With `depth`, the
-    blocks of a deeper file from there on are left out too. Raises WeightsError.
+    The file has timm's layout or is a whole open_clip model, which timm's filter converts. With `depth`, later blocks
+    in the file are ignored. Raises WeightsError.
     """
     content = _read(file)
     _refuse_other_patches(file, content, vit)
     try:
         tensors = checkpoint_filter_fn(content, vit)
     except (KeyError, RuntimeError, ValueError, AttributeError, AssertionError) as error:
-        raise WeightsError(f"{file} holds no weights of a vision transformer: {error}.") from error
+        raise WeightsError(f"{file} does not hold the weights of a vision transformer: {error}.") from error
     wanted = {n: t for n, t in tensors.items() if not (n.startswith("head.") or _beyond(n, depth))}
     _refuse_misfit(file, vit.state_dict(), wanted)
     vit.load_state_dict(wanted, strict=True)
 
 
 def _refuse_other_patches(file: Path, content: Mapping[str, Any], vit: VisionTransformer) -> None:
-    """Raises WeightsError for a patch kernel of another size, which timm's filter would resample without a word."""
+    """Raise WeightsError for a patch kernel of another size, which timm's filter would silently resample."""
     wanted = tuple(vit.patch_embed.proj.weight.shape[2:])
     for name, tensor in content.items():
         found = tuple(tensor.shape[2:])
         if name.endswith(KERNELS) and len(found) == len(wanted) and found != wanted:
-            sizes = " and the network of ".join(f"{high} x {wide} px" for high, wide in (found, wanted))
-            raise WeightsError(f"{file} is of another network: it cuts images into patches of {sizes}.")
+            theirs, needed = (f"{high} x {wide} px" for high, wide in (found, wanted))
+            raise WeightsError(f"{file} is for another network: its patches are {theirs}, but {needed} are needed.")
 
 
 def _beyond(name: str, depth: int | None) -> bool:
@@ -106,11 +102,11 @@ def _beyond(name: str, depth: int | None) -> bool:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    """The tensors of a file in float32. Runs no code: safetensors, or torch's loader for weights only."""
+    """Return the tensors of a file in float32. Runs no code from it: safetensors, or torch.load with weights_only."""
     try:
         content = load_file(file) if file.suffix == ".safetensors" else _load_torch(file)
     except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{file} cannot be read as safetensors: {error}.") from error
+        raise WeightsError(f"Cannot read {file} as safetensors: {error}.") from error
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
         raise WeightsError(
             f"{file} is refused: it is no plain file of weights, and opening it could run somebody's code. "
@@ -121,17 +117,17 @@ def _read(file: Path) -> dict[str, Any]:
 
 def _load_torch(file: Path) -> object:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch wonders aloud about files that it then refuses
+        warnings.simplefilter("ignore")  # about files that torch then refuses
         return torch.load(file, "cpu", weights_only=True)
 
 
 def _state_dict(content: object, file: Path) -> Mapping[str, Any]:
-    """The state dict itself, from under the names that training scripts store it with."""
+    """Return the state dict, also if it is nested under `model` or `state_dict` in a training checkpoint."""
     for key in ("model", "state_dict"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
     if not isinstance(content, Mapping) or not content:
-        raise WeightsError(f"{file} holds no weights; it should map tensor names to tensors.")
+        raise WeightsError(f"{file} holds no weights: it must map tensor names to tensors.")
     return cast("Mapping[str, Any]", content)
 
 
@@ -141,17 +137,17 @@ def _float32(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _refuse_misfit(file: Path, wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
-    """Raises WeightsError with the first name of each kind of misfit."""
+    """Raise WeightsError with the first name of each kind of mismatch."""
     shapes = [n for n, t in wanted.items() if n in found and found[n].shape != t.shape]
     faults = [
-        _fault("it lacks", [n for n in wanted if n not in found]),
-        _fault("it has, and the network has not,", [n for n in found if n not in wanted]),
-        *(f"{n} is {tuple(found[n].shape)} there and {tuple(wanted[n].shape)} in the network" for n in shapes[:1]),
+        _list("missing", [n for n in wanted if n not in found]),
+        _list("unexpected", [n for n in found if n not in wanted]),
+        *(f"{n} has shape {tuple(found[n].shape)} instead of {tuple(wanted[n].shape)}" for n in shapes[:1]),
     ]
     if any(faults):
-        raise WeightsError(f"{file} is of another network: {'; '.join(filter(None, faults))}.")
+        raise WeightsError(f"{file} is for another network: {'; '.join(filter(None, faults))}.")
 
 
-def _fault(what: str, names: list[str]) -> str:
+def _list(what: str, names: list[str]) -> str:
     more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-    return f"{what} {names[0]}{more}" if names else ""
+    return f"{what}: {names[0]}{more}" if names else ""

@@ -1,6 +1,6 @@
 """The paper's backbone: the image tower of CLIP ViT-B/16, without its projection.
 
-open_clip calls it ViT-B-16-quickgelu (`openai`): OpenAI trained with the quick GELU; the plain one gives other values.
+Named ViT-B-16-quickgelu (`openai`) in open_clip: it was trained with the quick GELU, so GELU gives other outputs.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import timm
 from timm.data.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from timm.models.vision_transformer import VisionTransformer
 
-from peftbench.backbones._shared import fill, find_weights, image_side, own_file
+from peftbench.backbones._shared import default_file, fill, find_weights, image_side
 from peftbench.core.contract import BackboneCard, Preprocessing
 
 NETWORK = "vit_base_patch16_clip_quickgelu_224"
@@ -27,7 +27,7 @@ class ClipViTB16:
 
     @property
     def card(self) -> BackboneCard:
-        """Where it comes from and on what terms."""
+        """Origin and licence of the weights."""
         return BackboneCard(
             title="CLIP ViT-B/16 (OpenAI), image tower without projection",
             source=f"pretrained by OpenAI on 400 million pairs of image and text; {HUB}",
@@ -36,21 +36,21 @@ class ClipViTB16:
         )
 
     def preprocessing(self, image_size: int | None) -> Preprocessing:
-        """CLIP's mean and spread, bicubic, at 224 px or `image_size`."""
+        """Return CLIP's mean and standard deviation, bicubic, at 224 px or `image_size`."""
         side = image_side(image_size, None, SIDE, PATCH)
         return Preprocessing(side, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD)
 
     def network(self, image_size: int | None) -> VisionTransformer:
-        """The bare network with fresh random values."""
+        """Return the bare network with random weights."""
         side = image_side(image_size, None, SIDE, PATCH)
         return cast("VisionTransformer", timm.create_model(NETWORK, num_classes=0, img_size=side))
 
     def weights(self, given: Path | None) -> Path:
-        """`given`, or the file in the user's data folder. Raises WeightsError."""
-        return find_weights(given, own_file("clip_vit_b16"), f"Get them from {HUB}.")
+        """Return `given`, or the file in the user's data folder. Raises WeightsError."""
+        return find_weights(given, default_file("clip_vit_b16"), f"Download them from {HUB}.")
 
     def load(self, vit: VisionTransformer, file: Path) -> None:
-        """Fill `vit` from a file of open_clip's whole model or of timm's layout. Raises WeightsError."""
+        """Load a file of open_clip's whole model or in timm's layout into `vit`. Raises WeightsError."""
         fill(vit, file)
 
 

@@ -1,4 +1,4 @@
-"""The image tower of a CLIP of open_clip, as timm's vision transformer: `open_clip:ViT-B-16/laion2b_s34b_b88k`."""
+"""The image tower of an open_clip model as a timm vision transformer: `open_clip:ViT-B-16/laion2b_s34b_b88k`."""
 
 from __future__ import annotations
 
@@ -12,17 +12,24 @@ from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_mod
 from timm.layers.norm import LayerNorm
 from timm.models.vision_transformer import VisionTransformer
 
-from peftbench.backbones._shared import fill, find_weights, image_side, own_file, preprocessing, refuse_depth
+from peftbench.backbones._shared import default_file, fill, find_weights, image_side, preprocessing, refuse_depth
 from peftbench.core.contract import BackboneCard, Preprocessing
 from peftbench.errors import RequestError, UnknownNameError
 
-PLAIN = {"image_size", "patch_size", "width", "layers", "head_width", "mlp_ratio"}  # towers that timm's filter converts
-FORM = "open_clip:ARCHITECTURE/TAG, as in open_clip:ViT-B-16-quickgelu/openai"
+PLAIN = {
+    "image_size",
+    "patch_size",
+    "width",
+    "layers",
+    "head_width",
+    "mlp_ratio",
+}  # of towers that timm can convert
+FORM = "open_clip:ARCHITECTURE/TAG, e.g. open_clip:ViT-B-16-quickgelu/openai"
 
 
 @dataclass(frozen=True)
 class OpenCLIP:
-    """An architecture of open_clip and the tag of its weights, without text tower and projection."""
+    """An open_clip architecture and the tag of its weights, without text tower and projection."""
 
     argument: str  # ARCHITECTURE/TAG
     depth: int | None = None  # use only the first blocks
@@ -30,13 +37,15 @@ class OpenCLIP:
 
     def __post_init__(self) -> None:
         if self._name not in open_clip.list_models():
-            raise UnknownNameError("architecture of open_clip", self._name, _plain_towers())
+            raise UnknownNameError("open_clip architecture", self._name, _plain_towers())
         _refuse_other_towers(self._name)
         known = list_pretrained_tags_by_model(self._name)
         if self._tag not in known:
             raise UnknownNameError(f"tag of {self._name} ({FORM})", self._tag, known)
         if self._pretraining.get("quick_gelu", False) and not self._quick:
-            raise RequestError(f"{self._tag} was trained with the quick GELU; take {self._name}-quickgelu/{self._tag}.")
+            raise RequestError(
+                f"open_clip:{self.argument}: these weights need the quick GELU. Use {self._name}-quickgelu/{self._tag}."
+            )
         refuse_depth(f"open_clip:{self.argument}", self.depth)
 
     @property
@@ -61,8 +70,8 @@ class OpenCLIP:
 
     @property
     def card(self) -> BackboneCard:
-        """What open_clip says of the weights."""
-        title = f"open_clip's {self._name}, weights {self._tag}, image tower without projection"
+        """Origin of the weights, from open_clip's configuration."""
+        title = f"open_clip {self._name}, weights {self._tag}, image tower without projection"
         return BackboneCard(title, self._origin, "see the source", ())
 
     @property
@@ -73,12 +82,12 @@ class OpenCLIP:
         return f"{repository} on the Hugging Face hub, file {file}" if hub else str(self._pretraining["url"])
 
     def preprocessing(self, image_size: int | None) -> Preprocessing:
-        """What its pretraining used, at `image_size` pixels if given."""
-        told = self._pretraining
-        return preprocessing(self._side(image_size), told["mean"], told["std"], told["interpolation"])
+        """Return the preprocessing of its pretraining, at `image_size` pixels if given."""
+        config = self._pretraining
+        return preprocessing(self._side(image_size), config["mean"], config["std"], config["interpolation"])
 
     def network(self, image_size: int | None) -> VisionTransformer:
-        """The bare network with fresh random values."""
+        """Return the bare network with random weights."""
         tower, side = self._tower, self._side(image_size)
         return VisionTransformer(
             img_size=side,
@@ -94,11 +103,11 @@ class OpenCLIP:
         )
 
     def weights(self, given: Path | None) -> Path:
-        """`given`, or the file in the user's data folder. Raises WeightsError."""
-        return find_weights(given, own_file(f"open_clip-{self.argument}"), f"Get them from {self._origin}.")
+        """Return `given`, or the file in the user's data folder. Raises WeightsError."""
+        return find_weights(given, default_file(f"open_clip-{self.argument}"), f"Download them from {self._origin}.")
 
     def load(self, vit: VisionTransformer, file: Path) -> None:
-        """Fill `vit` from a file of the whole model or of timm's layout, strictly. Raises WeightsError."""
+        """Load a file of the whole model or in timm's layout into `vit`, strictly. Raises WeightsError."""
         fill(vit, file, self.depth)
 
     def _side(self, asked: int | None) -> int:
@@ -119,15 +128,16 @@ def _plain_towers() -> list[str]:
 
 
 def _refuse_other_towers(name: str) -> None:
-    """Raises RequestError for a tower that is built otherwise, with timm's name for it if there is one."""
+    """Raise RequestError for a tower that is not a plain vision transformer, with its timm name if there is one."""
     inner = _config(name)["vision_cfg"].get("timm_model_name")
     if inner:
         raise RequestError(
-            f"The image tower of {name} is timm's {inner}; if it is a vision transformer, take timm:{inner}."
+            f"open_clip:{name}: its image tower is timm's {inner}. If that is a vision transformer, use timm:{inner}."
         )
     if not _is_plain(name):
         raise RequestError(
-            f"The image tower of {name} is no plain vision transformer; take one of {', '.join(_plain_towers())}."
+            f"open_clip:{name}: its image tower is not a plain vision transformer. "
+            f"Use one of {', '.join(_plain_towers())}."
         )
 
 

@@ -1,4 +1,4 @@
-"""Any plain vision transformer of timm: `timm:vit_small_patch14_dinov2`, `timm:NAME[depth=8,img_size=112]`."""
+"""Any plain vision transformer in timm: `timm:vit_small_patch14_dinov2`, `timm:NAME[depth=8,img_size=112]`."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from timm.models import PretrainedCfg, get_pretrained_cfg
 from timm.models.vision_transformer import VisionTransformer
 from torch import device
 
-from peftbench.backbones._shared import fill, find_weights, image_side, own_file, preprocessing, refuse_depth
+from peftbench.backbones._shared import default_file, fill, find_weights, image_side, preprocessing, refuse_depth
 from peftbench.core.contract import BackboneCard, Preprocessing
 from peftbench.errors import UnknownNameError
 
-KIND = "plain vision transformer of timm"
-MODULES = ("vision_transformer", "deit")  # where timm keeps them
+KIND = "plain timm vision transformer"
+MODULES = ("vision_transformer", "deit")  # of timm.models
 
 
 @dataclass(frozen=True)
 class Timm:
-    """A network of timm, pooled as in its pretraining (by its class token, where that is what it used)."""
+    """A timm network, pooled as in its pretraining (for example by its class token)."""
 
-    argument: str  # timm's name, with or without the tag of its weights after a dot
+    argument: str  # timm's name, optionally with a dot and the tag of its weights
     depth: int | None = None  # use only the first blocks
     img_size: int | None = None  # pixels
 
@@ -38,7 +38,7 @@ class Timm:
 
     @property
     def card(self) -> BackboneCard:
-        """What timm says of the weights."""
+        """Origin and licence of the weights, from timm's configuration."""
         config = self._config
         return BackboneCard(
             title=self.argument if self.depth is None else f"{self.argument}, first {self.depth} blocks",
@@ -48,20 +48,22 @@ class Timm:
         )
 
     def preprocessing(self, image_size: int | None) -> Preprocessing:
-        """What its pretraining used, at `image_size` pixels if given."""
-        told = self._config
-        return preprocessing(self._side(image_size), told.mean, told.std, told.interpolation)
+        """Return the preprocessing of its pretraining, at `image_size` pixels if given."""
+        config = self._config
+        return preprocessing(self._side(image_size), config.mean, config.std, config.interpolation)
 
     def network(self, image_size: int | None) -> VisionTransformer:
-        """The bare network with fresh random values. Raises UnknownNameError if it is no plain vision transformer."""
+        """Return the bare network with random weights. Raises UnknownNameError for other than plain transformers."""
         return self._create(self._side(image_size))
 
     def weights(self, given: Path | None) -> Path:
-        """`given`, or the file in the user's data folder. Raises WeightsError."""
-        return find_weights(given, own_file(f"timm-{self.argument}"), f"Get them from {_origin(self._config)}.")
+        """Return `given`, or the file in the user's data folder. Raises WeightsError."""
+        return find_weights(
+            given, default_file(f"timm-{self.argument}"), f"Download them from {_origin(self._config)}."
+        )
 
     def load(self, vit: VisionTransformer, file: Path) -> None:
-        """Fill `vit` from `file`, strictly but for blocks beyond `depth`. Raises WeightsError."""
+        """Load `file` into `vit`, strictly except for blocks beyond `depth`. Raises WeightsError."""
         fill(vit, file, self.depth)
 
     def _side(self, asked: int | None) -> int:
@@ -82,10 +84,10 @@ def _names(*, tagged: bool) -> frozenset[str]:
 
 
 def _origin(config: PretrainedCfg) -> str:
-    """Where the weights are to be had, in words."""
+    """Return where to download the weights, as a phrase."""
     if config.hf_hub_id:
         return f"{config.hf_hub_id} on the Hugging Face hub, file {config.hf_hub_filename or 'model.safetensors'}"
-    return str(config.url) or "its authors: timm knows no place"
+    return str(config.url) or "their authors (timm lists no URL)"
 
 
 plugin = Timm

@@ -1,4 +1,4 @@
-"""From image files to pixels of the network's size, in parallel."""
+"""Decode image files to pixels of the network's input size, in parallel."""
 
 from __future__ import annotations
 
@@ -14,54 +14,54 @@ from PIL import Image
 from peftbench.core.contract import Part, Preprocessing
 from peftbench.data.image_io import open_picture, to_rgb
 
-LONGEST = 1000  # times the short side: fitted to the network, a longer image would fill the memory
-CHUNK = 32  # images between two looks at the progress
-BROKEN = (OSError, ValueError)  # what a file that does not open raises
+MAX_ASPECT = 1000  # long side over short side; a more extreme image would fill the memory when resized
+CHUNK = 32  # images between two progress updates
+BROKEN = (OSError, ValueError)  # raised for a file that cannot be decoded
 _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
-Tick = Callable[[int], None]  # images done since the last
+Tick = Callable[[int], None]  # images decoded since the last call
 
 
 def decode(
     part: Part, preprocessing: Preprocessing, out: NDArray[np.uint8] | None = None, tick: Tick | None = None
 ) -> tuple[NDArray[np.uint8], list[int]]:
-    """Pixels (n, 3, size, size) of a part, and the positions of the images that do not open (left black).
+    """Return the pixels (n, 3, size, size) of a part and the positions of the images that fail (left black).
 
-    Written into `out` if given, which may lie on the disk: no more than a few images are held in memory.
+    Pixels are written into `out` if given, which may be memory-mapped: only a few images are in memory at a time.
     """
     side = preprocessing.size
     out = np.zeros((len(part), 3, side, side), np.uint8) if out is None else out
     bad: list[int] = []
 
-    def some(places: Sequence[int]) -> int:
-        for i in places:
+    def decode_chunk(positions: Sequence[int]) -> int:
+        for i in positions:
             try:
                 out[i] = _open(part.images[i], preprocessing)
             except BROKEN:
                 bad.append(i)
-        return len(places)
+        return len(positions)
 
     chunks = [range(i, min(i + CHUNK, len(part))) for i in range(0, len(part), CHUNK)]
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for done in pool.map(some, chunks):
+        for done in pool.map(decode_chunk, chunks):
             if tick:
                 tick(done)
     return out, sorted(bad)
 
 
 def _open(image: Path | NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.uint8]:
-    """One image as (3, size, size), whatever its mode; grey becomes three equal channels."""
+    """Return one image as (3, size, size) uint8; grey becomes three equal channels."""
     picture = open_picture(image) if isinstance(image, Path) else to_rgb(Image.fromarray(image))
     return np.asarray(to_square(picture, preprocessing)).transpose(2, 0, 1)
 
 
 def to_square(picture: Image.Image, preprocessing: Preprocessing) -> Image.Image:
-    """A square picture of the network's size: squashed, or its short side fitted and the middle cut out.
+    """Return a picture as a square of the network's input size: squashed, or resized by its short side and cropped.
 
-    Raises ValueError for a picture LONGEST times as long as wide.
+    Raises ValueError for an aspect ratio of MAX_ASPECT or more.
     """
-    if max(picture.size) >= LONGEST * min(picture.size):
-        raise ValueError(f"{picture.width} x {picture.height} px are no picture")
+    if max(picture.size) >= MAX_ASPECT * min(picture.size):
+        raise ValueError(f"{picture.width} x {picture.height} px exceed the aspect ratio of {MAX_ASPECT}")
     side, resample = preprocessing.size, _FILTERS[preprocessing.interpolation]
     if preprocessing.fit == "squash":
         return picture.resize((side, side), resample)

@@ -1,7 +1,7 @@
-"""Which images are nearly the same: small grey thumbnails that correlate.
+"""Find near duplicates by the correlation of small grey thumbnails.
 
-Above the correlation ALIKE two images count as one picture twice, a threshold that breast ultrasound (BUSI) is known
-by; between SIMILAR and ALIKE lie repeats and neighbouring slices, and images that merely look alike.
+Above ALIKE two images count as near duplicates, a threshold chosen on breast ultrasound (BUSI). Between SIMILAR and
+ALIKE are repeated exposures, neighbouring slices and images that only look alike.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from PIL import Image
 
 SIDE = 32  # pixels of a thumbnail
 ALIKE = 0.995  # correlation of two thumbnails above which the images count as near duplicates
-SIMILAR = 0.98  # above which they are worth a look
-WAVES = 6  # a side: the lowest WAVES x WAVES cosines of a thumbnail are compared first
-BLOCK = 1024  # thumbnails compared with all others at once
+SIMILAR = 0.98  # above which they count as similar
+WAVES = 6  # per side: thumbnails are first compared by their lowest WAVES x WAVES cosines
+BLOCK = 1024  # thumbnails compared with all others at a time
 
 Thumbnails: TypeAlias = NDArray[np.float32]  # (n, SIDE * SIDE), each of mean 0 and length 1, or all 0
 
 
 def thumbnail(picture: Image.Image) -> Thumbnails:
-    """Grey values (SIDE * SIDE,) of mean 0 and length 1, so that a product of two is their correlation.
+    """Return grey values (SIDE * SIDE,) of mean 0 and norm 1: the dot product of two is their correlation.
 
-    An image of one grey is all 0: it correlates with nothing.
+    For a constant image all values are 0: it correlates with nothing.
     """
     grey = np.asarray(picture.convert("L").resize((SIDE, SIDE), Image.Resampling.BOX), np.float64).ravel()
     grey -= grey.mean()
@@ -33,21 +33,21 @@ def thumbnail(picture: Image.Image) -> Thumbnails:
 
 
 def alike(thumbnails: Thumbnails, least: float = SIMILAR) -> list[tuple[int, int, float]]:
-    """The pairs i < j of rows whose correlation is above `least`, and that correlation, sorted; misses none.
+    """Return all pairs i < j of rows whose correlation is above `least`, with that correlation, sorted. Exact.
 
-    Two unit vectors of correlation c lie sqrt(2 - 2c) apart, and no further in any projection. So blocks of rows are
-    compared with all rows by their WAVES^2 lowest frequencies only, and in full where those are close: n * BLOCK
-    numbers of memory and n^2 * WAVES^2 multiplications for n images.
+    Two unit vectors of correlation c are sqrt(2 - 2c) apart, and not further in any projection. So blocks of rows are
+    first compared with all rows by their WAVES^2 lowest frequencies, and in full only if those are close. Needs
+    n * BLOCK numbers of memory and n^2 * WAVES^2 multiplications for n images.
     """
     rows = np.flatnonzero(thumbnails.any(axis=1))
     short = thumbnails[rows] @ _waves()
     squares = (short**2).sum(axis=1)
-    furthest = 2 - 2 * least + 1e-4  # squared; room for rounding
+    limit = 2 - 2 * least + 1e-4  # of the squared distance, with a margin for rounding
     found: list[tuple[int, int, float]] = []
     for start in range(0, len(rows), BLOCK):
         block = slice(start, start + BLOCK)
-        apart = squares[block, None] + squares[None, start:] - 2 * (short[block] @ short[start:].T)
-        left, right = np.nonzero(np.triu(apart < furthest, k=1))
+        distance = squares[block, None] + squares[None, start:] - 2 * (short[block] @ short[start:].T)
+        left, right = np.nonzero(np.triu(distance < limit, k=1))
         found += _verified(thumbnails, rows[left + start], rows[right + start], least)
     return sorted(found)
 
@@ -55,7 +55,7 @@ def alike(thumbnails: Thumbnails, least: float = SIMILAR) -> list[tuple[int, int
 def _verified(
     thumbnails: Thumbnails, left: NDArray[np.int64], right: NDArray[np.int64], least: float
 ) -> list[tuple[int, int, float]]:
-    """Those of the pairs that correlate above `least`, a block at a time."""
+    """Return the pairs whose full correlation is above `least`, computed in blocks."""
     found: list[tuple[int, int, float]] = []
     for start in range(0, len(left), BLOCK):
         i, j = left[start : start + BLOCK], right[start : start + BLOCK]
@@ -66,7 +66,7 @@ def _verified(
 
 
 def _waves() -> Thumbnails:
-    """The lowest two-dimensional cosines as orthonormal columns (SIDE * SIDE, WAVES^2)."""
+    """Return the lowest two-dimensional cosines as orthonormal columns (SIDE * SIDE, WAVES^2)."""
     angle = np.pi / SIDE * (np.arange(SIDE) + 0.5)[:, None] * np.arange(WAVES)
     cosine = np.cos(angle) / np.linalg.norm(np.cos(angle), axis=0)
     return np.asarray(np.einsum("ij,kl->ikjl", cosine, cosine).reshape(SIDE**2, WAVES**2), np.float32)

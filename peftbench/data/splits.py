@@ -1,6 +1,6 @@
-"""Cutting images into parts: stratified by class, never through a group, the same for the same seed.
+"""Split images into parts: stratified by class, whole groups, reproducible by seed.
 
-A group is whatever must not be in training and test at once: a patient, a source paper, a cluster of near duplicates.
+A group is what must not be in training and test at once: a patient, a source paper, a cluster of near duplicates.
 """
 
 from __future__ import annotations
@@ -22,50 +22,50 @@ from peftbench.errors import DataError, SplitError
 from peftbench.storage.files import sha256_file
 
 Index = NDArray[np.int64]  # positions of images
-SETTLED = 2 * 10**9  # nanoseconds after which a file cannot change again without its times telling
+SETTLED = 2 * 10**9  # nanoseconds since the last change, after which any further change shows in a file's times
 
 
 # --- splitting -----------------------------------------------------------------------------------------------------
 
 
 def split(labels: Labels, groups: Sequence[str], shares: Sequence[float], seed: int) -> list[Index]:
-    """Cut n images into len(shares) parts: sorted positions, one array a part.
+    """Split n images into len(shares) parts; return one sorted array of positions per part.
 
-    Every group lies in one part, each part holds as nearly its share of every class as the groups allow, and a class
-    that lies in enough groups is in every part. Groups are dealt in random order, the largest first, each to where it
-    lowers chi-square (sum over parts and classes of (found - wanted)^2 / wanted) most; then moved while that helps.
-    Raises SplitError when a part would stay empty.
+    Each group is in one part, each part gets its share of every class as closely as the groups allow, and a class with
+    enough groups is in every part. Groups are assigned largest first, in random order, each to the part where
+    chi-square (the sum over parts and classes of (found - wanted)^2 / wanted) rises least, then moved while that lowers
+    it. Raises SplitError if a part would be empty.
     """
     _check(labels, groups, shares)
-    members, counts = _count(labels, groups)
+    members, counts = _group_counts(labels, groups)
     wanted = np.asarray(shares, np.float64)[:, None] / sum(shares) * counts.sum(axis=0)
-    place = _deal(counts, wanted, seed)
-    _improve(place, counts, wanted)
-    _cover(place, counts, wanted)
-    parts = [np.flatnonzero(place[members] == part) for part in range(len(shares))]
+    assigned = _assign(counts, wanted, seed)
+    _improve(assigned, counts, wanted)
+    _cover_classes(assigned, counts, wanted)
+    parts = [np.flatnonzero(assigned[members] == part) for part in range(len(shares))]
     if not all(len(part) for part in parts):
-        few = f"{len(labels)} images in {len(counts)} groups" if len(counts) < len(labels) else f"{len(labels)} images"
-        raise SplitError(f"{few} are too few to fill {len(shares)} parts with every class; give more.")
+        what = f"{len(labels)} images in {len(counts)} groups" if len(counts) < len(labels) else f"{len(labels)} images"
+        raise SplitError(f"{what} are too few for {len(shares)} parts with every class. Add images.")
     return parts
 
 
 def carve(part: Part, share: float, seed: int) -> tuple[Part, Part]:
-    """Cut `share` of `part` off, stratified and grouped: (the rest, what was cut off)."""
+    """Split `share` off `part`, stratified and grouped; return (the rest, the share)."""
     rest, cut = split(part.labels, part.groups, (1 - share, share), seed)
     return part.take(rest), part.take(cut)
 
 
 def _check(labels: Labels, groups: Sequence[str], shares: Sequence[float]) -> None:
     if len(labels) != len(groups):
-        raise SplitError(f"{len(labels)} labels but {len(groups)} group keys; give one of each an image.")
+        raise SplitError(f"There must be one label and one group key per image, got {len(labels)} and {len(groups)}.")
     if not shares or min(shares) <= 0:
-        raise SplitError(f"Shares of parts must be above 0, not {tuple(shares)}.")
+        raise SplitError(f"Shares of parts must be above 0, got {tuple(shares)}.")
 
 
-def _count(labels: Labels, groups: Sequence[str]) -> tuple[Index, Index]:
-    """The group number of each image (n,), and the images of each class in each group (groups, classes).
+def _group_counts(labels: Labels, groups: Sequence[str]) -> tuple[Index, Index]:
+    """Return the group number of each image (n,) and the images of each class in each group (groups, classes).
 
-    Of multi-label labels (n, labels): the images with each label that occurs, before them the images.
+    For multi-label labels (n, labels) the columns are all images, then the images with each label that occurs.
     """
     _, members = np.unique(np.asarray(groups, dtype=np.str_), return_inverse=True)
     if labels.ndim == 1:
@@ -79,55 +79,55 @@ def _count(labels: Labels, groups: Sequence[str]) -> tuple[Index, Index]:
 
 
 def _rise(have: NDArray[np.float64], group: Index, wanted: NDArray[np.float64]) -> NDArray[np.float64]:
-    """By how much chi-square rises in each part (parts,) when `group` (classes,) joins `have` (parts, classes)."""
+    """Return the rise of chi-square in each part (parts,) if `group` (classes,) joins `have` (parts, classes)."""
     rise: NDArray[np.float64] = (group * (2 * (have - wanted) + group) / wanted).sum(axis=1)
     return rise
 
 
-def _deal(counts: Index, wanted: NDArray[np.float64], seed: int) -> Index:
-    """A part for each group (groups,)."""
+def _assign(counts: Index, wanted: NDArray[np.float64], seed: int) -> Index:
+    """Return the part of each group (groups,)."""
     order = np.random.default_rng(seed).permutation(len(counts))
     order = order[np.argsort(-counts[order].sum(axis=1), kind="stable")]
-    place, have = np.zeros(len(counts), np.int64), np.zeros_like(wanted)
+    assigned, have = np.zeros(len(counts), np.int64), np.zeros_like(wanted)
     for group in order:
-        place[group] = _rise(have, counts[group], wanted).argmin()
-        have[place[group]] += counts[group]
-    return place
+        assigned[group] = _rise(have, counts[group], wanted).argmin()
+        have[assigned[group]] += counts[group]
+    return assigned
 
 
-def _improve(place: Index, counts: Index, wanted: NDArray[np.float64]) -> None:
-    """Move one group at a time to where chi-square falls, until none does; changes `place`."""
-    have = _totals(place, counts, len(wanted))
+def _improve(assigned: Index, counts: Index, wanted: NDArray[np.float64]) -> None:
+    """Move single groups to where chi-square falls until no move lowers it; changes `assigned` in place."""
+    have = _totals(assigned, counts, len(wanted))
     moved = True
     while moved:
         moved = False
         for group, count in enumerate(counts):
-            have[place[group]] -= count
+            have[assigned[group]] -= count
             rise = _rise(have, count, wanted)
-            if rise.min() < rise[place[group]] - 1e-9:  # rounding must not send a group round in circles
-                place[group], moved = rise.argmin(), True
-            have[place[group]] += count
+            if rise.min() < rise[assigned[group]] - 1e-9:  # a tolerance, so that rounding cannot cause a cycle
+                assigned[group], moved = rise.argmin(), True
+            have[assigned[group]] += count
 
 
-def _cover(place: Index, counts: Index, wanted: NDArray[np.float64]) -> None:
-    """Give every part every class where there are groups to spare, the larger parts first; changes `place`."""
+def _cover_classes(assigned: Index, counts: Index, wanted: NDArray[np.float64]) -> None:
+    """Move spare groups to parts that lack a class, the larger parts first; changes `assigned` in place."""
     for part in np.argsort(-wanted.sum(axis=1), kind="stable"):
         for column in range(counts.shape[1]):
-            have = _totals(place, counts, len(wanted))
-            spare = [g for g in np.flatnonzero(counts[:, column]) if _is_spare(counts[g], have[place[g]])]
+            have = _totals(assigned, counts, len(wanted))
+            spare = [g for g in np.flatnonzero(counts[:, column]) if _is_spare(counts[g], have[assigned[g]])]
             if have[part, column] == 0 and spare:
-                place[min(spare, key=lambda g: _rise(have, counts[g], wanted)[part])] = part
+                assigned[min(spare, key=lambda g: _rise(have, counts[g], wanted)[part])] = part
 
 
 def _is_spare(group: Index, have: NDArray[np.float64]) -> bool:
-    """Whether the part that holds `have` keeps each of the group's classes when the group leaves."""
+    """Return whether a part with the counts `have` keeps each of the group's classes without the group."""
     return bool((have[group > 0] > group[group > 0]).all())
 
 
-def _totals(place: Index, counts: Index, parts: int) -> NDArray[np.float64]:
-    """Images of each class in each part (parts, classes)."""
+def _totals(assigned: Index, counts: Index, parts: int) -> NDArray[np.float64]:
+    """Return the images of each class in each part (parts, classes)."""
     totals = np.zeros((parts, counts.shape[1]))
-    np.add.at(totals, place, counts)
+    np.add.at(totals, assigned, counts)
     return totals
 
 
@@ -135,42 +135,42 @@ def _totals(place: Index, counts: Index, parts: int) -> NDArray[np.float64]:
 
 
 def join_duplicates(digests: Sequence[str], groups: Sequence[str]) -> tuple[str, ...]:
-    """Group keys under which images of the same bytes share a group, and with it all of both groups."""
+    """Return group keys in which images with the same digest share a group, which merges their former groups."""
     first: dict[str, int] = {}
     return join_pairs([(first.setdefault(digest, i), i) for i, digest in enumerate(digests)], groups)
 
 
 def join_pairs(pairs: Iterable[tuple[int, int]], groups: Sequence[str]) -> tuple[str, ...]:
-    """Group keys under which the two images of each pair share a group: the first of the joined keys by name."""
+    """Return group keys in which both images of each pair share a group; a merged group has the first key by name."""
     leader = {group: group for group in groups}
 
-    def find(group: str) -> str:
+    def root(group: str) -> str:
         while leader[group] != group:
             leader[group] = group = leader[leader[group]]
         return group
 
     for left, right in pairs:
-        first, second = sorted((find(groups[left]), find(groups[right])))
+        first, second = sorted((root(groups[left]), root(groups[right])))
         leader[second] = first
-    return tuple(find(group) for group in groups)
+    return tuple(root(group) for group in groups)
 
 
 def crossings(parts: Mapping[str, Part], key: str) -> tuple[str, ...]:
-    """One sentence for each two parts that share groups; `key` is what a group is, in the singular. Names no group."""
+    """Return one sentence for each two parts that share groups, without their names; `key` is the word for a group."""
     notes = []
     for left, right in combinations(parts, 2):
         shared = set(parts[left].groups) & set(parts[right].groups)
         images = sum(group in shared for name in (left, right) for group in parts[name].groups)
         if shared:
-            what = f"1 {key} lies" if len(shared) == 1 else f"{len(shared)} {key}s lie"
+            what = f"1 {key} is" if len(shared) == 1 else f"{len(shared)} {key}s are"
             notes.append(f"{what} in both {left} and {right} ({images} images).")
     return tuple(notes)
 
 
 def drop_unknown_group_key(card: Card, splits: Splits) -> Card:
-    """The card without its group key where every image is its own group: a copy of the set may not tell them."""
-    told = any(part.groups != part.names for part in splits.parts.values())
-    return card if told else replace(card, group_key="")
+    """Return the card without its group key if every image is its own group, as in copies without that information."""
+    known = any(part.groups != part.names for part in splits.parts.values())
+    return card if known else replace(card, group_key="")
 
 
 # --- contents ------------------------------------------------------------------------------------------------------
@@ -193,7 +193,7 @@ def _remembered(file: str, *_: int) -> str:
 
 
 def fingerprint(splits: Splits) -> str:
-    """A sha256 over each part's names, labels, groups and image contents: equal if and only if the data are."""
+    """Return a SHA-256 over the names, labels, groups and image contents of each part."""
     total = hashlib.sha256()
     for name, part in splits.parts.items():
         facts = [name, part.names, part.labels.tolist(), part.groups, _contents(part)]

@@ -1,6 +1,6 @@
-"""Other cuts of the same data: without groups that cross parts, without duplicates across parts, with less of train.
+"""Variants of the same data: without groups or duplicates across parts, or with a subset of train.
 
-Test always stays as it is, so that scores before and after tell what a leak was worth and what more images bring.
+The test part never changes, so that scores of variants are comparable.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from peftbench.core.record import Variant
 from peftbench.data.splits import Index, crossings
 from peftbench.errors import SplitError
 
-STRETCH = 1.5  # times the share asked for: where whole groups need more to hold every class, the share is refused
+MAX_EXCESS = 1.5  # times the requested share; if whole groups with every class need more, the share is refused
 
 
 def apply_variant(splits: Splits, variant: Variant, card: Card, pairs: Iterable[tuple[str, str]], seed: int) -> Splits:
-    """The variant of `splits`; `pairs` names images that are identical or nearly so, which `deduplicated` needs.
+    """Return a variant of the splits; `pairs` names duplicates and near duplicates, for `deduplicated`.
 
-    The seed decides which images of train are kept. Raises SplitError where nothing sensible is left.
+    The seed decides which training images a subset holds. Raises SplitError if a part would be empty or a class too
+    small.
     """
     key = card.group_key or "byte-identical picture"
     if variant.splits == "grouped":
@@ -43,23 +44,23 @@ def apply_variant(splits: Splits, variant: Variant, card: Card, pairs: Iterable[
 
 
 def grouped(splits: Splits, key: str) -> Splits:
-    """Every group in one part: val loses the images of test's groups, train those of val's and test's groups."""
+    """Return splits with every group in one part: val loses test's groups, train loses val's and test's groups."""
     test, val = set(splits.test.groups), set(splits.val.groups)
     kept = {
         "train": [i for i, group in enumerate(splits.train.groups) if group not in test | val],
         "val": [i for i, group in enumerate(splits.val.groups) if group not in test],
     }
     train, val_ = (len(splits.parts[part]) - len(index) for part, index in kept.items())
-    note = f"grouped: {train} images of train and {val_} of val left out whose {key} also lies in a later part."
+    note = f"grouped: {train} images of train and {val_} of val left out because their {key} is also in a later part."
     if all(part.groups == part.names for part in splits.parts.values()):
-        note = "grouped: nothing left out, for it is not known which images belong together."
+        note = "grouped: nothing left out because no groups are known."
     return _kept(splits, kept, "grouped", note, key)
 
 
 def deduplicated(splits: Splits, key: str, pairs: Iterable[tuple[str, str]]) -> Splits:
-    """As `grouped`; besides, no image of train or val resembles one of a later part or contradicts its double's label.
+    """Return `grouped` splits, also without duplicates of images in later parts or with contradicting labels.
 
-    `pairs` names images that are identical or nearly so.
+    `pairs` names duplicates and near duplicates.
     """
     grown = grouped(splits, key)
     order = {name: rank for rank, part in enumerate(PARTS) for name in grown.parts[part].names}
@@ -72,8 +73,8 @@ def deduplicated(splits: Splits, key: str, pairs: Iterable[tuple[str, str]]) -> 
     }
     clashing = sum(name not in leaks and PARTS[order[name]] != "test" for name in clash)
     note = (
-        f"deduplicated: {len(leaks)} images of train and val left out that resemble one of a later part, "
-        f"{clashing} more whose double has another label."
+        f"deduplicated: {len(leaks)} images of train and val left out as duplicates of a later part, "
+        f"{clashing} more because a duplicate has another label."
     )
     return replace(_kept(grown, kept, "deduplicated", note, key), rule=f"{splits.rule}, deduplicated")
 
@@ -81,20 +82,20 @@ def deduplicated(splits: Splits, key: str, pairs: Iterable[tuple[str, str]]) -> 
 def _kept(splits: Splits, kept: Mapping[str, Sequence[int]], rule: str, note: str, key: str) -> Splits:
     for part, index in kept.items():
         if not index and len(splits.parts[part]):
-            raise SplitError(f"--splits {rule} would leave no image in {part}; use another cut of these data.")
+            raise SplitError(f"--splits {rule} would leave no image in {part}. Use other --splits.")
     parts = {part: splits.parts[part].take(index) for part, index in kept.items()}
     return _replaced(splits, parts, f"{splits.rule}, {rule}", note, key)
 
 
 def _replaced(splits: Splits, parts: Mapping[str, Part], rule: str, note: str, key: str) -> Splits:
-    """With other parts; the notes on crossing groups are written anew."""
+    """Return the splits with other parts and updated notes on groups that cross parts."""
     stale = crossings(splits.parts, key)
     changed = splits.parts | dict(parts)
     notes = (*(old for old in splits.notes if old not in stale), note, *crossings(changed, key))
     return Splits(changed["train"], changed["val"], changed["test"], rule, notes, splits.carved)
 
 
-# --- less of train -------------------------------------------------------------------------------------------------
+# --- subsets of train ----------------------------------------------------------------------------------------------
 
 
 def _subset(splits: Splits, index: Index, words: str, key: str) -> Splits:
@@ -104,11 +105,10 @@ def _subset(splits: Splits, index: Index, words: str, key: str) -> Splits:
 
 
 def select_share(part: Part, share: float, classes: Sequence[str], seed: int) -> Index:
-    """Sorted positions of about `share` of a part: whole groups, every class, the classes in their proportions.
+    """Return sorted positions of about `share` of a part: whole groups, every class, classes in proportion.
 
-    A seed puts the groups in one order whatever the share, so that a smaller share lies within a larger one, and nearly
-    the same one where some groups are left out. Raises SplitError where the groups needed to show every class are far
-    more than was asked for.
+    The seed fixes one order of the groups for all shares, so a smaller share is a subset of a larger one. Raises
+    SplitError if the groups needed for every class hold more than MAX_EXCESS times the requested images.
     """
     members, counts, names = _groups(part, len(classes))
     order = _order(counts, _shuffled(names, seed))
@@ -116,58 +116,58 @@ def select_share(part: Part, share: float, classes: Sequence[str], seed: int) ->
     seen = np.cumsum(counts[order] > 0, axis=0)[:, counts.any(axis=0)]
     cover = int((seen > 0).all(axis=1).argmax()) + 1
     target = share * len(part)
-    if reached[cover - 1] > STRETCH * target:
+    if reached[cover - 1] > MAX_EXCESS * target:
         raise SplitError(
-            f"--train-share {100 * share:.3g}%: that is {target:.0f} of {len(part)} training images, but whole groups "
-            f"with every class take {reached[cover - 1]}; ask for {reached[cover - 1] / len(part):.1%} or more."
+            f"--train-share {100 * share:.3g}% is {target:.0f} of {len(part)} training images, but whole groups with "
+            f"every class need {reached[cover - 1]}. Use {reached[cover - 1] / len(part):.1%} or more."
         )
     length = max(cover, int(np.abs(reached - target).argmin()) + 1)
     return np.flatnonzero(np.isin(members, order[:length]))
 
 
 def select_shots(part: Part, images: int, classes: Sequence[str], seed: int) -> Index:
-    """Sorted positions of `images` images of each class, from as many groups as there are.
+    """Return sorted positions of `images` images per class, from as many groups as possible.
 
-    A seed puts the images in one order, so that fewer shots lie within more. Raises SplitError where a class has fewer.
+    The seed fixes one order of the images, so fewer shots are a subset of more. Raises SplitError if a class has fewer.
     """
     order = _shuffled(part.names, seed)
-    shown, chosen = _shown(part.labels, len(classes)), set[int]()
+    shows, chosen = _indicators(part.labels, len(classes)), set[int]()
     for label, name in enumerate(classes):
-        mine = [i for i in order if shown[i, label]]
-        if len(mine) < images:
-            raise SplitError(f"--shots {images}: class {name!r} has {len(mine)} images in train; ask for no more.")
-        chosen.update(_by_turns(mine, part.groups)[:images])
+        of_class = [i for i in order if shows[i, label]]
+        if len(of_class) < images:
+            raise SplitError(f"--shots {images}: class {name!r} has only {len(of_class)} images in train.")
+        chosen.update(_round_robin(of_class, part.groups)[:images])
     return np.asarray(sorted(chosen), np.int64)
 
 
-def _by_turns(images: Sequence[int], groups: Sequence[str]) -> list[int]:
-    """One image of each group, then a second of each that has one, and so on."""
-    times = Counter[str]()
+def _round_robin(images: Sequence[int], groups: Sequence[str]) -> list[int]:
+    """Order images by turns: one of each group, then a second of each group, and so on."""
+    seen = Counter[str]()
     turn = {}
     for i in images:
-        turn[i] = times[groups[i]]
-        times[groups[i]] += 1
+        turn[i] = seen[groups[i]]
+        seen[groups[i]] += 1
     return sorted(images, key=turn.__getitem__)
 
 
-def _shown(labels: Labels, classes: int) -> Index:
-    """Whether an image shows a class (n, classes), from class indices (n,) or from flags."""
+def _indicators(labels: Labels, classes: int) -> Index:
+    """Return indicators (n, classes) from class indices (n,), or multi-label labels as they are."""
     return np.eye(classes, dtype=np.int64)[labels] if labels.ndim == 1 else labels
 
 
 def _shuffled(names: Sequence[str], seed: int) -> list[int]:
-    """Positions in an order that chance decides name by name: without some of them, the others keep theirs."""
+    """Return positions in random order; the order of two images depends on their names and the seed alone."""
 
-    def drawn(i: int) -> bytes:
+    def sort_key(i: int) -> bytes:
         return hashlib.sha256(f"{seed} {names[i]}".encode(errors="surrogateescape")).digest()
 
-    return sorted(range(len(names)), key=drawn)
+    return sorted(range(len(names)), key=sort_key)
 
 
 def _groups(part: Part, classes: int) -> tuple[Index, Index, list[str]]:
-    """Group number of each image (n,), images of each group by class, last of none (groups, classes + 1), its name."""
+    """Return group numbers (n,), images per group and class, the last column without a class, and group names."""
     names, members = np.unique(np.asarray(part.groups, dtype=np.str_), return_inverse=True)
-    shown = _shown(part.labels, classes)
+    shown = _indicators(part.labels, classes)
     shown = np.column_stack([shown, ~shown.any(axis=1)])
     counts = np.zeros((members.max(initial=-1) + 1, classes + 1), np.int64)
     np.add.at(counts, members, shown)
@@ -175,7 +175,7 @@ def _groups(part: Part, classes: int) -> tuple[Index, Index, list[str]]:
 
 
 def _order(counts: Index, shuffled: Sequence[int]) -> Index:
-    """All groups: first one of each class, the rarest first, then always one of the class that lags furthest behind."""
+    """Return all groups: first one of each class, rarest first, then always one of the most underrepresented class."""
     taken, have = dict[int, None](), np.zeros(counts.shape[1])
     queues = _queues(shuffled, counts, taken)
     wanted = counts.sum(axis=0) / max(1, counts.sum())
@@ -186,7 +186,7 @@ def _order(counts: Index, shuffled: Sequence[int]) -> Index:
         column = int(unseen[0] if unseen else lag.argmax())
         group = next(queues[column], None)
         if group is None:
-            wanted[column] = np.nan  # all its groups are taken
+            wanted[column] = np.nan  # no group of this class is left
             continue
         taken[group] = None
         have += counts[group]
@@ -194,7 +194,7 @@ def _order(counts: Index, shuffled: Sequence[int]) -> Index:
 
 
 def _queues(shuffled: Sequence[int], counts: Index, taken: Mapping[int, None]) -> list[Iterator[int]]:
-    """For each class its groups, in random order, those that are taken by then left out."""
+    """Return for each class an iterator over its groups in random order that skips groups taken meanwhile."""
 
     def queue(column: int) -> Iterator[int]:
         return (group for group in shuffled if counts[group, column] and group not in taken)

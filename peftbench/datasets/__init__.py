@@ -1,1 +1,1 @@
-"""Data sets, one a file; `_` begins the names of files that are none."""
+"""Data set plug-ins, one per file; files that start with `_` are shared code."""

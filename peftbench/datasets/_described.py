@@ -1,4 +1,4 @@
-"""A data set that a file `datasets/NAME.toml` of the working folder describes: class folders or a table, no code."""
+"""A data set described by `datasets/NAME.toml` in the working folder: class folders or a table, without code."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ TABLES = frozenset({".csv", ".tsv"})
 
 @dataclass(frozen=True)
 class Described:
-    """The images of the entry `name`; its `path` is relative to the working folder or `~`."""
+    """The data set of the entry `name`, whose `path` is relative to the working folder or starts with `~`."""
 
     name: str
 
     @property
     def entry(self) -> OwnEntry:
-        """The file; raises CatalogueError."""
+        """The content of the file. Raises CatalogueError."""
         entry = dataset_entry(self.name)
         if not isinstance(entry, OwnEntry):
-            raise CatalogueError(f"datasets/{self.name}.toml is not in the working folder any more; put it back.")
+            raise CatalogueError(f"datasets/{self.name}.toml is no longer in the working folder. Restore it.")
         if entry.task == "multi_label" and Path(entry.path).suffix.lower() not in TABLES:
-            raise CatalogueError(f"datasets/{self.name}.toml: several labels an image need a table as `path`.")
+            raise CatalogueError(f'datasets/{self.name}.toml: task = "multi_label" needs a table (FILE.csv) as `path`.')
         return entry
 
     @property
@@ -46,7 +46,7 @@ class Described:
 
     @property
     def card(self) -> Card:
-        """As written, what is not written as found; raises as `load` does."""
+        """The card as described, with classes and group key filled in from the files. Raises as `load` does."""
         card = dataset_card(self.name)
         if self._is_table:
             lines = table.lines_of(self.home, several=self._several)
@@ -56,8 +56,8 @@ class Described:
         key = card.group_key or ("group" if self.entry.group else key)
         return replace(card, classes=card.classes or classes, group_key=key)
 
-    def presence(self, root: Path) -> Presence:  # noqa: ARG002  a path is no matter of the data folder
-        """Images found, of those that the entry states under `sizes`."""
+    def presence(self, root: Path) -> Presence:  # noqa: ARG002  the path does not depend on the data folder
+        """Return how many images were found, of the total stated under `sizes`."""
         if not self.home.exists():
             return Presence()
         if self._is_table:
@@ -67,7 +67,7 @@ class Described:
         return Presence(found, self.entry.sizes.get("total", found))
 
     def load(self, root: Path, seed: int) -> Splits:  # noqa: ARG002  likewise
-        """Read the folder or table, cut off what parts are missing; raises as `folder:` and `table:` do."""
+        """Read the folder or table and split off missing parts. Raises as `folder:` and `table:` do."""
         card = self.card
         given = self._table(card.classes) if self._is_table else self._folder(card.classes)
         if self.entry.group:
@@ -80,17 +80,23 @@ class Described:
     def _folder(self, classes: tuple[str, ...]) -> _own.Given:
         if sorted(classes) != sorted(folder.classes_of(self.home)):
             found = ", ".join(folder.classes_of(self.home))
-            raise DataError(f"datasets/{self.name}.toml: `classes` must be the class folders of {self.home}: {found}.")
+            raise DataError(
+                f"datasets/{self.name}.toml: `classes` must list the class folders of {self.home}: {found}."
+            )
         return folder.read(self.home, classes)
 
     def _grouped(self, part: Part) -> Part:
-        """The part with the groups that the entry's regular expression finds in the images' names."""
+        """Return the part with groups extracted from the image names by the regular expression `group`."""
         try:
             found = [re.search(self.entry.group, name) for name in part.names]
         except (re.error, OverflowError, RecursionError) as error:
-            raise CatalogueError(f"datasets/{self.name}.toml: `group` is no regular expression: {error}.") from None
+            raise CatalogueError(
+                f"datasets/{self.name}.toml: `group` is not a valid regular expression: {error}."
+            ) from None
         keys = [match[1] if match and match.re.groups else match and match[0] for match in found]
         if None in keys:
             first = part.names[keys.index(None)]
-            raise DataError(f"datasets/{self.name}.toml: `group` finds nothing in the path {first!r}; mend one.")
+            raise DataError(
+                f"datasets/{self.name}.toml: `group` does not match the path {first!r}. Fix the expression or the path."
+            )
         return replace(part, groups=tuple(str(key) for key in keys))

@@ -1,4 +1,4 @@
-"""What every data set made of image files needs: finding the folder, listing images, and putting parts together."""
+"""Shared code of data sets made of image files: find the folder, list images, assemble parts."""
 
 from __future__ import annotations
 
@@ -15,40 +15,40 @@ from peftbench.data.splits import cached_file_digest, crossings
 from peftbench.errors import DataError, MissingDataError, SplitError
 from peftbench.storage import archives
 
-DEPTH = 3  # how far below root/<name> a download may have been unpacked
+DEPTH = 3  # levels below root/<name> searched for an unpacked download
 
 
 def find_home(root: Path, name: str, needed: Sequence[str]) -> Path:
-    """The folder at most DEPTH levels below `root/name` that holds every path of `needed`; the shallowest, then first.
+    """Return the folder below `root/name` that holds every path of `needed`; the shallowest, then the first by name.
 
-    Downloads that are still packed are unpacked, one by one, until it is there. Raises MissingDataError (what is
-    missing, where it was sought, how to get it, from the catalogue) and DataError for a bad archive.
+    Packed downloads are unpacked one by one until it is found. Raises MissingDataError, which names what is missing,
+    where it was searched and how to get it, and DataError for a bad archive.
     """
-    home, lack = _seek(root / name, needed)
+    home, lack = _search(root / name, needed)
     while not home and (packed := _packed(root / name, needed)):
         archives.unpack(packed[0])
-        home, lack = _seek(root / name, needed)
+        home, lack = _search(root / name, needed)
     if home:
         return home
     raise MissingDataError(_missing(name, lack))
 
 
 def presence(root: Path, name: str, needed: Sequence[str], images: Callable[[Path], int]) -> Presence:
-    """How many of the set's images are here: `images` counts them in the folder that `find_home` finds."""
-    home, _ = _seek(root / name, needed)
-    found, every = images(home) if home else 0, published_count(name)
-    return Presence(found, every, packed=found < every and bool(_packed(root / name, needed)))
+    """Return how many of the set's images are here; `images` counts them in the folder that `find_home` returns."""
+    home, _ = _search(root / name, needed)
+    found, total = images(home) if home else 0, published_count(name)
+    return Presence(found, total, packed=found < total and bool(_packed(root / name, needed)))
 
 
 def published_count(name: str) -> int:
-    """The images of a complete copy."""
+    """Return the number of images of a complete copy."""
     entry = dataset_entry(name)
     return entry.complete or entry.sizes["total"]
 
 
-def _seek(top: Path, needed: Sequence[str]) -> tuple[Path | None, str]:
-    """The folder that holds all that is `needed`, or what is missing."""
-    most, lack = 0, f"{top} does not exist" if not top.is_dir() else f"nothing like {needed[0]} lies within {top}"
+def _search(top: Path, needed: Sequence[str]) -> tuple[Path | None, str]:
+    """Return the folder that holds all `needed` paths, or None and what is missing."""
+    most, lack = 0, f"{top} does not exist" if not top.is_dir() else f"{top} holds no {needed[0]}"
     for folder in folders(top):
         missing = [path for path in needed if not below(folder, path).exists()]
         if not missing:
@@ -59,24 +59,24 @@ def _seek(top: Path, needed: Sequence[str]) -> tuple[Path | None, str]:
 
 
 def _packed(top: Path, needed: Sequence[str]) -> list[Path]:
-    """Archives not unpacked yet, first those whose name stands in a path that is `needed`."""
+    """Return archives that are not unpacked yet; first those whose name occurs in a `needed` path."""
     steps = {step for path in needed for step in Path(path).parts}
     found = [file for folder in folders(top) for file in folder.iterdir() if archives.is_archive(file)]
-    waiting = [file for file in sorted(found) if not archives.place(file).is_dir()]
-    return sorted(waiting, key=lambda file: archives.place(file).name not in steps)
+    pending = [file for file in sorted(found) if not archives.place(file).is_dir()]
+    return sorted(pending, key=lambda file: archives.place(file).name not in steps)
 
 
 def are_present(name: str, files: Sequence[Path]) -> list[bool]:
-    """Which of the files that an official list names are there. Raises MissingDataError if none is."""
-    there = [file.is_file() for file in files]
-    if not any(there):
-        first = f", the first is {files[0]}" if files else ""
-        raise MissingDataError(_missing(name, f"none of {len(files)} listed images is there{first}"))
-    return there
+    """Return which files of an official list exist. Raises MissingDataError if none does."""
+    exists = [file.is_file() for file in files]
+    if not any(exists):
+        first = f", e.g. {files[0]}" if files else ""
+        raise MissingDataError(_missing(name, f"none of {len(files)} listed files exists{first}"))
+    return exists
 
 
 def below(home: Path, path: str) -> Path:
-    """`path` below `home`, each folder that holds one of its own name passed: so some programs unpack an archive."""
+    """Return `home / path`, skipping folders repeated inside themselves (`train/train`) by some unpackers."""
     for step in Path(path).parts:
         home /= step
         home = home / step if (home / step).is_dir() else home
@@ -86,17 +86,17 @@ def below(home: Path, path: str) -> Path:
 def part_of_files(
     home: Path, files: Sequence[Path], labels: Sequence[int], groups: Sequence[str] | None = None
 ) -> Part:
-    """A part of files, each named by its path relative to `home` and a group of its own unless `groups` are given."""
+    """Return a part of files named by their paths relative to `home`; without `groups` each image is its own group."""
     names = tuple(file.relative_to(home).as_posix() for file in files)
     return Part(list(files), np.asarray(labels, np.int64), names, names if groups is None else tuple(groups))
 
 
 def digests(files: Sequence[Path]) -> tuple[str, ...]:
-    """A key a file, equal if and only if the bytes are: the size where no other file has it, else size and sha256."""
+    """Return a key per file, equal if and only if the bytes are: its size if unique, else size and SHA-256."""
     sizes = [_size(file) for file in files]
-    times = Counter(sizes)
+    same_size = Counter(sizes)
     return tuple(
-        f"{size} {cached_file_digest(file)}" if times[size] > 1 else str(size)
+        f"{size} {cached_file_digest(file)}" if same_size[size] > 1 else str(size)
         for file, size in zip(files, sizes, strict=True)
     )
 
@@ -105,11 +105,11 @@ def _size(file: Path) -> int:
     try:
         return file.stat().st_size
     except OSError as error:
-        raise DataError(f"{file} cannot be read ({error.strerror}); mend or remove it.") from None
+        raise DataError(f"Cannot read {file}: {error.strerror}. Fix or remove it.") from None
 
 
 def contradicting(labels: Sequence[Hashable], keys: Sequence[str]) -> list[str]:
-    """The keys under which images of more than one class lie, sorted."""
+    """Return the sorted keys that occur with more than one label."""
     pairs = set(zip(keys, labels, strict=True))
     return sorted(key for key, classes in Counter(key for key, _ in pairs).items() if classes > 1)
 
@@ -117,45 +117,43 @@ def contradicting(labels: Sequence[Hashable], keys: Sequence[str]) -> list[str]:
 def assemble(
     parts: Mapping[str, Part], card: Card, rule: str, notes: Sequence[str] = (), *, carved: bool = False
 ) -> Splits:
-    """Splits of `train`, `val` and `test`, with notes on groups that cross and classes that val or test lack.
+    """Return splits with notes on groups that cross parts and on classes missing in val or test.
 
-    `carved` says that val was cut off a published train part.
-
-    Raises SplitError for a class without a training image.
+    `carved`: val was split off a published train part. Raises SplitError for a class without a training image.
     """
     key = card.group_key or "byte-identical picture"
     parts = {name: parts[name] for name in PARTS}
     absent = {name: _absent(found, card.classes) for name, found in parts.items()}
     if absent["train"]:
-        raise SplitError(f"{card.title}: no training image of class {', '.join(map(repr, absent['train']))}; add some.")
+        raise SplitError(f"{card.title}: no training image of class {', '.join(map(repr, absent['train']))}. Add some.")
     lacks = [f"No image of class {label!r} in {name}." for name, classes in absent.items() for label in classes]
     all_notes = (*notes, *crossings(parts, key), *lacks)
     return Splits(parts["train"], parts["val"], parts["test"], rule, all_notes, carved)
 
 
 def size_notes(name: str, parts: Mapping[str, Part]) -> tuple[str, ...]:
-    """Where the images found are fewer or others than those published, or than those that the SH-PEFT paper states."""
+    """Return notes if the number of images differs from the published one or from the SH-PEFT paper's."""
     entry = dataset_entry(name)
     found, published = sum(map(len, parts.values())), entry.sizes["total"]
     if found < published_count(name):
         return (f"{INCOMPLETE}: {found} of {published_count(name)} images are here.",)
     counts = {part: len(images) for part, images in parts.items()}
-    if "val" not in entry.paper:  # the paper trained on what is cut off train here
+    if "val" not in entry.paper:  # the paper trained on what is split off train here
         counts["train"] += counts.pop("val")
-    notes = [] if found == published else [f"{found} images are here, {published} were published."]
+    notes = [] if found == published else [f"This copy has {found} images; {published} were published."]
     if entry.paper and dict(entry.paper) != counts:
         stated = ", ".join(f"{part} {count}" for part, count in entry.paper.items())
-        notes.append(f"The SH-PEFT paper states {stated} images; here are {'/'.join(map(str, counts.values()))}.")
+        notes.append(f"The SH-PEFT paper states {stated} images; this copy has {'/'.join(map(str, counts.values()))}.")
     return tuple(notes)
 
 
 def _missing(name: str, lack: str) -> str:
     entry = dataset_entry(name)
-    return f"{entry.title} is not wholly on this machine: {lack}. {entry.how_to_get}"
+    return f"{entry.title} is not complete on this machine: {lack}. {entry.how_to_get}"
 
 
 def folders(top: Path) -> Iterator[Path]:
-    """`top` and the folders below it, level by level."""
+    """Yield `top` and the folders below it, level by level, down to DEPTH."""
     level = [top] if top.is_dir() else []
     for _ in range(DEPTH + 1):
         yield from level

@@ -1,4 +1,4 @@
-"""A user's own images: from what is given, three parts. What is given is kept, the rest is cut off by class."""
+"""Shared code of `folder:` and `table:`: keep the parts that are given and split off the missing ones by class."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ NAMES = {"train": "train", "training": "train", "test": "test", "testing": "test
     ("val", "valid", "validation"), "val"
 )
 PATIENT = "patient"
-SHARES = (0.7, 0.1, 0.2)  # train, val, test where nothing is given
-VAL_SHARE, TEST_SHARE = SHARES[1], SHARES[2]  # of train where only that part is missing
+SHARES = (0.7, 0.1, 0.2)  # train, val, test if no part is given
+VAL_SHARE, TEST_SHARE = SHARES[1], SHARES[2]  # of train if only that part is missing
 
 
 @dataclass(frozen=True)
 class Given:
-    """What a folder or a table states: classes in label order, and images by part, all under `all` without parts."""
+    """The content of a folder or table: classes in label order and images by part, all under `all` without parts."""
 
     classes: tuple[str, ...]
     parts: Mapping[str, Part]
@@ -30,17 +30,19 @@ class Given:
 
 
 def resolve_path(path: str) -> Path:
-    """Where a path leads that a user wrote. Raises DataError for one that no file can have."""
+    """Return the absolute path of what a user wrote. Raises DataError if no file can have that path."""
     try:
         return Path(path).expanduser().resolve()
     except (RuntimeError, ValueError) as error:
-        raise DataError(f"{path!r} is no path on this machine ({error}); mend it.") from None
+        raise DataError(f"Invalid path {path!r}: {error}.") from None
 
 
 def make_splits(given: Given, card: Card, seed: int) -> Splits:
-    """All three parts; images of the same bytes share a group. Raises SplitError and DataError."""
+    """Return all three parts; images with the same bytes share a group. Raises SplitError and DataError."""
     if len(card.classes) == 1 and card.task != "multi_label":
-        raise DataError(f"{card.title}: every image has the label {card.classes[0]!r}; two classes or more are needed.")
+        raise DataError(
+            f"{card.title}: all images have the label {card.classes[0]!r}, but at least two classes are needed."
+        )
     files = [Path(file) for part in given.parts.values() for file in part.images]
     same = _files.digests(files)
     parts, rule = _complete(_joined(given.parts, same), seed)
@@ -50,20 +52,20 @@ def make_splits(given: Given, card: Card, seed: int) -> Splits:
     return _files.assemble(parts, card, rule, notes, carved=carved)
 
 
-def patients_kept(given: Given) -> Given:
-    """Each patient a group, as DICOM files state them; the other images, and those without, each for itself."""
+def grouped_by_patient(given: Given) -> Given:
+    """Group the images by the patient stated in DICOM files; images without one are their own group."""
     return replace(given, parts={name: _by_patient(part) for name, part in given.parts.items()})
 
 
 def _by_patient(part: Part) -> Part:
-    medical = [Path(file) for file in part.images]
-    known = [image_io.patient(file) if image_io.is_dicom(file) else "" for file in medical]
+    files = [Path(file) for file in part.images]
+    known = [image_io.patient(file) if image_io.is_dicom(file) else "" for file in files]
     groups = tuple(f"patient {one}" if one else name for one, name in zip(known, part.names, strict=True))
     return replace(part, groups=groups)
 
 
 def _joined(parts: Mapping[str, Part], same: tuple[str, ...]) -> dict[str, Part]:
-    """The same parts, files of the same bytes in one group, also across parts."""
+    """Return the parts with files of the same bytes in one group, also across parts."""
     groups = iter(join_duplicates(same, [group for part in parts.values() for group in part.groups]))
     return {
         name: Part(part.images, part.labels, part.names, tuple(next(groups) for _ in part.names))
@@ -72,7 +74,7 @@ def _joined(parts: Mapping[str, Part], same: tuple[str, ...]) -> dict[str, Part]
 
 
 def _complete(given: Mapping[str, Part], seed: int) -> tuple[dict[str, Part], str]:
-    """All three parts, and the rule in words."""
+    """Return all three parts and the rule as stored with the splits."""
     if "all" in given:
         whole = given["all"]
         cuts = split(whole.labels, whole.groups, SHARES, seed)

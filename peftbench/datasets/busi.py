@@ -1,6 +1,6 @@
 """BUSI (Al-Dhabyani et al., 2020): breast ultrasound, 780 images in three classes and no official split.
 
-It holds the same image several times over, so that a random split leaks; here near duplicates stay in one part.
+It holds many images more than once, so that a random split leaks. Here near duplicates stay in one part.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ class Busi:
         return dataset_card(NAME)
 
     def presence(self, root: Path) -> Presence:
-        """Images without their masks."""
+        """Return how many images are here, masks excluded."""
         classes = self.card.classes
         return _files.presence(root, NAME, classes, lambda home: sum(len(_images(home / label)) for label in classes))
 
     def load(self, root: Path, seed: int) -> Splits:
-        """Group near duplicates, then split; raises MissingDataError and BrokenImagesError."""
+        """Group near duplicates, then split. Raises MissingDataError and BrokenImagesError."""
         home = _files.find_home(root, NAME, self.card.classes)
         by_class = [_images(home / label) for label in self.card.classes]
         files = [file for one_class in by_class for file in one_class]
@@ -53,7 +53,7 @@ class Busi:
 
 
 def near_duplicates(files: Sequence[Path]) -> list[tuple[int, int]]:
-    """The pairs (i < j) of images whose thumbnails correlate above ALIKE."""
+    """Return the pairs i < j of images whose thumbnails correlate above ALIKE."""
     return [(i, j) for i, j, _ in alike(np.stack([_thumbnail(file) for file in files]), ALIKE)]
 
 
@@ -65,7 +65,7 @@ def _thumbnail(file: Path) -> Thumbnails:
     try:
         return thumbnail(open_picture(file))
     except (OSError, ValueError) as error:
-        raise BrokenImagesError(f"{file} does not open ({error}); get it again.") from None
+        raise BrokenImagesError(f"Cannot decode {file}: {error}. Download it again.") from None
 
 
 def _duplicate_notes(labels: Sequence[int], same: Sequence[str], pairs: Sequence[tuple[int, int]]) -> list[str]:

@@ -1,6 +1,6 @@
 """Chaoyang (Zhu et al., 2021): patches of colon slides in four classes, the official lists of 4,021 and 2,139 images.
 
-The lists have no validation part: a tenth of train, whole slides, is cut off for it.
+They have no validation part: a tenth of train, whole slides, is split off.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ VAL_SHARE = 0.1
 
 
 class ListedImage(BaseModel):
-    """An image of a list; the pathologists' three opinions beside it are not used."""
+    """An item of a list. The labels of the three pathologists beside it are not used."""
 
     model_config = ConfigDict(strict=True, extra="ignore")
 
@@ -33,7 +33,7 @@ class ListedImage(BaseModel):
 
 
 class Chaoyang:
-    """The official train and test lists, a validation part cut off train."""
+    """The official train and test lists, with a validation part split off train."""
 
     @property
     def card(self) -> Card:
@@ -41,13 +41,13 @@ class Chaoyang:
         return dataset_card(NAME)
 
     def presence(self, root: Path) -> Presence:
-        """Images in the two folders."""
+        """Return how many images are in the two folders."""
         return _files.presence(
             root, NAME, NEEDED, lambda home: sum(len(image_files.images_in(home / p)) for p in NEEDED[2:])
         )
 
     def load(self, root: Path, seed: int) -> Splits:
-        """Read the lists; raises MissingDataError, DataError for a list that cannot be used."""
+        """Read the lists. Raises MissingDataError, and DataError for an invalid list."""
         home = _files.find_home(root, NAME, NEEDED)
         train, test = (_part(home, part, len(self.card.classes)) for part in ("train", "test"))
         train, val = carve(train, VAL_SHARE, seed)
@@ -57,15 +57,15 @@ class Chaoyang:
 
 
 def slide(name: str) -> str:
-    """The slide of a patch: what stands before -IMG in its name."""
+    """Return the slide of a patch: its file name up to -IMG."""
     return re.sub(r"-IMG.*$", "", PurePosixPath(name).name)
 
 
 def _part(home: Path, part: str, classes: int) -> Part:
-    """The images of a list that are there."""
+    """Return the images of a list that exist."""
     entries = _entries(home / f"{part}.json", classes)
-    there = _files.are_present(NAME, [home / entry.name for entry in entries])
-    found = [entry for entry, is_there in zip(entries, there, strict=True) if is_there]
+    exists = _files.are_present(NAME, [home / entry.name for entry in entries])
+    found = [entry for entry, there in zip(entries, exists, strict=True) if there]
     files, labels = [home / entry.name for entry in found], [entry.label for entry in found]
     return _files.part_of_files(home, files, labels, [slide(entry.name) for entry in found])
 
@@ -76,11 +76,13 @@ def _entries(file: Path, classes: int) -> list[ListedImage]:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise DataError(f"{file}: {where or 'the file'}: {first['msg']}; get the list again.") from None
+        raise DataError(f"{file}: {where or 'the file'}: {first['msg']}. Download the list again.") from None
     for entry in entries:
         path = PurePosixPath(entry.name)
         if entry.label not in range(classes) or path.is_absolute() or ".." in path.parts:
-            raise DataError(f"{file}: {json.dumps(entry.model_dump())} is no image of classes 0 to {classes - 1}.")
+            raise DataError(
+                f"{file}: {json.dumps(entry.model_dump())} is not an image with a label from 0 to {classes - 1}."
+            )
     return entries
 
 

@@ -1,7 +1,7 @@
 """Kermany's chest X-rays (2018) in three classes, the kind of pneumonia read from the file name.
 
-Train and test are official. The Kaggle copy's val folder of 16 images is too small to select by: it joins train, and
-a tenth of train, whole patients, becomes the validation part.
+Train and test are official. The 16 images in the val folder of the Kaggle copy are too few for model selection: they
+join train, and a tenth of train, whole patients, becomes the validation part.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ORIGINAL = re.compile(r"(NORMAL|BACTERIA|VIRUS)-(\d+)-\d+")  # BACTERIA-1008087-
 
 
 class ChestXray:
-    """The official train and test parts, a validation part cut off train."""
+    """The official train and test parts, with a validation part split off train."""
 
     @property
     def card(self) -> Card:
@@ -34,11 +34,11 @@ class ChestXray:
         return dataset_card(NAME)
 
     def presence(self, root: Path) -> Presence:
-        """Images of train and test, and of the Kaggle copy's val."""
+        """Return how many images are in train, test and the val folder of the Kaggle copy."""
         return _files.presence(root, NAME, NEEDED, lambda home: image_files.count_images(home, PARTS))
 
     def load(self, root: Path, seed: int) -> Splits:
-        """Read labels and patients from the names; raises MissingDataError, DataError for a name without a label."""
+        """Read labels and patients from the names. Raises MissingDataError, DataError for unknown names."""
         home = _files.find_home(root, NAME, NEEDED)
         extra = image_files.images_in(home / "val")
         train, test = _parts(home, image_files.images_in(home / "train") + extra, image_files.images_in(home / "test"))
@@ -51,10 +51,10 @@ class ChestXray:
 
 
 def label_and_patient(name: str) -> tuple[int, str]:
-    """Class index and patient of a file by its path below the data set's folder.
+    """Return class index and patient of a file from its path below the data set's folder.
 
-    In the original release a patient's number is one everywhere. In the Kaggle copy's names numbers restart in every
-    folder and kind, so that both are part of the patient: `train/bacteria/person12`.
+    In the original release patient numbers are global. In the Kaggle copy they restart in every folder and kind, so
+    both are part of the key: `train/bacteria/person12`.
     """
     folder, kind, file = Path(name).parts[-3:]
     if original := ORIGINAL.match(file):
@@ -65,12 +65,12 @@ def label_and_patient(name: str) -> tuple[int, str]:
         return 0, f"{folder}/normal/{known[0] if known else file}"
     sick = PNEUMONIA.match(file)
     if not sick:
-        raise DataError(f"{name}: the name of a PNEUMONIA image must hold bacteria or virus; mend or remove it.")
+        raise DataError(f"{name}: the name of a PNEUMONIA image must contain bacteria or virus. Rename or remove it.")
     return LABELS[sick[2]], f"{folder}/{sick[2]}/{sick[1]}"
 
 
 def _parts(home: Path, train: list[Path], test: list[Path]) -> tuple[Part, Part]:
-    """Both parts, patients who share a byte-identical file joined."""
+    """Return both parts; patients that share a byte-identical file are merged."""
     files = train + test
     facts = [label_and_patient(file.relative_to(home).as_posix()) for file in files]
     groups = join_duplicates(_files.digests(files), [patient for _, patient in facts])

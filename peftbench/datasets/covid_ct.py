@@ -1,6 +1,6 @@
-"""COVID-CT (Yang et al., 2020): lung CT slices cut out of papers, with its official lists of 425, 118 and 203 images.
+"""COVID-CT (Yang et al., 2020): lung CT slices from figures of papers, with official lists of 425, 118 and 203 images.
 
-Those lists put slices of one paper into two parts, a leak that the notes count.
+The lists put slices of some papers into two parts; the notes count this leak.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ class CovidCT:
         return [f"{top}{c}" for top in ("Images-processed/CT_", "Data-split/") for c in self.card.classes]
 
     def presence(self, root: Path) -> Presence:
-        """Images of both classes."""
+        """Return how many images of both classes are here."""
         return _files.presence(
             root, NAME, self._needed, lambda home: image_files.count_images(home, ["Images-processed"])
         )
 
     def load(self, root: Path, seed: int) -> Splits:  # noqa: ARG002  the split is official
-        """Read the lists; raises MissingDataError also when of a list no image is there."""
+        """Read the lists. Raises MissingDataError, also if none of a list's images exists."""
         home = _files.find_home(root, NAME, self._needed)
         parts = {name: _part(home, name, self.card.classes) for name in PARTS}
         notes = (*_files.size_notes(NAME, parts), *_unlisted(home, parts))
@@ -48,9 +48,9 @@ class CovidCT:
 
 
 def source_paper(file: Path) -> str:
-    """The paper or, for NonCOVID, the numbered case that a slice was cut from: `COVID 2020.03.04.20026005`.
+    """Return the source paper or, for NonCOVID, the numbered case of a slice: `COVID 2020.03.04.20026005`.
 
-    NonCOVID's .jpg and .png files are numbered apart: `14.png` is no slice of the case of `14%0.jpg`.
+    NonCOVID numbers .jpg and .png files separately: `14.png` and `14%0.jpg` are different cases.
     """
     label = file.parent.name.removeprefix("CT_")
     source = PANEL.sub("", PAGE.sub("", file.stem))
@@ -58,16 +58,16 @@ def source_paper(file: Path) -> str:
 
 
 def _part(home: Path, name: str, classes: tuple[str, ...]) -> Part:
-    """The images of a part's two lists that are there."""
+    """Return the images of a part's two lists that exist."""
     listed = [(file, label) for label, kind in enumerate(classes) for file in _listed(home, name, kind)]
     files = [_renamed(file) for file, _ in listed]
-    there = np.flatnonzero(_files.are_present(NAME, files)).tolist()
-    papers = [source_paper(listed[i][0]) for i in there]
-    return _files.part_of_files(home, [files[i] for i in there], [listed[i][1] for i in there], papers)
+    exists = np.flatnonzero(_files.are_present(NAME, files)).tolist()
+    papers = [source_paper(listed[i][0]) for i in exists]
+    return _files.part_of_files(home, [files[i] for i in exists], [listed[i][1] for i in exists], papers)
 
 
 def _renamed(file: Path) -> Path:
-    """The file as some copies on the web call it, where only that is there."""
+    """Return the file under the name used by some copies on the web (`_` for `%`) if only that exists."""
     other = file.with_name(file.name.replace("%", "_"))
     return other if other.is_file() and not file.is_file() else file
 
@@ -82,7 +82,7 @@ def _listed(home: Path, name: str, label: str) -> list[Path]:
 
 def _unlisted(home: Path, parts: Mapping[str, Part]) -> tuple[str, ...]:
     others = image_files.count_images(home, ["Images-processed"]) - sum(map(len, parts.values()))
-    return (f"{others} images stand in no official list and are left out.",) if others > 0 else ()
+    return (f"{others} images are in no official list and are left out.",) if others > 0 else ()
 
 
 plugin = CovidCT()

@@ -1,10 +1,10 @@
-"""`folder:PATH`: anybody's own images, a folder of class folders, with or without train, val and test above them.
+"""`folder:PATH`: the user's own images in class folders, optionally inside train, val and test folders.
 
     PATH/benign/*.png                PATH/train/benign/*.png
     PATH/malignant/*.dcm             PATH/val/benign/*.png, PATH/test/...
 
-Class names in sorted order are the label order. What is given is kept; parts that are not given are cut off by class,
-files of the same bytes and, where DICOM files state them, a patient's images together.
+Classes are labelled in sorted order. Given parts are kept; missing parts are split off, stratified by class. Files with
+the same bytes stay together, and so do the images of a patient if DICOM files state one.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from peftbench.errors import DataError, MissingDataError, SplitError
 
 @dataclass(frozen=True)
 class Folder:
-    """The images under `path`: what follows the colon, relative to the working folder or `~`."""
+    """The images under `path`, which is relative to the working folder or starts with `~`."""
 
     path: str
 
     @property
     def home(self) -> Path:
-        """The folder itself."""
+        """The absolute path of the folder."""
         return _own.resolve_path(self.path)
 
     @property
     def card(self) -> Card:
-        """Its classes are the class folders; raises as `load` does."""
+        """Its classes are the class folders. Raises as `load` does."""
         return Card(
             title=f"folder {self.home.name}",
             modality="unknown",
@@ -42,50 +42,50 @@ class Folder:
             group_key=key_of(self.home),
         )
 
-    def load(self, root: Path, seed: int) -> Splits:  # noqa: ARG002  a path is no matter of the data folder
-        """Read the class folders, cut off what parts are missing.
+    def load(self, root: Path, seed: int) -> Splits:  # noqa: ARG002  the path does not depend on the data folder
+        """Read the class folders and split off missing parts.
 
         Raises MissingDataError (no such folder), DataError (no classes, an empty class, DICOM without pydicom) and
-        SplitError (a class that training lacks).
+        SplitError (a class without training images).
         """
         card = self.card
         return _own.make_splits(read(self.home, card.classes), card, seed)
 
 
 def classes_of(home: Path) -> tuple[str, ...]:
-    """The class folders in sorted order; raises as `Folder.load` does."""
+    """Return the class folders in sorted order. Raises as `Folder.load` does."""
     return _classes(_layout(home)[0])
 
 
 def key_of(home: Path) -> str:
-    """What groups the images: the patients that DICOM files state, else nothing."""
+    """Return the group key: the patient if DICOM files state several, else ""."""
     folders, _ = _layout(home)
     files = (file for folder in folders.values() for file in image_files.images_in(folder))
     return _own.PATIENT if image_io.states_patients(list(files)) else ""
 
 
 def read(home: Path, classes: tuple[str, ...]) -> _own.Given:
-    """The images of the class folders `classes` in that order."""
+    """Return the images of the class folders `classes`, labelled in that order."""
     folders, ignored = _layout(home)
     beside = (f"Folders beside the parts are left out: {len(ignored)}.",) if ignored else ()
     of_classes = [folder / label for folder in folders.values() for label in classes]
-    notes = (*beside, *image_files.other_files(of_classes), *_doubted(of_classes))
+    notes = (*beside, *image_files.other_files(of_classes), *_ambiguous_layout(of_classes))
     given = _own.Given(classes, {name: _part(home, folder, classes) for name, folder in folders.items()}, notes)
-    return _own.patients_kept(given) if key_of(home) else given
+    return _own.grouped_by_patient(given) if key_of(home) else given
 
 
-def _doubted(folders: Sequence[Path]) -> tuple[str, ...]:
-    """A note where every class folder holds folders of the same names: those may be the classes, or patients."""
+def _ambiguous_layout(folders: Sequence[Path]) -> tuple[str, ...]:
+    """Return a note if all class folders hold folders of the same names, which may be the classes, or patients."""
     below = [frozenset(child.name for child in image_files.subfolders(folder)) for folder in folders if folder.is_dir()]
     shared = sorted(frozenset.intersection(*below))
-    says = f"Every class folder holds the same {len(shared)} folders: if those are the classes, give a table instead."
-    return (says,) if len(shared) > 1 else ()
+    note = f"Every class folder holds the same {len(shared)} folders. If those are the classes, use a table instead."
+    return (note,) if len(shared) > 1 else ()
 
 
 def _layout(home: Path) -> tuple[dict[str, Path], list[Path]]:
-    """Folders by part (`train`, `val`, `test`, or `all` where nothing is held out), and the others beside them."""
+    """Return folders by part (`train`, `val`, `test`, or `all` without parts), and the other folders beside them."""
     if not home.is_dir():
-        raise MissingDataError(f"{home} is no folder; give a folder of class folders: folder:PATH.")
+        raise MissingDataError(f"{home} is not a folder. Give a folder of class folders: folder:PATH.")
     below = image_files.subfolders(home)
     named = [folder for folder in below if folder.name.lower() in _own.NAMES]
     parts = {_own.NAMES[folder.name.lower()]: folder for folder in named}
@@ -94,28 +94,26 @@ def _layout(home: Path) -> tuple[dict[str, Path], list[Path]]:
     twice = [folder.name for folder in named if parts[_own.NAMES[folder.name.lower()]] != folder]
     if twice:
         raise DataError(
-            f"{home} holds the part {_own.NAMES[twice[0].lower()]} under two names, {twice[0]} is one; merge them."
+            f"{home} holds two folders for the part {_own.NAMES[twice[0].lower()]}, one is {twice[0]}. Merge them."
         )
     if "train" not in parts:
-        raise DataError(f"{home} holds {', '.join(f.name for f in named)} but no folder train; add it.")
+        raise DataError(f"{home} holds {', '.join(f.name for f in named)} but no folder train. Add it.")
     others = [folder for folder in below if folder not in named]
     return ({"all": parts["train"]} if len(parts) == 1 else parts), others
 
 
 def _classes(folders: Mapping[str, Path]) -> tuple[str, ...]:
-    """The class folders of the training images; those of other parts must be among them."""
+    """Return the class folders of train. Raises if there is only one, or if another part holds a further one."""
     names = {part: [child.name for child in image_files.subfolders(folder)] for part, folder in folders.items()}
     train = names["all" if "all" in names else "train"]
-    if len(train) < 2:  # noqa: PLR2004  one class is no classification
+    if len(train) < 2:  # noqa: PLR2004  a classification needs two classes
         where = folders["all" if "all" in folders else "train"]
-        raise DataError(
-            f"{where} must hold two class folders or more, it holds {len(train)}; name the folder above them."
-        )
+        raise DataError(f"{where} must hold at least two class folders, got {len(train)}. Give the folder above them.")
     for part, found in names.items():
         unknown = sorted(set(found) - set(train))
         if unknown:
             raise SplitError(
-                f"{folders[part]} holds class {unknown[0]!r}, which {folders['train']} lacks; add or remove it."
+                f"{folders[part]} holds class {unknown[0]!r}, which {folders['train']} lacks. Add or remove it."
             )
     return tuple(train)
 
@@ -127,10 +125,10 @@ def _part(home: Path, folder: Path, classes: tuple[str, ...]) -> Part:
 
 
 def _images(folder: Path) -> list[Path]:
-    """The images of a class folder, none if the part has no such folder; an empty folder is a mistake."""
+    """Return the images of a class folder, [] if the part has no such folder. Raises DataError for an empty folder."""
     files = image_files.images_in(folder)
     if folder.is_dir() and not files:
-        raise DataError(f"{folder} holds no image ({', '.join(sorted(image_files.EXTENSIONS))}); fill or remove it.")
+        raise DataError(f"{folder} holds no image ({', '.join(sorted(image_files.EXTENSIONS))}). Fill or remove it.")
     return files
 
 

@@ -1,7 +1,7 @@
 """LIMUC (Polat et al., 2022): colonoscopy of ulcerative colitis, graded Mayo 0 to 3, with its official test patients.
 
-Of the official train-and-validation patients, one of the ten published folds is the validation part where those lists
-lie beside the images (fold = seed modulo 10), else a tenth of the patients.
+If the ten official fold lists are here, fold `seed % 10` of the train-and-validation patients is the validation part;
+otherwise a tenth of those patients.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ FOLDS = 10
 
 
 class Limuc:
-    """The official test part, and folds of whole patients from the rest."""
+    """The official test part, and a validation part of whole patients from the rest."""
 
     @property
     def card(self) -> Card:
@@ -40,11 +40,11 @@ class Limuc:
         return [f"{part}/{label}" for part in (TRAIN, TEST) for label in self.card.classes]
 
     def presence(self, root: Path) -> Presence:
-        """Images of all grades."""
+        """Return how many images of all grades are here."""
         return _files.presence(root, NAME, self._needed, lambda home: image_files.count_images(home, (TRAIN, TEST)))
 
     def load(self, root: Path, seed: int) -> Splits:
-        """Read grades from folders, patients from names; raises MissingDataError and DataError."""
+        """Read grades from folders and patients from names. Raises MissingDataError and DataError."""
         home = _files.find_home(root, NAME, self._needed)
         whole, test = (_part(home, folder, self.card.classes) for folder in (TRAIN, TEST))
         lists = _fold(root / NAME, seed % FOLDS)
@@ -56,10 +56,10 @@ class Limuc:
 
 
 def patient(name: str) -> str:
-    """The patient of a file by its name, `UC_patient_155_28.bmp`."""
+    """Return the patient from a file name such as `UC_patient_155_28.bmp`."""
     known = PATIENT.match(name)
     if not known:
-        raise DataError(f"{name}: the name of a LIMUC image must read UC_patient_NUMBER_NUMBER; mend or remove it.")
+        raise DataError(f"{name}: the name must have the form UC_patient_NUMBER_NUMBER. Rename or remove it.")
     return known[1]
 
 
@@ -71,7 +71,7 @@ def _part(home: Path, folder: str, classes: tuple[str, ...]) -> Part:
 
 
 def _fold(top: Path, number: int) -> Path | None:
-    """The validation list of a fold, where it is."""
+    """Return the validation list of a fold, or None."""
     return next(iter(sorted(_lists(top, number))), None)
 
 
@@ -81,15 +81,15 @@ def _lists(top: Path, number: int) -> Iterator[Path]:
 
 
 def _held_out(whole: Part, file: Path) -> tuple[Part, Part]:
-    """Train and the images that the list names, `{"Mayo 0": ["UC_patient_155_28.bmp", ...], ...}`."""
+    """Split off the images named in the list, `{"Mayo 0": ["UC_patient_155_28.bmp", ...], ...}`."""
     try:
         names = TypeAdapter(dict[str, list[str]]).validate_json(file.read_bytes())
     except ValidationError as error:
-        raise DataError(f"{file} is no list of images by grade ({error.errors()[0]['msg']}); get it again.") from None
+        raise DataError(f"Invalid list {file}: {error.errors()[0]['msg']}. Download it again.") from None
     held = {name for grade in names.values() for name in grade}
     is_held = np.asarray([Path(name).name in held for name in whole.names])
     if not is_held.any() or is_held.all():
-        raise DataError(f"{file} names {is_held.sum()} of the {len(whole)} images, neither some nor all may be.")
+        raise DataError(f"{file} must name some of the {len(whole)} images, got {is_held.sum()}. Download it again.")
     return whole.take(np.flatnonzero(~is_held)), whole.take(np.flatnonzero(is_held))
 
 

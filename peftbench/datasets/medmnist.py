@@ -1,4 +1,4 @@
-"""`medmnist:NAME[size=64]`: the twelve two-dimensional sets of MedMNIST+ (Yang et al., 2023), as they are published."""
+"""`medmnist:NAME[size=64]`: the twelve two-dimensional sets of MedMNIST+ (Yang et al., 2023)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class MedMNIST:
         if self.name not in known:
             raise UnknownNameError("set of MedMNIST+", self.name, known)
         if self.size not in _medmnist.SIDES:
-            raise RequestError(f"medmnist:{self.name}[size={self.size}]: the sizes are 28, 64, 128 and 224.")
+            raise RequestError(f"medmnist:{self.name}[size={self.size}]: size must be 28, 64, 128 or 224.")
 
     @property
     def card(self) -> Card:
@@ -31,17 +31,17 @@ class MedMNIST:
         return dataset_card(_medmnist.COLLECTION, self.name)
 
     def presence(self, root: Path) -> Presence:
-        """Whether the file is there, and is all of it."""
+        """Return how many images of the set are here."""
         return _medmnist.presence(root, self.name, self.size)
 
     def load(self, root: Path, seed: int) -> Splits:  # noqa: ARG002  the split is official
-        """Read the published parts; raises MissingDataError and DataError."""
+        """Read the published parts. Raises MissingDataError and DataError."""
         parts = _medmnist.read(root, self.name, self.size)
         return _files.assemble(parts, self.card, "official", _medmnist.notes(self.name, self.size, parts))
 
     @classmethod
     def here(cls, root: Path) -> tuple[str, ...]:
-        """The specs of what is under `root`: each set at the largest size that is here."""
+        """Return the specifications of all sets under `root`, each at its largest size."""
         sides = {name: _medmnist.sides_here(root, name) for name in dataset_entry(_medmnist.COLLECTION).members}
         return tuple(f"{_medmnist.COLLECTION}:{name}[size={found[-1]}]" for name, found in sides.items() if found)
 

@@ -1,7 +1,7 @@
-"""Kermany's retinal OCT (2018) in four classes: the whole release, else OCTMNIST's copy of it at 224 pixels.
+"""Kermany's retinal OCT (2018) in four classes: the original release, or OCTMNIST's copy at 224 pixels.
 
-Train and test are official; a tenth of train, whole patients, becomes the validation part. The Kaggle copy's val
-folder of 32 images is what its test folder lacks of the official 1,000, and joins it.
+Train and test are official; a tenth of train, whole patients, becomes the validation part. The 32 images in
+the val folder of the Kaggle copy belong to the official 1,000 test images and join test.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PATIENT = re.compile(r"(?:CNV|DME|DRUSEN|NORMAL)-(\d+)-\d+", re.IGNORECASE)
 
 
 class Oct:
-    """The official train and test parts, a validation part cut off train; or OCTMNIST's three parts."""
+    """The official train and test parts, with a validation part split off train; or OCTMNIST's three parts."""
 
     @property
     def card(self) -> Card:
@@ -33,15 +33,15 @@ class Oct:
         return dataset_card(NAME)
 
     def presence(self, root: Path) -> Presence:
-        """Images of the original release, or of OCTMNIST where that stands in."""
-        return _medmnist.presence(root, COPY, COPY_SIDE) if _stands_in(root) else _release(root)
+        """Return how many images of the original release are here, or of OCTMNIST if that is used."""
+        return _medmnist.presence(root, COPY, COPY_SIDE) if _use_octmnist(root) else _release(root)
 
     def load(self, root: Path, seed: int) -> Splits:
         """Read labels from folders, patients from names.
 
         Raises MissingDataError, DataError for a name without a patient.
         """
-        if _stands_in(root):
+        if _use_octmnist(root):
             parts = _medmnist.read(root, COPY, COPY_SIDE)
             return _files.assemble(parts, self.card, "official (OCTMNIST)", _medmnist.notes(COPY, COPY_SIDE, parts))
         home = _files.find_home(root, NAME, NEEDED)
@@ -57,17 +57,17 @@ def _release(root: Path) -> Presence:
     return _files.presence(root, NAME, NEEDED, lambda home: image_files.count_images(home, PARTS))
 
 
-def _stands_in(root: Path) -> bool:
-    """Whether OCTMNIST is here and the release is not, or only a sample of it."""
+def _use_octmnist(root: Path) -> bool:
+    """Return whether to use OCTMNIST: it is here, and the original release is missing or only a sample."""
     release, copy = _release(root), _medmnist.presence(root, COPY, COPY_SIDE)
     return not (release.complete or release.packed) and (copy.complete or copy.found > release.found)
 
 
 def patient(name: str) -> str:
-    """The patient of a file by its name, `CNV-1016042-1.jpeg`: class, patient, image."""
+    """Return the patient from a file name such as `CNV-1016042-1.jpeg`: class, patient, image."""
     known = PATIENT.match(name)
     if not known:
-        raise DataError(f"{name}: the name of an OCT image must read CLASS-PATIENT-NUMBER; mend or remove it.")
+        raise DataError(f"{name}: the name must have the form CLASS-PATIENT-NUMBER. Rename or remove it.")
     return known[1]
 
 

@@ -25,7 +25,7 @@ from peftbench.datasets._phantom import (
 
 
 def draw(cohort: Cohort) -> Pixels:
-    """The images of a cohort."""
+    """Draw the images of a cohort."""
     middle = cohort.each(0.44, 0.56), cohort.each(0.45, 0.55)
     high, wide = cohort.shared(0.3, 0.38), cohort.shared(0.4, 0.48)
     body = soft(blob(*middle, high, wide, cohort.outline(2, 3, 0.02)), 0.06)
@@ -58,7 +58,7 @@ def _lungs(cohort: Cohort, middle: tuple[Field, Field], high: Field, wide: Field
 
 
 def _air(cohort: Cohort, middle: tuple[Field, Field], high: Field) -> Field:
-    """Density within the lungs: vessels, nodules, the weight of blood behind, and the disease."""
+    """Density within the lungs: vessels, nodules, gravity-dependent density, and the disease."""
     vessels = 0.6 * ridges(cohort.noise(2.2), 0.2) * soft(cohort.noise(4), 1.5) * cohort.shared(0.6, 1)
     behind = np.clip((Y - middle[0]) / high, 0, 1) ** 2 * cohort.each(0, 0.25)
     lung = np.maximum(0.1 + 0.03 * cohort.noise(1.5) + behind, vessels)
@@ -70,7 +70,7 @@ def _air(cohort: Cohort, middle: tuple[Field, Field], high: Field) -> Field:
 
 
 def _diseased(cohort: Cohort, lung: Field, middle: tuple[Field, Field]) -> Field:
-    """Patches near the pleura: a haze over what is there, or dense tissue with branches of air in its place."""
+    """Patches near the pleura: a haze over what is there, or dense tissue with air bronchograms in its place."""
     bronchi = ridges(cohort.noise(1.8), 0.12)
     mottle = 1 + 0.25 * cohort.noise(1)
     for probability in (1.0, 1.0, 0.6):

@@ -12,7 +12,7 @@ from peftbench.datasets._phantom import Cohort, Field, Phantom, Pixels, X, Y, bl
 
 
 def draw(cohort: Cohort) -> Pixels:
-    """The images of a cohort."""
+    """Draw the images of a cohort."""
     severity = cohort.by_class(0, 1, 2, 3) + cohort.each(-0.25, 0.25)
     ulcers, stool = _ulcers(cohort, severity), _stool(cohort)
     hue = 0.08 * cohort.noise(6) + 0.03 * cohort.noise(1) - _vessels(cohort, severity)

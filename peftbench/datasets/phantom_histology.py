@@ -28,7 +28,7 @@ REACH = 4  # pixels that a nucleus may reach from its middle
 
 
 def draw(cohort: Cohort) -> Pixels:
-    """The images of a cohort."""
+    """Draw the images of a cohort."""
     n = len(cohort.labels)
     size = cohort.shared(1.4, 2.1)
     lying = cohort.shared(0, 1)

@@ -28,7 +28,7 @@ BRIGHT = (0.0, 0.7, 0.8, 0.65, 0.5, 0.5, 0.25, 0.25, 0.5, 0.22, 0.2, 0.6, 0.6, 0
 
 
 def draw(cohort: Cohort) -> Pixels:
-    """The images of a cohort."""
+    """Draw the images of a cohort."""
     top, base = _surfaces(cohort)
     dome, fluid = _dome(cohort)
     raised = base - dome - _drusen(cohort)

@@ -24,7 +24,7 @@ from peftbench.datasets._phantom import (
 
 
 def draw(cohort: Cohort) -> Pixels:
-    """The images of a cohort."""
+    """Draw the images of a cohort."""
     echo = _layers(cohort) * (1 - 0.6 * _lobules(cohort))
     echo = _lesion(cohort, echo) * (1 - _stray_shadow(cohort))
     speckled = np.maximum(echo, 0.02) * _speckle(cohort)
@@ -57,7 +57,7 @@ def _lobules(cohort: Cohort) -> Field:
 
 
 def _lesion(cohort: Cohort, echo: Field) -> Field:
-    """The echo with the lesion, its rim and what lies behind it; unchanged where the class has none."""
+    """The echo with the lesion, its edge and the shadow below it; unchanged in the class without a lesion."""
     y, x, high, wide = _place(cohort)
     amplitude = cohort.by_class(0, 0.05, 0.2) * cohort.each(0.7, 1.3)
     spikes = cohort.labels[:, None] == 2
@@ -73,7 +73,7 @@ def _lesion(cohort: Cohort, echo: Field) -> Field:
 
 
 def _place(cohort: Cohort) -> tuple[Field, Field, Field, Field]:
-    """Middle and radii: of like area in both classes; the aspects of the two overlap."""
+    """Center and radii: equal areas in both classes, overlapping aspect ratios."""
     size = cohort.shared(0.14, 0.24) * cohort.each(0.9, 1.1)
     aspect = np.sqrt(cohort.by_class(1.3, 1.45, 0.95) * cohort.shared(0.8, 1.25))
     return cohort.each(0.3, 0.68), cohort.each(0.22, 0.78), size / aspect, size * aspect
@@ -87,7 +87,7 @@ def _stray_shadow(cohort: Cohort) -> Field:
 
 
 def _speckle(cohort: Cohort) -> Field:
-    """Rayleigh speckle of a grain between fine and coarse, the patient's own."""
+    """Rayleigh speckle whose grain is drawn per patient."""
     grain = cohort.shared(0, 1)
     real, imaginary = (grain * cohort.noise(0.6, 1.2) + (1 - grain) * cohort.noise(0.45, 0.6) for _ in range(2))
     return np.asarray((real**2 + imaginary**2 + 0.05) ** cohort.shared(0.12, 0.3))

@@ -25,7 +25,7 @@ from peftbench.datasets._phantom import (
 
 
 def draw(cohort: Cohort) -> Pixels:
-    """The images of a cohort."""
+    """Draw the images of a cohort."""
     middle = cohort.each(0.42, 0.52), cohort.each(0.44, 0.56)
     lungs = _lungs(cohort, *middle)
     shade = 0.75 - 0.5 * lungs + 0.04 * cohort.noise(5)
@@ -69,7 +69,7 @@ def _ribs(cohort: Cohort, y: Field, x: Field) -> Field:
 
 
 def _overlay(cohort: Cohort) -> Field:
-    """What lies over the chest, in any class: shoulder blades, folds of skin, tubes and leads."""
+    """Objects over the chest, in any class: shoulder blades, skin folds, tubes and leads."""
     over = np.zeros((len(cohort.labels), *Y.shape))
     for side in (0, 1):
         edge = cohort.each(0.02, 0.16)

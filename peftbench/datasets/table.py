@@ -127,7 +127,7 @@ def read(file: Path, classes: tuple[str, ...], *, several: bool = False) -> _own
         raise DataError(f"{file} holds the label {unknown[0]!r}, which is none of {', '.join(classes)}; mend one.")
     _refuse_missing(file, lines)
     given = _given(file.parent, lines, classes, several=several)
-    return _own.patients_kept(given) if key_of(file, lines) == _own.PATIENT else given
+    return _own.grouped_by_patient(given) if key_of(file, lines) == _own.PATIENT else given
 
 
 def _given(home: Path, lines: Sequence[Line], classes: tuple[str, ...], *, several: bool) -> _own.Given:

@@ -1,1 +1,1 @@
-"""Metrics, one a file; `_` begins the names of files that are none."""
+"""Metric plug-ins, one per file; files that start with `_` are shared code."""

@@ -1,4 +1,4 @@
-"""What several metrics compute from logits, in double precision: probabilities, and scores that keep true ties."""
+"""Shared code of the metrics: probabilities and log-odds from logits, in double precision."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ Values = NDArray[np.float64]
 
 
 def probabilities(logits: Logits, labels: Labels) -> Values:
-    """(n, classes): the softmax, or for multi-label labels (n, labels) the sigmoid."""
-    from scipy.special import expit, softmax  # noqa: PLC0415 - `peftbench list` loads every metric and answers at once
+    """Return the softmax (n, classes), or the sigmoid for multi-label labels (n, labels)."""
+    from scipy.special import expit, softmax  # noqa: PLC0415 - `peftbench list` loads every metric
 
     wide = logits.astype(np.float64)
     return np.asarray(softmax(wide, axis=1) if labels.ndim == 1 else expit(wide))
 
 
 def log_odds(logits: Logits, one: int) -> NDArray[np.float32]:
-    """Ranks as the softmax does, (n,), but does not saturate at 1, where confident images would become ties.
+    """Return the log-odds (n,) of one class: same order as its softmax, but without saturation, which makes ties.
 
-    Computed in double precision and rounded to the logits' own, so that rounding errors do not break true ties.
+    Computed in float64 and rounded to float32, so that rounding errors do not break true ties.
     """
-    from scipy.special import logsumexp  # noqa: PLC0415 - likewise
+    from scipy.special import logsumexp  # noqa: PLC0415 - as above
 
     wide = logits.astype(np.float64)
     return np.asarray(wide[:, one] - logsumexp(np.delete(wide, one, axis=1), axis=1)).astype(np.float32)

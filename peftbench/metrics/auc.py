@@ -11,10 +11,10 @@ from peftbench.metrics._shared import log_odds
 
 @of_tasks("single", "ordinal", "multi_label")
 def plugin(logits: Logits, labels: Labels) -> float:
-    """Macro one-vs-rest AUC in 0..1 of the softmax of logits (n, classes) against labels (n,).
+    """Return the macro one-vs-rest AUC in 0..1 of logits (n, classes) against labels (n,).
 
-    Of multi-label labels (n, labels): the mean over labels. nan where a class does not occur in the labels, or nothing
-    else does: its curve is undefined. With two classes it is the usual binary AUC.
+    For multi-label labels (n, labels) it is the mean over labels, for two classes the usual binary AUC. nan if a class
+    has no image or all images, as its curve is undefined.
     """
     classes = logits.shape[1]
     if labels.ndim == 1:
@@ -28,10 +28,10 @@ def plugin(logits: Logits, labels: Labels) -> float:
 
 
 def _area(scores: NDArray[np.float32], positive: NDArray[np.bool_]) -> float:
-    """The Mann-Whitney statistic: how often a positive outranks a negative, ties counting half."""
-    from scipy.stats import rankdata  # noqa: PLC0415 - `peftbench list` loads every metric and answers at once
+    """Return the Mann-Whitney statistic: how often a positive outranks a negative, ties counting half."""
+    from scipy.stats import rankdata  # noqa: PLC0415 - `peftbench list` loads every metric
 
     hits = int(positive.sum())
-    # ranks in double precision: scipy counts them in the scores' own where Python is new
+    # in float64, because scipy may compute ranks in the dtype of the scores
     above = rankdata(scores.astype(np.float64))[positive].sum() - hits * (hits + 1) / 2
     return float(above / (hits * (len(scores) - hits)))

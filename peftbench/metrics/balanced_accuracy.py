@@ -8,7 +8,7 @@ from peftbench.statistics import scores
 
 @of_tasks("single", "ordinal", "multi_label")
 def plugin(logits: Logits, labels: Labels) -> float:
-    """Balanced accuracy in 0..1 of logits (n, classes) against labels (n,), or its mean over labels (n, labels).
+    """Return balanced accuracy in 0..1 of logits (n, classes) against labels (n,), or its mean over labels (n, labels).
 
     nan without images.
     """

@@ -1,4 +1,4 @@
-"""Expected calibration error: how far the confidence of a prediction lies from how often it is right.
+"""Expected calibration error: the gap between the confidence of predictions and their accuracy.
 
 Guo et al., On Calibration of Modern Neural Networks, ICML 2017: 15 bins of equal width.
 """
@@ -15,11 +15,11 @@ BINS = 15
 
 
 def plugin(logits: Logits, labels: Labels) -> float:
-    """The gap in 0..1 of logits (n, classes) against labels (n,), averaged over the images; nan without images.
+    """Return the error in 0..1 (lower is better) of logits (n, classes) against labels (n,); nan without images.
 
-    Lower is better. The confidence is the largest probability; a bin holds its upper edge and not its lower one.
+    The confidence is the largest probability; bins include their upper edge.
     """
-    images = int(scores.confusion(logits, labels).sum())  # refuses what does not fit
+    images = int(scores.confusion(logits, labels).sum())  # raises for shapes that do not match
     if not images:
         return float("nan")
     confidence = probabilities(logits, labels).max(1)

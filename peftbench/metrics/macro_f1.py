@@ -1,4 +1,4 @@
-"""Macro F1: the mean over classes of the harmonic mean of precision and recall. A rare class counts as much as any."""
+"""Macro F1: the unweighted mean of the classes' F1 scores, so that rare classes count as much as frequent ones."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from peftbench.statistics import scores
 
 @of_tasks("single", "ordinal", "multi_label")
 def plugin(logits: Logits, labels: Labels) -> float:
-    """Macro F1 in 0..1 over all classes of the logits (n, classes); nan without images.
+    """Return macro F1 in 0..1 over all classes of the logits (n, classes); nan without images.
 
-    A class that is neither in the labels (n,) nor predicted scores 0, as in scikit-learn with `zero_division=0`. Of
-    multi-label labels (n, labels), each predicted at a probability of one half: the mean F1 of the labels.
+    A class that is neither in the labels (n,) nor predicted scores 0, as in scikit-learn with `zero_division=0`. For
+    multi-label labels (n, labels) it is the mean F1 of the labels, predicted at a probability of one half.
     """
     return scores.score("macro_f1", logits, labels)

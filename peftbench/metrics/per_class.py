@@ -1,4 +1,4 @@
-"""Recall and precision of each class, so that no average hides a class that is never found or always cried."""
+"""Recall and precision of each class, which averages may hide."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from peftbench.statistics import scores
 
 @of_tasks("single", "ordinal", "multi_label")
 def plugin(logits: Logits, labels: Labels) -> Mapping[str, float]:
-    """`recall_0`, ..., `precision_0`, ... in 0..1 of logits (n, classes) against labels (n,) or (n, labels).
+    """Return `recall_0`, ..., `precision_0`, ... in 0..1 of logits (n, classes) against labels (n,) or (n, labels).
 
     Recall is nan for a class that does not occur, precision for one that is never predicted.
     """
     table = scores.confusion(logits, labels)
-    several = labels.ndim == 2  # noqa: PLR2004 - a table a label; its second class is the label's presence
+    several = labels.ndim == 2  # noqa: PLR2004 - one table per label; its second class is presence
     recall, precision = (
         measure(table)[0, :, 1] if several else measure(table)[0] for measure in (scores.recalls, scores.precisions)
     )

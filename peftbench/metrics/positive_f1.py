@@ -1,4 +1,4 @@
-"""F1 of the positive class, where there are two: what "F1" means in most papers on detecting one disease."""
+"""F1 of the positive class of two: the usual F1 of detecting one disease."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from peftbench.statistics import scores
 def plugin(logits: Logits, labels: Labels) -> float:
     """F1 in 0..1 of class 1 of logits (n, 2) against labels (n,); nan without images or with more than two classes.
 
-    0 where class 1 is neither in the labels nor predicted, as in scikit-learn with `zero_division=0`.
+    0 if class 1 is neither in the labels nor predicted, as in scikit-learn with `zero_division=0`.
     """
-    if logits.shape[1] != 2:  # noqa: PLR2004 - which class would be the positive one?
+    if logits.shape[1] != 2:  # noqa: PLR2004 - there is no positive class
         return float("nan")
     return float(scores.f1(scores.confusion(logits, labels))[0, 1])

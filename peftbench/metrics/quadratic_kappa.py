@@ -1,4 +1,4 @@
-"""Cohen's kappa with quadratic weights: agreement on an ordered scale, where two steps off is four times as wrong.
+"""Cohen's kappa with quadratic weights: agreement on an ordered scale; an error of two grades weighs four times.
 
 Cohen, Weighted kappa, Psychological Bulletin 70 (1968) 213-220.
 """
@@ -13,9 +13,9 @@ from peftbench.statistics import scores
 
 @of_tasks("ordinal")
 def plugin(logits: Logits, labels: Labels) -> float:
-    """At most 1, 0 at chance, of logits (n, grades) against labels (n,).
+    """Return kappa (at most 1; 0 = chance) of logits (n, grades) against labels (n,).
 
-    nan without images, and where labels and predictions are one and the same grade throughout.
+    nan without images, and if all labels and predictions are the same grade.
     """
     table = scores.confusion(logits, labels)[0]
     chance = np.outer(table.sum(1), table.sum(0)) / max(table.sum(), 1.0)

@@ -1,4 +1,4 @@
-"""Sensitivity at a fixed specificity: the share of the ill that a test finds when it may alarm so many of the well."""
+"""Sensitivity at a fixed specificity."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ SPECIFICITIES = (90, 95)  # %
 
 
 def plugin(logits: Logits, labels: Labels) -> Mapping[str, float]:
-    """`sensitivity_at_90_specificity` and `..._95_...` in 0..1 of class 1 of logits (n, 2) against labels (n,).
+    """Return `sensitivity_at_90_specificity` and `..._95_...` in 0..1 of class 1 of logits (n, 2) against labels (n,).
 
-    The best point of the ROC curve whose specificity is at least that. nan with more than two classes, or where one of
+    The highest sensitivity on the ROC curve at that specificity or above. nan with more than two classes, or if one of
     the two does not occur.
     """
     defined = logits.shape[1] == 2 and len(np.unique(labels)) == 2  # noqa: PLR2004 - there is a positive class
@@ -23,8 +23,8 @@ def plugin(logits: Logits, labels: Labels) -> Mapping[str, float]:
 
 
 def _at(percent: int, logits: Logits, labels: Labels) -> float:
-    from sklearn.metrics import roc_curve  # noqa: PLC0415 - `peftbench list` loads every metric and answers at once
+    from sklearn.metrics import roc_curve  # noqa: PLC0415 - `peftbench list` loads every metric
 
     false, true, _ = roc_curve(labels, log_odds(logits, 1), drop_intermediate=False)
-    allowed = (100 - percent) / 100 + 1e-9  # 1 of 20 is 5%, whatever binary fractions make of it
+    allowed = (100 - percent) / 100 + 1e-9  # a tolerance, so that 1 of 20 counts as 5%
     return float(true[false <= allowed].max())

@@ -17,7 +17,7 @@ from peftbench.datasets import (
     phantom_ultrasound,
     phantom_xray,
 )
-from peftbench.datasets._phantom import PATIENTS, Cohort, Phantom, _drawn, grey_levels, to_pixels
+from peftbench.datasets._phantom import PATIENTS, Cohort, Phantom, draw_splits, grey_levels, to_pixels
 
 PHANTOMS = [
     phantom_ct.plugin,
@@ -104,7 +104,7 @@ def test_neither_folder_nor_seed_changes_the_data(tmp_path: Path) -> None:
 
 def test_drawing_again_gives_the_same_pixels() -> None:
     first = phantom_oct.plugin.load(Path("nowhere"), seed=0)
-    again = _drawn.__wrapped__(phantom_oct.plugin)
+    again = draw_splits.__wrapped__(phantom_oct.plugin)
     np.testing.assert_array_equal(np.asarray(again.test.images), np.asarray(first.test.images))
     np.testing.assert_array_equal(again.test.labels, first.test.labels)
 

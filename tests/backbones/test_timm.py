@@ -36,7 +36,7 @@ def test_preprocessing_takes_the_image_size_asked_for() -> None:
 
 @pytest.mark.parametrize("name", ["vit_smal_patch14_dinov2", f"{SMALL}.lvd142", "resnet50"])
 def test_an_unknown_name_answers_with_near_ones(name: str) -> None:
-    with pytest.raises(UnknownNameError, match=r"plain vision transformer of timm .* There are"):
+    with pytest.raises(UnknownNameError, match=r"plain timm vision transformer .* There are"):
         Timm(name)
 
 
@@ -71,7 +71,7 @@ def test_the_real_vit_small_loads_and_shortens(weights_root: Path) -> None:
 
 
 def test_the_real_vit_small_is_refused_by_a_base(weights_root: Path) -> None:
-    with pytest.raises(WeightsError, match="is of another network"):
+    with pytest.raises(WeightsError, match="is for another network"):
         Timm("vit_base_patch14_dinov2", depth=1).load(
             Timm("vit_base_patch14_dinov2", depth=1).network(112),
             weights_root / "vit_small_patch14_dinov2_derived.safetensors",

@@ -140,7 +140,7 @@ def test_crossings_count_groups_and_images_and_name_no_group() -> None:
         "val": part("v", [0, 1], ["y", "z"]),
         "test": part("s", [0, 1], ["secret", "x"]),
     }
-    assert crossings(parts, "patient") == ("2 patients lie in both train and test (5 images).",)
+    assert crossings(parts, "patient") == ("2 patients are in both train and test (5 images).",)
 
 
 # --- contents --------------------------------------------------------------------------------------------------------

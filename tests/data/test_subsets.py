@@ -62,7 +62,7 @@ def test_grouped_leaves_test_as_it_is_and_drops_what_lies_in_a_later_part() -> N
 def test_grouped_says_what_it_left_out_and_no_longer_what_crossed() -> None:
     assert grouped(leaking(), "patient").notes == (
         "as published",
-        "grouped: 3 images of train and 1 of val left out whose patient also lies in a later part.",
+        "grouped: 3 images of train and 1 of val left out because their patient is also in a later part.",
     )
 
 
@@ -119,7 +119,7 @@ def test_no_pair_crosses_or_contradicts_after_deduplicated(
 
 def test_a_cut_that_leaves_nothing_is_refused() -> None:
     splits = drawn([(0, 1)], [(0, 2)], [(0, 1)])
-    with pytest.raises(SplitError, match=r"--splits grouped would leave no image in train; use another cut"):
+    with pytest.raises(SplitError, match=r"--splits grouped would leave no image in train\. Use other"):
         grouped(splits, "patient")
 
 
@@ -175,7 +175,7 @@ def test_a_rare_class_is_in_every_share() -> None:
 
 def test_a_share_that_cannot_hold_every_class_is_refused_with_one_that_can() -> None:
     whole = part("t", [0, 1, 2] * 20, ["a"] * 30 + [f"g{i}" for i in range(30)])
-    with pytest.raises(SplitError, match=r"--train-share 2%: that is 1 of 60 training images.*take 3.*ask for 5.0% or"):
+    with pytest.raises(SplitError, match=r"--train-share 2% is 1 of 60 training images.*need 3.*Use 5.0% or"):
         select_share(part("t", [0, 1, 2] * 20), 0.02, CLASSES, 0)
     assert len(select_share(whole, 0.1, CLASSES, 0)) >= 3
 
@@ -190,7 +190,7 @@ def test_shots_are_exact_nested_and_from_as_many_groups_as_there_are() -> None:
 
 
 def test_more_shots_than_images_are_refused() -> None:
-    with pytest.raises(SplitError, match=r"--shots 4: class 'malignant' has 3 images in train; ask for no more\."):
+    with pytest.raises(SplitError, match=r"--shots 4: class 'malignant' has only 3 images in train\."):
         select_shots(part("t", [0] * 9 + [1] * 3 + [2] * 9), 4, CLASSES, 0)
 
 

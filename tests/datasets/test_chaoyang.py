@@ -52,7 +52,7 @@ def test_validation_is_whole_slides_cut_off_train(root: Path) -> None:
 def test_a_slide_in_train_and_test_is_reported(root: Path) -> None:
     write(root / "chaoyang", "test", [entry("test", 500, p, p % 4) for p in range(4)])
     notes = plugin.load(root, seed=0).notes
-    assert [note for note in notes if note.startswith("1 slide lies in both")]
+    assert [note for note in notes if note.startswith("1 slide is in both")]
 
 
 @pytest.mark.parametrize(

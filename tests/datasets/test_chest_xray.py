@@ -86,7 +86,7 @@ def test_an_image_in_train_and_test_is_reported(root: Path) -> None:
     home = root / "chest_xray/chest_xray"
     shutil.copy(home / "train/NORMAL/IM-0003-0001.jpeg", home / "test/NORMAL/IM-0001-0001.jpeg")
     notes = [plugin.load(root, seed).notes[-1] for seed in range(3)]
-    assert set(notes) <= {f"1 patient lies in both {part} and test (2 images)." for part in ("train", "val")}
+    assert set(notes) <= {f"1 patient is in both {part} and test (2 images)." for part in ("train", "val")}
 
 
 def test_the_val_folder_of_the_kaggle_copy_joins_train(root: Path) -> None:
@@ -98,7 +98,7 @@ def test_the_val_folder_of_the_kaggle_copy_joins_train(root: Path) -> None:
 
 def test_a_name_without_a_label_is_refused(root: Path) -> None:
     write(root / "chest_xray/chest_xray", "train/PNEUMONIA/scan.jpeg")
-    with pytest.raises(DataError, match=r"train/PNEUMONIA/scan.jpeg: .* must hold bacteria or virus"):
+    with pytest.raises(DataError, match=r"train/PNEUMONIA/scan.jpeg: .* must contain bacteria or virus"):
         plugin.load(root, seed=0)
 
 

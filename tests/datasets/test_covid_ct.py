@@ -50,7 +50,7 @@ def test_parts_are_the_official_lists(root: Path) -> None:
 
 def test_papers_in_two_official_parts_are_counted(root: Path) -> None:
     notes = plugin.load(root, seed=0).notes
-    assert "1 source paper lies in both train and val (3 images)." in notes
+    assert "1 source paper is in both train and val (3 images)." in notes
 
 
 def test_images_of_no_list_are_left_out_and_counted(root: Path) -> None:
@@ -109,7 +109,7 @@ def test_a_part_without_any_image_is_missing(root: Path) -> None:
     for label, names in [(label, names) for (label, part), names in LISTS.items() if part == "test"]:
         for name in names:
             (root / "covid_ct/Images-processed" / f"CT_{label}" / name).unlink()
-    with pytest.raises(MissingDataError, match=r"none of 2 listed images is there, the first is .*14%0.jpg\. Clone"):
+    with pytest.raises(MissingDataError, match=r"none of 2 listed files exists, e\\.g\\. .*14%0.jpg\. Clone"):
         plugin.load(root, seed=0)
 
 
@@ -159,8 +159,8 @@ def test_the_real_images(data_root: Path) -> None:
     assert counts == {"train": [234, 191], "val": [58, 60], "test": [105, 98]}
     assert len({group for part in splits.parts.values() for group in part.groups if group.startswith("COVID")}) == 58
     assert splits.notes == (
-        "1 source paper lies in both train and val (12 images).",
-        "1 source paper lies in both train and test (6 images).",
-        "1 source paper lies in both val and test (14 images).",
+        "1 source paper is in both train and val (12 images).",
+        "1 source paper is in both train and test (6 images).",
+        "1 source paper is in both val and test (14 images).",
     )
     assert fingerprint(splits) == fingerprint(plugin.load(data_root, seed=1))

@@ -119,10 +119,10 @@ def test_fewer_images_than_stated_are_incomplete(home: Path) -> None:
     [
         ("title = 'x'", CatalogueError, r"clinic\.toml: key 'path': Field required"),
         (CLINIC + "colour = 1", CatalogueError, "'colour': there is no such key"),
-        (CLINIC + "classes = ['benign']", DataError, "`classes` must be the class folders of .*: benign, malignant"),
-        (CLINIC + "task = 'multi_label'", CatalogueError, "several labels an image need a table"),
-        (CLINIC + "group = '('", CatalogueError, "`group` is no regular expression"),
-        (CLINIC + "group = 'eye'", DataError, "`group` finds nothing in the path 'benign/patient0_0.png'"),
+        (CLINIC + "classes = ['benign']", DataError, "`classes` must list the class folders of .*: benign, malignant"),
+        (CLINIC + "task = 'multi_label'", CatalogueError, 'task = "multi_label" needs a table'),
+        (CLINIC + "group = '('", CatalogueError, "`group` is not a valid regular expression"),
+        (CLINIC + "group = 'eye'", DataError, "`group` does not match the path 'benign/patient0_0.png'"),
     ],
 )
 def test_a_description_that_cannot_be_used_is_named(text: str, error: type[Exception], message: str) -> None:

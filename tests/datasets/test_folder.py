@@ -114,7 +114,7 @@ def test_equal_files_stay_in_one_part(tmp_path: Path) -> None:
 def test_equal_files_in_two_given_parts_are_reported(tmp_path: Path) -> None:
     fill(tmp_path, 4, "train/a", "train/b", "val/a", "val/b", "test/a", "test/b")
     (tmp_path / "test/a/0.png").write_text("train/a 0")
-    assert load(tmp_path).notes == ("1 byte-identical picture lies in both train and test (2 images).",)
+    assert load(tmp_path).notes == ("1 byte-identical picture is in both train and test (2 images).",)
 
 
 def test_equal_files_of_two_classes_are_reported(tmp_path: Path) -> None:
@@ -169,24 +169,24 @@ def test_a_link_beside_the_folder_that_it_leads_to_adds_nothing(tmp_path: Path, 
 def test_a_link_to_nothing_is_named(tmp_path: Path) -> None:
     fill(tmp_path, 10, "a", "b")
     (tmp_path / "a/gone.png").symlink_to(tmp_path / "gone.png")
-    with pytest.raises(DataError, match=r"gone\.png cannot be read \(No such file or directory\); mend or remove it"):
+    with pytest.raises(DataError, match=r"Cannot read .*gone\.png: No such file or directory\. Fix or remove it"):
         load(tmp_path)
 
 
 def test_no_such_path(tmp_path: Path) -> None:
-    with pytest.raises(MissingDataError, match="nowhere is no folder; give a folder of class folders"):
+    with pytest.raises(MissingDataError, match=r"nowhere is not a folder\. Give a folder of class folders"):
         load(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize(
     ("folders", "error", "message"),
     [
-        (["a"], DataError, "must hold two class folders or more, it holds 1; name the folder above"),
-        ([], DataError, "it holds 0"),
-        (["train/a", "test/a", "test/b"], DataError, "train must hold two class folders"),
+        (["a"], DataError, "must hold at least two class folders, got 1. Give the folder above"),
+        ([], DataError, "got 0"),
+        (["train/a", "test/a", "test/b"], DataError, "train must hold at least two class folders"),
         (["train/a", "train/b", "test/a", "test/c"], SplitError, "test holds class 'c', which .*train lacks"),
         (["test/a", "test/b", "val/a", "val/b"], DataError, "holds test, val but no folder train"),
-        (["train/a", "train/b", "val/a", "valid/a"], DataError, "the part val under two names, val is one"),
+        (["train/a", "train/b", "val/a", "valid/a"], DataError, "two folders for the part val, one is val"),
     ],
 )
 def test_a_layout_that_cannot_be_used_is_refused(

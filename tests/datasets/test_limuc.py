@@ -71,13 +71,13 @@ def test_a_fold_that_cannot_be_used_is_named(text: str, root: Path) -> None:
 
 def test_the_patient_is_read_from_the_name() -> None:
     assert patient("UC_patient_155_28.bmp") == "patient_155"
-    with pytest.raises(DataError, match="must read UC_patient_NUMBER_NUMBER"):
+    with pytest.raises(DataError, match="must have the form UC_patient_NUMBER_NUMBER"):
         patient("scan.bmp")
 
 
 def test_a_patient_in_train_and_test_is_reported(root: Path) -> None:
     write(root / "limuc/test_set/Mayo 1", "UC_patient_3_9.bmp")
-    assert [note for note in plugin.load(root, seed=0).notes if note.startswith("1 patient lies in both")]
+    assert [note for note in plugin.load(root, seed=0).notes if note.startswith("1 patient is in both")]
 
 
 def test_the_two_zips_of_the_record_are_unpacked(root: Path) -> None:

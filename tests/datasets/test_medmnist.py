@@ -78,7 +78,7 @@ def test_a_file_is_unpacked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_a_file_of_another_checksum_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = write_set(tmp_path, "bloodmnist", 28, monkeypatch)
     file.write_bytes(file.read_bytes() + b"more")
-    with pytest.raises(DataError, match=r"bloodmnist\.npz has not the checksum that MedMNIST publishes; delete it"):
+    with pytest.raises(DataError, match=r"bloodmnist\.npz does not match the checksum published by MedMNIST"):
         plugin("bloodmnist").load(tmp_path, seed=0)
 
 
@@ -86,7 +86,7 @@ def test_labels_out_of_range_are_refused(tmp_path: Path, monkeypatch: pytest.Mon
     write_set(tmp_path, "bloodmnist", 28, monkeypatch)
     plugin("bloodmnist").load(tmp_path, seed=0)
     np.save(tmp_path / "medmnist/bloodmnist/val_labels.npy", np.full((30, 1), 8, np.uint8))
-    with pytest.raises(DataError, match="does not hold what MedMNIST publishes"):
+    with pytest.raises(DataError, match="does not match the published set"):
         plugin("bloodmnist").load(tmp_path, seed=0)
 
 
@@ -94,7 +94,7 @@ def test_a_pickled_array_is_never_opened(tmp_path: Path, monkeypatch: pytest.Mon
     write_set(tmp_path, "bloodmnist", 28, monkeypatch)
     plugin("bloodmnist").load(tmp_path, seed=0)
     np.save(tmp_path / "medmnist/bloodmnist/val_labels.npy", np.array([{}], dtype=object), allow_pickle=True)
-    with pytest.raises(DataError, match=r"val_labels\.npy cannot be read"):
+    with pytest.raises(DataError, match=r"Cannot read .*val_labels\.npy"):
         plugin("bloodmnist").load(tmp_path, seed=0)
 
 
@@ -115,5 +115,5 @@ def test_the_group_is_every_set_that_is_here_at_its_largest(tmp_path: Path, monk
 def test_unknown_names_and_sizes_are_refused() -> None:
     with pytest.raises(UnknownNameError, match="Did you mean pathmnist"):
         plugin("pathminst")
-    with pytest.raises(RequestError, match="the sizes are 28, 64, 128 and 224"):
+    with pytest.raises(RequestError, match="size must be 28, 64, 128 or 224"):
         plugin("pathmnist", 32)

@@ -47,12 +47,12 @@ def test_the_val_folder_of_the_kaggle_copy_joins_test(root: Path) -> None:
 def test_a_patient_in_train_and_test_is_reported(root: Path) -> None:
     write(root / "oct/OCT2017", "test", range(3, 4), images=1)
     notes = plugin.load(root, seed=0).notes
-    assert [note for note in notes if "patients lie in both train and test" in note]
+    assert [note for note in notes if "patients are in both train and test" in note]
 
 
 def test_a_patient_keeps_the_number_in_every_class() -> None:
     assert patient("CNV-1016042-1.jpeg") == patient("NORMAL-1016042-17.jpeg") == "1016042"
-    with pytest.raises(DataError, match="must read CLASS-PATIENT-NUMBER"):
+    with pytest.raises(DataError, match="must have the form CLASS-PATIENT-NUMBER"):
         patient("scan.jpeg")
 
 

@@ -60,7 +60,7 @@ def test_a_group_in_two_given_parts_is_reported(tmp_path: Path) -> None:
     parts = ["train"] * 20 + ["val"] * 10 + ["test"] * 10
     lines = [f"{line},{part},p{i % 39}" for i, (line, part) in enumerate(zip(PLAIN, parts, strict=True))]
     assert load(write(tmp_path, lines, "image,label,split,group")).notes == (
-        "1 group lies in both train and test (2 images).",
+        "1 group is in both train and test (2 images).",
     )
 
 
@@ -116,7 +116,7 @@ def test_deep_images_are_noted(tmp_path: Path) -> None:
         ("image,label\na.png,x|y\n", DataError, "line 2: several labels an image need a description"),
         ("image,label,split\na.png,x,dev\n", DataError, "line 2: the split 'dev' is none of"),
         ("image,label,group\na.png,x,1\nb.png,y,\n", DataError, "line 3: some lines state a group and some do not"),
-        ("image,label\nx.png,x\nall.csv,x\n", DataError, "every image has the label 'x'; two classes or more"),
+        ("image,label\nx.png,x\nall.csv,x\n", DataError, "all images have the label 'x', but at least two classes"),
         ("image,label\na.png,x\na.png,y\n", DataError, "line 3: the image 'a.png' stands there twice"),
         ("image,label\na.png,x\nb.png,y\n", MissingDataError, "2 of 2 images .* the first is 'a.png'; paths are"),
         ("image,label,split\nx.png,x,test\nall.csv,y,test\n", SplitError, "no image of the split train"),

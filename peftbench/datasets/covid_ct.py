@@ -82,7 +82,7 @@ def _listed(home: Path, name: str, label: str) -> list[Path]:
 
 def _unlisted(home: Path, parts: Mapping[str, Part]) -> tuple[str, ...]:
     others = image_files.count_images(home, ["Images-processed"]) - sum(map(len, parts.values()))
-    return (f"{others} images are in no official list and are left out.",) if others > 0 else ()
+    return (f"Images in no official list, left out: {others}.",) if others > 0 else ()
 
 
 plugin = CovidCT()

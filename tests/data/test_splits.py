@@ -100,9 +100,9 @@ def test_no_group_is_in_two_parts(images: list[tuple[int, int]], seed: int) -> N
 @pytest.mark.parametrize(
     ("labels", "groups", "shares", "message"),
     [
-        ([0, 1], ["a", "b"], (0.7, 0.1, 0.2), "^2 images are too few to fill 3 parts"),
-        ([0, 1, 0, 1], ["a"] * 4, (0.5, 0.5), "^4 images in 1 groups are too few to fill 2 parts"),
-        ([0, 1], ["a"], (0.5, 0.5), "2 labels but 1 group keys"),
+        ([0, 1], ["a", "b"], (0.7, 0.1, 0.2), "^2 images are too few for 3 parts"),
+        ([0, 1, 0, 1], ["a"] * 4, (0.5, 0.5), "^4 images in 1 groups are too few for 2 parts"),
+        ([0, 1], ["a"], (0.5, 0.5), "got 2 and 1"),
         ([0, 1], ["a", "b"], (1.0, 0.0), "must be above 0"),
     ],
 )

@@ -90,7 +90,7 @@ def test_deduplicated_drops_doubles_of_another_label_but_never_from_test() -> No
     found = deduplicated(leaking(), "patient", [("train5", "train6"), ("test0", "test1"), ("train3", "unheard of")])
     assert found.train.names == ("train3", "train4")
     assert found.test.names == leaking().test.names
-    assert "0 images of train and val left out that resemble one of a later part, 2 more" in found.notes[-1]
+    assert "0 images of train and val left out as duplicates of a later part, 2 more" in found.notes[-1]
 
 
 def test_deduplicated_keeps_doubles_of_one_label_within_a_part() -> None:
@@ -222,7 +222,7 @@ def test_a_cut_and_a_size_go_together_and_both_are_in_the_rule() -> None:
 def test_a_subset_says_which_groups_still_cross() -> None:
     found = apply_variant(leaking(), Variant(share=0.8), CARD, [], 0)
     assert found.rule == "official, 80% of train"
-    assert [note for note in found.notes if "lie" in note] == list(crossings(found.parts, "patient"))
+    assert [note for note in found.notes if " in both " in note] == list(crossings(found.parts, "patient"))
 
 
 @pytest.mark.parametrize(

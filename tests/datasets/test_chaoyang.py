@@ -76,8 +76,8 @@ def test_listed_images_that_are_not_there_are_left_out(root: Path) -> None:
     [
         ("[", "the file: Invalid JSON"),
         ('[{"name": "test/a.JPG"}]', r"0\.label: Field required"),
-        ('[{"name": "test/a.JPG", "label": 4}]', "no image of classes 0 to 3"),
-        ('[{"name": "../../a.JPG", "label": 1}]', "no image of classes 0 to 3"),
+        ('[{"name": "test/a.JPG", "label": 4}]', "not an image with a label from 0 to 3"),
+        ('[{"name": "../../a.JPG", "label": 1}]', "not an image with a label from 0 to 3"),
     ],
 )
 def test_a_list_that_cannot_be_used_is_named(text: str, message: str, root: Path) -> None:
@@ -89,7 +89,7 @@ def test_a_list_that_cannot_be_used_is_named(text: str, message: str, root: Path
 def test_a_missing_list_says_how_to_get_the_data(root: Path) -> None:
     (root / "chaoyang/test.json").unlink()
     assert str(plugin.presence(root)) == "no"
-    with pytest.raises(MissingDataError, match=r"lacks test\.json\. Ask for the data"):
+    with pytest.raises(MissingDataError, match=r"lacks test\.json\. Request the data"):
         plugin.load(root, seed=0)
 
 

@@ -20,6 +20,7 @@ from typer.main import get_command
 from peftbench.cli.app import app
 from peftbench.core import catalogue
 from peftbench.core.catalogue import DatasetEntry, MethodEntry, Official
+from peftbench.core.spec import PAPER_SIX
 
 if TYPE_CHECKING:
     from mkdocs.config.defaults import MkDocsConfig
@@ -104,7 +105,12 @@ the number of trainable weights on `mini` and on CLIP ViT-B/16.
 
 *Size set by* is the option that `--ratios` chooses so that the method comes closest to a budget; a method without one
 has a single size. *Merges* means that the trained change folds into the backbone's own weights, so that the tuned
-network costs nothing more to run. Options are written in brackets: `lora[r=4,alpha=16]`."""
+network costs nothing more to run. Options are written in brackets: `lora[r=4,alpha=16]`.
+
+The methods `control_...` are controls for SH-PEFT: masks of the same size that were chosen in another way. Many additive
+methods are computed by Hugging Face peft. Its other tuners are no methods here because they need a language model, mix
+adapters that were trained before, or keep state that a delta cannot hold; `peftbench/methods/_hub.py` has the reason
+for each."""
 
 
 def _families(entries: Mapping[str, MethodEntry]) -> Iterator[str]:
@@ -125,6 +131,7 @@ def _method(name: str, entry: MethodEntry) -> str:
         ("Authors' code", f"<{entry.code}>" if entry.code else "none published" if entry.url else ""),
         ("Size set by", f"`{entry.knob}`" if entry.knob else "one size only"),
         ("Merges", "yes" if entry.merges else "no"),
+        ("Computed by", "Hugging Face peft" if _by_peft(name) else ""),
     ]
     pieces = [f"### {entry.title} {{ #{name} }}", f"`{name}`", definitions(facts)]
     if options := options_of(name):
@@ -138,12 +145,20 @@ def _method(name: str, entry: MethodEntry) -> str:
     if official := _official(entry.official):
         pieces += ["**The authors' recipe** (`--recipe official`)", official]
     if entry.published:
-        scores = {column: f"{score:g}" for column, score in entry.published.items()}
+        named = dict(zip(("D1", "D2", "D3", "D4", "D5", "D6"), PAPER_SIX, strict=True))
+        scores = {named.get(column, column): f"{score:g}" for column, score in entry.published.items()}
         pieces += [
-            "**Macro F1 in % published by Liu et al., MICCAI 2024** (D1 to D6, average)",
+            "**Macro F1 in % published by Liu et al., MICCAI 2024**",
             table(tuple(scores), [tuple(scores.values())]),
         ]
     return "\n\n".join(pieces)
+
+
+def _by_peft(name: str) -> bool:
+    """Return whether a method wraps a tuner of Hugging Face peft."""
+    tree, _ = _module(name)
+    origins = {one.module for one in tree.body if isinstance(one, ast.ImportFrom)}
+    return not origins.isdisjoint({"peftbench.methods._hub", "peftbench.models.peft_tuners"})
 
 
 def _official(official: Official) -> str:
@@ -327,7 +342,7 @@ def _dataset(name: str, entry: DatasetEntry) -> str:
 def _sizes(sizes: Mapping[catalogue.Size, int]) -> str:
     """Return `425 / 118 / 203` for train, val and test, or the total where parts are not published."""
     parts = [f"{sizes[part]:,}" for part in ("train", "val", "test") if part in sizes]
-    return " / ".join(parts) or (f"{sizes['total']:,}" if "total" in sizes else "")
+    return "\N{NO-BREAK SPACE}/\N{NO-BREAK SPACE}".join(parts) or (f"{sizes['total']:,}" if "total" in sizes else "")
 
 
 # --- command line --------------------------------------------------------------------------------------------------

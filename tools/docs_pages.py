@@ -107,7 +107,7 @@ the number of trainable weights on `mini` and on CLIP ViT-B/16.
 has a single size. *Merges* means that the trained change folds into the backbone's own weights, so that the tuned
 network costs nothing more to run. Options are written in brackets: `lora[r=4,alpha=16]`.
 
-The methods `control_...` are controls for SH-PEFT: masks of the same size that were chosen in another way. Many additive
+The methods `control_...` are controls for SH-PEFT: masks of the same size, chosen in another way. Many additive
 methods are computed by Hugging Face peft. Its other tuners are no methods here because they need a language model, mix
 adapters that were trained before, or keep state that a delta cannot hold; `peftbench/methods/_hub.py` has the reason
 for each."""

@@ -21,6 +21,7 @@ from peftbench.profiling.history import Measured
 from peftbench.results import formatting
 from peftbench.results.store import make_room
 from peftbench.storage import files
+from peftbench.storage.sizes import format_size
 
 NONE = formatting.NONE
 _APART = ("recipe", "memory", "memory is", "seconds")  # of a planned job, not shown as they are
@@ -42,12 +43,12 @@ COSTS: Mapping[str, Show] = MappingProxyType(
     {
         "method": lambda row, _: row.method,
         "trained": lambda row, _: f"{row.trainable:,}",
-        "GFLOPs forward": _over(lambda row: row.flops_forward, formatting.giga),
-        "training": _over(lambda row: row.flops_training, formatting.giga),
-        "held": _over(lambda row: row.memory.total, formatting.mebibytes),
-        "images/s training": _over(lambda row: row.images_per_second, formatting.rate),
-        "prediction": _over(lambda row: row.predicted_per_second, formatting.rate),
-        "delta": lambda row, _: formatting.mebibytes(row.delta_bytes),
+        "GFLOPs forward": _over(lambda row: row.flops_forward, formatting.format_giga),
+        "training": _over(lambda row: row.flops_training, formatting.format_giga),
+        "held": _over(lambda row: row.memory.total, format_size),
+        "images/s training": _over(lambda row: row.images_per_second, formatting.format_rate),
+        "prediction": _over(lambda row: row.predicted_per_second, formatting.format_rate),
+        "delta": lambda row, _: format_size(row.delta_bytes),
     }
 )
 
@@ -84,7 +85,9 @@ def show_measure(asked: Study, places: Places, seconds: float, out: Path | None,
     for row in measure.table(asked, places, seconds):
         rows.append(row)
         if not as_json:
-            console.print(f"{row.method}: {formatting.rate(row.images_per_second)} images/s in training", markup=False)
+            console.print(
+                f"{row.method}: {formatting.format_rate(row.images_per_second)} images/s in training", markup=False
+            )
     found = {"environment": hardware.environment(places.device), "threads": asked.threads, "rows": _plain(rows)}
     if out:
         files.write_json(out, found)
@@ -114,7 +117,7 @@ def _times(rows: Sequence[Measured]) -> Table:
 def _memory(rows: Sequence[Measured]) -> Table:
     title = f"What a training step of {rows[0].batch} images holds, counted; the peak as measured"
     found = [[*(getattr(row.memory, part) for part in (*PARTS, "total")), row.peak_memory] for row in rows]
-    cut = [[row.method, *map(formatting.mebibytes, sizes)] for row, sizes in zip(rows, found, strict=True)]
+    cut = [[row.method, *map(format_size, sizes)] for row, sizes in zip(rows, found, strict=True)]
     return _table(title, ["method", *PARTS, "held", "peak"], cut)
 
 
@@ -123,7 +126,7 @@ def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) ->
     for column in columns:
         screen.add_column(column, justify="left" if column == "method" else "right", overflow="fold")
     for row in rows:
-        screen.add_row(*map(formatting.plain, row))
+        screen.add_row(*map(formatting.escape_markup, row))
     return screen
 
 
@@ -158,7 +161,7 @@ def show_plan(asked: Study, places: Places, *, as_json: bool) -> None:
         right = isinstance(rows[0].get(column), int) or column == "training"
         screen.add_column(column, justify="right" if right else "left", overflow="fold")
     for row in shown:
-        screen.add_row(*(formatting.plain(_cell(value)) for value in row.values()))
+        screen.add_row(*(formatting.escape_markup(_cell(value)) for value in row.values()))
     console.print(screen)
     for line in _foretold(rows, asked):
         console.print(line, markup=False)
@@ -166,7 +169,7 @@ def show_plan(asked: Study, places: Places, *, as_json: bool) -> None:
 
 def _planned(row: Mapping[str, Any], apart: Sequence[str]) -> dict[str, Any]:
     """A row in words: memory with its bound, time in its unit."""
-    held = formatting.mebibytes(row["memory"]) if row["memory"] else NONE
+    held = format_size(row["memory"]) if row["memory"] else NONE
     most = "≤ " if row["memory is"] == "at most" else ""
     others = {name: value for name, value in row.items() if name not in apart}
     return {**others, "memory": most + held, "training": NONE if row["seconds"] is None else duration(row["seconds"])}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, Self, TypeAlias, TypeVar, runtime_checkable
 
@@ -262,6 +263,11 @@ def lower_is_better(metric: str) -> bool:
 # --- reports -------------------------------------------------------------------------------------------------------
 
 
+PREDICTIONS = "predictions.npz"
+SCORED = frozenset({PREDICTIONS, "curve.csv"})  # files that tables and figures are made from
+AGAIN = "move the job's folder away and run the study again."
+
+
 @dataclass(frozen=True)
 class Result:
     """A finished or failed job as a report sees it: the record and, if done, its stored predictions."""
@@ -269,18 +275,53 @@ class Result:
     record: Record
     folder: Path
 
-    def predictions(self, rule: str, part: str = "test") -> tuple[Logits, Labels, tuple[int, ...]]:
-        """Logits (n, classes), labels (n,) or (n, labels) and group numbers (n,) of a part at a rule's step.
+    @cached_property
+    def damage(self) -> str:
+        """What is wrong with the files of a finished job; empty if they are those that its record was written for."""
+        if self.record.status == "failed":
+            return ""
+        problems = (_problem(self.folder / name, digest) for name, digest in sorted(self.record.files.items()))
+        return next((problem for problem in problems if problem), "") or self._unreadable()
 
-        Raises StoreError when the file is not the one that the record vouches for.
+    @property
+    def has_predictions(self) -> bool:
+        """Whether predictions of test images are stored; records may be published without."""
+        return (self.folder / PREDICTIONS).exists() and bool(self.record.data.sizes.get("test", 1))
+
+    def predictions(self, rule: str, part: str = "test") -> tuple[Logits, Labels, tuple[int, ...]]:
+        """Return logits (n, classes), labels (n,) or (n, labels) and groups (n,) of a part at a rule's step.
+
+        Raises StoreError when the file is not the one that the record was written for.
         """
-        file, said = self.folder / "predictions.npz", self.record.files.get("predictions.npz")
-        content = file.read_bytes()
-        if said is not None and files.sha256(content) != said:
-            again = "move the job's folder away and run the study again."
-            raise StoreError(f"{file} was changed after its record was written; {again}")
+        file = self.folder / PREDICTIONS
+        content, digest = file.read_bytes(), self.record.files.get(PREDICTIONS)
+        if digest is not None and files.sha256(content) != digest:
+            raise StoreError(f"{file} was changed after its record was written; {AGAIN}")
         with np.load(io.BytesIO(content), allow_pickle=False) as stored:
             return stored[f"{part}/{rule}/logits"], stored[f"{part}/labels"], tuple(stored[f"{part}/groups"].tolist())
+
+    def _unreadable(self) -> str:
+        """Return what is wrong with predictions that no digest protects: a record of a made-up or edited store."""
+        if PREDICTIONS in self.record.files or not self.has_predictions:
+            return ""
+        try:
+            self.predictions(self.record.rule)
+        except Exception as error:  # noqa: BLE001 - a damaged archive raises almost anything
+            return f"{PREDICTIONS} cannot be read ({type(error).__name__})"
+        return ""
+
+
+def _problem(file: Path, digest: str) -> str:
+    """Return what is wrong with a file of a job. Large files, which no table is made from, need only exist."""
+    try:
+        whole = file.exists() if file.name not in SCORED else files.sha256_file(file) == digest
+    except FileNotFoundError:
+        whole = False
+    except OSError as error:
+        return f"{file.name} cannot be read ({error.strerror})"
+    if whole:
+        return ""
+    return f"{file.name} was changed after its record was written" if file.exists() else f"{file.name} is missing"
 
 
 @runtime_checkable

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
 from peftbench.core.contract import Result
 from peftbench.results import summary
-from peftbench.results.summary import Block, Row
+from peftbench.results.summary import Block, MethodRow
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -38,7 +38,7 @@ class Figure:
 
     def write(self, results: Sequence[Result], out: Path) -> list[Path]:
         """Write into `out`. Settings without a finished job have no figure."""
-        blocks = [block for block in summary.summarise(results) if _names(block)]
+        blocks = [block for block in summary.summarize(results) if _names(block)]
         files = []
         for number, block in enumerate(blocks, 1):
             stem = f"figure_{number}" if len(blocks) > 1 else "figure"
@@ -138,11 +138,11 @@ def _legend(block: Block, canvas: matplotlib.figure.Figure, axes: Iterable[matpl
 
 def _names(block: Block) -> list[str]:
     """Methods with anything to draw, level lines first: the order of colours and of the legend."""
-    drawn = [row for row in block.rows if any(entry.done for entry in row.entries.values())]
+    drawn = [row for row in block.rows if any(entry.done for entry in row.replicates.values())]
     return list(dict.fromkeys(row.label for row in sorted(drawn, key=lambda row: not _level(row))))
 
 
-def _level(row: Row) -> bool:
+def _level(row: MethodRow) -> bool:
     """It trains nothing in the backbone."""
     return all(record.counts is None or record.counts.trainable == 0 for record in row.records)
 
@@ -179,12 +179,14 @@ def _curves(block: Block, datasets: Sequence[str]) -> dict[str, list[Point]]:
     return {name: sorted(points) for name, points in found.items()}
 
 
-def _points(row: Row, datasets: Sequence[str]) -> Iterator[Point]:
+def _points(row: MethodRow, datasets: Sequence[str]) -> Iterator[Point]:
     """One, or none where a data set is missing."""
     score = row.estimate(datasets)
     if score is None or math.isnan(score.value):
         return
-    shares = [summary.share(record) for name in datasets for record in row.entries[name].records if record.counts]
+    shares = [
+        summary.trainable_share(record) for name in datasets for record in row.replicates[name].records if record.counts
+    ]
     yield sum(shares) / max(1, len(shares)), score.value, score.interval.low, score.interval.high
 
 

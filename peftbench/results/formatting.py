@@ -1,4 +1,4 @@
-"""How numbers look in every table: percent, counts, bytes, ranges, and the marks of best and second."""
+"""How values look in every table: percent, counts, sizes, ranges, and the marks of the best and the second."""
 
 from __future__ import annotations
 
@@ -10,96 +10,129 @@ from typing import Literal, TypeAlias
 
 from peftbench.core.record import Costs, Record
 from peftbench.results import summary
-from peftbench.results.summary import Entry, Row
+from peftbench.results.summary import MethodRow, Replicates
 from peftbench.statistics import bootstrap
+from peftbench.storage.sizes import format_size
 
 Mark: TypeAlias = Literal["", "best", "second"]
 
 NONE = "\N{EN DASH}"
 _RATES_LISTED = 3  # more learning rates than this are shown as a range
-_GIB = 1024  # MiB
-_THOUSAND = 999.5  # what three digits would round to 1000
+_THOUSAND = 999.5  # three digits round it to 1000
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell: its text, what stands beside it in smaller type, and whether it is the best of its column."""
+    """One cell: its text, an addition in smaller type, and whether it is the best of its column."""
 
     text: str
     aside: str = ""
     mark: Mark = ""
 
     def __str__(self) -> str:
-        """Without marks."""
+        """Return text and addition without marks."""
         return f"{self.text} {self.aside}".strip()
 
 
-Scored: TypeAlias = tuple[float, Cell]  # a value in 0..1, nan where there is none, and how it is shown
+Scored: TypeAlias = tuple[float, Cell]  # a value in 0..1, nan if undefined, and its cell
 
 
-def label(row: Row) -> Cell:
-    """The method; baselines say that they are."""
+def label_cell(row: MethodRow) -> Cell:
+    """Return the label of the method; baselines are marked as such."""
     return Cell(row.label, "(baseline)" if row.baseline else "")
 
 
-def marked(scores: Sequence[Scored]) -> list[Cell]:
-    """The cells with best and second marked, as far as what is shown tells them apart."""
+def mark_best(scores: Sequence[Scored]) -> list[Cell]:
+    """Return the cells with best and second marked; values that are shown alike share a mark."""
     shown = [math.nan if math.isnan(value) else round(100 * value, 1) for value, _ in scores]
     ranks = sorted({value for value in shown if not math.isnan(value)}, reverse=True)[:2]
     marks: dict[float, Mark] = dict(zip(ranks, ("best", "second"), strict=False))
     return [replace(cell, mark=marks.get(value, "")) for value, (_, cell) in zip(shown, scores, strict=True)]
 
 
-def f1(entry: Entry) -> Scored:
-    """Macro F1 of one entry, beside it the spread over seeds and the interval."""
-    if not entry.done:
-        return math.nan, Cell("failed")
-    spread = entry.spread("macro_f1")
+def f1_cell(found: Replicates) -> Scored:
+    """Return the mean macro F1 of replicates with its spread over seeds and its interval."""
+    if not found.done:
+        return math.nan, Cell("damaged" if any(job.damage for job in found.failed) else "failed")
+    spread = found.spread("macro_f1")
     seeds = "" if math.isnan(spread) else f"± {100 * spread:.1f}"
-    return entry.score("macro_f1"), Cell(points(entry.score("macro_f1")), f"{seeds} {_bounds(entry.f1)}".strip())
+    value = found.mean("macro_f1")
+    return value, Cell(format_points(value), f"{seeds} {_bounds(found.f1)}".strip())
 
 
-def f1_average(row: Row, datasets: Sequence[str]) -> Scored:
-    """Macro F1 of one data set or averaged over several; nothing stands in for a missing one."""
+def average_cell(row: MethodRow, datasets: Sequence[str]) -> Scored:
+    """Return macro F1 of one data set or averaged over several; undefined if the row lacks one of them."""
     found = row.estimate(datasets)
     if found:
-        return found.value, Cell(points(found.value), _bounds(found))
-    failed = any(name in row.entries and not row.entries[name].done for name in datasets)
+        return found.value, Cell(format_points(found.value), _bounds(found))
+    failed = any(name in row.replicates and not row.replicates[name].done for name in datasets)
     return math.nan, Cell("failed" if failed else NONE)
 
 
-def gap(found: bootstrap.Estimate | None) -> Cell:
-    """A difference of scores in points, with its sign."""
+def difference_cell(found: bootstrap.Estimate | None) -> Cell:
+    """Return a difference of scores in points, with its sign and interval."""
     if found is None:
         return Cell(NONE)
     return Cell(f"{round(100 * found.value, 1) + 0.0:+.1f}", _bounds(found))
 
 
-def score(value: float) -> Scored:
-    """A score without interval."""
-    return value, Cell(points(value))
+def score_cell(value: float) -> Scored:
+    """Return a score in 0..1 without interval."""
+    return value, Cell(format_points(value))
 
 
-def points(value: float) -> str:
-    """A share of 1 in percent, one decimal."""
-    return NONE if math.isnan(value) else f"{round(100 * value, 1) + 0.0:.1f}"  # + 0.0: no negative zero
+def target_cell(row: MethodRow, records: Sequence[Record]) -> Cell:
+    """Return the requested trainable share, and whether it is below the method's floor or above its ceiling."""
+    if row.target is None:
+        return Cell(NONE)
+    edges = {record.budget.edge for record in records if record.budget and record.budget.edge}
+    share = format_percent(row.target / records[0].backbone.parameters)
+    return Cell(share, f"({', '.join(sorted(edges))})" if edges else "")
 
 
 def _bounds(found: bootstrap.Estimate) -> str:
     low, high = found.interval.low, found.interval.high
-    return "" if math.isnan(low) else f"[{points(low)}, {points(high)}]"
+    return "" if math.isnan(low) else f"[{format_points(low)}, {format_points(high)}]"
 
 
-def target(row: Row, records: Sequence[Record]) -> Cell:
-    """What was asked for, as a share of the backbone, and whether the method could not go so far down or up."""
-    if row.target is None:
-        return Cell(NONE)
-    edges = {record.budget.edge for record in records if record.budget and record.budget.edge}
-    return Cell(percent(row.target / records[0].backbone.parameters), f"({', '.join(sorted(edges))})" if edges else "")
+# --- numbers ---------------------------------------------------------------------------------------------------------
 
 
-def trainable(records: Sequence[Record]) -> list[float]:
-    """Trained parameters of each job, head excluded."""
+def format_points(value: float) -> str:
+    """Return a share of 1 in percent with one decimal."""
+    return NONE if math.isnan(value) else f"{round(100 * value, 1) + 0.0:.1f}"  # + 0.0: no negative zero
+
+
+def format_percent(value: float) -> str:
+    """Return a share of 1 in percent with three digits: trainable shares span five orders of magnitude."""
+    return f"{100 * value:.3g}%"
+
+
+def format_count(value: float) -> str:
+    """Return a number of parameters."""
+    return f"{value:,.0f}"
+
+
+def format_giga(value: float) -> str:
+    """Return operations in units of 10^9 with three digits."""
+    return f"{value / 1e9:.3g}" if value < _THOUSAND * 1e9 else f"{value / 1e9:,.0f}"
+
+
+def format_rate(value: float) -> str:
+    """Return images per second with three digits, or all digits of a larger number."""
+    return f"{value:.3g}" if value < _THOUSAND else f"{value:,.0f}"
+
+
+def format_range(values: Iterable[float], show: Callable[[float], str]) -> str:
+    """Return one value, or the range of values that differ; nan is left out."""
+    found = sorted({value for value in values if not math.isnan(value)})
+    return NONE if not found else show(found[0]) if len(found) == 1 else f"{show(found[0])} to {show(found[-1])}"
+
+
+# --- parameters and costs of replicates ------------------------------------------------------------------------------
+
+
+def _trainable(records: Sequence[Record]) -> list[float]:
     return [record.counts.trainable for record in records if record.counts]
 
 
@@ -107,37 +140,8 @@ def _with_head(records: Sequence[Record]) -> list[float]:
     return [record.counts.trainable + record.counts.head for record in records if record.counts]
 
 
-def _mean_seconds(records: Sequence[Record]) -> str:
-    seconds = [record.costs.seconds for record in records if record.costs]
-    return f"{sum(seconds) / len(seconds):,.1f}" if seconds else NONE
-
-
-def _peak(records: Sequence[Record]) -> str:
-    """The largest of the seeds'."""
-    peak = max((record.costs.peak_memory / 2**20 for record in records if record.costs), default=math.nan)
-    return NONE if math.isnan(peak) else f"{peak:,.0f} MiB" if peak < _GIB else f"{peak / _GIB:,.1f} GiB"
-
-
-COSTS: Mapping[str, Callable[[Sequence[Record]], str]] = MappingProxyType(
-    {
-        "trained": lambda records: span(trainable(records), count),
-        "with head": lambda records: span(_with_head(records), count),
-        "share": lambda records: span(map(summary.share, records), percent),
-        "seconds": _mean_seconds,
-        "memory": _peak,
-    }
-)
-
-
-# What a training step computes and holds.
-SPENT_MEANS = (
-    "operations (FLOPs, 10^9, a multiply-add is two) of an image forward and in a training step; bytes that a step "
-    "holds, counted, beside the peak that was measured; images a second."
-)
-
-
-def _spent(get: Callable[[Costs], float | None], show: Callable[[float], str]) -> Callable[[Sequence[Record]], str]:
-    """The mean over seeds of a cost, or a dash."""
+def _mean(get: Callable[[Costs], float | None], show: Callable[[float], str]) -> Callable[[Sequence[Record]], str]:
+    """Return a function that shows the mean of a cost over the records that have it, or a dash."""
 
     def shown(records: Sequence[Record]) -> str:
         found = [value for record in records if record.costs and (value := get(record.costs)) is not None]
@@ -146,62 +150,52 @@ def _spent(get: Callable[[Costs], float | None], show: Callable[[float], str]) -
     return shown
 
 
-def _held(kind: str) -> Callable[[Sequence[Record]], str]:
-    return _spent(lambda costs: getattr(costs.memory, kind) if costs.memory else None, mebibytes)
+def _peak(records: Sequence[Record]) -> str:
+    """Return the largest peak memory of the records."""
+    peak = max((record.costs.peak_memory for record in records if record.costs), default=None)
+    return NONE if peak is None else format_size(peak)
 
 
-def giga(value: float) -> str:
-    """Operations in units of 10^9, three digits."""
-    return f"{value / 1e9:.3g}" if value < _THOUSAND * 1e9 else f"{value / 1e9:,.0f}"
+def _memory(kind: str) -> Callable[[Sequence[Record]], str]:
+    return _mean(lambda costs: getattr(costs.memory, kind) if costs.memory else None, format_size)
 
 
-def rate(value: float) -> str:
-    """Images a second, three digits or all."""
-    return f"{value:.3g}" if value < _THOUSAND else f"{value:,.0f}"
-
-
-def mebibytes(value: float) -> str:
-    """Bytes in MiB, three digits or all."""
-    size = value / 2**20
-    return f"{size:.3g} MiB" if size < _THOUSAND else f"{size:,.0f} MiB"
-
-
-SPENT: Mapping[str, Callable[[Sequence[Record]], str]] = MappingProxyType(
+COSTS: Mapping[str, Callable[[Sequence[Record]], str]] = MappingProxyType(
     {
-        "GFLOPs forward": _spent(lambda costs: costs.flops_forward, giga),
-        "training": _spent(lambda costs: costs.flops_training, giga),
-        **{kind: _held(kind) for kind in ("weights", "gradients", "optimizer", "activations", "pixels")},
-        "in all": _held("total"),
-        "peak": _peak,
-        "images/s training": _spent(lambda costs: costs.images_per_second, rate),
-        "prediction": _spent(lambda costs: costs.predicted_per_second, rate),
+        "trained": lambda records: format_range(_trainable(records), format_count),
+        "with head": lambda records: format_range(_with_head(records), format_count),
+        "share": lambda records: format_range(map(summary.trainable_share, records), format_percent),
+        "seconds": _mean(lambda costs: costs.seconds, "{:,.1f}".format),
+        "memory": _peak,
     }
 )
 
 
-def rates(records: Sequence[Record]) -> str:
-    """The learning rates of the seeds, with a star where they were searched for on validation."""
+SPENT_MEANS = (  # for the caption of a table of these columns
+    "floating-point operations (10^9; a multiply-add counts as two) of the forward pass and of a training step, per "
+    "image; memory that a training step holds, counted tensor by tensor, beside the measured peak; images per second."
+)
+SPENT: Mapping[str, Callable[[Sequence[Record]], str]] = MappingProxyType(
+    {
+        "GFLOPs forward": _mean(lambda costs: costs.flops_forward, format_giga),
+        "training": _mean(lambda costs: costs.flops_training, format_giga),
+        **{kind: _memory(kind) for kind in ("weights", "gradients", "optimizer", "activations", "pixels")},
+        "total": _memory("total"),
+        "peak": _peak,
+        "images/s training": _mean(lambda costs: costs.images_per_second, format_rate),
+        "prediction": _mean(lambda costs: costs.predicted_per_second, format_rate),
+    }
+)
+
+
+def format_learning_rates(records: Sequence[Record]) -> str:
+    """Return the learning rates of the records, with a star if they were tuned on validation."""
     found = sorted({float(record.recipe["lr"]) for record in records if record.method.name != "majority"})
     if not found:
         return NONE
     tuned = "*" if any(record.tuning for record in records) else ""
-    return (span(found, "{:g}".format) if len(found) > _RATES_LISTED else ", ".join(map("{:g}".format, found))) + tuned
-
-
-def span(values: Iterable[float], show: Callable[[float], str]) -> str:
-    """One value, or the range of values that are not all the same."""
-    found = sorted({value for value in values if not math.isnan(value)})
-    return NONE if not found else show(found[0]) if len(found) == 1 else f"{show(found[0])} to {show(found[-1])}"
-
-
-def count(value: float) -> str:
-    """A number of parameters."""
-    return f"{value:,.0f}"
-
-
-def percent(value: float) -> str:
-    """A share of 1 in percent, three digits: shares span five orders of magnitude."""
-    return f"{100 * value:.3g}%"
+    several = len(found) > _RATES_LISTED
+    return (format_range(found, "{:g}".format) if several else ", ".join(map("{:g}".format, found))) + tuned
 
 
 # --- in a terminal -------------------------------------------------------------------------------------------------
@@ -210,14 +204,14 @@ _STYLES = MappingProxyType({"": "", "best": "bold", "second": "underline"})
 
 
 def styled(cell: Cell) -> str:
-    """A cell in rich's markup."""
+    """Return a cell in rich's markup."""
     style = _STYLES[cell.mark]
-    text = f"[{style}]{plain(cell.text)}[/{style}]" if style else plain(cell.text)
-    return f"{text} [dim]{plain(cell.aside)}[/dim]" if cell.aside else text
+    text = f"[{style}]{escape_markup(cell.text)}[/{style}]" if style else escape_markup(cell.text)
+    return f"{text} [dim]{escape_markup(cell.aside)}[/dim]" if cell.aside else text
 
 
-def plain(text: str) -> str:
-    """A text that rich shows as it stands: the brackets of `lora[r=4]` are no markup."""
+def escape_markup(text: str) -> str:
+    """Return text that rich shows unchanged: the brackets of `lora[r=4]` are not markup."""
     from rich.markup import escape  # noqa: PLC0415 - reports need no rich
 
     return escape(text)

@@ -1,4 +1,4 @@
-"""Every job as a row of a pandas DataFrame, at full precision: for whoever wants to compute something else."""
+"""Every job as a row of a pandas DataFrame at full precision, for further computations."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 
 def frame(results: Iterable[Result]) -> pandas.DataFrame:
-    """One row a job, failed ones and trials too: everything of its record, at full precision, and its interval.
+    """Return one row per job, failed ones and trials included: its record and the interval of its macro F1.
 
-    Metrics are columns `test/<rule>/<metric>` and `val/<rule>/<metric>`. Raises StoreError for unreadable predictions.
+    Metrics are columns `test/<rule>/<metric>` and `val/<rule>/<metric>`. `status` is done, failed or damaged.
     """
     import pandas as pd  # noqa: PLC0415 - `peftbench list` loads every report and answers at once
 
@@ -27,12 +27,21 @@ def frame(results: Iterable[Result]) -> pandas.DataFrame:
 
 def _job(result: Result) -> dict[str, Any]:
     record = result.record
-    reason = {"reason": summary.public(record.reason), "notes": "; ".join(summary.notes(record))}
-    return {**_identity(record), **reason, **_sizes(record), **_interval(result), **_metrics(record), **_costs(record)}
+    status = {"status": "damaged"} if result.damage else {}
+    reason = {"reason": summary.failure(result), "notes": "; ".join(summary.notes(record))}
+    return {
+        **_identity(record),
+        **status,
+        **reason,
+        **_sizes(record),
+        **_interval(result),
+        **_metrics(record),
+        **_costs(record),
+    }
 
 
 def _identity(record: Record) -> dict[str, Any]:
-    """What was run: the columns every row has."""
+    """Return the columns that identify a job."""
     return {
         "id": record.id,
         "role": record.role,
@@ -58,7 +67,7 @@ def _identity(record: Record) -> dict[str, Any]:
 
 
 def _positive(record: Record) -> str | None:
-    """The class whose F1 and sensitivity are told, where there are two: the second."""
+    """Return the positive one of two classes, to which F1 and sensitivity refer: the second."""
     classes = record.data.card.get("classes", ())
     return str(classes[1]) if len(classes) == 2 and record.data.card.get("task", "single") == "single" else None  # noqa: PLR2004
 
@@ -70,20 +79,20 @@ def _sizes(record: Record) -> dict[str, Any]:
         "edge": budget.edge if budget else None,
         "trainable": counts.trainable if counts else None,
         "head": counts.head if counts else None,
-        "share": summary.share(record),
+        "share": summary.trainable_share(record),
         "backbone_parameters": record.backbone.parameters,
     }
 
 
 def _interval(result: Result) -> dict[str, float]:
-    done = result.record.status == "done"
-    found = summary.Entry((result,), ()).f1.interval if done else bootstrap.UNKNOWN
-    score = summary.value(result.record, result.record.rule, "macro_f1")
+    done = result.record.status == "done" and not result.damage
+    found = summary.Replicates.of([result]).f1.interval if done else bootstrap.UNKNOWN
+    score = summary.test_score(result.record, result.record.rule, "macro_f1")
     return {"macro_f1": score, "macro_f1_low": found.low, "macro_f1_high": found.high}
 
 
 def _metrics(record: Record) -> dict[str, float | None]:
-    """Under each rule, with the step it chose."""
+    """Return the chosen step and every metric under each selection rule."""
     found: dict[str, float | None] = {f"step/{rule}": choice.step for rule, choice in record.choices.items()}
     for rule, choice in record.choices.items():
         found |= {f"test/{rule}/{metric}": score for metric, score in choice.test.items()}
@@ -92,7 +101,7 @@ def _metrics(record: Record) -> dict[str, float | None]:
 
 
 def _costs(record: Record) -> dict[str, Any]:
-    """Memory by kind as `memory/<kind>`; what the method said of its plan as `fact/<name>`."""
+    """Return costs, memory as `memory/<kind>` and the facts of the method's plan as `fact/<name>`."""
     costs = record.costs.model_dump(by_alias=False) if record.costs else {}
     memory: dict[str, int] = costs.pop("memory", None) or {}
     kinds = {f"memory/{kind}": size for kind, size in memory.items()}

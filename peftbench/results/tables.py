@@ -1,8 +1,8 @@
-"""What every report shows, before it is Markdown, LaTeX, a page or a terminal: captions, columns, marks.
+"""Tables as every report shows them, before they become Markdown, LaTeX, HTML or terminal output.
 
-One overview of a setting where it has several data sets and their averages, then a table a data set, the selection
-rules side by side, what a training step computes and holds, and the jobs that failed. Scores are in percent with one
-decimal; best and second are marked as shown, so ties share a mark.
+For each setting: an overview if there are several data sets, their averages, one table per data set, the effect of
+leaks between parts, the selection rules, costs, and failed jobs. Scores are in percent with one decimal; best and
+second are marked as shown, so ties share a mark.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from peftbench.core.recipe import IN_BRACKETS, RECIPES
 from peftbench.core.record import Cut, Record
 from peftbench.results import formatting, summary
 from peftbench.results.formatting import Cell
-from peftbench.results.summary import Block, Row
+from peftbench.results.summary import Block, MethodRow
 
 if TYPE_CHECKING:
     import rich.table
 
 RULES = MappingProxyType({"validation": "best on validation", "last": "last", "oracle": "test oracle: not a result"})
 LEAKS_MEAN = (
-    "Test is the same; grouped: training without groups of a later part, deduplicated: also without images that "
-    "resemble one of a later part. Differences with 95% bootstrap over groups of test images, both scores resampled "
-    "together; they hold what fewer training images cost, too."
+    "The test images are the same. grouped: trained without the groups of later parts; deduplicated: also without "
+    "images that resemble one of a later part. Differences with 95% intervals (bootstrap over groups of test images, "
+    "both scores resampled together); they include the cost of fewer training images."
 )
-_DETAILS = MappingProxyType({"steps": "steps", "batch": "images a step", "head": "head"})  # of a recipe, in captions
+_DETAILS = MappingProxyType({"steps": "steps", "batch": "images per step", "head": "head"})  # of a recipe, in captions
 _KERNELS = MappingProxyType(
     {"compile": "torch.compile", "graph": "CUDA graph", "deterministic": "deterministic kernels"}
 )
@@ -40,9 +40,9 @@ _IN_TERMINAL = ("macro F1", "ACC", "AUC", "trained", "with head", "seconds", "me
 
 @dataclass(frozen=True)
 class Table:
-    """One table, ready to be set."""
+    """One table, ready to be written in any format."""
 
-    name: str  # of a file or label: letters, digits and _
+    name: str  # for files and labels: letters, digits and _
     subject: str  # "busi", "average (3 of 6)"
     setting: str  # backbone and image size
     caption: str
@@ -50,14 +50,14 @@ class Table:
     rows: tuple[tuple[Cell, ...], ...]
 
     def flush_left(self, column: str) -> bool:
-        """Words are set flush left, numbers flush right."""
+        """Return whether a column holds words, which are aligned left; numbers are aligned right."""
         return column in {"method", "data set", "notes", "reason"}
 
 
 def tables(results: Iterable[Result]) -> list[Table]:
-    """All tables of all settings, in the order they should be read. Raises StoreError for unreadable predictions."""
+    """Return the tables of all settings in reading order."""
     found: list[Table] = []
-    for number, block in enumerate(summary.summarise(results), 1):
+    for number, block in enumerate(summary.summarize(results), 1):
         rules = [_rules(block, name) for name in block.datasets]
         spent = [_spent(block, name) for name in block.datasets]
         leaks = [_leaks(block, name) for name in block.datasets]
@@ -70,38 +70,38 @@ def tables(results: Iterable[Result]) -> list[Table]:
 
 
 def _overview(block: Block) -> list[Table]:
-    """Macro F1 of every method on every data set, with the averages that may honestly be taken."""
+    """Return macro F1 of every method on every data set, and the averages."""
     if len(block.datasets) == 1:
         return []
     averages = block.averages()
     groups = [*((name,) for name in block.datasets), *averages.values()]
     columns = ("method", "target", "trained", "share", *block.datasets, *averages)
-    scores = [formatting.marked([formatting.f1_average(row, group) for row in block.rows]) for group in groups]
+    scores = [formatting.mark_best([formatting.average_cell(row, group) for row in block.rows]) for group in groups]
     rows = tuple(zip(*_methods(block.rows), *scores, strict=True))
     return [Table("overview", "Macro F1", block.setting.short, _caption(block, block.datasets), columns, rows)]
 
 
-def _methods(rows: Sequence[Row]) -> list[list[Cell]]:
-    """The columns method, target, trained and share of rows that span data sets."""
+def _methods(rows: Sequence[MethodRow]) -> list[list[Cell]]:
+    """Return the columns method, target, trained and share of rows that span data sets."""
     records = [row.records for row in rows]
     return [
-        [formatting.label(row) for row in rows],
-        [formatting.target(row, found) for row, found in zip(rows, records, strict=True)],
+        [formatting.label_cell(row) for row in rows],
+        [formatting.target_cell(row, found) for row, found in zip(rows, records, strict=True)],
         [Cell(formatting.COSTS["trained"](found)) for found in records],
         [Cell(formatting.COSTS["share"](found)) for found in records],
     ]
 
 
 def _averages(block: Block) -> list[Table]:
-    """Macro F1, ACC and AUC averaged over the data sets that belong together."""
+    """Return tables of macro F1, ACC and AUC averaged over groups of data sets."""
     made = []
     for number, (title, names) in enumerate(block.averages().items(), 1):
         facts = {
-            "method": [formatting.label(row) for row in block.rows],
-            "target": [formatting.target(row, row.records) for row in block.rows],
-            "macro F1": formatting.marked([formatting.f1_average(row, names) for row in block.rows]),
-            "ACC": formatting.marked([formatting.score(row.mean("accuracy", names)) for row in block.rows]),
-            "AUC": formatting.marked([formatting.score(row.mean("auc", names)) for row in block.rows]),
+            "method": [formatting.label_cell(row) for row in block.rows],
+            "target": [formatting.target_cell(row, row.records) for row in block.rows],
+            "macro F1": formatting.mark_best([formatting.average_cell(row, names) for row in block.rows]),
+            "ACC": formatting.mark_best([formatting.score_cell(row.mean("accuracy", names)) for row in block.rows]),
+            "AUC": formatting.mark_best([formatting.score_cell(row.mean("auc", names)) for row in block.rows]),
         }
         text = f"{title.capitalize()}: {', '.join(names)}. {_caption(block, names)}"
         made.append(Table(f"average{number}", title.capitalize(), block.setting.short, text, *_transposed(facts)))
@@ -109,68 +109,72 @@ def _averages(block: Block) -> list[Table]:
 
 
 def _data_sets(block: Block) -> list[Table]:
-    """A table a data set with everything about every method."""
+    """Return one table per data set with scores, costs and notes of every method."""
     return [_data_set(block, name) for name in block.datasets]
 
 
 def _data_set(block: Block, name: str) -> Table:
-    rows = [row for row in block.rows if name in row.entries]
-    entries = [row.entries[name] for row in rows]
+    rows = [row for row in block.rows if name in row.replicates]
+    found = [row.replicates[name] for row in rows]
     facts: dict[str, list[Cell]] = {
-        "method": [formatting.label(row) for row in rows],
-        "target": [formatting.target(row, row.records) for row in rows],
-        "macro F1": formatting.marked([formatting.f1(entry) for entry in entries]),
-        "ACC": formatting.marked([formatting.score(entry.score("accuracy")) for entry in entries]),
-        "AUC": formatting.marked([formatting.score(entry.score("auc")) for entry in entries]),
-        **{title: [Cell(show(entry.records)) for entry in entries] for title, show in formatting.COSTS.items()},
-        "lr": [Cell(formatting.rates(entry.records)) for entry in entries],
-        "notes": [Cell("; ".join(entry.notes)) for entry in entries],
+        "method": [formatting.label_cell(row) for row in rows],
+        "target": [formatting.target_cell(row, row.records) for row in rows],
+        "macro F1": formatting.mark_best([formatting.f1_cell(one) for one in found]),
+        "ACC": formatting.mark_best([formatting.score_cell(one.mean("accuracy")) for one in found]),
+        "AUC": formatting.mark_best([formatting.score_cell(one.mean("auc")) for one in found]),
+        **{title: [Cell(show(one.records)) for one in found] for title, show in formatting.COSTS.items()},
+        "lr": [Cell(formatting.format_learning_rates(one.records)) for one in found],
+        "notes": [Cell("; ".join(one.notes)) for one in found],
     }
     subject = f"{name} (synthetic data)" if block.synthetic(name) else name
-    text = _caption(block, [name]) + _searched(block)
+    text = _caption(block, [name]) + _tuned(block)
     return Table(f"data_{_stem(name)}", subject, block.setting.short, text, *_transposed(facts))
 
 
 def _rules(block: Block, name: str) -> Table:
-    """Macro F1 under the three selection rules, and what choosing on the test set would have added."""
-    pairs = [(row, row.entries[name]) for row in block.rows if name in row.entries]
-    done = [(row, entry) for row, entry in pairs if entry.done]
+    """Return macro F1 under the three selection rules, and the gain from choosing the step on the test set."""
+    pairs = [(row, row.replicates[name]) for row in block.rows if name in row.replicates]
+    done = [(row, one) for row, one in pairs if one.done]
     facts: dict[str, list[Cell]] = {
-        "method": [formatting.label(row) for row, _ in done],
-        "target": [formatting.target(row, entry.records) for row, entry in done],
+        "method": [formatting.label_cell(row) for row, _ in done],
+        "target": [formatting.target_cell(row, one.records) for row, one in done],
     }
     for rule, title in RULES.items():
-        facts[title] = [Cell(formatting.points(entry.score("macro_f1", rule))) for _, entry in done]
-    gains = [entry.score("macro_f1", "oracle") - entry.score("macro_f1") for _, entry in done]
-    facts["inflation"] = [Cell(formatting.points(gain)) for gain in gains]
+        facts[title] = [Cell(formatting.format_points(one.mean("macro_f1", rule))) for _, one in done]
+    gains = [one.mean("macro_f1", "oracle") - one.mean("macro_f1") for _, one in done]
+    facts["inflation"] = [Cell(formatting.format_points(gain)) for gain in gains]
     text = (
         f"{name}: macro F1 in % under each selection rule{_synthetic(block, [name])}; {block.setting.network}. "
-        f"Inflation: what choosing the step on the test set would add to {RULES[block.setting.selection]}."
+        f"Inflation: gain over {RULES[block.setting.selection]!r} if the step were chosen on the test set."
     )
     return Table(f"rules_{_stem(name)}", f"{name}: selection rules", block.setting.short, text, *_transposed(facts))
 
 
 def _leaks(block: Block, name: str) -> Table:
-    """The same method on the official parts and without leaks between them, scored on the same test images."""
-    cuts: dict[tuple[str, int | None], dict[str, Row]] = defaultdict(dict)
+    """Return macro F1 with the official parts and without leaks between parts, on the same test images."""
+    cuts: dict[tuple[str, int | None], dict[str, MethodRow]] = defaultdict(dict)
     for row in block.rows:
-        if name in row.entries and row.entries[name].done:
+        if name in row.replicates and row.replicates[name].done:
             cuts[row.on_official, row.target][row.records[0].data.variant.splits] = row
     several = [found for found in cuts.values() if "official" in found and len(found) > 1]
     facts: dict[str, list[Cell]] = {
-        "method": [formatting.label(found["official"]) for found in several],
-        "target": [formatting.target(found["official"], found["official"].records) for found in several],
+        "method": [formatting.label_cell(found["official"]) for found in several],
+        "target": [formatting.target_cell(found["official"], found["official"].records) for found in several],
     }
     for cut in get_args(Cut):
         scores = [
-            formatting.f1(found[cut].entries[name])[1] if cut in found else Cell(formatting.NONE) for found in several
+            formatting.f1_cell(found[cut].replicates[name])[1] if cut in found else Cell(formatting.NONE)
+            for found in several
         ]
         facts[cut] = scores
     for cut in get_args(Cut)[1:]:
         both = [
-            (found["official"].entries[name], found[cut].entries[name]) if cut in found else None for found in several
+            (found["official"].replicates[name], found[cut].replicates[name]) if cut in found else None
+            for found in several
         ]
-        facts[f"official - {cut}"] = [formatting.gap(pair[0].less(pair[1]) if pair else None) for pair in both]
+        facts[f"official - {cut}"] = [
+            formatting.difference_cell(pair[0].difference(pair[1]) if pair else None) for pair in both
+        ]
     text = (
         f"{name}: macro F1 in % with and without leaks between its parts{_synthetic(block, [name])}; "
         f"{block.setting.network}. {LEAKS_MEAN}"
@@ -179,12 +183,12 @@ def _leaks(block: Block, name: str) -> Table:
 
 
 def _spent(block: Block, name: str) -> Table:
-    """What a training step computes and holds: no rows where the records are too old to say."""
-    pairs = [(row, row.entries[name]) for row in block.rows if name in row.entries]
-    counted = [(row, entry.records) for row, entry in pairs if any(r.costs and r.costs.memory for r in entry.records)]
+    """Return operations and memory of a training step; no rows for records that are older than these fields."""
+    pairs = [(row, row.replicates[name]) for row in block.rows if name in row.replicates]
+    counted = [(row, one.records) for row, one in pairs if any(r.costs and r.costs.memory for r in one.records)]
     facts: dict[str, list[Cell]] = {
-        "method": [formatting.label(row) for row, _ in counted],
-        "target": [formatting.target(row, records) for row, records in counted],
+        "method": [formatting.label_cell(row) for row, _ in counted],
+        "target": [formatting.target_cell(row, records) for row, records in counted],
         **{title: [Cell(show(records)) for _, records in counted] for title, show in formatting.SPENT.items()},
     }
     text = f"{name}: {formatting.SPENT_MEANS} {block.setting.network}{_synthetic(block, [name])}."
@@ -192,17 +196,15 @@ def _spent(block: Block, name: str) -> Table:
 
 
 def _failures(block: Block) -> Table:
-    """The jobs that failed and why."""
-    failed = [
-        (row, name, job.record) for row in block.rows for name, entry in row.entries.items() for job in entry.failed
-    ]
+    """Return the jobs that failed or whose files are damaged, with the reason."""
+    failed = [(row, name, job) for row in block.rows for name, one in row.replicates.items() for job in one.failed]
     facts = {
-        "method": [formatting.label(row) for row, _, _ in failed],
+        "method": [formatting.label_cell(row) for row, _, _ in failed],
         "data set": [Cell(name) for _, name, _ in failed],
-        "seed": [Cell(str(record.seed)) for _, _, record in failed],
-        "reason": [Cell(summary.public(record.reason)) for _, _, record in failed],
+        "seed": [Cell(str(job.record.seed)) for _, _, job in failed],
+        "reason": [Cell(summary.failure(job)) for _, _, job in failed],
     }
-    text = f"{block.setting.network}. Jobs that failed and why."
+    text = f"{block.setting.network}. Jobs without a score, and why."
     return Table("failed", "Failed jobs", block.setting.short, text, *_transposed(facts))
 
 
@@ -215,12 +217,12 @@ def _transposed(facts: dict[str, list[Cell]]) -> tuple[tuple[str, ...], tuple[tu
 
 
 def caption(results: Iterable[Result]) -> list[str]:
-    """What stands under the terminal's table: one paragraph a setting."""
-    return [_caption(block, block.datasets) for block in summary.summarise(results)]
+    """Return the captions below the terminal's table, one paragraph per setting."""
+    return [_caption(block, block.datasets) for block in summary.summarize(results)]
 
 
 def _caption(block: Block, names: Sequence[str]) -> str:
-    """How the numbers came about: network, recipe, rule, seeds, data, intervals."""
+    """Return a description of the numbers: network, recipe, selection rule, seeds, data, intervals."""
     setting = block.setting
     seeds = sorted({result.record.seed for result in block.results})
     values = json.loads(setting.fields)
@@ -232,23 +234,23 @@ def _caption(block: Block, names: Sequence[str]) -> str:
     return (
         f"{setting.network}. Recipe {setting.recipe}{details}; step: {RULES[setting.selection]}; "
         f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}. {data}. "
-        f"Scores in %{', mean ± standard deviation over seeds' if len(seeds) > 1 else ''}; brackets: 95% bootstrap "
-        f"over groups of test images. Best bold, second underlined."
+        f"Scores in %{', mean ± standard deviation over seeds' if len(seeds) > 1 else ''}; brackets: 95% interval "
+        f"(bootstrap over groups of test images). Best bold, second underlined."
     )
 
 
 def _changed(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """What a recipe's brackets said, but for what the caption says anyway."""
-    own, told = RECIPES.get(name), {key: values[key] for key in IN_BRACKETS if key in values and key not in _DETAILS}
-    return {key: value for key, value in told.items() if own and value != getattr(own, key)}
+    """Return the recipe's changed fields, except those that every caption lists."""
+    own, given = RECIPES.get(name), {key: values[key] for key in IN_BRACKETS if key in values and key not in _DETAILS}
+    return {key: value for key, value in given.items() if own and value != getattr(own, key)}
 
 
-def _searched(block: Block) -> str:
-    return " lr*: chosen on validation." if any(result.record.tuning for result in block.results) else ""
+def _tuned(block: Block) -> str:
+    return " lr*: tuned on validation." if any(result.record.tuning for result in block.results) else ""
 
 
 def _partial(block: Block, names: Sequence[str]) -> str:
-    """Of data sets that are not wholly here, what they lack."""
+    """Return what incomplete copies of data sets lack."""
     notes = [(name, note) for name in names for note in block.records[name].data.notes if note.startswith(INCOMPLETE)]
     return "".join(f"; {name}: {note[0].lower()}{note[1:].rstrip('.')}" for name, note in notes)
 
@@ -262,7 +264,7 @@ def _synthetic(block: Block, names: Sequence[str]) -> str:
 def _data(record: Record) -> str:
     card, data = record.data.card, record.data
     images, groups = data.sizes.get("test", 0), data.groups.get("test", 0)
-    key = card.get("group_key") or "nothing known, so each image for itself"
+    key = card.get("group_key") or "unknown: each image is its own group"
     return f"{card.get('title', data.name)}: {images} test images in {groups} groups ({key})"
 
 
@@ -270,7 +272,7 @@ def _data(record: Record) -> str:
 
 
 def terminal(results: Iterable[Result]) -> rich.table.Table:
-    """The end of a run, in 120 columns: a block of rows a data set, then the averages."""
+    """Return the table at the end of a run, for 120 columns: rows per data set, then the averages."""
     from rich import box  # noqa: PLC0415 - the start of the command line must not wait for what it may not need
     from rich.table import Table as Screen  # noqa: PLC0415
 
@@ -278,7 +280,7 @@ def terminal(results: Iterable[Result]) -> rich.table.Table:
     screen.add_column("method", min_width=24)
     for column in _IN_TERMINAL:
         screen.add_column(column, justify="right", no_wrap=True)
-    blocks = summary.summarise(results)
+    blocks = summary.summarize(results)
     for block in blocks:
         for table in [*_data_sets(block), *_averages(block)]:
             title = f"{table.subject} · {table.setting}" if len(blocks) > 1 else table.subject
@@ -287,11 +289,11 @@ def terminal(results: Iterable[Result]) -> rich.table.Table:
 
 
 def _show(table: Table, title: str, screen: rich.table.Table) -> None:
-    """Add a table as a section under its title; columns it has not stay empty."""
-    screen.add_row(f"[italic]{formatting.plain(title)}[/italic]")
+    """Add a table as a section under its title; columns that it lacks stay empty."""
+    screen.add_row(f"[italic]{formatting.escape_markup(title)}[/italic]")
     for row in table.rows:
         cell = dict(zip(table.columns, row, strict=True))
         budget = "" if cell["target"].text == formatting.NONE else f" @ {cell['target']}"
         shown = [cell.get(column, Cell("")) for column in _IN_TERMINAL]
-        screen.add_row(formatting.plain(cell["method"].text + budget), *map(formatting.styled, shown))
+        screen.add_row(formatting.escape_markup(cell["method"].text + budget), *map(formatting.styled, shown))
     screen.add_section()

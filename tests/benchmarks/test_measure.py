@@ -18,6 +18,7 @@ from peftbench.models.backbone import find
 from peftbench.profiling import counting, history
 from peftbench.profiling.history import Measured
 from peftbench.results import formatting
+from peftbench.storage.sizes import format_size
 from peftbench.study.method_grid import rows_of
 from tests.studies import call, places
 
@@ -215,8 +216,8 @@ def test_an_unknown_method_is_one_sentence(monkeypatch: pytest.MonkeyPatch, caps
 
 
 def test_units_of_cost() -> None:
-    assert formatting.giga(35.126e9) == "35.1"
-    assert formatting.giga(1234.5e9) == "1,234"
-    assert (formatting.rate(0.4567), formatting.rate(1234.5)) == ("0.457", "1,234")
-    assert formatting.mebibytes(3 * 2**20) == "3 MiB"
+    assert formatting.format_giga(35.126e9) == "35.1"
+    assert formatting.format_giga(1234.5e9) == "1,234"
+    assert (formatting.format_rate(0.4567), formatting.format_rate(1234.5)) == ("0.457", "1,234")
+    assert format_size(3 * 10**6) == "3.0 MB"
     assert counting.batch_bytes((1, 3, 2, 2)) == 60

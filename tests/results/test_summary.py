@@ -12,10 +12,10 @@ import pytest
 
 from peftbench.core.contract import Result
 from peftbench.core.record import WHOLE, Record, Variant
-from peftbench.errors import StoreError
 from peftbench.results import summary
+from peftbench.results.redaction import redact
 from peftbench.results.store import JobFolder
-from peftbench.results.summary import Block, Row
+from peftbench.results.summary import Block, MethodRow
 from peftbench.statistics import bootstrap
 from tests.records import PARAMETERS, Fake, study
 
@@ -23,19 +23,19 @@ PAPER = ("covid_ct", "busi", "chest_xray", "chaoyang", "oct", "limuc")
 
 
 def block(store: Path, *fakes: Fake) -> Block:
-    (found,) = summary.summarise([fake.write(store) for fake in fakes])
+    (found,) = summary.summarize([fake.write(store) for fake in fakes])
     return found
 
 
-def row(store: Path, *fakes: Fake) -> Row:
+def row(store: Path, *fakes: Fake) -> MethodRow:
     (found,) = block(store, *fakes).rows
     return found
 
 
 def test_seeds_share_an_entry(tmp_path: Path) -> None:
-    entry = row(tmp_path, Fake(seed=0), Fake(seed=1), Fake(seed=2)).entries["busi"]
-    scores = [summary.value(record, "validation", "macro_f1") for record in entry.records]
-    assert entry.score("macro_f1") == pytest.approx(np.mean(scores))
+    entry = row(tmp_path, Fake(seed=0), Fake(seed=1), Fake(seed=2)).replicates["busi"]
+    scores = [summary.test_score(record, "validation", "macro_f1") for record in entry.records]
+    assert entry.mean("macro_f1") == pytest.approx(np.mean(scores))
     assert entry.spread("macro_f1") == pytest.approx(np.std(scores, ddof=1))
 
 
@@ -62,7 +62,7 @@ def test_a_rate_that_was_given_makes_a_row_whatever_its_seeds(tmp_path: Path, ot
 
 def test_rates_that_were_looked_for_share_a_row(tmp_path: Path) -> None:
     (row,) = block(tmp_path, Fake(lr=1e-3, seed=0), Fake(lr=1e-2, seed=1), Fake("lora", "covid_ct", lr=1e-4)).rows
-    assert {name: len(entry.done) for name, entry in row.entries.items()} == {"busi": 2, "covid_ct": 1}
+    assert {name: len(entry.done) for name, entry in row.replicates.items()} == {"busi": 2, "covid_ct": 1}
 
 
 @pytest.mark.parametrize("change", [{"threads": 2}, {"backbone": {"digest": "e" * 64}}, {"method": {"version": 2}}])
@@ -71,7 +71,7 @@ def test_whatever_else_differs_is_no_seed(tmp_path: Path, change: dict[str, Any]
     told = second.record.model_dump()
     for key, value in change.items():
         told[key] = {**told[key], **value} if isinstance(value, dict) else value
-    (found,) = summary.summarise([first, replace(second, record=Record.model_validate(told))])
+    (found,) = summary.summarize([first, replace(second, record=Record.model_validate(told))])
     assert [len(row.records) for row in found.rows] == [1, 1]
 
 
@@ -85,14 +85,14 @@ def test_another_version_of_the_images_is_another_row(tmp_path: Path, added: int
         data = made.record.data.model_copy(update={"balance": balance, "fingerprint": f"{seed} {version}"})
         return replace(made, record=made.record.model_copy(update={"data": data}))
 
-    (found,) = summary.summarise([of(seed, version) for seed in range(3) for version in range(2)])
+    (found,) = summary.summarize([of(seed, version) for seed in range(3) for version in range(2)])
     assert [len(row.records) for row in found.rows] == sizes
     assert all(len({record.data.fingerprint[2:] for record in row.records}) == 1 for row in found.rows)
 
 
 def test_recipes_and_backbones_have_tables_of_their_own(tmp_path: Path) -> None:
     fakes = [Fake(), Fake(recipe="quick"), Fake(backbone="clip_vit_b16")]
-    assert len(summary.summarise([fake.write(tmp_path) for fake in fakes])) == 3
+    assert len(summary.summarize([fake.write(tmp_path) for fake in fakes])) == 3
 
 
 def test_random_weights_stand_beside_the_pretrained_ones(tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_nothing_stands_in_for_a_missing_data_set(tmp_path: Path) -> None:
 
 def test_a_failed_seed_is_noted(tmp_path: Path) -> None:
     found = row(tmp_path, Fake(seed=0), Fake(seed=1, reason="diverged"))
-    assert found.entries["busi"].notes == ("1 of 2 seeds failed",)
+    assert found.replicates["busi"].notes == ("1 of 2 seeds failed",)
 
 
 def test_a_copy_of_the_data_that_is_not_whole_is_noted() -> None:
@@ -169,30 +169,30 @@ def test_a_rate_that_nobody_searched_for_is_marked(fake: Fake, *, untuned: bool)
 
 
 def test_the_share_is_of_the_backbone_without_head() -> None:
-    assert summary.share(Fake(trainable=27_000).record()) == 27_000 / PARAMETERS
+    assert summary.trainable_share(Fake(trainable=27_000).record()) == 27_000 / PARAMETERS
 
 
 def test_the_point_is_the_records_and_the_interval_that_of_its_predictions(tmp_path: Path) -> None:
     result = Fake().write(tmp_path)
-    entry = summary.Entry((result,), ())
-    assert entry.f1.value == pytest.approx(entry.score("macro_f1"))
+    entry = summary.Replicates((result,), ())
+    assert entry.f1.value == pytest.approx(entry.mean("macro_f1"))
     assert entry.f1.interval == bootstrap.interval(*result.predictions("validation"))
 
 
 def test_records_published_without_predictions_have_scores_but_no_interval(tmp_path: Path) -> None:
     result = Fake().write(tmp_path)
     (result.folder / "predictions.npz").unlink()
-    entry = summary.Entry((result,), ())
-    assert entry.f1.value == entry.score("macro_f1")
+    entry = summary.Replicates((result,), ())
+    assert entry.f1.value == entry.mean("macro_f1")
     assert math.isnan(entry.f1.interval.low)
+    assert entry.notes == ("predictions not stored: no interval",)
 
 
 @pytest.mark.parametrize("content", [b"", b"spoilt"])
-def test_spoilt_predictions_are_named(tmp_path: Path, content: bytes) -> None:
+def test_predictions_that_cannot_be_read_are_damage(tmp_path: Path, content: bytes) -> None:
     result = Fake().write(tmp_path)
     (result.folder / "predictions.npz").write_bytes(content)
-    with pytest.raises(StoreError, match=f"{result.record.id} cannot be read"):
-        _ = summary.Entry((result,), ()).f1
+    assert result.damage.startswith("predictions.npz cannot be read (")
 
 
 @pytest.mark.parametrize(
@@ -200,24 +200,60 @@ def test_spoilt_predictions_are_named(tmp_path: Path, content: bytes) -> None:
     [(b".npy", 24, 7), (b"PK\x01\x02", 8, 1), (b"PK\x01\x02", 10, 99)],
     ids=["deflated wrongly", "with a password", "of an unknown compression"],
 )
-def test_predictions_that_cannot_be_unpacked_are_named(mark: bytes, behind: int, byte: int, tmp_path: Path) -> None:
+def test_predictions_that_cannot_be_unpacked_are_damage(mark: bytes, behind: int, byte: int, tmp_path: Path) -> None:
     result = Fake().write(tmp_path)
     content = bytearray((result.folder / "predictions.npz").read_bytes())
     content[content.index(mark) + behind] = byte
     (result.folder / "predictions.npz").write_bytes(content)
-    with pytest.raises(StoreError, match=f"{result.record.id} cannot be read"):
-        _ = summary.Entry((result,), ()).f1
+    assert result.damage.startswith("predictions.npz cannot be read (")
 
 
-def test_predictions_that_lack_the_rule_are_named(tmp_path: Path) -> None:
+def test_predictions_that_lack_the_rule_are_damage(tmp_path: Path) -> None:
     result = Fake().write(tmp_path)
     JobFolder(result.folder).write_predictions({"test/labels": np.zeros(3)})
-    with pytest.raises(StoreError, match="KeyError"):
-        _ = summary.Entry((result,), ()).f1
+    assert result.damage == "predictions.npz cannot be read (KeyError)"
+
+
+def whole(store: Path, fake: Fake) -> Result:
+    """A job whose record holds the digests of its files."""
+    job = JobFolder(fake.write(store).folder)
+    job.write_curve([{"step": 1.0, "loss": 0.5}])
+    return Result(job.write_record(fake.record()), job.path)
 
 
 @pytest.mark.parametrize(
-    ("text", "public"),
+    ("name", "content", "damage"),
+    [
+        ("predictions.npz", None, "predictions.npz is missing"),
+        ("curve.csv", None, "curve.csv is missing"),
+        ("curve.csv", b"step,loss\n1,0.4\n", "curve.csv was changed after its record was written"),
+        ("predictions.npz", b"spoilt", "predictions.npz was changed after its record was written"),
+    ],
+)
+def test_a_job_whose_files_are_not_whole_is_damaged_and_has_no_score(
+    name: str, content: bytes | None, damage: str, tmp_path: Path
+) -> None:
+    good, bad = whole(tmp_path, Fake()), whole(tmp_path, Fake("full", skill=9.0))
+    assert (good.damage, bad.damage) == ("", "")
+    (bad.folder / name).write_bytes(content) if content else (bad.folder / name).unlink()
+    bad = Result(bad.record, bad.folder)
+    assert bad.damage == damage
+    (found,) = summary.summarize([good, bad])
+    assert [len(row.records) for row in found.rows] == [1, 1]
+    full = next(row for row in found.rows if row.label == "full").replicates["busi"]
+    assert (full.done, full.failed) == ((), (bad,))
+    assert math.isnan(full.mean("macro_f1"))
+
+
+def test_a_damaged_seed_is_noted(tmp_path: Path) -> None:
+    results = [whole(tmp_path, Fake(seed=seed)) for seed in (0, 1)]
+    (results[0].folder / "predictions.npz").unlink()
+    (found,) = summary.summarize(results)
+    assert found.rows[0].replicates["busi"].notes == ("1 of 2 seeds damaged",)
+
+
+@pytest.mark.parametrize(
+    ("text", "redacted"),
     [
         ("2 images do not open: 'a/b c.png'", "2 images do not open: [name]"),
         ("cannot read ward3/patient_17.DCM", "cannot read [image]"),
@@ -227,8 +263,8 @@ def test_predictions_that_lack_the_rule_are_named(tmp_path: Path) -> None:
         ("5 images/s is slow", None),
     ],
 )
-def test_a_reason_names_no_image_and_no_folder(text: str, public: str | None) -> None:
-    assert summary.public(text) == (public or text)
+def test_a_reason_names_no_image_and_no_folder(text: str, redacted: str | None) -> None:
+    assert redact(text) == (redacted or text)
 
 
 def test_a_study_without_validation_part_says_so() -> None:
@@ -239,7 +275,7 @@ def test_a_study_without_validation_part_says_so() -> None:
 
 def test_a_whole_study_makes_one_block(tmp_path: Path) -> None:
     results: list[Result] = study(tmp_path)
-    (found,) = summary.summarise(results)
+    (found,) = summary.summarize(results)
     assert len(found.results) == len(results)
 
 
@@ -268,5 +304,5 @@ def test_seeds_that_train_on_other_images_may_share_a_test_set(tmp_path: Path) -
     results = [Fake(seed=seed, variant=Variant(share=0.05)).write(tmp_path) for seed in (0, 1)]
     records = [one.record for one in results]
     other = records[1].model_copy(update={"data": records[1].data.model_copy(update={"fingerprint": "0" * 64})})
-    (found,) = summary.summarise([results[0], Result(other, results[1].folder)])
-    assert "test sets differ between seeds" not in found.rows[0].entries["busi"].notes
+    (found,) = summary.summarize([results[0], Result(other, results[1].folder)])
+    assert "test sets differ between seeds" not in found.rows[0].replicates["busi"].notes

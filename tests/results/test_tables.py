@@ -35,12 +35,12 @@ def column(table: Table, name: str) -> list[str]:
 
 def test_best_and_second_are_marked_as_far_as_they_are_shown() -> None:
     scores = [0.8123, 0.8121, math.nan, 0.79, 0.5]
-    found = formatting.marked([(value, Cell("")) for value in scores])
+    found = formatting.mark_best([(value, Cell("")) for value in scores])
     assert [cell.mark for cell in found] == ["best", "best", "", "second", ""]
 
 
 def test_a_single_row_is_the_best() -> None:
-    assert [cell.mark for cell in formatting.marked([(0.5, Cell(""))])] == ["best"]
+    assert [cell.mark for cell in formatting.mark_best([(0.5, Cell(""))])] == ["best"]
 
 
 def test_baselines_compete_for_the_marks_and_are_called_baselines(tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_target_and_reached_stand_side_by_side(tmp_path: Path) -> None:
 
 def test_costs_and_rates_are_shown_with_their_units(tmp_path: Path) -> None:
     table = find(write(tmp_path, Fake(seed=0, lr=1e-3), Fake(seed=1, lr=1e-2)), "data_busi")
-    assert column(table, "memory") == ["431 MiB"]
+    assert column(table, "memory") == ["451.9 MB"]
     assert column(table, "seconds") == ["12.3"]
     assert column(table, "lr") == ["0.001, 0.01*"]
 
@@ -74,6 +74,15 @@ def test_a_failed_job_is_in_its_table_and_in_that_of_failures(tmp_path: Path) ->
     results = write(tmp_path, Fake(), Fake("ssf", reason="out of memory"))
     assert column(find(results, "data_busi"), "macro F1")[1] == "failed"
     assert [str(cell) for cell in find(results, "failed").rows[0]] == ["ssf", "busi", "0", "out of memory"]
+
+
+def test_a_damaged_job_is_called_damaged_and_not_marked(tmp_path: Path) -> None:
+    good, bad = write(tmp_path, Fake(), Fake("full", skill=3.0))
+    (bad.folder / "predictions.npz").write_bytes(b"")
+    results = [good, bad]
+    scores = find(results, "data_busi")
+    assert [(row[2].text, row[2].mark) for row in scores.rows] == [("damaged", ""), (scores.rows[1][2].text, "best")]
+    assert str(find(results, "failed").rows[0][-1]) == "predictions.npz cannot be read (EOFError)"
 
 
 def test_nothing_failed_no_table_of_failures(tmp_path: Path) -> None:
@@ -107,7 +116,7 @@ def test_the_caption_says_how_the_numbers_came_about(tmp_path: Path) -> None:
         "best on validation",
         "seeds 0, 1",
         "90 test images in 15 groups (patient); synthetic data",
-        "95% bootstrap over groups",
+        "95% interval (bootstrap over groups of test images)",
     ):
         assert words in caption
 
@@ -116,7 +125,7 @@ def test_the_caption_says_what_was_changed_of_a_recipe(tmp_path: Path) -> None:
     (result,) = write(tmp_path, Fake(recipe="paper"))
     recipe = {**asdict(RECIPES["paper"]), "momentum": 0.0, "head_scale": 16.0}
     (caption,) = tables.caption([replace(result, record=result.record.model_copy(update={"recipe": recipe}))])
-    assert "Recipe paper, 40000 steps, 64 images a step, l2 head, momentum 0.0, head scale 16.0; step:" in caption
+    assert "Recipe paper, 40000 steps, 64 images per step, l2 head, momentum 0.0, head scale 16.0; step:" in caption
 
 
 def test_the_caption_names_data_that_are_not_whole(tmp_path: Path) -> None:
@@ -138,7 +147,7 @@ def test_three_data_sets_fit_120_columns(tmp_path: Path) -> None:
     console.print(tables.terminal(study(tmp_path)))
     lines = console.export_text().splitlines()
     assert max(map(len, lines)) <= 120
-    assert any("shpeft[lam=0.5] @ 0.1% (floor)" in line and "431 MiB" in line for line in lines)
+    assert any("shpeft[lam=0.5] @ 0.1% (floor)" in line and "451.9 MB" in line for line in lines)
 
 
 def test_the_terminal_marks_best_and_second(tmp_path: Path) -> None:
@@ -146,7 +155,7 @@ def test_the_terminal_marks_best_and_second(tmp_path: Path) -> None:
     file = StringIO()
     Console(width=120, force_terminal=True, color_system="standard", file=file).print(tables.terminal(results))
     screen = file.getvalue()
-    best, second = (summary.value(result.record, "validation", "macro_f1") for result in results)
+    best, second = (summary.test_score(result.record, "validation", "macro_f1") for result in results)
     assert f"\x1b[1m{100 * best:.1f}\x1b[0m" in screen
     assert f"\x1b[4m{100 * second:.1f}\x1b[0m" in screen
 
@@ -181,7 +190,7 @@ def test_operations_and_memory_by_kind_have_a_table_of_their_own(tmp_path: Path)
     (row,) = table.rows  # the other record is older than these fields
     shown = dict(zip(table.columns, map(str, row), strict=True))
     assert (shown["GFLOPs forward"], shown["training"]) == ("0.369", "1.11")
-    assert (shown["optimizer"], shown["activations"], shown["in all"]) == ("0.5 MiB", "150 MiB", "163 MiB")
+    assert (shown["optimizer"], shown["activations"], shown["total"]) == ("524.3 kB", "157.3 MB", "170.7 MB")
     assert (shown["images/s training"], shown["prediction"]) == ("200", "1,234")
 
 
@@ -201,7 +210,7 @@ def test_no_results_no_tables() -> None:
     assert tables.terminal([]).row_count == 0
 
 
-@pytest.mark.parametrize(("bytes_", "shown"), [(3 * 2**20, "3 MiB"), (1023 * 2**20, "1,023 MiB"), (2**31, "2.0 GiB")])
+@pytest.mark.parametrize(("bytes_", "shown"), [(3 * 10**6, "3.0 MB"), (999_900_000, "999.9 MB"), (2**31, "2.1 GB")])
 def test_memory_is_read_at_a_glance(bytes_: int, shown: str) -> None:
     record = Fake().record()
     assert record.costs

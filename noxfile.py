@@ -52,8 +52,7 @@ def tests(session: nox.Session) -> None:
 @nox.session
 def docs(session: nox.Session) -> None:
     """Build the documentation into site/ without a warning or a broken link; `nox -s docs -- --serve` serves it."""
-    session.install("--no-deps", "-e", ".", *PINNED)
-    session.install("--group", "docs", *PINNED)
+    session.install("-e", ".", "--group", "docs", *PINNED)
     verb = ("serve",) if "--serve" in session.posargs else ("build", "--clean")
     session.run("mkdocs", *verb, "--strict", env={"NO_MKDOCS_2_WARNING": "1"})
 

@@ -3,8 +3,8 @@
 from peftbench.core.contract import (
     Backbone,
     BackboneCard,
-    Card,
     Dataset,
+    DatasetCard,
     Metric,
     Part,
     Preprocessing,
@@ -15,11 +15,14 @@ from peftbench.core.contract import (
     of_tasks,
 )
 
+Card = DatasetCard  # its name in version 0.1.0
+
 __all__ = [
     "Backbone",
     "BackboneCard",
     "Card",
     "Dataset",
+    "DatasetCard",
     "Metric",
     "Part",
     "Preprocessing",

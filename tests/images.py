@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from peftbench.core.contract import Card, Part, Preprocessing, Splits
+from peftbench.core.contract import DatasetCard, Part, Preprocessing, Splits
 
 SMALL = Preprocessing(8, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
-CARD = Card("Drawn", "none", ("a", "b"), "none", "drawn for a test")
+CARD = DatasetCard("Drawn", "none", ("a", "b"), "none", "drawn for a test")
 Pixels = NDArray[np.uint8]
 
 

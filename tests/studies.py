@@ -21,7 +21,7 @@ from PIL import Image
 from peftbench.cli.app import main
 from peftbench.core.record import Record
 from peftbench.core.spec import Job, Places, Study
-from peftbench.study import resolve as studies
+from peftbench.study import resolve
 
 SIDE = 64  # pixels, what `mini` takes as it is
 CLASSES = ("dots", "rows", "stripes")
@@ -46,9 +46,14 @@ def places(home: Path) -> Places:
     return Places(store=home / "runs", data=home / "data", cache=home / "cache")
 
 
+def study(base: Study | None = None, /, **changes: Any) -> Study:
+    """`base` with other values, methods and recipe as text."""
+    return replace(base or Study(), **changes)
+
+
 def small(images: Path, **changes: Any) -> Study:
     """A study of the drawn images that takes a second a method."""
-    asked = Study(
+    asked = study(
         methods=("linear",),
         datasets=(f"folder:{images}",),
         recipe="quick",
@@ -62,9 +67,9 @@ def small(images: Path, **changes: Any) -> Study:
     return replace(asked, **changes)
 
 
-def jobs(study: Study, where: Places) -> list[Job]:
+def jobs(asked: Study, where: Places) -> list[Job]:
     """Its jobs, rates untuned."""
-    return [draft.job for draft in studies.resolve(study, where).drafts]
+    return [draft.job for draft in resolve.resolve(asked, where).drafts]
 
 
 # --- the command line ------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from peftbench.core.contract import Card, Part, Preprocessing, Splits
+from peftbench.core.contract import DatasetCard, Part, Preprocessing, Splits
 from peftbench.data.batches import Images, batch_order
 from peftbench.data.pixel_cache import prepare
 
@@ -58,7 +58,7 @@ def epochs(folder: Path) -> dict[str, Callable[[], object]]:
     loader = DataLoader(Decoded(files, usual), BATCH, shuffle=True, num_workers=0)
     names = tuple(file.name for file in files)
     whole = Part(files, np.zeros(IMAGES, np.int64), names, names)
-    card = Card("Photographs", "none", ("all",), "none", "drawn from a seed")
+    card = DatasetCard("Photographs", "none", ("all",), "none", "drawn from a seed")
     splits = Splits(whole, whole.take([]), whole.take([]), "all")
     data = prepare(card, splits, PREPROCESSING, folder / "cache")
     images = Images(data.pixels("train"), PREPROCESSING, torch.device("cpu"))

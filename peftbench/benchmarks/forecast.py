@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -25,12 +24,11 @@ from peftbench.models.plan import Plan
 from peftbench.profiling import counting, hardware, history
 from peftbench.profiling.counting import Alone
 from peftbench.study.defaults import complete, make_recipe
-from peftbench.study.method_grid import Row, rows_of
+from peftbench.study.method_grid import SizedMethod, sized_methods
 from peftbench.study.resolve import trained
 
 PLACE = 40  # bytes an entry at most: where a single weight lies, in every form that its product may want
 HELD_OUT = 0.1  # of train, for validation
-DTYPES: Mapping[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ def outline(study: Study, places: Places) -> list[dict[str, Any]]:
     source = backbone.find(study.backbone, study.image_size, blank=True)
     blank = source.blank()
     total, width = sum(p.numel() for p in blank.parameters()), blank.num_features
-    rows, memory = rows_of(study, source), dict[tuple[int, Recipe], Expected | None]()
+    rows, memory = sized_methods(study, source), dict[tuple[int, Recipe], Expected | None]()
     jobs: list[dict[str, Any]] = []
     for name in study.datasets:
         head = (width + 1) * len(open_dataset(name).card.classes)
@@ -108,7 +106,7 @@ def _hardware(device: str) -> str:
     return hardware.environment(device)["hardware"]
 
 
-def key(row: Row, device: str, threads: int, recipe: Recipe) -> dict[str, Any]:
+def key(row: SizedMethod, device: str, threads: int, recipe: Recipe) -> dict[str, Any]:
     """Whatever decides how long an image takes: under it, costs are kept."""
     return {
         "hardware": _hardware(device),
@@ -122,7 +120,7 @@ def key(row: Row, device: str, threads: int, recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def seconds(row: Row, recipe: Recipe, threads: int, places: Places) -> float | None:
+def seconds(row: SizedMethod, recipe: Recipe, threads: int, places: Places) -> float | None:
     """Of training, from what `peftbench measure` found here; None where it was not asked."""
     if not row.method.trains:
         return 0.0
@@ -133,7 +131,7 @@ def seconds(row: Row, recipe: Recipe, threads: int, places: Places) -> float | N
 # --- memory ----------------------------------------------------------------------------------------------------------
 
 
-def expect(row: Row, recipe: Recipe, device: str, classes: int = 2) -> Expected | None:
+def expect(row: SizedMethod, recipe: Recipe, device: str, classes: int = 2) -> Expected | None:
     """The memory of a training step without the decoded images, counted on a network without values.
 
     None where a graft computes what cannot be told without values.
@@ -158,7 +156,7 @@ def _exactly(source: Source, plan: Plan, recipe: Recipe, device: str, classes: i
 
 def _carried_out(source: Source, plan: Plan, classes: int, recipe: Recipe) -> Classifier:
     vit = source.blank()
-    plan.carry_out(vit).slim(DTYPES[recipe.precision])
+    plan.carry_out(vit).slim(hardware.PRECISIONS[recipe.precision])
     return Classifier(vit, Head(vit.num_features, classes, "plain", 1.0, 0).to("meta"))
 
 
@@ -167,7 +165,7 @@ def _counted(source: Source, model: Classifier, recipe: Recipe, device: str, *, 
     images = (recipe.batch, 3, side, side)
     features = Alone(model.head, (recipe.batch, model.head.linear.in_features)) if alone else None
     pixels = counting.batch_bytes(features.batch if features else images)
-    return counting.count(model, images, recipe, device, DTYPES[recipe.precision], pixels, features).memory
+    return counting.count(model, images, recipe, device, hardware.PRECISIONS[recipe.precision], pixels, features).memory
 
 
 def _at_most(source: Source, recipe: Recipe, device: str, count: int, classes: int) -> Memory:

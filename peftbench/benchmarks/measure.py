@@ -13,7 +13,6 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal
 
 import numpy as np
 import torch
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from peftbench.benchmarks import forecast
+from peftbench.core.constants import Precision
 from peftbench.core.recipe import Recipe
 from peftbench.core.spec import Places, Study
 from peftbench.core.syntax import Spec
@@ -38,7 +38,7 @@ from peftbench.profiling import counting, hardware, history
 from peftbench.profiling.counting import Alone, Counted
 from peftbench.profiling.history import Latency, Measured
 from peftbench.study.defaults import refuse_graph
-from peftbench.study.method_grid import Row, rows_of, written_out
+from peftbench.study.method_grid import SizedMethod, expand, sized_methods
 from peftbench.training import loop
 from peftbench.training.loop import Learner, Task
 from peftbench.training.step import WARM_UP
@@ -81,9 +81,9 @@ def table(asked: Study, places: Places, seconds: float = 2.0) -> Iterator[Measur
     Raises RequestError, WeightsError.
     """
     source = backbone.find(asked.backbone or "mini", asked.image_size, places.weights)
-    methods = tuple(dict.fromkeys((REFERENCE, *written_out(asked.methods))))
+    methods = tuple(dict.fromkeys((Spec(REFERENCE), *expand(asked.methods))))
     asked = replace(asked, methods=methods, baselines=False)
-    rows = rows_of(asked, source)
+    rows = sized_methods(asked, source)
     if idle := [row.name for row in rows if not row.method.trains]:
         raise RequestError(f"--methods {idle[0]}: it trains nothing, so there is nothing to measure; leave it out.")
     bench = _bench(asked, source, places, seconds)
@@ -102,7 +102,7 @@ def table(asked: Study, places: Places, seconds: float = 2.0) -> Iterator[Measur
 
 def _bench(asked: Study, source: Source, places: Places, seconds: float) -> Bench:
     auto = hardware.auto_precision(places.device)
-    precision: Literal["fp32", "bf16"] = auto if asked.precision == "auto" else asked.precision
+    precision: Precision = auto if asked.precision == "auto" else asked.precision
     batch = asked.batch or BATCH[places.device]
     refuse_graph(asked, places.device)
     recipe = Recipe("measure", batch=batch, lr=1e-6, evaluations=1, precision=precision)
@@ -112,17 +112,10 @@ def _bench(asked: Study, source: Source, places: Places, seconds: float) -> Benc
     return Bench(source, vit.to(places.device), recipe, places, asked.threads, seconds)
 
 
-def label(row: Row) -> str:
-    """As the tables of a study call it."""
-    defaults = type(row.method)().values()
-    turned = row.method.knob if row.targets else None
-    return str(Spec(row.name, None, {k: v for k, v in row.method.values().items() if k != turned and v != defaults[k]}))
-
-
 # --- one method ------------------------------------------------------------------------------------------------------
 
 
-def _row(row: Row, bench: Bench) -> Measured:
+def _row(row: SizedMethod, bench: Bench) -> Measured:
     _bring_in(row)
     with hardware.peak_memory(bench.places.device) as peak:
         model, task = _model(bench), _task(bench)
@@ -140,7 +133,7 @@ def _row(row: Row, bench: Bench) -> Measured:
     latency = _latencies(bench, row, model, tuned)
     whole = latency.get("64 merged", latency["64"])
     return Measured(
-        method=label(row),
+        method=row.label,
         target=row.targets[0] if row.targets else None,
         trainable=plan.count(bench.vit),
         head=sum(p.numel() for p in model.head.parameters()),
@@ -160,7 +153,7 @@ def _row(row: Row, bench: Bench) -> Measured:
     )
 
 
-def _bring_in(row: Row) -> None:
+def _bring_in(row: SizedMethod) -> None:
     """What the method imports when it is first carried out is no part of its peak."""
     blank = row.source.blank()
     with suppress(PluginError, RuntimeError):  # it asks for gradients, or for weights that are not there
@@ -232,7 +225,7 @@ def _delta_bytes(plan: Plan, learner: Learner) -> int:
 # --- latency ---------------------------------------------------------------------------------------------------------
 
 
-def _latencies(bench: Bench, row: Row, model: Classifier, tuned: Tuned) -> dict[str, Latency]:
+def _latencies(bench: Bench, row: SizedMethod, model: Classifier, tuned: Tuned) -> dict[str, Latency]:
     """Unmerged and, where merging changes the network and leaves it plain, merged."""
     found = {str(size): _latency(bench, model, size) for size in LATENCIES}
     if row.method.merges and (tuned.plan.grafts or tuned.plan.entries) and tuned.merge():

@@ -200,7 +200,7 @@ def _foretold(rows: Sequence[Mapping[str, Any]], asked: Study) -> list[str]:
 def _advice(rows: Sequence[Mapping[str, Any]], asked: Study) -> str:
     """The command that measures what is unknown; a time does not depend on the weights, so random ones will do."""
     unknown = {parse(str(row["method"])).name for row in rows if row["seconds"] is None}
-    methods = ",".join([text for text in asked.methods if parse(text).name in unknown] or sorted(unknown))
+    methods = ",".join([str(spec) for spec in asked.methods if spec.name in unknown] or sorted(unknown))
     words = ["peftbench measure --methods", f"'{methods}'" if "[" in methods else methods]
     words += ["--ratios", ",".join(asked.ratios)] if asked.ratios else []
     words += ["--backbone", f"{str(rows[0]['backbone']).removesuffix('@random')}@random"]

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from peftbench.core.contract import Card, Task
+from peftbench.core.contract import DatasetCard, Task
 from peftbench.errors import CatalogueError, UnknownNameError
 
 Kind = Literal["methods", "datasets"]
@@ -207,11 +207,11 @@ def _built_in(file: Path) -> DatasetEntry:
     return read_entry(file, DatasetEntry)
 
 
-def dataset_card(name: str, member: str = "") -> Card:
+def dataset_card(name: str, member: str = "") -> DatasetCard:
     """The card of a data set, made from its entry; of a collection, that of a member."""
     entry = dataset_entry(name)
     what = entry.members[member] if member else entry
-    return Card(
+    return DatasetCard(
         title=what.title,
         modality=what.modality,
         classes=what.classes,

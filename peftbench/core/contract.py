@@ -35,7 +35,7 @@ INCOMPLETE = "Incomplete copy"  # how the note begins that every table shows
 
 
 @dataclass(frozen=True)
-class Card:
+class DatasetCard:
     """What a reader must know about a data set before believing a number on it."""
 
     title: str
@@ -149,7 +149,7 @@ class Dataset(Protocol):
     """
 
     @property
-    def card(self) -> Card:
+    def card(self) -> DatasetCard:
         """What it is."""
         ...
 

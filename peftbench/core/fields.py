@@ -27,6 +27,7 @@ from peftbench.errors import PluginError, RequestError
 T = TypeVar("T")
 
 AtLeast1: TypeAlias = Annotated[int, Field(ge=1, le=LARGEST)]
+Count: TypeAlias = Annotated[int, Field(gt=0, le=LARGEST)]
 NotNegative: TypeAlias = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive: TypeAlias = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction: TypeAlias = Annotated[float, Field(ge=0, lt=1)]  # a dropout, a momentum
@@ -41,6 +42,7 @@ _MUST: Mapping[str, str] = {
     "too_short": "not be empty",
     "too_long": "have at most {max_length} values",
     "tuple_type": "be a list",
+    "dataclass_type": "be a name such as lora[r=4]",
     "dict_type": "be a table",
     "model_type": "be a table",
     "extra_forbidden": "be left out: there is no such key",
@@ -86,12 +88,17 @@ def build(kind: type[T], values: Mapping[str, Any], who: str, name: Callable[[st
     required = [f.name for f in known.values() if f.default is MISSING and f.default_factory is MISSING]
     if missing := [field_name for field_name in required if field_name not in values]:
         raise RequestError(f"{who} needs a value for {missing[0]!r}.")
-    several = {field_name for field_name, hint in get_type_hints(kind).items() if get_origin(hint) is tuple}
+    several = fields_of_many(kind)
     given = {key: _plain(value, several=key in several) for key, value in values.items()}
     try:
         return TypeAdapter(kind).validate_python(given, strict=False)
     except ValidationError as error:
         raise RequestError(sentence(error, who, name)) from None
+
+
+def fields_of_many(kind: type) -> frozenset[str]:
+    """Return the names of a dataclass's fields that hold several values."""
+    return frozenset(name for name, hint in get_type_hints(kind).items() if get_origin(hint) is tuple)
 
 
 def sentence(error: ValidationError, who: str | os.PathLike[str] = "", name: Callable[[str], str] = str) -> str:
@@ -105,8 +112,8 @@ def sentence(error: ValidationError, who: str | os.PathLike[str] = "", name: Cal
         return f"{who}: {first.get('ctx', {}).get('error')}."
     same = [first, *(one for one in others if one["loc"][:1] == first["loc"][:1] and one["input"] is first["input"])]
     places = zip(*(one["loc"] for one in same), strict=False)
-    shared = [str(steps[0]) for steps in takewhile(lambda steps: len(set(steps)) == 1, places)]
-    where = name(".".join(shared)) if shared else "the value"  # without the names of a union's members
+    shared = [steps[0] for steps in takewhile(lambda steps: len(set(steps)) == 1, places)]  # not a union's members
+    where = name(".".join(step for step in shared if isinstance(step, str))) if shared else "the value"
     return f"{f'{who}: ' if who else ''}{where} {_must(same)}{_got(first)}."
 
 

@@ -1,4 +1,4 @@
-"""What is asked for: Study and Job, whose values alone decide a job's id."""
+"""What is requested: Study, and Job, whose resolved values alone decide a job's id."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
-from peftbench.core.contract import Card, Preprocessing
-from peftbench.core.fields import build
+from pydantic import BeforeValidator, Field
+
+from peftbench.core.constants import PrecisionOption
+from peftbench.core.contract import DatasetCard, Preprocessing
+from peftbench.core.fields import Count, Positive, build, checked, fields_of_many
 from peftbench.core.recipe import Recipe, grid
 from peftbench.core.record import WHOLE, Amount, Cut, Variant
 from peftbench.core.syntax import LARGEST, Spec, budget, parse, texts
@@ -20,75 +23,82 @@ from peftbench.storage.files import sha256_json
 
 # --- studies ---------------------------------------------------------------------------------------------------------
 
-QUICK = {
-    "methods": ("bitfit", "lora", "shpeft", "full"),
-    "datasets": ("phantom_ultrasound", "phantom_histology", "phantom_oct"),
-}
-PAPER_SIX = ("chaoyang", "covid_ct", "busi", "chest_xray", "oct", "limuc")
+
+def _parsed(value: object) -> object:
+    return (parse(value) if value else None) if isinstance(value, str) else value
 
 
-@dataclass(frozen=True)
+Parsed: TypeAlias = Annotated[Spec, BeforeValidator(_parsed)]
+
+
+@checked
 class Study:
-    """What was asked for, as written on the command line or in study.toml; every field has the flag's name."""
+    """A study as requested: every field has the name of its flag, and of its key in study.toml.
 
-    methods: tuple[str, ...] = ()
-    datasets: tuple[str, ...] = ()
-    splits: tuple[Cut, ...] = ("official",)
-    train_share: tuple[Amount, ...] = ()  # none: all of train
-    shots: tuple[int, ...] = ()  # images of each class; none: all
-    ratios: tuple[Amount, ...] = ()  # none: every method at its own default size
-    seeds: tuple[int, ...] = (0,)
-    backbone: str = ""  # "": clip_vit_b16 when its weights and a GPU are here, else mini
-    image_size: int | None = None
-    recipe: str = ""  # "": quick for the study without arguments, else standard
-    tune: int | None = None  # learning rates to try; None: 4 with recipe standard, else none
-    baselines: bool = True
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    compile: bool = False  # torch.compile for the blocks while they train
-    graph: bool = False  # each training step replayed as one CUDA graph
+    Methods and the recipe may be given as text, such as `lora[r=4]`, and are parsed here, once.
+    """
+
+    methods: tuple[Parsed, ...] = ()  # or `paper`, `all`; none: those of the quick study
+    datasets: tuple[str, ...] = ()  # names, `folder:PATH`, or `all`, `paper`, ...; none: `all`
+    splits: Annotated[tuple[Cut, ...], Field(min_length=1)] = ("official",)
+    train_share: tuple[Amount, ...] = ()  # of train's images; none: all of them
+    shots: tuple[Count, ...] = ()  # training images of each class; none: all of them
+    ratios: tuple[Amount, ...] = ()  # budgets; none: every method at its own default size
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0, le=LARGEST)], ...], Field(min_length=1)] = (0,)
+    backbone: str = ""  # "": clip_vit_b16 if its weights and a GPU are on this machine, else mini
+    image_size: Count | None = None  # pixels; None: the backbone's own
+    recipe: Annotated[Spec | None, BeforeValidator(_parsed)] = (
+        None  # None: quick for the study without arguments, else standard
+    )
+    tune: Annotated[int, Field(ge=0)] | None = None  # learning rates to try; None: 4 with recipe standard, else 0
+    baselines: bool = True  # run majority, linear, and linear on random weights as well
+    precision: PrecisionOption = "auto"
+    compile: bool = False  # torch.compile the blocks while they train
+    graph: bool = False  # replay each training step as one CUDA graph
     deterministic: bool = False  # on a GPU: the same bits each time
-    steps: int | None = None  # these four: None = the recipe's
-    batch: int | None = None
-    evaluations: int | None = None
-    lr: float | None = None
-    threads: int = 1
+    steps: Count | None = None  # of this and the next three: None = the recipe's
+    batch: Count | None = None
+    evaluations: Count | None = None
+    lr: Positive | None = None
+    threads: Count = 1  # CPU threads of a job
     augmentation: Literal["", "none", "light", "medical"] = ""  # "": the recipe's
 
     def __post_init__(self) -> None:
-        for name in ("image_size", "steps", "batch", "evaluations", "lr", "threads"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < LARGEST:
-                raise RequestError(f"--{name.replace('_', '-')} {value}: it must be above 0 and below {LARGEST}.")
-        if not self.seeds or min(self.seeds) < 0 or max(self.seeds) > LARGEST:
-            raise RequestError(f"--seeds: give whole numbers such as 0,1,2, none below 0 or above {LARGEST}.")
         if self.tune:
-            grid(self.tune)  # refuses a number below 2
+            grid(self.tune)  # refuses numbers that are too small or too large
         if self.tune and self.lr is not None:
-            raise RequestError("--tune and --lr contradict each other: a rate is looked for or given.")
-        if not self.splits or (self.train_share and self.shots) or min(self.shots, default=1) < 1:
-            raise RequestError("Give --splits once or more, and --train-share or --shots (from 1) or neither.")
-        _ = self.variants, *map(budget, self.ratios), *map(parse, self.methods)  # refuse nonsense
+            raise RequestError(
+                "--tune and --lr exclude each other: --tune searches for the learning rate; leave one out."
+            )
+        if self.train_share and self.shots:
+            raise RequestError("--train-share and --shots exclude each other; leave one out.")
+        _ = self.variants, [budget(ratio) for ratio in self.ratios]  # refuses what cannot be read
 
     @property
     def variants(self) -> tuple[Variant, ...]:
-        """Every cut of the data with every size of train that was asked for; each is a job of its own."""
+        """Every cut of the data with every size of train; each is a job of its own."""
         sizes = [(_share(text), 0) for text in self.train_share] or [(1.0, n) for n in self.shots or (0,)]
         return tuple(dict.fromkeys(Variant(cut, *size) for cut in self.splits for size in sizes))
 
+    def stored(self) -> dict[str, Any]:
+        """Return the fields as study.json stores them: methods and recipe as text."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return values | {"methods": [str(spec) for spec in self.methods], "recipe": str(self.recipe or "")}
 
-SEVERAL = frozenset(f.name for f in fields(Study) if str(f.type).startswith("tuple"))  # fields of several values
+
+SEVERAL = fields_of_many(Study)  # flags that take several values
 
 
 def _share(text: str) -> float:
-    """A share of train in (0, 1]."""
+    """Return a share of train, in (0, 1]."""
     try:
         value = budget(text)
     except RequestError:
         value = 0
     if isinstance(value, int):
         raise RequestError(
-            f"--train-share {text}: write a share such as 5% or 0.05, above 0% and at most 100%, or give images as "
-            "--shots."
+            f"--train-share must be a share above 0% and at most 100%, such as 5% or 0.05, got {text}; "
+            "for a number of images, use --shots."
         )
     return value
 
@@ -97,7 +107,7 @@ def load_study(file: Path) -> Study:
     """Read study.toml. Raises RequestError naming the file and the key."""
     try:
         values = tomllib.loads(file.read_text(encoding="utf-8"))
-        json.dumps(values, default=str)  # refuses numbers that are too long to be shown
+        json.dumps(values, default=str)  # refuses integers with more digits than Python prints
     except OSError as error:
         raise RequestError(f"Cannot read the study {file}: {error.strerror}.") from None
     except (ValueError, RecursionError) as error:
@@ -106,24 +116,35 @@ def load_study(file: Path) -> Study:
 
 
 def asked(file: Path | None, given: Mapping[str, Any]) -> Study:
-    """The study in `file`, if any, with the options in `given` put over it; None, "" and strange names are left out."""
+    """Return the study in `file`, if any, overridden by the options in `given`.
+
+    Options that are None or empty, and names that are not fields of a study, are ignored.
+    """
     base = load_study(file) if file else Study()
     known = {f.name for f in fields(Study)}
-    said = {k: v for k, v in given.items() if k in known and v not in (None, "", [])}
-    for name in SEVERAL & said.keys():
-        text = ",".join(said[name])
+    options = {k: v for k, v in given.items() if k in known and v not in (None, "", [])}
+    for name in SEVERAL & options.keys():
+        text = ",".join(options[name])
         if not (found := texts(text)):
-            raise RequestError(f"--{name.replace('_', '-')} {text!r} names nothing.")
-        said[name] = found
+            raise RequestError(f"{flag(name)} must name at least one value, got {text!r}.")
+        options[name] = found
     if not base.baselines:
-        said.pop("baselines", None)
-    study = build(Study, said, "The command line")
-    return replace(base, **{name: getattr(study, name) for name in said})
+        options.pop("baselines", None)
+    study = build(Study, options, "", flag)
+    return replace(base, **{name: getattr(study, name) for name in options})
+
+
+def flag(name: str) -> str:
+    """Return the flag of a field: `--image-size` for `image_size`."""
+    return f"--{name.replace('_', '-')}"
+
+
+# --- jobs ------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Places:
-    """Folders and files of this machine; never part of an id."""
+    """Folders, files and the device on this machine; never part of a job's id."""
 
     store: Path
     data: Path
@@ -135,7 +156,7 @@ class Places:
 
 @dataclass(frozen=True)
 class Job:
-    """One training run, everything resolved. `identity` decides its id; the fields behind it do not."""
+    """One training run, everything resolved. What `identity` returns decides its id."""
 
     method: str
     version: int
@@ -146,20 +167,20 @@ class Job:
     split: str
     backbone: str  # as written, @random included
     digest: str  # sha256 of the weights, or random:<seed>
-    image_size: int | None  # as asked
+    image_size: int | None  # as requested
     preprocessing: Preprocessing
     recipe: Recipe
     seed: int
     threads: int | None  # CPU
     role: Literal["final", "trial"] = "final"
     knob: str | None = None  # the method's, if it has one
-    target: int | None = None  # trainable parameters asked for
+    target: int | None = None  # the budget, in trainable parameters
     edge: Literal["floor", "ceiling"] | None = None
     tuning: Mapping[str, Any] | None = None
-    variant: Variant = WHOLE  # of the data; `split` and `fingerprint` tell it apart
-    policy: str = ""  # what augmentation `medical` does to this data set
-    alias: str = ""  # how a user's variant of the method is called
-    about: tuple[Card, tuple[str, ...]] | None = None  # card and notes of the data: the same images may have several
+    variant: Variant = WHOLE  # of the data; part of the id through `split` and `fingerprint`
+    policy: str = ""  # how augmentation `medical` treats this data set
+    alias: str = ""  # name of the user's own variant of the method
+    about: tuple[DatasetCard, tuple[str, ...]] | None = None  # of the data: card and notes
 
     def identity(self) -> dict[str, Any]:
         """The resolved values that decide the result, fields at their default left out."""
@@ -186,10 +207,18 @@ class Job:
 
     @property
     def label(self) -> str:
-        """How a table calls the method: its name and the fields that are not at their default, the knob's aside."""
-        turned = self.knob if self.target is not None else None
-        inside = {k: v for k, v in self.fields.items() if k != turned and v != self.defaults.get(k, MISSING)}
-        return self.alias or str(Spec(self.method, None, inside))
+        """The method's name in tables."""
+        return self.alias or label(
+            self.method, self.fields, self.defaults, self.knob if self.target is not None else ""
+        )
+
+
+def label(name: str, values: Mapping[str, Any], defaults: Mapping[str, Any], turned: str | None = None) -> str:
+    """Return a method's name with the fields that differ from their defaults: `lora[alpha=16]`.
+
+    The field `turned`, which a budget has set, is left out.
+    """
+    return str(Spec(name, None, {k: v for k, v in values.items() if k != turned and v != defaults.get(k, MISSING)}))
 
 
 digest = sha256_json  # for modules that have not taken it from storage.files yet

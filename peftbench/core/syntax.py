@@ -1,4 +1,4 @@
-"""How things are written: `lora[r=4,sites=qkv+proj]`, `timm:NAME[depth=8]@random`, `1%`, `100k`."""
+"""The notation of studies: `lora[r=4,sites=qkv+proj]`, `timm:NAME[depth=8]@random`, `1%`, `100k`."""
 
 from __future__ import annotations
 
@@ -13,29 +13,35 @@ from peftbench.errors import RequestError
 _SPEC = re.compile(
     r"(?P<name>[A-Za-z0-9_\-]+)(:(?P<argument>[^\[\]@]+))?(\[(?P<fields>[^\[\]]*)\])?(?P<random>@random)?"
 )
-PATHS = ("folder", "table")  # data sets behind whose colon stands a path, which may hold anything
-LARGEST = 2**31 - 1  # of any number that a study may hold
+PATHS = ("folder", "table")  # data sets whose argument is a path, which may contain any character
+LARGEST = 2**31 - 1  # number in a study
 _NUMBER = re.compile(r"[+-]?[\d.]+(e[+-]?\d+)?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Spec:
-    """A plug-in's name with what was written behind it."""
+    """A plug-in's name with its argument and fields, as parsed from text."""
 
     name: str
     argument: str | None = None  # after the colon: a path, a model's name
     fields: Mapping[str, Any] = field(default_factory=dict)
     random: bool = False  # backbones: the same network with random weights
 
+    def __hash__(self) -> int:
+        return hash(str(self))
+
     def __str__(self) -> str:
-        """As the user would write it."""
+        """Return the text that `parse` reads back."""
         inside = ",".join(f"{k}={format_value(v)}" for k, v in self.fields.items())
         argument = f":{self.argument}" if self.argument else ""
         return f"{self.name}{argument}{f'[{inside}]' if inside else ''}{'@random' if self.random else ''}"
 
 
 def parse(text: str) -> Spec:
-    """One spec. A text with a slash and no colon before it is a folder of images, and a path may hold anything."""
+    """Parse one specification. A text with a slash and no colon before it is a folder of images.
+
+    Raises RequestError.
+    """
     text = text.strip()
     kind, colon, path = text.partition(":")
     if "/" in kind or (kind in PATHS and path):
@@ -47,12 +53,12 @@ def parse(text: str) -> Spec:
         raise RequestError(f"In {text!r}, {bad[0]!r} has no value: write field=value.")
     values = {key.strip(): _value(value.strip()) for key, _, value in pairs}
     if len(values) < len(pairs):
-        raise RequestError(f"In {text!r}, a field is written twice; once will do.")
+        raise RequestError(f"In {text!r}, a field is given twice; leave one out.")
     return Spec(found["name"], found["argument"], values, bool(found["random"]))
 
 
 def texts(text: str) -> tuple[str, ...]:
-    """Specs, numbers or shares separated by commas outside brackets."""
+    """Split a list at the commas outside brackets."""
     return tuple(piece.strip() for piece in re.split(r",(?![^\[]*\])", text) if piece.strip())
 
 
@@ -63,7 +69,7 @@ def _value(text: str) -> Any:  # noqa: ANN401 - typed by the field it is for
 
 
 def format_value(value: object) -> str:
-    """As it would be written: 1 for 1.0, but never fewer digits than it takes to read the same number back."""
+    """Return a value as text: 1 for 1.0, and as many digits as it takes to read the same number back."""
     if isinstance(value, (tuple, list)):
         return "+".join(map(format_value, value))
     return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
@@ -80,7 +86,7 @@ def _number(text: str, whole: str, scale: float = 1.0) -> float:
 
 
 def budget(text: str) -> float | int:
-    """A share of the backbone's weights (`1%`, `0.01`) as a float in (0, 1], or a count (`100k`, `0.3M`) as an int."""
+    """Parse a share of the backbone's parameters (`1%`, `0.01`; a float in (0, 1]) or a count (`100k`; an int)."""
     text = text.strip()
     scale = {"k": 1_000, "M": 1_000_000}.get(text[-1:])
     number = _number(text[:-1], text, scale or 1) if scale or text.endswith("%") else _number(text, text)
@@ -92,6 +98,6 @@ def budget(text: str) -> float | int:
         value = round(number) if text.isdigit() or (number > 1 and number.is_integer()) else number
     if not 0 < value <= (1 if isinstance(value, float) else LARGEST):
         raise RequestError(
-            f"The ratio {text!r} is out of range: shares lie above 0% and at most at 100%, counts from 1 to {LARGEST}."
+            f"The ratio {text!r} is out of range: a share is above 0% and at most 100%, a count from 1 to {LARGEST}."
         )
     return value

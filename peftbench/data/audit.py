@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from peftbench.core.contract import Card, Labels, Splits
+from peftbench.core.contract import DatasetCard, Labels, Splits
 from peftbench.data.image_scan import ImageScan
 from peftbench.data.near_duplicates import ALIKE, SIDE, SIMILAR
 from peftbench.storage import checked_json
@@ -40,7 +40,7 @@ DESCRIPTIONS = {
 class Audit:
     """The findings on the parts of a data set; without a scan only those from labels and groups."""
 
-    card: Card
+    card: DatasetCard
     splits: Splits
     scan: ImageScan | None = None
 

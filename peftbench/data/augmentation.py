@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from peftbench.core.contract import Card, Preprocessing
+from peftbench.core.contract import DatasetCard, Preprocessing
 
 Kind: TypeAlias = Literal["none", "light", "medical"]
 Augment: TypeAlias = Callable[[Tensor, int, int], Tensor]  # batch, seed, step -> batch
@@ -72,7 +72,7 @@ _PATTERNS = MappingProxyType(  # searched in a card's modality; the first match 
 SIDED = " with sides"  # suffix of a policy name: left and right are different classes
 
 
-def policy_name(card: Card) -> str:
+def policy_name(card: DatasetCard) -> str:
     """Return the name of the policy that `medical` uses for a data set; it is part of a job's identity."""
     modality = card.modality.lower()
     name = next((name for name, pattern in _PATTERNS.items() if re.search(pattern, modality)), "other")

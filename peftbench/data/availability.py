@@ -10,10 +10,10 @@ from typing import Any, cast
 from platformdirs import user_data_path
 
 from peftbench.core import catalogue
+from peftbench.core.constants import PAPER_DATASETS
 from peftbench.core.contract import Dataset, Presence
 from peftbench.core.fields import build
 from peftbench.core.registry import registry
-from peftbench.core.spec import PAPER_SIX
 from peftbench.core.syntax import Spec, parse
 from peftbench.errors import DataError, PluginError, RequestError
 
@@ -87,7 +87,7 @@ def collection_specs(root: Path) -> tuple[str, ...]:
 def complete_datasets(root: Path) -> tuple[str, ...]:
     """Return every real data set that is complete under `root`: the paper's, the user's own, MedMNIST+."""
     own = catalogue.own_datasets()
-    return (*(name for name in (*PAPER_SIX, *own) if is_complete(name, root)), *collection_specs(root))
+    return (*(name for name in (*PAPER_DATASETS, *own) if is_complete(name, root)), *collection_specs(root))
 
 
 def describe_presence(name: str, root: Path) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from peftbench.core.contract import PARTS, Card, Preprocessing, Splits
+from peftbench.core.contract import PARTS, DatasetCard, Preprocessing, Splits
 from peftbench.data.decode import decode
 from peftbench.data.splits import fingerprint
 from peftbench.errors import BrokenImagesError, DataError
@@ -38,7 +38,7 @@ class Data:
     """A decoded data set: pixels of all parts in one array, and the label, name and group of each image."""
 
     folder: Path
-    card: Card
+    card: DatasetCard
     rule: str
     notes: tuple[str, ...]
     fingerprint: str
@@ -63,7 +63,7 @@ class Data:
 
 
 def prepare(
-    card: Card,
+    card: DatasetCard,
     splits: Splits,
     preprocessing: Preprocessing,
     cache: Path,
@@ -109,13 +109,13 @@ def _entry_folder(print_: str, preprocessing: Preprocessing, cache: Path) -> Pat
 def _data(folder: Path, hold: Hold) -> Data:
     facts: dict[str, Any] = read_manifest(folder)["facts"]
     known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in facts.pop("card").items()}
-    card = Card(**known)
+    card = DatasetCard(**known)
     shape = (-1, len(card.classes)) if card.task == "multi_label" else (-1,)  # also of an empty part
     labels = {part: np.asarray(values, np.int64).reshape(shape) for part, values in facts.pop("labels").items()}
     return Data(folder, card, notes=tuple(facts.pop("notes")), labels=labels, hold=hold, **facts)
 
 
-def _facts(card: Card, splits: Splits, print_: str) -> dict[str, Any]:
+def _facts(card: DatasetCard, splits: Splits, print_: str) -> dict[str, Any]:
     """Return everything about the images except their pixels, as `parts.json` holds it."""
     parts = splits.parts.items()
     return {
@@ -132,7 +132,7 @@ def _facts(card: Card, splits: Splits, print_: str) -> dict[str, Any]:
 # --- decoding into an entry ------------------------------------------------------------------------------------------
 
 
-def _build(card: Card, splits: Splits, preprocessing: Preprocessing, cache: Path, progress: Progress | None) -> Broken:
+def _build(card: DatasetCard, splits: Splits, preprocessing: Preprocessing, cache: Path, progress: Progress | None) -> Broken:
     """Decode the splits into an entry. If some images fail, cache the others and return the positions of those."""
     print_ = fingerprint(splits)
     folder, total = _entry_folder(print_, preprocessing, cache), sum(map(len, splits.parts.values()))
@@ -180,7 +180,7 @@ def _decode_parts(
 
 
 def _build_rest(
-    card: Card, splits: Splits, broken: Broken, pixels: NDArray[np.uint8], preprocessing: Preprocessing, cache: Path
+    card: DatasetCard, splits: Splits, broken: Broken, pixels: NDArray[np.uint8], preprocessing: Preprocessing, cache: Path
 ) -> None:
     """Make the entry of the images that can be decoded by copying their pixels, so that none is decoded twice."""
     starts: dict[str, int] = dict(zip(PARTS, np.cumsum([0, *map(len, splits.parts.values())]).tolist(), strict=False))

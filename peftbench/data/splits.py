@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from peftbench.core.contract import Card, Labels, Part, Splits
+from peftbench.core.contract import DatasetCard, Labels, Part, Splits
 from peftbench.errors import DataError, SplitError
 from peftbench.storage.files import sha256_file
 
@@ -167,7 +167,7 @@ def crossings(parts: Mapping[str, Part], key: str) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def drop_unknown_group_key(card: Card, splits: Splits) -> Card:
+def drop_unknown_group_key(card: DatasetCard, splits: Splits) -> DatasetCard:
     """Return the card without its group key if every image is its own group, as in copies without that information."""
     known = any(part.groups != part.names for part in splits.parts.values())
     return card if known else replace(card, group_key="")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from peftbench.core.catalogue import OwnEntry, dataset_card, dataset_entry
-from peftbench.core.contract import Card, Part, Presence, Splits
+from peftbench.core.contract import DatasetCard, Part, Presence, Splits
 from peftbench.data import image_files
 from peftbench.datasets import _own, folder, table
 from peftbench.errors import CatalogueError, DataError
@@ -45,7 +45,7 @@ class Described:
         return self.entry.task == "multi_label"
 
     @property
-    def card(self) -> Card:
+    def card(self) -> DatasetCard:
         """The card as described, with classes and group key filled in from the files. Raises as `load` does."""
         card = dataset_card(self.name)
         if self._is_table:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from peftbench.core.catalogue import dataset_entry
-from peftbench.core.contract import INCOMPLETE, PARTS, Card, Part, Presence, Splits
+from peftbench.core.contract import INCOMPLETE, PARTS, DatasetCard, Part, Presence, Splits
 from peftbench.data import image_files
 from peftbench.data.splits import cached_file_digest, crossings
 from peftbench.errors import DataError, MissingDataError, SplitError
@@ -115,7 +115,7 @@ def contradicting(labels: Sequence[Hashable], keys: Sequence[str]) -> list[str]:
 
 
 def assemble(
-    parts: Mapping[str, Part], card: Card, rule: str, notes: Sequence[str] = (), *, carved: bool = False
+    parts: Mapping[str, Part], card: DatasetCard, rule: str, notes: Sequence[str] = (), *, carved: bool = False
 ) -> Splits:
     """Return splits with notes on groups that cross parts and on classes missing in val or test.
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from peftbench.core.contract import PARTS, Card, Part, Splits
+from peftbench.core.contract import PARTS, DatasetCard, Part, Splits
 from peftbench.data import image_io
 from peftbench.data.splits import carve, join_duplicates, split
 from peftbench.datasets import _files
@@ -37,7 +37,7 @@ def resolve_path(path: str) -> Path:
         raise DataError(f"Invalid path {path!r}: {error}.") from None
 
 
-def make_splits(given: Given, card: Card, seed: int) -> Splits:
+def make_splits(given: Given, card: DatasetCard, seed: int) -> Splits:
     """Return all three parts; images with the same bytes share a group. Raises SplitError and DataError."""
     if len(card.classes) == 1 and card.task != "multi_label":
         raise DataError(

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from peftbench.core.catalogue import dataset_card
-from peftbench.core.contract import Card, Labels, Part, Splits
+from peftbench.core.contract import DatasetCard, Labels, Part, Splits
 
 SIDE = 64
 PATIENTS = {"train": range(120), "val": range(120, 160), "test": range(160, 240)}
@@ -173,7 +173,7 @@ class Phantom:
     by_patient: bool = True  # whether all images of a patient have the same class
 
     @property
-    def card(self) -> Card:
+    def card(self) -> DatasetCard:
         """Its entry in the catalogue."""
         return dataset_card(self.name)
 

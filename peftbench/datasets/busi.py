@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from peftbench.core.catalogue import dataset_card
-from peftbench.core.contract import Card, Presence, Splits
+from peftbench.core.contract import DatasetCard, Presence, Splits
 from peftbench.data import image_files
 from peftbench.data.image_io import open_picture
 from peftbench.data.near_duplicates import ALIKE, Thumbnails, alike, thumbnail
@@ -27,7 +27,7 @@ class Busi:
     """All images without their masks, 70/10/20."""
 
     @property
-    def card(self) -> Card:
+    def card(self) -> DatasetCard:
         """Its entry in the catalogue."""
         return dataset_card(NAME)
 

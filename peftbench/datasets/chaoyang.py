@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from peftbench.core.catalogue import dataset_card
-from peftbench.core.contract import Card, Part, Presence, Splits
+from peftbench.core.contract import DatasetCard, Part, Presence, Splits
 from peftbench.data import image_files
 from peftbench.data.splits import carve
 from peftbench.datasets import _files
@@ -36,7 +36,7 @@ class Chaoyang:
     """The official train and test lists, with a validation part split off train."""
 
     @property
-    def card(self) -> Card:
+    def card(self) -> DatasetCard:
         """Its entry in the catalogue."""
         return dataset_card(NAME)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from peftbench.core.catalogue import dataset_card
-from peftbench.core.contract import PARTS, Card, Part, Presence, Splits
+from peftbench.core.contract import PARTS, DatasetCard, Part, Presence, Splits
 from peftbench.data import image_files
 from peftbench.datasets import _files
 
@@ -25,7 +25,7 @@ class CovidCT:
     """The official split as published."""
 
     @property
-    def card(self) -> Card:
+    def card(self) -> DatasetCard:
         """Its entry in the catalogue."""
         return dataset_card(NAME)
 

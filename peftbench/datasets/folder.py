@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from peftbench.core.contract import Card, Part, Splits
+from peftbench.core.contract import DatasetCard, Part, Splits
 from peftbench.data import image_files, image_io
 from peftbench.datasets import _files, _own
 from peftbench.errors import DataError, MissingDataError, SplitError
@@ -31,9 +31,9 @@ class Folder:
         return _own.resolve_path(self.path)
 
     @property
-    def card(self) -> Card:
+    def card(self) -> DatasetCard:
         """Its classes are the class folders. Raises as `load` does."""
-        return Card(
+        return DatasetCard(
             title=f"folder {self.home.name}",
             modality="unknown",
             classes=classes_of(self.home),

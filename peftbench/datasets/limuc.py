@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from peftbench.core.catalogue import dataset_card
-from peftbench.core.contract import Card, Part, Presence, Splits
+from peftbench.core.contract import DatasetCard, Part, Presence, Splits
 from peftbench.data import image_files
 from peftbench.data.splits import carve
 from peftbench.datasets import _files
@@ -31,7 +31,7 @@ class Limuc:
     """The official test part, and a validation part of whole patients from the rest."""
 
     @property
-    def card(self) -> Card:
+    def card(self) -> DatasetCard:
         """Its entry in the catalogue."""
         return dataset_card(NAME)
 

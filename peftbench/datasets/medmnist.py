@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from peftbench.core.catalogue import dataset_card, dataset_entry
-from peftbench.core.contract import Card, Presence, Splits
+from peftbench.core.contract import DatasetCard, Presence, Splits
 from peftbench.datasets import _files, _medmnist
 from peftbench.errors import RequestError, UnknownNameError
 
@@ -26,7 +26,7 @@ class MedMNIST:
             raise RequestError(f"medmnist:{self.name}[size={self.size}]: size must be 28, 64, 128 or 224.")
 
     @property
-    def card(self) -> Card:
+    def card(self) -> DatasetCard:
         """Its entry in the catalogue."""
         return dataset_card(_medmnist.COLLECTION, self.name)
 

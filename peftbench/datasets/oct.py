@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 from peftbench.core.catalogue import dataset_card
-from peftbench.core.contract import PARTS, Card, Part, Presence, Splits
+from peftbench.core.contract import PARTS, DatasetCard, Part, Presence, Splits
 from peftbench.data import image_files
 from peftbench.data.splits import carve
 from peftbench.datasets import _files, _medmnist
@@ -28,7 +28,7 @@ class Oct:
     """The official train and test parts, with a validation part split off train; or OCTMNIST's three parts."""
 
     @property
-    def card(self) -> Card:
+    def card(self) -> DatasetCard:
         """Its entry in the catalogue."""
         return dataset_card(NAME)
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from peftbench.core.contract import Card, Part, Splits
+from peftbench.core.contract import DatasetCard, Part, Splits
 from peftbench.data import image_io
 from peftbench.datasets import _own
 from peftbench.errors import DataError, MissingDataError, SplitError
@@ -50,10 +50,10 @@ class Table:
         return _own.resolve_path(self.path)
 
     @property
-    def card(self) -> Card:
+    def card(self) -> DatasetCard:
         """Its classes are the labels; raises as `load` does."""
         lines = lines_of(self.file)
-        return Card(
+        return DatasetCard(
             title=f"table {self.file.name}",
             modality="unknown",
             classes=classes_of(lines),

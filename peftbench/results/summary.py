@@ -17,6 +17,7 @@ from typing import get_args
 
 import numpy as np
 
+from peftbench.core.constants import BASELINES, PAPER_DATASETS
 from peftbench.core.contract import INCOMPLETE, Result
 from peftbench.core.recipe import Recipe
 from peftbench.core.record import Cut, Record
@@ -24,8 +25,6 @@ from peftbench.results import grouping
 from peftbench.results.redaction import redact
 from peftbench.statistics import bootstrap
 
-PAPER = ("covid_ct", "busi", "chest_xray", "chaoyang", "oct", "limuc")
-BASELINES = ("majority", "linear")
 TUNED_BY_DESIGN = ("quick", "paper", "official")  # recipes that say every method's learning rate themselves
 
 
@@ -194,11 +193,13 @@ class Block:
 
     def averages(self) -> dict[str, tuple[str, ...]]:
         """Return title -> data sets to average: the paper's, the synthetic and the others apart, and none of one."""
-        paper = tuple(name for name in self.datasets if name in PAPER)
-        synthetic = tuple(name for name in self.datasets if name not in PAPER and self.synthetic(name))
+        paper = tuple(name for name in self.datasets if name in PAPER_DATASETS)
+        synthetic = tuple(name for name in self.datasets if name not in PAPER_DATASETS and self.synthetic(name))
         others = tuple(name for name in self.datasets if name not in paper + synthetic)
         titles = {
-            "average" if len(paper) == len(PAPER) else f"average ({len(paper)} of {len(PAPER)})": paper,
+            "average"
+            if len(paper) == len(PAPER_DATASETS)
+            else f"average ({len(paper)} of {len(PAPER_DATASETS)})": paper,
             f"average of {len(others)} others": others,
             f"average of {len(synthetic)} synthetic": synthetic,
         }
@@ -217,7 +218,7 @@ def summarize(results: Iterable[Result]) -> list[Block]:
 def _block(setting: Setting, results: list[Result]) -> Block:
     drawn = {result.record.data.name for result in results if result.record.data.card.get("synthetic")}
     datasets = {result.record.data.name for result in results}
-    order = sorted(datasets, key=lambda name: (name in drawn, _place(name, PAPER), name))
+    order = sorted(datasets, key=lambda name: (name in drawn, _place(name, PAPER_DATASETS), name))
     rows = [_row(by_dataset, mark) for mark, by_dataset in grouping.rows(results)]
     return Block(setting, tuple(order), tuple(sorted(rows, key=_order)))
 

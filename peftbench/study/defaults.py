@@ -1,8 +1,8 @@
-"""What was asked for, completed: the places, the data sets behind a word like `all`, the backbone and the recipe."""
+"""Complete a study: folders and device, the data sets that `all` stands for, the backbone and the recipe."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,18 +10,19 @@ from typing import Any
 from platformdirs import user_cache_path
 
 from peftbench.core import catalogue
+from peftbench.core.constants import PAPER_DATASETS, QUICK_DATASETS, QUICK_METHODS
 from peftbench.core.fields import build
 from peftbench.core.recipe import CPU_STANDARD, IN_BRACKETS, RECIPES, Recipe
 from peftbench.core.registry import registry
-from peftbench.core.spec import PAPER_SIX, QUICK, Places, Study
-from peftbench.core.syntax import parse
+from peftbench.core.spec import Places, Study
+from peftbench.core.syntax import Spec, parse
 from peftbench.data import availability
 from peftbench.errors import MissingDataError, RequestError, WeightsError
 from peftbench.models import backbone
 from peftbench.profiling import hardware
 from peftbench.storage.cache import LIMIT
 from peftbench.storage.sizes import parse_size
-from peftbench.study.method_grid import written_out
+from peftbench.study.method_grid import expand
 
 
 def places(
@@ -32,7 +33,7 @@ def places(
     device: str = "auto",
     limit: str = "",
 ) -> Places:
-    """Folders as given, or the platform's own for this user; the device that `auto` means."""
+    """Return the given folders, or this user's default ones, and the device that `auto` stands for."""
     return Places(
         store=store,
         data=availability.data_folder(data),
@@ -43,100 +44,112 @@ def places(
     )
 
 
-def find_device(asked: str) -> str:
-    """`cpu` or `cuda`. Raises RequestError where that is not here."""
-    if asked not in {"auto", "cpu", "cuda"}:
-        raise RequestError(f"--device {asked}: it is auto, cpu or cuda.")
-    if asked == "cuda" and hardware.auto_device() != "cuda":
-        raise RequestError("--device cuda: torch sees no CUDA card on this machine; use --device cpu.")
-    return hardware.auto_device() if asked == "auto" else asked
+def find_device(name: str) -> str:
+    """Return `cpu` or `cuda`. Raises RequestError for a device that this machine does not have."""
+    if name not in {"auto", "cpu", "cuda"}:
+        raise RequestError(f"--device must be auto, cpu or cuda, got {name}.")
+    if name == "cuda" and hardware.auto_device() != "cuda":
+        raise RequestError("--device cuda: torch finds no CUDA GPU on this machine; use --device cpu.")
+    return hardware.auto_device() if name == "auto" else name
+
+
+STANDARD = Spec("standard")
+TUNED = 4  # learning rates that recipe standard tries unless --tune or --lr is given
 
 
 def complete(study: Study, places: Places) -> tuple[Study, list[str]]:
-    """Fill in what was left open, and say what was chosen."""
-    says: list[str] = []
-    quick = not study.methods and not study.datasets and parse(study.recipe or "quick").name == "quick"
-    if quick:
-        recipe = study.recipe or "quick"
-        study = replace(study, methods=QUICK["methods"], datasets=QUICK["datasets"], recipe=recipe)
-        says.append(
-            "The quick study: synthetic phantoms, to see that everything works. For real images see --datasets."
-        )
-    methods = written_out(study.methods or QUICK["methods"])
-    names, about = _datasets(study.datasets or ("all",), places.data)
-    seeds = tuple(dict.fromkeys(study.seeds))
-    recipe = study.recipe or "standard"
-    chosen, why = (study.backbone, "") if study.backbone else _default_backbone(places)
-    tuned = parse(recipe).name == "standard" and study.lr is None
-    tune = study.tune if study.tune is not None else 4 if tuned else 0
+    """Return the study with every open choice made, and the notes to print about them."""
+    notes: list[str] = []
+    if not study.methods and not study.datasets and (study.recipe is None or study.recipe.name == "quick"):
+        study = replace(study, datasets=QUICK_DATASETS, recipe=study.recipe or Spec("quick"))
+        notes.append("The quick study on synthetic phantoms checks the installation. For real images, give --datasets.")
+    methods = expand(study.methods or tuple(map(parse, QUICK_METHODS)))
+    datasets, missing = _datasets(study.datasets or ("all",), places.data)
+    backbone_name, why = (study.backbone, []) if study.backbone else _default_backbone(places)
     study = replace(
-        study, methods=methods, datasets=tuple(names), seeds=seeds, recipe=recipe, backbone=chosen, tune=tune
+        study,
+        methods=methods,
+        datasets=tuple(datasets),
+        seeds=tuple(dict.fromkeys(study.seeds)),
+        recipe=study.recipe or STANDARD,
+        backbone=backbone_name,
     )
-    return study, [*says, *about, *([why] if why else [])]
+    return replace(study, tune=_trials(study)), [*notes, *missing, *why]
 
 
-def _default_backbone(places: Places) -> tuple[str, str]:
-    if places.device == "cuda":
-        try:
-            backbone.find("clip_vit_b16", None, places.weights)
-        except WeightsError as error:
-            return "mini", f"Backbone mini, 64 px: not the paper's backbone. {error}"
-        return "clip_vit_b16", ""
-    return "mini", "Backbone mini, 64 px: not the paper's backbone (--backbone clip_vit_b16 is)."
+def _trials(study: Study) -> int:
+    if study.tune is not None:
+        return study.tune
+    return TUNED if study.recipe and study.recipe.name == "standard" and study.lr is None else 0
 
 
-def _datasets(asked: Sequence[str], root: Path) -> tuple[list[str], list[str]]:
-    """Names with groups (`all`, `paper`, `phantoms`) written out, and what to say about those that are missing."""
-    names: list[str] = []
-    says: list[str] = []
-    for word in asked:
-        found, about = _group(word, root)
+def _default_backbone(places: Places) -> tuple[str, list[str]]:
+    if places.device != "cuda":
+        return "mini", ["Backbone mini, 64 px: not the paper's backbone (--backbone clip_vit_b16 is)."]
+    try:
+        backbone.find("clip_vit_b16", None, places.weights)
+    except WeightsError as error:
+        return "mini", [f"Backbone mini, 64 px: not the paper's backbone. {error}"]
+    return "clip_vit_b16", []
+
+
+def _datasets(words: Sequence[str], root: Path) -> tuple[list[str], list[str]]:
+    """Return data set names, groups such as `all` expanded, and notes about those that are missing."""
+    names, notes = list[str](), list[str]()
+    for word in words:
+        found, about = GROUPS[word](root) if word in GROUPS else ([word], [])
         names += [name for name in found if name not in names]
-        says += about
-    return names, says
+        notes += about
+    return names, notes
 
 
-def _group(word: str, root: Path) -> tuple[list[str], list[str]]:
-    groups = {"all": _all, "paper": _paper, "phantoms": _phantoms, "medmnist": _medmnist, "every": _every}
-    return groups[word](root) if word in groups else ([word], [])
-
-
-def _phantoms(root: Path) -> tuple[list[str], list[str]]:  # noqa: ARG001 - they are drawn, not read
+def _phantoms(root: Path) -> tuple[list[str], list[str]]:  # noqa: ARG001 - they are generated, not read
     return [name for name in registry("datasets").names() if name.startswith("phantom_")], []
 
 
-def _paper(root: Path) -> tuple[list[str], list[str]]:  # noqa: ARG001 - all six, wherever they are
-    return list(PAPER_SIX), []
+def _paper(root: Path) -> tuple[list[str], list[str]]:  # noqa: ARG001 - all six, present or not
+    return list(PAPER_DATASETS), []
 
 
 def _all(root: Path) -> tuple[list[str], list[str]]:
-    """The paper's six as far as they are complete; the phantoms if none is."""
-    here = [name for name in PAPER_SIX if _present(name, root)]
-    others = {name: availability.presence(name, root) for name in PAPER_SIX if name not in here}
+    """Return the complete ones of the paper's six data sets; the phantoms if none is complete."""
+    complete = [name for name in PAPER_DATASETS if _present(name, root)]
+    others = {name: availability.presence(name, root) for name in PAPER_DATASETS if name not in complete}
     parts = [f"{name} ({found.found:,} of {found.whole:,})" for name, found in others.items() if found and found.found]
     missing = [name for name, found in others.items() if not (found and found.found)]
     partly = f"incomplete, and run only when named: {', '.join(parts)}" if parts else ""
-    if not here:
-        says = f"None of the paper's six data sets lies under {root}: the built-in synthetic phantoms run instead."
-        return _phantoms(root)[0], [says, *([f"Of the six are {partly}."] if parts else [])]
-    says = f"all = {len(here)} of the paper's 6 data sets"
-    absent = f"not under {root}: {', '.join(missing)}" if missing else ""
-    how = "`peftbench list datasets` says how to get one."
-    return here, [f"{'; '.join(piece for piece in (says, absent, partly) if piece)}. {how}"] if others else []
+    if not complete:
+        note = f"None of the paper's six data sets is complete in {root}: running the synthetic phantoms instead."
+        return _phantoms(root)[0], [note, *([f"Of the six, {partly}."] if parts else [])]
+    if not others:
+        return complete, []
+    absent = f"not in {root}: {', '.join(missing)}" if missing else ""
+    found = f"all = {len(complete)} of the paper's 6 data sets"
+    pieces = "; ".join(piece for piece in (found, absent, partly) if piece)
+    return complete, [f"{pieces}. `peftbench list datasets` shows how to get them."]
 
 
 def _medmnist(root: Path) -> tuple[list[str], list[str]]:
-    """Those of the twelve whose files are here, each at its largest size."""
-    if not (here := availability.collection_specs(root)):
+    """Return the data sets of MedMNIST+ whose files are present, each at its largest size."""
+    if not (found := availability.collection_specs(root)):
         how = catalogue.dataset_entry(availability.COLLECTION).how_to_get
-        raise MissingDataError(f"No set of MedMNIST+ lies under {root / availability.COLLECTION}. {how}")
-    return list(here), [f"medmnist = {len(here)} of the 12 sets, those that are here."]
+        raise MissingDataError(f"No data set of MedMNIST+ is in {root / availability.COLLECTION}. {how}")
+    return list(found), [f"medmnist = the {len(found)} of its 12 data sets that are present."]
 
 
 def _every(root: Path) -> tuple[list[str], list[str]]:
-    """Every real set that is complete here; the phantoms if there is none."""
-    here = availability.complete_datasets(root)
-    return (list(here), [f"every = {len(here)} data sets, those that are here."]) if here else _all(root)
+    """Return every real data set that is complete; the phantoms if none is."""
+    found = availability.complete_datasets(root)
+    return (list(found), [f"every = the {len(found)} complete data sets."]) if found else _all(root)
+
+
+GROUPS: Mapping[str, Callable[[Path], tuple[list[str], list[str]]]] = {
+    "all": _all,
+    "paper": _paper,
+    "phantoms": _phantoms,
+    "medmnist": _medmnist,
+    "every": _every,
+}
 
 
 def _present(name: str, root: Path) -> bool:
@@ -144,34 +157,38 @@ def _present(name: str, root: Path) -> bool:
 
 
 def make_recipe(study: Study, device: str) -> Recipe:
-    """The study's recipe with every choice made. Raises RequestError."""
-    spec = parse(study.recipe)
+    """Return the study's recipe with every choice made. Raises RequestError."""
+    spec = study.recipe or STANDARD
     if spec.name not in RECIPES or spec.argument or spec.random:
-        raise RequestError(f"No recipe is called {study.recipe!r}. There are: {', '.join(RECIPES)}.")
+        raise RequestError(f"No recipe is called {str(spec)!r}. There are: {', '.join(RECIPES)}.")
     recipe = RECIPES[spec.name]
     if recipe.name == "standard" and device == "cpu":
         recipe = replace(recipe, **CPU_STANDARD)
-    precision = hardware.auto_precision(device) if study.precision == "auto" else study.precision
     refuse_graph(study, device)
-    recipe = replace(recipe, compile=study.compile, graph=study.graph)
-    recipe = replace(recipe, deterministic=study.deterministic and device == "cuda")  # a CPU is so anyway
-    return replace(recipe, **written(study), precision=precision)
+    return replace(
+        recipe,
+        precision=hardware.auto_precision(device) if study.precision == "auto" else study.precision,
+        compile=study.compile,
+        graph=study.graph,
+        deterministic=study.deterministic and device == "cuda",  # on a CPU, bits are the same anyway
+        **overrides(study),
+    )
 
 
 def refuse_graph(study: Study, device: str) -> None:
-    """Raises RequestError for a CUDA graph without CUDA."""
+    """Raise RequestError for a CUDA graph without CUDA."""
     if study.graph and device != "cuda":
-        raise RequestError("--graph needs a GPU (--device cuda), and this runs on the CPU; leave it out.")
+        raise RequestError("--graph needs a GPU (--device cuda), and the device is the CPU; leave it out.")
 
 
-def written(study: Study) -> dict[str, Any]:
-    """The values of a recipe that the user has set, by flags or behind its name: `paper[momentum=0,head_scale=16]`."""
+def overrides(study: Study) -> dict[str, Any]:
+    """Return the recipe's fields that the user set, by flags or as in `paper[momentum=0,head_scale=16]`."""
     values = {k: v for k in ("steps", "batch", "evaluations", "lr") if (v := getattr(study, k)) is not None}
-    spec = parse(study.recipe)
-    if strange := [name for name in spec.fields if name not in IN_BRACKETS]:
+    spec = study.recipe or STANDARD
+    if unknown := [name for name in spec.fields if name not in IN_BRACKETS]:
         raise RequestError(
-            f"Recipe {spec.name}: {strange[0]!r} cannot be set in brackets; there are {', '.join(IN_BRACKETS)}."
+            f"recipe {spec.name}: {unknown[0]!r} cannot be set in brackets; there are {', '.join(IN_BRACKETS)}."
         )
-    typed = build(Recipe, {**spec.fields, "name": spec.name}, f"Recipe {spec.name}")
+    typed = build(Recipe, {**spec.fields, "name": spec.name}, f"recipe {spec.name}")
     values |= {name: getattr(typed, name) for name in spec.fields}
     return values | ({"augmentation": study.augmentation} if study.augmentation else {})

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeAlias
 
 import numpy as np
 
 from peftbench.core import official_recipes
-from peftbench.core.contract import Card, Splits
+from peftbench.core.contract import DatasetCard, Splits
 from peftbench.core.recipe import QUICK_RATES, Recipe, grid
 from peftbench.core.record import WHOLE, Record, Variant
 from peftbench.core.spec import Job, Places, Study
-from peftbench.core.syntax import parse
 from peftbench.data import audit, image_scan, pixel_cache, subsets
 from peftbench.data.augmentation import policy_name
 from peftbench.data.availability import open_dataset
@@ -25,8 +24,8 @@ from peftbench.models import backbone
 from peftbench.models.backbone import Source
 from peftbench.results.store import Store
 from peftbench.storage import files
-from peftbench.study.defaults import complete, make_recipe, written
-from peftbench.study.method_grid import Row, named, rows_of
+from peftbench.study.defaults import complete, make_recipe, overrides
+from peftbench.study.method_grid import SizedMethod, resolve_method, sized_methods
 
 Where: TypeAlias = tuple[str, Variant, int]  # data set, which of its images, seed
 Watch = Callable[[str, int, int], None]  # what is being decoded, images done, images in all
@@ -77,7 +76,7 @@ def resolve(study: Study, places: Places, *, skip_broken: bool = False, watch: W
     if recipe.precision != "fp32" and study.precision == "auto":
         says.append(f"Precision {recipe.precision} (auto): this hardware multiplies it natively.")
     source = backbone.find(study.backbone, study.image_size, places.weights)
-    asked = rows_of(study, source)
+    asked = sized_methods(study, source)
     _refuse_bad_weights(source)
     tables = {
         (name, variant, seed): load(
@@ -99,10 +98,10 @@ def resolve(study: Study, places: Places, *, skip_broken: bool = False, watch: W
 
 def _overruled(study: Study) -> Iterator[str]:
     """What was written of a method's size where the budgets decide it."""
-    for text in study.methods if study.ratios else ():
-        knob = named(text, study.recipe).method.knob
-        if knob in parse(text).fields:
-            yield f"{text}: --ratios decides {knob}, so the {knob} that is written there is not used."
+    for spec in study.methods if study.ratios else ():
+        knob = resolve_method(spec, "").method.knob
+        if knob in spec.fields:
+            yield f"{spec}: --ratios sets {knob}, so the {knob} given here is ignored."
 
 
 def _lacking(tables: Mapping[Where, Data]) -> Iterator[str]:
@@ -178,7 +177,7 @@ def _whole_train(splits: Splits) -> Splits:
     )
 
 
-def _refuse_missing_classes(name: str, splits: Splits, card: Card) -> None:
+def _refuse_missing_classes(name: str, splits: Splits, card: DatasetCard) -> None:
     classes, several = len(card.classes), card.task == "multi_label"
     shape = (classes,) if several else ()
     if any(part.labels.shape[1:] != shape for part in splits.parts.values()):
@@ -193,7 +192,7 @@ def _refuse_missing_classes(name: str, splits: Splits, card: Card) -> None:
 
 
 def _draft(
-    row: Row, study: Study, recipe: Recipe, tables: Mapping[Where, Data], where: Where, tuned_on: Where
+    row: SizedMethod, study: Study, recipe: Recipe, tables: Mapping[Where, Data], where: Where, tuned_on: Where
 ) -> Draft:
     (name, variant, seed), data, tuning = where, tables[where], tables[tuned_on]
     fields, defaults = row.method.values(), type(row.method)().values()
@@ -237,13 +236,13 @@ def _tuned_on(where: Where, first: int, tables: Mapping[Where, Data]) -> Where:
     return shared if seen.isdisjoint(tables[where].names["test"]) else where
 
 
-def trained(row: Row, study: Study, recipe: Recipe, sizes: Mapping[str, int]) -> tuple[Recipe, Sequence[float]]:
+def trained(row: SizedMethod, study: Study, recipe: Recipe, sizes: Mapping[str, int]) -> tuple[Recipe, Sequence[float]]:
     """How a method is trained, and the learning rates to choose from; without validation the middle one of a grid."""
     if recipe.name == "quick" and study.lr is None:
         recipe = recipe.at(QUICK_RATES.get(row.name, recipe.lr))
     found: Sequence[float] = (recipe.lr,)
     if recipe.name == "official":
-        recipe = official_recipes.recipe(row.name, recipe, sizes["train"], written(study))
+        recipe = official_recipes.recipe(row.name, recipe, sizes["train"], overrides(study))
         found = (recipe.lr,) if study.lr is not None else official_recipes.rates(row.name, recipe)
     if study.tune:
         found = grid(study.tune)
@@ -265,5 +264,5 @@ def note_study(resolved: Resolved, finals: Sequence[Job], store: Store) -> None:
         }
         for draft, job in zip(resolved.drafts, finals, strict=True)
     }
-    content = {"asked": asdict(resolved.study), "jobs": answers, "says": resolved.says}
+    content = {"asked": resolved.study.stored(), "jobs": answers, "says": resolved.says}
     files.write_json(store.root / "study.json", content, private=True)

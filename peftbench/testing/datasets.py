@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from peftbench.core.contract import Card, Dataset, Part, Splits
+from peftbench.core.contract import Dataset, DatasetCard, Part, Splits
 from peftbench.data.image_io import open_picture
 from peftbench.errors import MissingDataError
 from peftbench.testing.findings import Finding, Rule, Skipped, demand, judge, refuse_torch
@@ -29,7 +29,7 @@ class Shelf:
             raise Skipped(str(error)) from None
 
     @property
-    def card(self) -> Card:
+    def card(self) -> DatasetCard:
         """What is said of it."""
         return self.dataset.card
 

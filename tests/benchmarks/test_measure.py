@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,12 +18,13 @@ from peftbench.profiling import counting, history
 from peftbench.profiling.history import Measured
 from peftbench.results import formatting
 from peftbench.storage.sizes import format_size
-from peftbench.study.method_grid import rows_of
+from peftbench.study.method_grid import sized_methods
+from tests import studies
 from tests.studies import call, places
 
 TINY = "timm:vit_tiny_patch16_224[img_size=32,depth=1]@random"  # 5 tokens of width 192
-ASKED = Study(methods=("bitfit", "lora[r=2]", "shpeft", "linear"), backbone=TINY, batch=2, precision="fp32")
-PLANNED = Study(methods=ASKED.methods, datasets=("busi",), backbone=TINY, recipe="quick", baselines=False)
+ASKED = studies.study(methods=("bitfit", "lora[r=2]", "shpeft", "linear"), backbone=TINY, batch=2, precision="fp32")
+PLANNED = studies.study(methods=ASKED.methods, datasets=("busi",), backbone=TINY, recipe="quick", baselines=False)
 
 
 @pytest.fixture(scope="module")
@@ -85,19 +85,19 @@ def test_the_head_alone_trains_on_stored_features(rows: dict[str, Measured]) -> 
 
 
 def test_the_word_paper_means_the_methods_of_its_table(here: Places) -> None:
-    table = measure.table(replace(ASKED, methods=("paper",)), here, seconds=0.0)
+    table = measure.table(studies.study(ASKED, methods=("paper",)), here, seconds=0.0)
     assert next(table).method == "full"
     assert next(table).method == "adaptformer"  # the first of them by name
 
 
 def test_what_trains_nothing_is_not_measured(here: Places) -> None:
     with pytest.raises(RequestError, match="--methods majority: it trains nothing"):
-        list(measure.table(Study(methods=("majority",), backbone=TINY), here))
+        list(measure.table(studies.study(methods=("majority",), backbone=TINY), here))
 
 
 def test_the_threads_are_as_before(here: Places) -> None:
     before = torch.get_num_threads()
-    asked = Study(methods=("linear",), backbone=TINY, batch=2, threads=before + 1)
+    asked = studies.study(methods=("linear",), backbone=TINY, batch=2, threads=before + 1)
     assert next(iter(measure.table(asked, here, seconds=0.0))).method == "full"
     assert torch.get_num_threads() == before
 
@@ -113,8 +113,8 @@ def test_a_first_run_is_left_out_unless_it_took_all_the_time(seconds: float, run
 
 
 def test_what_was_measured_foretells_the_time_of_training(here: Places, rows: dict[str, Measured]) -> None:
-    asked = Study(methods=("lora[r=2]",), backbone=TINY)
-    (row,) = rows_of(Study(methods=asked.methods, backbone=TINY, baselines=False), find(TINY))
+    asked = studies.study(methods=("lora[r=2]",), backbone=TINY)
+    (row,) = sized_methods(studies.study(methods=asked.methods, backbone=TINY, baselines=False), find(TINY))
     recipe = Recipe(steps=30, batch=4, precision="fp32")
     found = forecast.seconds(row, recipe, 1, here)
     assert found == pytest.approx(120 / rows["lora[r=2]"].images_per_second)
@@ -133,9 +133,9 @@ def test_a_damaged_entry_is_none(tmp_path: Path, rows: dict[str, Measured]) -> N
 
 def test_expected_memory_is_what_is_counted_on_the_real_network(here: Places, rows: dict[str, Measured]) -> None:
     recipe = Recipe("measure", batch=2, precision="fp32")
-    wanted = Study(methods=ASKED.methods, backbone=TINY, baselines=False)
-    for row in rows_of(wanted, find(TINY)):
-        found, real = expect(row, recipe, here.device), rows[measure.label(row)].memory
+    wanted = studies.study(methods=ASKED.methods, backbone=TINY, baselines=False)
+    for row in sized_methods(wanted, find(TINY)):
+        found, real = expect(row, recipe, here.device), rows[row.label].memory
         assert found
         if found.exact:
             assert found.memory == real
@@ -181,7 +181,7 @@ def test_a_plan_finds_what_measure_kept_in_the_same_cache(
 
 def test_the_advice_measures_what_was_planned() -> None:
     rows = [{"method": name, "seconds": None, "backbone": "clip_vit_b16"} for name in ("linear", "lora")]
-    asked = Study(methods=("lora[alpha=16]", "full"), ratios=("1%",), image_size=112)
+    asked = studies.study(methods=("lora[alpha=16]", "full"), ratios=("1%",), image_size=112)
     said = "peftbench measure --methods 'lora[alpha=16]' --ratios 1% --backbone clip_vit_b16@random --image-size 112"
     assert show._advice(rows, asked) == said
     assert "--methods linear,lora --backbone" in show._advice(rows, Study())

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from peftbench.core import catalogue
-from peftbench.core.contract import Card, Preprocessing
+from peftbench.core.contract import DatasetCard, Preprocessing
 from peftbench.data import augmentation
 from peftbench.data.augmentation import POLICIES, Policy, augmentation_for, light, medical, policy, policy_name
 from peftbench.training.job import run
@@ -23,8 +23,8 @@ PLAIN = Preprocessing(16, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 STILL = Policy(mirror=False, degrees=0, shift=0, zoom=0, brightness=0, contrast=0)
 
 
-def card(modality: str, *classes: str) -> Card:
-    return Card("A set", modality, classes or ("a", "b"), "none", "drawn")
+def card(modality: str, *classes: str) -> DatasetCard:
+    return DatasetCard("A set", modality, classes or ("a", "b"), "none", "drawn")
 
 
 def changed(batch: Tensor, how: Policy, preprocessing: Preprocessing = PLAIN, step: int = 0) -> Tensor:

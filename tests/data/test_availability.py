@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from peftbench.core.spec import Study
 from peftbench.data import availability
 from peftbench.errors import MissingDataError, RequestError
 from peftbench.study import defaults
@@ -30,7 +29,7 @@ def busi(root: Path, images: int) -> Path:
 
 def group(word: str, tmp_path: Path, root: Path) -> tuple[tuple[str, ...], str]:
     where = replace(studies.places(tmp_path), data=root)
-    study, says = defaults.complete(Study(methods=("linear",), datasets=(word,)), where)
+    study, says = defaults.complete(studies.study(methods=("linear",), datasets=(word,)), where)
     return study.datasets, " ".join(says)
 
 
@@ -67,11 +66,11 @@ def test_all_leaves_an_incomplete_copy_out_and_says_so(tmp_path: Path) -> None:
 def test_all_takes_a_complete_copy(tmp_path: Path) -> None:
     names, says = group("all", tmp_path, busi(tmp_path / "data", 1000))
     assert names == ("busi",)
-    assert "all = 1 of the paper's 6 data sets; not under" in says
+    assert "all = 1 of the paper's 6 data sets; not in" in says
 
 
 def test_medmnist_means_those_of_the_twelve_that_are_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(MissingDataError, match=r"No set of MedMNIST\+ lies under .*\. Run `peftbench data fetch"):
+    with pytest.raises(MissingDataError, match=r"No data set of MedMNIST\+ is in .*\. Run `peftbench data fetch"):
         group("medmnist", tmp_path, tmp_path / "data")
     write_set(tmp_path / "data", "breastmnist", 64, monkeypatch)
     assert group("medmnist", tmp_path, tmp_path / "data")[0] == ("medmnist:breastmnist[size=64]",)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from peftbench.core.contract import Card, Labels, Part, Splits
+from peftbench.core.contract import DatasetCard, Labels, Part, Splits
 from peftbench.data import splits as splits_
 from peftbench.data.splits import (
     cached_file_digest,
@@ -175,7 +175,7 @@ def test_a_fingerprint_changes_with_a_files_bytes_but_not_with_its_place(tmp_pat
 
 
 def test_a_card_promises_no_groups_that_the_copy_does_not_tell() -> None:
-    card = Card("OCT", "retina", ("a", "b"), "none", "drawn", group_key="patient")
+    card = DatasetCard("OCT", "retina", ("a", "b"), "none", "drawn", group_key="patient")
     alone = Splits(part("a", [0, 1]), part("b", [0]), part("c", [1]), "official")
     assert not drop_unknown_group_key(card, alone).group_key
     assert drop_unknown_group_key(card, replace(alone, test=part("c", [1], ["patient 7"]))).group_key == "patient"

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from peftbench.core.contract import Card, Part, Splits
+from peftbench.core.contract import DatasetCard, Part, Splits
 from peftbench.core.record import Variant
 from peftbench.core.spec import Study
 from peftbench.data import pixel_cache
@@ -22,7 +22,7 @@ from peftbench.study.resolve import Draft, resolve
 from tests import studies
 
 CLASSES = ("benign", "malignant", "normal")
-CARD = Card("Drawn", "none", CLASSES, "none", "drawn from a seed", group_key="patient")
+CARD = DatasetCard("Drawn", "none", CLASSES, "none", "drawn from a seed", group_key="patient")
 
 
 def part(prefix: str, labels: list[int], groups: list[str] | None = None) -> Part:

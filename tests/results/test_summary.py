@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from peftbench.core.constants import PAPER_DATASETS
 from peftbench.core.contract import Result
 from peftbench.core.record import WHOLE, Record, Variant
 from peftbench.results import summary
@@ -18,8 +19,6 @@ from peftbench.results.store import JobFolder
 from peftbench.results.summary import Block, MethodRow
 from peftbench.statistics import bootstrap
 from tests.records import PARAMETERS, Fake, study
-
-PAPER = ("covid_ct", "busi", "chest_xray", "chaoyang", "oct", "limuc")
 
 
 def block(store: Path, *fakes: Fake) -> Block:
@@ -127,8 +126,8 @@ def test_averages_say_how_many_of_the_papers_six_they_hold(tmp_path: Path) -> No
 
 
 def test_the_papers_six_are_the_average(tmp_path: Path) -> None:
-    found = block(tmp_path, *(Fake(dataset=name) for name in PAPER))
-    assert found.averages() == {"average": PAPER}
+    found = block(tmp_path, *(Fake(dataset=name) for name in PAPER_DATASETS))
+    assert found.averages() == {"average": PAPER_DATASETS}
 
 
 def test_phantoms_are_averaged_apart(tmp_path: Path) -> None:

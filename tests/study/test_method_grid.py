@@ -8,13 +8,18 @@ import pytest
 
 from peftbench.cli.check import check
 from peftbench.cli.list import facts
+from peftbench.core.syntax import parse
 from peftbench.errors import CatalogueError, RequestError
 from peftbench.methods.lora import LoRA
 from peftbench.models import backbone
 from peftbench.study import resolve as studies_of
-from peftbench.study.method_grid import named, rows_of
+from peftbench.study.method_grid import NamedMethod, resolve_method, sized_methods
 from peftbench.testing import failed
 from tests import studies
+
+
+def method_of(text: str, recipe: str) -> NamedMethod:
+    return resolve_method(parse(text), recipe)
 
 
 @pytest.fixture
@@ -28,8 +33,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_variant_is_its_base_with_its_fields(here: Path) -> None:
     assert here.is_dir()
-    assert named("small_lora", "standard").method == LoRA(r=2, sites=("qkv", "proj"))
-    assert named("small_lora[r=4]", "standard").method == LoRA(r=4, sites=("qkv", "proj"))
+    assert method_of("small_lora", "standard").method == LoRA(r=2, sites=("qkv", "proj"))
+    assert method_of("small_lora[r=4]", "standard").method == LoRA(r=4, sites=("qkv", "proj"))
 
 
 def test_it_is_the_same_job_under_another_name(here: Path) -> None:
@@ -63,7 +68,7 @@ def test_a_count_that_the_data_decide_is_shown_as_an_aim() -> None:
 
 def test_a_variant_may_have_variants(here: Path) -> None:
     (here / "methods" / "tiny_lora.toml").write_text('base = "small_lora"\nr = 1\n')
-    assert named("tiny_lora", "standard").method == LoRA(r=1, sites=("qkv", "proj"))
+    assert method_of("tiny_lora", "standard").method == LoRA(r=1, sites=("qkv", "proj"))
     assert facts("method", "tiny_lora")["variant of"] == "lora[r=1,sites=qkv+proj]"
     assert failed(check("tiny_lora[alpha=4]", here)) == []
 
@@ -71,7 +76,7 @@ def test_a_variant_may_have_variants(here: Path) -> None:
 def test_a_plan_calls_a_method_by_what_tells_it_apart(here: Path) -> None:
     asked = studies.small(here, methods=("small_lora", "lora[alpha=4]", "lora"), ratios=("1%",))
     source = backbone.find(asked.backbone, asked.image_size)
-    assert [row.label for row in rows_of(asked, source)] == ["small_lora", "lora[alpha=4]", "lora"]
+    assert [row.label for row in sized_methods(asked, source)] == ["small_lora", "lora[alpha=4]", "lora"]
 
 
 @pytest.mark.parametrize(
@@ -87,16 +92,16 @@ def test_a_plan_calls_a_method_by_what_tells_it_apart(here: Path) -> None:
 def test_a_faulty_file_is_named(here: Path, text: str, message: str) -> None:
     (here / "methods" / "odd.toml").write_text(text)
     with pytest.raises(CatalogueError, match=rf"odd\.toml.*{message}"):
-        named("odd", "standard")
+        method_of("odd", "standard")
 
 
 def test_a_field_that_the_base_does_not_have_is_refused(here: Path) -> None:
     (here / "methods" / "odd.toml").write_text('base = "lora"\nrank = 2')
     with pytest.raises(RequestError, match="odd has no field 'rank'"):
-        named("odd", "standard")
+        method_of("odd", "standard")
 
 
 def test_a_name_of_ours_is_taken(here: Path) -> None:
     (here / "methods" / "bitfit.toml").write_text('base = "lora"')
     with pytest.raises(CatalogueError, match="peftbench has a method 'bitfit' of its own"):
-        named("small_lora", "standard")
+        method_of("small_lora", "standard")

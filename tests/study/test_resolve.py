@@ -10,10 +10,11 @@ import pytest
 
 from peftbench.benchmarks.forecast import outline
 from peftbench.core import catalogue, official_recipes
+from peftbench.core.constants import PAPER_DATASETS
 from peftbench.core.recipe import RECIPES, grid
 from peftbench.core.record import Record
 from peftbench.core.registry import registry
-from peftbench.core.spec import PAPER_SIX, Job, Places, Study, load_study
+from peftbench.core.spec import Job, Places, load_study
 from peftbench.data.availability import open_dataset
 from peftbench.errors import MissingDataError, RequestError, SplitError, UnknownNameError, WeightsError
 from peftbench.results.store import Store
@@ -46,7 +47,7 @@ def described(resolved: Resolved) -> list[str]:
 
 
 def complete(tmp_path: Path, *datasets: str) -> tuple[tuple[str, ...], str]:
-    study, says = defaults.complete(Study(methods=("linear",), datasets=datasets), studies.places(tmp_path))
+    study, says = defaults.complete(studies.study(methods=("linear",), datasets=datasets), studies.places(tmp_path))
     return study.datasets, " ".join(says)
 
 
@@ -57,7 +58,7 @@ def phantoms() -> tuple[str, ...]:
 def test_all_without_data_is_the_phantoms_and_says_so(tmp_path: Path) -> None:
     names, says = complete(tmp_path, "all")
     assert names == phantoms()
-    assert f"None of the paper's six data sets lies under {tmp_path / 'data'}" in says
+    assert f"None of the paper's six data sets is complete in {tmp_path / 'data'}" in says
 
 
 def test_all_is_what_is_here_and_names_what_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,7 +71,7 @@ def test_all_is_what_is_here_and_names_what_is_not(tmp_path: Path, monkeypatch: 
 
 
 def test_paper_means_the_six_even_if_some_are_missing(tmp_path: Path) -> None:
-    assert complete(tmp_path, "paper")[0] == PAPER_SIX
+    assert complete(tmp_path, "paper")[0] == PAPER_DATASETS
 
 
 def test_words_and_names_mix_without_doubles(tmp_path: Path) -> None:
@@ -148,10 +149,10 @@ def test_images_that_are_left_out_are_said_once(tmp_path: Path) -> None:
 
 def test_a_size_that_the_budgets_replace_is_said(home: Path) -> None:
     asked = ("lora[r=4]", "shpeft[lam=0.5]")
-    assert [line for line in resolve(home, methods=asked, ratios=("1%",)).says if "not used" in line] == [
-        "lora[r=4]: --ratios decides r, so the r that is written there is not used."
+    assert [line for line in resolve(home, methods=asked, ratios=("1%",)).says if "ignored" in line] == [
+        "lora[r=4]: --ratios sets r, so the r given here is ignored."
     ]
-    assert not any("not used" in line for line in resolve(home, methods=asked).says)
+    assert not any("ignored" in line for line in resolve(home, methods=asked).says)
 
 
 def test_a_budget_below_the_least_size_runs_once_at_the_floor(home: Path) -> None:
@@ -292,7 +293,7 @@ def test_a_tuned_job_is_the_job_that_was_given_that_rate(home: Path, tmp_path: P
 
 
 def test_one_rate_is_no_choice() -> None:
-    with pytest.raises(RequestError, match="--tune 1: at least 2 learning rates"):
+    with pytest.raises(RequestError, match="--tune must be at least 2, got 1"):
         grid(1)
 
 
@@ -324,7 +325,7 @@ def test_a_study_file_is_what_the_flags_are(tmp_path: Path) -> None:
         'methods = ["linear", "shpeft[lam=0.5]"]\ndatasets = ["busi"]\nratios = ["0.1%", "1%"]\n'
         'seeds = [0, 1]\nbackbone = "mini"\nrecipe = "standard"\ntune = 4\nbaselines = false\n'
     )
-    assert load_study(file) == Study(
+    assert load_study(file) == studies.study(
         methods=("linear", "shpeft[lam=0.5]"),
         datasets=("busi",),
         ratios=("0.1%", "1%"),
@@ -341,9 +342,9 @@ def test_a_study_file_is_what_the_flags_are(tmp_path: Path) -> None:
     [
         ('method = ["lora"]', "has no field 'method'"),
         ("seeds = [", "is not valid TOML"),
-        ('seeds = ["x"]', "seeds.0 must be a whole number, got x"),
-        ("steps = 0", "--steps 0: it must be above 0"),
-        ("seeds = []", "--seeds: give whole numbers"),
+        ('seeds = ["x"]', "seeds must be a whole number, got x"),
+        ("steps = 0", "steps must be above 0, got 0"),
+        ("seeds = []", "seeds must not be empty, got nothing"),
         ('precision = "fp8"', "precision must be 'auto', 'fp32' or 'bf16', got fp8"),
     ],
 )
@@ -372,7 +373,7 @@ def test_weights_are_opened_before_anything_trains(home: Path, tmp_path: Path) -
 # --- plan ------------------------------------------------------------------------------------------------------------
 
 CLIP = 85_799_424
-PAPER = Study(
+PAPER = studies.study(
     methods=("full", "bitfit", "lora", "shpeft"),
     datasets=("covid_ct", "busi", "chest_xray"),
     backbone="clip_vit_b16",
@@ -398,7 +399,7 @@ def test_the_paper_s_jobs_are_listed_with_exact_counts_and_nothing_at_hand(tmp_p
 
 
 def test_a_plan_knows_the_trials_and_what_the_authors_do(tmp_path: Path) -> None:
-    asked = Study(
+    asked = studies.study(
         methods=("adaptformer", "bitfit"), datasets=("chaoyang",), backbone="mini", baselines=False, recipe="official"
     )
     adaptformer, bitfit = outline(asked, studies.places(tmp_path))
@@ -406,22 +407,23 @@ def test_a_plan_knows_the_trials_and_what_the_authors_do(tmp_path: Path) -> None
     for row, method in ((adaptformer, "adaptformer"), (bitfit, "bitfit")):
         made = official_recipes.recipe(method, RECIPES["official"], images, {})
         assert (row["steps"], row["trials"]) == (made.steps, 0)
-    (tuned,) = outline(replace(asked, methods=("lora",), recipe="standard"), studies.places(tmp_path))
+    (tuned,) = outline(studies.study(asked, methods=("lora",), recipe="standard"), studies.places(tmp_path))
     assert tuned["trials"] == 4
     images_of_a_user = studies.draw(tmp_path / "images", 2)
-    asked = replace(asked, methods=("adaptformer", "shpeft"), datasets=(f"folder:{images_of_a_user}",))
+    asked = studies.study(asked, methods=("adaptformer", "shpeft"), datasets=(f"folder:{images_of_a_user}",))
     assert [row["steps"] for row in outline(asked, studies.places(tmp_path))] == [None, 40_000]
 
 
 def test_a_plan_lists_no_job_twice(tmp_path: Path) -> None:
-    asked = replace(PAPER, methods=("lora", "lora"), datasets=("busi", "busi"), ratios=("1k", "2k"), seeds=(0, 0))
+    asked = studies.study(PAPER, methods=("lora", "lora"), datasets=("busi", "busi"), ratios=("1k", "2k"), seeds=(0, 0))
     rows = outline(replace(asked, baselines=False), studies.places(tmp_path))
     assert [(row["method"], row["targets"], row["trainable"]) for row in rows] == [("lora", (1000, 2000), 36_864)]
 
 
 def test_paper_and_all_name_methods(tmp_path: Path) -> None:
     def methods(*words: str) -> tuple[str, ...]:
-        return defaults.complete(Study(methods=words, datasets=("phantoms",)), studies.places(tmp_path))[0].methods
+        asked = studies.study(methods=words, datasets=("phantoms",))
+        return tuple(map(str, defaults.complete(asked, studies.places(tmp_path))[0].methods))
 
     twelve = "adaptformer bitfit ft_att ft_ln full linear lora shpeft spt_lora ssf vpt_deep vpt_shallow"
     assert methods("paper") == tuple(twelve.split())

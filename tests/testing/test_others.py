@@ -16,7 +16,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from peftbench.backbones.mini import Mini
-from peftbench.core.contract import Card, Labels, Logits, Part, Preprocessing, Result, Splits
+from peftbench.core.contract import DatasetCard, Labels, Logits, Part, Preprocessing, Result, Splits
 from peftbench.errors import MissingDataError
 from peftbench.reports.csv import Csv
 from peftbench.testing import Finding, check_backbone, check_dataset, check_metric, check_report, failed, findings
@@ -35,7 +35,7 @@ def caught(found: Sequence[Finding]) -> set[str]:
 
 # --- data sets -------------------------------------------------------------------------------------------------------
 
-CARD = Card("Dots", "drawings", ("a", "b"), "CC0", "drawn from a seed", group_key="patient")
+CARD = DatasetCard("Dots", "drawings", ("a", "b"), "CC0", "drawn from a seed", group_key="patient")
 
 
 def part(name: str, images: int = 6) -> Part:
@@ -49,7 +49,7 @@ SPLITS = Splits(part("train"), part("val"), part("test"), "drawn")
 
 @dataclass(frozen=True)
 class Dots:
-    card: Card = CARD
+    card: DatasetCard = CARD
     splits: Callable[[], Splits] = lambda: SPLITS
 
     def load(self, root: Path, seed: int) -> Splits:

@@ -16,7 +16,7 @@ from sklearn import metrics
 from sklearn.metrics import cohen_kappa_score, roc_auc_score
 from torch.nn import functional as F
 
-from peftbench.core.contract import Card, Part, Result, Splits
+from peftbench.core.contract import DatasetCard, Part, Result, Splits
 from peftbench.core.recipe import Recipe
 from peftbench.data.splits import split
 from peftbench.errors import SplitError
@@ -33,7 +33,9 @@ from tests import studies
 NAMES = ("dots", "rows", "stripes")
 reference: Any = metrics  # its types allow no number for zero_division
 METHODS = ("majority", "linear", "bitfit", "shpeft[ratio=0.1%,batches=2]")
-MULTI = Card("Drawn findings", "none", NAMES, "none", "drawn for a test", task="multi_label", group_key="patient")
+MULTI = DatasetCard(
+    "Drawn findings", "none", NAMES, "none", "drawn for a test", task="multi_label", group_key="patient"
+)
 ORDERED = replace(MULTI, title="Drawn grades", task="ordinal")
 
 
@@ -41,7 +43,7 @@ ORDERED = replace(MULTI, title="Drawn grades", task="ordinal")
 class Drawn:
     """Two noisy images a patient; of a multi-label set their patterns are added up."""
 
-    card: Card
+    card: DatasetCard
 
     def load(self, root: Path, seed: int) -> Splits:
         del root
@@ -63,7 +65,7 @@ class Drawn:
         return Part(shown, labels.astype(np.int64), names, tuple(f"{name}{i // 2}" for i in range(2 * patients)))
 
 
-def ran(card: Card, home: Path, *methods: str) -> dict[str, Result]:
+def ran(card: DatasetCard, home: Path, *methods: str) -> dict[str, Result]:
     """Every method's finished job."""
     where = studies.places(home)
     with pytest.MonkeyPatch.context() as patch:
@@ -155,7 +157,7 @@ def test_a_split_shares_out_every_label() -> None:
 
 
 @pytest.mark.parametrize(("card", "what"), [(ORDERED, "one label"), (MULTI, "3 labels")])
-def test_labels_that_the_card_does_not_promise_are_refused(card: Card, what: str) -> None:
+def test_labels_that_the_card_does_not_promise_are_refused(card: DatasetCard, what: str) -> None:
     other = Drawn(MULTI if card is ORDERED else ORDERED).load(Path(), 0)
     with pytest.raises(SplitError, match=f"says {card.task}.*must have {what}"):
         module._refuse_missing_classes("drawn", other, card)

@@ -56,7 +56,8 @@ _KINDS |= {"string": "text"}
 def checked(kind: type[T]) -> type[T]:
     """Make a frozen dataclass that checks the types and limits of its fields, without converting them.
 
-    A wrong value raises RequestError, which names the class by its module: `lora: r must be at least 1, got 0.`
+    A wrong value raises RequestError, which names the class by its module, `lora: r must be at least 1, got 0.`, or by
+    its attribute `called`.
     """
     made: Any = validating(frozen=True, config=ConfigDict(strict=True))(kind)
     construct = made.__init__
@@ -67,7 +68,7 @@ def checked(kind: type[T]) -> type[T]:
         try:
             construct(self, **dict(zip(names, args, strict=False)), **values)
         except ValidationError as error:
-            who = type(self).__module__.rpartition(".")[2]
+            who = vars(type(self)).get("called") or type(self).__module__.rpartition(".")[2]
             raise RequestError(sentence(error, who)) from None
 
     made.__init__ = __init__

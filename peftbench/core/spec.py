@@ -7,7 +7,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Field
 
@@ -37,6 +37,8 @@ class Study:
 
     Methods and the recipe may be given as text, such as `lora[r=4]`, and are parsed here, once.
     """
+
+    called: ClassVar[str] = "study"
 
     methods: tuple[Parsed, ...] = ()  # or `paper`, `all`; none: those of the quick study
     datasets: tuple[str, ...] = ()  # names, `folder:PATH`, or `all`, `paper`, ...; none: `all`

@@ -132,7 +132,9 @@ def _facts(card: DatasetCard, splits: Splits, print_: str) -> dict[str, Any]:
 # --- decoding into an entry ------------------------------------------------------------------------------------------
 
 
-def _build(card: DatasetCard, splits: Splits, preprocessing: Preprocessing, cache: Path, progress: Progress | None) -> Broken:
+def _build(
+    card: DatasetCard, splits: Splits, preprocessing: Preprocessing, cache: Path, progress: Progress | None
+) -> Broken:
     """Decode the splits into an entry. If some images fail, cache the others and return the positions of those."""
     print_ = fingerprint(splits)
     folder, total = _entry_folder(print_, preprocessing, cache), sum(map(len, splits.parts.values()))
@@ -180,7 +182,12 @@ def _decode_parts(
 
 
 def _build_rest(
-    card: DatasetCard, splits: Splits, broken: Broken, pixels: NDArray[np.uint8], preprocessing: Preprocessing, cache: Path
+    card: DatasetCard,
+    splits: Splits,
+    broken: Broken,
+    pixels: NDArray[np.uint8],
+    preprocessing: Preprocessing,
+    cache: Path,
 ) -> None:
     """Make the entry of the images that can be decoded by copying their pixels, so that none is decoded twice."""
     starts: dict[str, int] = dict(zip(PARTS, np.cumsum([0, *map(len, splits.parts.values())]).tolist(), strict=False))

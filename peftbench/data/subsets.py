@@ -20,7 +20,9 @@ from peftbench.errors import SplitError
 MAX_EXCESS = 1.5  # times the requested share; if whole groups with every class need more, the share is refused
 
 
-def apply_variant(splits: Splits, variant: Variant, card: DatasetCard, pairs: Iterable[tuple[str, str]], seed: int) -> Splits:
+def apply_variant(
+    splits: Splits, variant: Variant, card: DatasetCard, pairs: Iterable[tuple[str, str]], seed: int
+) -> Splits:
     """Return a variant of the splits; `pairs` names duplicates and near duplicates, for `deduplicated`.
 
     The seed decides which training images a subset holds. Raises SplitError if a part would be empty or a class too

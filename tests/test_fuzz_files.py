@@ -107,7 +107,7 @@ def test_a_tar_of_a_time_that_no_clock_shows_is_refused_in_a_sentence(time: str,
     entry.pax_headers = {"mtime": time}
     with tarfile.open(tmp_path / "set.tar", "w") as packed:
         packed.addfile(entry)
-    with pytest.raises(DataError, match=r"is damaged \(.*\); get it again\.$"):
+    with pytest.raises(DataError, match=r"is damaged \(.*\); download it again\.$"):
         unpack(tmp_path / "set.tar")
 
 

@@ -1,4 +1,4 @@
-"""What every job leaves: everything about it but its logits. `record.json` holds it, strictly typed."""
+"""The record of a job, stored as `record.json`: everything about it except its logits, strictly typed."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from peftbench.storage.files import sha256_json
 
 SCHEMA = 1
 Cut: TypeAlias = Literal["official", "grouped", "deduplicated"]
-Amount: TypeAlias = Annotated[str, Field(coerce_numbers_to_str=True)]  # 1%, 100k, or a number with or without quotes
+Amount: TypeAlias = Annotated[str, Field(coerce_numbers_to_str=True)]  # 1%, 100k, or a number, quoted or not
 
 
 @dataclass(frozen=True)
 class Variant:
-    """Which images of a data set a job uses: how leaks between parts are treated, and how much of train it sees."""
+    """The images of a data set that a job uses: how leaks between parts are treated, and how much of train is used."""
 
-    splits: Cut = "official"  # the parts as the data set gives them, without crossing groups, without duplicates too
-    share: float = 1.0  # of train's images, in whole groups
-    shots: int = 0  # images of each class in train; 0 = all
+    splits: Cut = "official"  # as published; without groups in two parts; also without near duplicates
+    share: float = 1.0  # of the training images, in whole groups
+    shots: int = 0  # training images per class; 0: all
 
     def __str__(self) -> str:
-        """What a table writes behind a method's name: `grouped, 5% of train`; empty where nothing was changed."""
+        """Return the addition to a method's label, such as `grouped, 5% of train`; empty for the whole data set."""
         few = f"{100 * self.share:.3g}% of train" if self.share < 1 else f"{self.shots} shots" if self.shots else ""
         return ", ".join(word for word in ("" if self.splits == "official" else self.splits, few) if word)
 
@@ -41,37 +41,39 @@ class MethodFacts(_Strict):
     name: str
     version: int
     fields: dict[str, Any]  # every hyper-parameter, the knob resolved
-    label: str  # its name and what is not at its default, a knob that a budget turned aside: lora[alpha=16]
+    label: (
+        str  # name and fields that differ from their default, such as lora[alpha=16]; without a knob that a budget set
+    )
 
 
 class DataFacts(_Strict):
-    """The data as they were found."""
+    """The data set as the job used it."""
 
     name: str
-    fingerprint: str  # sha256 over names, labels, contents and parts
+    fingerprint: str  # SHA-256 over names, labels, contents and parts
     split: str
     sizes: dict[str, int]  # part -> images
     groups: dict[str, int]  # part -> groups
     card: dict[str, Any]
     notes: list[str]
     variant: Variant = WHOLE
-    test: str = ""  # digest of the test images' names and labels: equal where jobs may be compared image by image
-    balance: dict[str, list[int]] = {}  # part -> images of each class
-    audit: dict[str, int] = {}  # what `peftbench data check` found -> how often; it names no image
+    test: str = ""  # digest of the test images' names and labels: jobs with the same one can be compared image by image
+    balance: dict[str, list[int]] = {}  # part -> images per class
+    audit: dict[str, int] = {}  # finding of `peftbench data check` -> how often; without names of images
 
 
 class BackboneFacts(_Strict):
     """The pretrained network."""
 
     name: str
-    digest: str  # sha256 of its weights; "random:<seed>" for a random one
+    digest: str  # SHA-256 of its weights; "random:<seed>" for random ones
     random: bool
     parameters: int  # without any head
     preprocessing: dict[str, Any]  # size, mean, std, interpolation, fit
 
 
 class Budget(_Strict):
-    """What was asked for and what was reached, in trainable backbone parameters."""
+    """The requested and the reached size, in trainable backbone parameters."""
 
     target: int | None  # None: no budget was set
     reached: int
@@ -80,65 +82,65 @@ class Budget(_Strict):
 
 
 class Counts(_Strict):
-    """Trained parameters."""
+    """Trainable parameters."""
 
     trainable: int  # head excluded
     head: int
 
 
 class Choice(_Strict):
-    """One selection rule's step and what it scored."""
+    """The step that a selection rule chose, and its scores."""
 
     step: int
-    val: dict[str, float | None]  # metric -> value, None = undefined; empty without a validation part
+    val: dict[str, float | None]  # metric -> value, None: undefined; empty without a validation part
     test: dict[str, float | None]
 
 
 class Memory(_Strict):
-    """What a training step holds, in bytes, counted tensor by tensor; what is held for a moment only is left out."""
+    """Memory of a training step in bytes, counted tensor by tensor, without temporaries."""
 
-    weights: int  # all tensors of the network and what was added to it, trained or not
+    weights: int  # all tensors of the network and of added modules, trained or not
     gradients: int
     optimizer: int = Field(
         validation_alias=AliasChoices("optimizer", "optimiser"),
-        serialization_alias="optimiser",  # records have spelled it so since version 0.1.0
+        serialization_alias="optimiser",  # the spelling of records since version 0.1.0
     )
-    activations: int  # what forward keeps for backward
-    pixels: int  # the batch and, on CPU, the part of the decoded images that lies in memory
+    activations: int  # saved by the forward pass for the backward pass
+    pixels: int  # the batch and, on a CPU, the part of the decoded images in memory
 
     @property
     def total(self) -> int:
-        """Their sum."""
+        """Return their sum."""
         return self.weights + self.gradients + self.optimizer + self.activations + self.pixels
 
 
 class Costs(_Strict):
-    """What the job took on the machine of `environment`."""
+    """Time and memory of the job on the machine of `environment`."""
 
     seconds: float  # from start to end
-    selection_seconds: float  # choosing what to train
+    selection_seconds: float  # for the method to choose what is trained
     train_seconds: float
     evaluation_seconds: float
-    images_per_second: float | None  # training
-    peak_memory: int  # bytes: allocator peak on a GPU, growth of the process's resident set on CPU
+    images_per_second: float | None  # in training
+    peak_memory: int  # bytes: peak of the allocator on a GPU, growth of the resident set on a CPU
     delta_bytes: int
-    memory: Memory | None = None  # these four: None in records that are older than the field
-    flops_forward: float | None = None  # of an image through the network; a multiply-add is two
-    flops_training: float | None = None  # of an image in a training step: forward and backward
-    predicted_per_second: float | None = None  # images, in evaluations; None where stored features stood for them
+    memory: Memory | None = None  # the following: None in records that are older than the field
+    flops_forward: float | None = None  # per image; a multiply-add counts as two
+    flops_training: float | None = None  # per image of a training step: forward and backward
+    predicted_per_second: float | None = None  # images, in evaluations; None if stored features were used
 
 
 class Tuning(_Strict):
-    """How the learning rate was found: always on validation."""
+    """How the learning rate was tuned, always on the validation part."""
 
     grid: list[float]
-    scores: list[float | None]  # validation macro F1 of each, None = that trial failed
+    scores: list[float | None]  # validation macro F1 of each; None: the trial failed
     trials: list[str]  # job ids
     chosen: float
 
 
 class Record(_Strict):
-    """Everything about one job but its logits. `record.json` holds it."""
+    """Everything about one job except its logits, as `record.json` holds it."""
 
     schema_version: int = SCHEMA
     id: str
@@ -150,25 +152,25 @@ class Record(_Strict):
     backbone: BackboneFacts
     recipe: dict[str, Any]
     seed: int
-    threads: int | None  # on CPU; bits depend on it
+    threads: int | None  # on a CPU; the last bits of the results depend on it
     budget: Budget | None = None
     counts: Counts | None = None
     choices: dict[str, Choice] = {}  # rule -> choice: validation, last, oracle
     costs: Costs | None = None
     tuning: Tuning | None = None
-    facts: dict[str, float] = {}  # what the method says of its plan
+    facts: dict[str, float] = {}  # numbers by which the method describes its plan
     notes: list[str] = []  # "not converged", ...
     environment: dict[str, str] = {}
-    files: dict[str, str] = {}  # what lies beside it -> sha256
-    seal: str = ""  # sha256 of all the above; "" = not written yet
+    files: dict[str, str] = {}  # file beside the record -> SHA-256
+    seal: str = ""  # SHA-256 of all of the above; empty before it is written
 
     def sealed(self) -> Self:
-        """The same with its seal, so that a later change of the file is seen."""
+        """Return the record with its seal, by which later changes of the file are noticed."""
         return self.model_copy(update={"seal": self._digest()})
 
     @property
     def intact(self) -> bool:
-        """Whether it was sealed and nothing was changed since."""
+        """Return whether the record is sealed and was not changed since."""
         return self.seal == self._digest()
 
     def _digest(self) -> str:
@@ -178,20 +180,20 @@ class Record(_Strict):
 
     @property
     def rule(self) -> str:
-        """The selection rule of its recipe, or the last step where there is no validation part."""
-        asked = str(self.recipe["selection"])
-        return asked if asked in self.choices else "last"
+        """Return the selection rule of the recipe, or `last` if there is no validation part."""
+        rule = str(self.recipe["selection"])
+        return rule if rule in self.choices else "last"
 
     @property
     def label(self) -> str:
-        """How tables call it: `lora[r=4]`, `linear (random weights)`, `lora (5% of train)`."""
+        """Return the label in tables: `lora[r=4]`, `linear (random weights)`, `lora (5% of train)`."""
         return self.labelled(self.data.variant)
 
     def labelled(self, variant: Variant) -> str:
-        """The label that it would have on another variant of the data."""
+        """Return the label for another variant of the data."""
         return self.plain_label + (f" ({variant})" if str(variant) else "")
 
     @property
     def plain_label(self) -> str:
-        """The same without what was done to the data."""
+        """Return the label without the variant of the data."""
         return self.method.label + (" (random weights)" if self.backbone.random else "")

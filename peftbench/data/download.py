@@ -24,6 +24,7 @@ from peftbench.core.catalogue import DatasetEntry, OwnEntry, dataset_entry
 from peftbench.core.syntax import Spec, parse
 from peftbench.errors import DataError, RequestError
 from peftbench.storage import archives
+from peftbench.storage.sizes import format_size
 
 ATTEMPTS = 6  # consecutive ones without a new byte
 PAUSE = 2.0  # seconds before the next attempt, times the failures in a row
@@ -237,7 +238,7 @@ def _refuse_size(file: RemoteFile, total: int, part: Path) -> None:
         )
     room = shutil.disk_usage(part.parent).free + part.stat().st_size
     if total > room:
-        raise DataError(f"{file.target} needs {total / 1e9:.1f} GB, but {room / 1e9:.1f} GB are free. Free disk space.")
+        raise DataError(f"{file.target} needs {format_size(total)}, but {format_size(room)} are free. Free disk space.")
 
 
 def _check(file: RemoteFile, there: Path) -> None:

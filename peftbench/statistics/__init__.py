@@ -1,1 +1,1 @@
-"""Scores and their uncertainty."""
+"""Scores and their confidence intervals, from stored logits."""

@@ -1,12 +1,12 @@
-"""Scores with their uncertainty, from stored logits alone.
+"""Bootstrap intervals of scores, from stored logits.
 
 The interval is the percentile bootstrap of `scipy.stats.bootstrap` over groups (patients, lesions): images of one group
-are not independent, so a group is drawn whole or not at all. Every statistic here is a function of the confusion
-matrix, and a resample's matrix is the sum of its groups' matrices; nothing tells groups with equal matrices apart, so
-it is enough to count how often each kind of group was drawn. Thousands of resamples take some ten milliseconds.
+are not independent, so whole groups are resampled. Every statistic here is a function of the confusion matrix, and the
+matrix of a resample is the sum of its groups' matrices. Groups with equal matrices are interchangeable, so it is enough
+to count how often each kind of group was drawn; thousands of resamples take about ten milliseconds.
 
-What the interval covers: which groups happened to be in the test set. What it does not: which images were trained on,
-and, beyond averaging over them, which seeds were drawn.
+The interval covers the choice of test groups. It does not cover the choice of training images, nor, beyond averaging,
+the choice of seeds.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ Run: TypeAlias = tuple[Logits, Labels, Sequence[int]]  # logits (n, classes), la
 
 LEVEL = 0.95
 RESAMPLES = 2000
-SEED = 0  # fixed: a report written twice is the same report
-_DRAWS_AT_ONCE = 4_000_000  # bounds the memory of a resample of large test sets
+SEED = 0  # fixed, so that a report can be reproduced
+_DRAWS_AT_ONCE = 4_000_000  # bounds the memory of resampling large test sets
 
 
 @dataclass(frozen=True)
 class Interval:
-    """Where the score lies at confidence `level`; nan where it cannot be said (fewer than two groups)."""
+    """Confidence interval of a score at `level`; nan with fewer than two groups."""
 
     low: float
     high: float
     level: float
-    clusters: int  # groups that were resampled
+    clusters: int  # number of resampled groups
 
 
 UNKNOWN = Interval(np.nan, np.nan, LEVEL, 0)
@@ -45,15 +45,15 @@ UNKNOWN = Interval(np.nan, np.nan, LEVEL, 0)
 
 @dataclass(frozen=True, eq=False)
 class Estimate:
-    """A score and its bootstrap distribution, so that averages of scores have intervals too."""
+    """A score and its bootstrap distribution, from which averages of scores get their intervals."""
 
     value: float
-    draws: Values  # (RESAMPLES,), or empty where it cannot be resampled
+    draws: Values  # (RESAMPLES,), or empty with fewer than two groups
     clusters: int
 
     @property
     def interval(self) -> Interval:
-        """The central 95% of the draws."""
+        """Return the interval that holds the central 95% of the draws."""
         if not self.draws.size:
             return Interval(np.nan, np.nan, LEVEL, self.clusters)
         low, high = np.quantile(self.draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
@@ -61,15 +61,15 @@ class Estimate:
 
 
 def interval(logits: Logits, labels: Labels, groups: Sequence[int], metric: str = "macro_f1") -> Interval:
-    """95% bootstrap interval of one run's score over its groups. Raises RequestError for a metric without one."""
+    """Return the 95% bootstrap interval of one run's score. Raises RequestError for a metric without intervals."""
     return estimate([(logits, labels, groups)], metric).interval
 
 
 def estimate(runs: Sequence[Run], metric: str = "macro_f1") -> Estimate:
-    """The mean score of several seeds' runs of one method on one data set.
+    """Return the mean score of several seeds of one method on one data set.
 
-    Runs on the same test set are resampled together, so that seeds do not pass for more patients; those on test sets of
-    their own, which may share patients, one by one, and then as `overlapping` says.
+    Runs on the same test set are resampled together, so that seeds do not count as more patients. Runs on different
+    test sets, which may share patients, are resampled one by one and combined by `overlapping`.
     """
     if not _same_test_set(runs):
         return overlapping([estimate([run], metric) for run in runs])
@@ -78,15 +78,13 @@ def estimate(runs: Sequence[Run], metric: str = "macro_f1") -> Estimate:
 
 
 def difference(first: Sequence[Run], second: Sequence[Run], metric: str = "macro_f1") -> Estimate:
-    """The mean score of the first runs less that of the second, all resampled together.
+    """Return the mean score of the first runs minus that of the second, all resampled together.
 
-    Raises DataError unless all are of one test set.
+    Raises DataError unless all runs have the same test set.
     """
     runs, cut = [*first, *second], len(first)
     if not _same_test_set(runs):
-        raise DataError(
-            "Scores on different test images cannot be compared image by image; choose runs of one test set."
-        )
+        raise DataError("Runs on different test images cannot be resampled together; choose runs on the same test set.")
     tables = np.stack([confusions(*run) for run in runs], 1)
     return _resampled(
         tables, metric, runs[0][1], lambda scores: scores[..., :cut].mean(-1) - scores[..., cut:].mean(-1)
@@ -94,10 +92,10 @@ def difference(first: Sequence[Run], second: Sequence[Run], metric: str = "macro
 
 
 def overlapping(estimates: Sequence[Estimate]) -> Estimate:
-    """The mean of scores on test sets that may have patients in common, as those have that each seed draws anew.
+    """Return the mean of scores on test sets that may share patients, as when each seed splits the data differently.
 
-    How many is not known, so that the draws are added as if the patients were the same, the worst with the worst: the
-    interval is as wide as that of one test set, never narrower for there being several.
+    The overlap is unknown, so sorted draws are averaged, as if the test sets were the same: the interval is as wide as
+    that of one test set, which is conservative.
     """
     value, clusters = float(np.mean([one.value for one in estimates])), max(one.clusters for one in estimates)
     if not all(one.draws.size for one in estimates):
@@ -106,12 +104,12 @@ def overlapping(estimates: Sequence[Estimate]) -> Estimate:
 
 
 def average(estimates: Sequence[Estimate]) -> Estimate:
-    """The mean of scores on different data sets, their draws independent of each other."""
+    """Return the mean of scores on different data sets, whose draws are independent."""
     value = float(np.mean([one.value for one in estimates]))
     clusters = sum(one.clusters for one in estimates)
     if not all(one.draws.size for one in estimates):
         return Estimate(value, np.empty(0), clusters)
-    # All draws come from one seed; without shuffling, test sets of one size would be resampled in step.
+    # All draws come from one seed: unshuffled, test sets of equal size would get the same resamples.
     rng = np.random.default_rng(SEED)
     return Estimate(value, np.mean([rng.permutation(one.draws) for one in estimates], 0), clusters)
 
@@ -122,7 +120,7 @@ def _same_test_set(runs: Sequence[Run]) -> bool:
 
 
 def _resampled(tables: Values, metric: str, labels: Labels, together: Callable[[Values], Values]) -> Estimate:
-    """Of tables (groups, runs, ...): what `together` makes of the runs' scores (..., runs), and of its resamples."""
+    """Return the estimate of a function `together` of the scores (..., runs), from tables (groups, runs, ...)."""
     whole = tables.sum(0)
     of_resample = of_resamples(metric, labels, whole)
     value = np.asarray(together(statistic(metric, labels)(whole))).item()
@@ -130,11 +128,11 @@ def _resampled(tables: Values, metric: str, labels: Labels, together: Callable[[
 
 
 def _draws(tables: Values, statistic: Callable[[Values], Values]) -> Values:
-    """Bootstrap distribution (RESAMPLES,) of the statistic over groups; tables are (groups, runs, ...)."""
+    """Return the bootstrap distribution (RESAMPLES,) of a statistic over groups; tables are (groups, runs, ...)."""
     groups = len(tables)
     if groups < 2:  # noqa: PLR2004
         return np.empty(0)
-    from scipy import stats  # noqa: PLC0415 - half a second that no other verb should wait for
+    from scipy import stats  # noqa: PLC0415 - takes half a second to import
 
     kinds, kind = np.unique(tables.reshape(groups, -1), axis=0, return_inverse=True)
 
@@ -157,6 +155,6 @@ def _draws(tables: Values, statistic: Callable[[Values], Values]) -> Values:
 
 
 def _tally(drawn: NDArray[np.int64], kinds: int) -> Values:
-    """How often each kind was drawn (resamples, kinds); `drawn` is (resamples, groups)."""
+    """Return how often each kind was drawn (resamples, kinds); `drawn` is (resamples, groups)."""
     rows = np.arange(len(drawn))[:, None] * kinds
     return np.bincount((drawn + rows).ravel(), minlength=len(drawn) * kinds).reshape(-1, kinds).astype(np.float64)

@@ -1,4 +1,4 @@
-"""Confusion matrices, and the scores that are functions of them: what metrics and intervals share."""
+"""Confusion matrices and the scores that are functions of them, for metrics and intervals."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ Values: TypeAlias = NDArray[np.float64]
 
 
 def confusions(logits: Logits, labels: Labels, groups: Sequence[int]) -> Values:
-    """Each group's confusion matrix (groups, classes, classes), rows true, columns predicted.
+    """Return the confusion matrix of each group (groups, classes, classes), rows true, columns predicted.
 
-    The prediction is the largest logit, the first of equal ones. Of multi-label images, labels (n, labels), each group
-    has one matrix a label (groups, labels, 2, 2), and a label is predicted where its logit is above 0. Raises DataError
-    for shapes or labels that do not fit.
+    The predicted class has the largest logit, the first of equal ones. For multi-label data, labels (n, labels), there
+    is one matrix per label (groups, labels, 2, 2), and a label is predicted if its logit is above 0. Raises DataError
+    for shapes or labels that do not match.
     """
-    if labels.ndim == 2:  # noqa: PLR2004 - one column a label
+    if labels.ndim == 2:  # noqa: PLR2004 - one column per label
         return _label_tables(logits, labels, groups)
     if logits.ndim != 2 or logits.shape[0] != len(labels) or len(labels) != len(groups):  # noqa: PLR2004
         shapes = f"Logits {logits.shape}, labels {labels.shape} and {len(groups)} groups"
-        raise DataError(f"{shapes} do not describe the same images; logits are (images, classes).")
+        raise DataError(f"{shapes} do not match; logits are (images, classes), with one label and one group per image.")
     classes = logits.shape[1]
     if labels.size and not 0 <= labels.min() <= labels.max() < classes:
-        raise DataError(f"Labels from {labels.min()} to {labels.max()} do not fit logits of {classes} classes.")
+        raise DataError(f"Labels from {labels.min()} to {labels.max()} do not match logits of {classes} classes.")
     if not labels.size:
         return np.zeros((0, classes, classes))
     names, group = np.unique(np.asarray(groups), return_inverse=True)
@@ -40,9 +40,11 @@ def confusions(logits: Logits, labels: Labels, groups: Sequence[int]) -> Values:
 def _label_tables(logits: Logits, labels: Labels, groups: Sequence[int]) -> Values:
     if logits.shape != labels.shape or len(labels) != len(groups):
         shapes = f"Logits {logits.shape}, labels {labels.shape} and {len(groups)} groups"
-        raise DataError(f"{shapes} do not describe the same images; multi-label logits are (images, labels).")
+        raise DataError(
+            f"{shapes} do not match; multi-label logits and labels are (images, labels), with one group per image."
+        )
     if not np.isin(labels, (0, 1)).all():
-        raise DataError(f"Multi-label labels are 0 or 1, not {labels.min()} to {labels.max()}.")
+        raise DataError(f"Multi-label labels must be 0 or 1, got {labels.min()} to {labels.max()}.")
     names, group = np.unique(np.asarray(groups, np.int64), return_inverse=True)
     width = labels.shape[1]
     cells = ((group[:, None] * width + np.arange(width)) * 2 + labels) * 2 + (logits > 0)
@@ -51,48 +53,48 @@ def _label_tables(logits: Logits, labels: Labels, groups: Sequence[int]) -> Valu
 
 
 def confusion(logits: Logits, labels: Labels) -> Values:
-    """The confusion matrix of all images (1, classes, classes), rows true, columns predicted.
+    """Return the confusion matrix of all images (1, classes, classes), rows true, columns predicted.
 
-    Of multi-label images one a label (1, labels, 2, 2).
+    For multi-label data one matrix per label (1, labels, 2, 2).
     """
     total: Values = confusions(logits, labels, [0] * len(labels)).sum(0, keepdims=True)
     return total
 
 
 def recalls(tables: Values) -> Values:
-    """Share of each class that is found (..., classes); nan for a class that does not occur."""
+    """Return the recall of each class (..., classes); nan for a class that does not occur."""
     return _ratio(_hits(tables), tables.sum(-1), np.nan)
 
 
 def precisions(tables: Values) -> Values:
-    """Share of each class's predictions that are right (..., classes); nan for a class that is never predicted."""
+    """Return the precision of each class (..., classes); nan for a class that is never predicted."""
     return _ratio(_hits(tables), tables.sum(-2), np.nan)
 
 
 def f1(tables: Values) -> Values:
-    """F1 of each class (..., classes), 0 for one neither present nor predicted, as in scikit-learn. No images: nan."""
+    """Return F1 per class (..., classes): 0 if neither present nor predicted, as in scikit-learn; nan without images."""
     found = _ratio(2 * _hits(tables), tables.sum(-1) + tables.sum(-2), 0.0)
     return np.where((tables.sum((-2, -1)) > 0)[..., None], found, np.nan)
 
 
 def macro_f1(tables: Values) -> Values:
-    """Mean F1 over all classes (...,), 0 for one neither present nor predicted, as in scikit-learn. No images: nan."""
+    """Return the mean of `f1` over all classes (...,); nan without images."""
     return np.asarray(f1(tables).mean(-1))
 
 
 def weighted_f1(tables: Values) -> Values:
-    """Mean F1 over classes (...,), each weighing as many images as it has. No images: nan."""
+    """Return the mean F1 over classes weighted by their images (...,); nan without images."""
     present = tables.sum(-1)
     return _ratio(np.asarray((f1(tables) * present).sum(-1)), present.sum(-1), np.nan)
 
 
 def accuracy(tables: Values) -> Values:
-    """Share of images classified correctly (...,). No images: nan."""
+    """Return the share of correctly classified images (...,); nan without images."""
     return _ratio(_hits(tables).sum(-1), tables.sum((-2, -1)), np.nan)
 
 
 def balanced_accuracy(tables: Values) -> Values:
-    """Mean recall over the classes that occur (...,), as in scikit-learn. No images: nan."""
+    """Return the mean recall over the classes that occur (...,), as in scikit-learn; nan without images."""
     recall = recalls(tables)
     return _ratio(np.nansum(recall, -1), (~np.isnan(recall)).sum(-1).astype(np.float64), np.nan)
 
@@ -125,9 +127,9 @@ LABEL_STATISTICS: Mapping[str, Callable[[Values], Values]] = MappingProxyType(  
 
 
 def of_resamples(metric: str, labels: Labels, whole: Values) -> Callable[[Values], Values]:
-    """The statistic of matrices drawn from `whole`: macro F1 leaves out the classes that a resample happens to lack.
+    """Return the statistic for resamples of `whole`: macro F1 leaves out classes that a resample happens to lack.
 
-    To count a rare class there as never found would pull an interval down, however good the predictions are.
+    Counting a missing rare class as F1 = 0 would bias the interval downwards, however good the predictions are.
     """
     plain = statistic(metric, labels)
     if metric != "macro_f1":
@@ -144,17 +146,17 @@ def of_resamples(metric: str, labels: Labels, whole: Values) -> Callable[[Values
 
 
 def _occurs(tables: Values) -> NDArray[np.bool_]:
-    """Whether a class is present or predicted (..., classes)."""
+    """Return whether a class is present or predicted (..., classes)."""
     return np.asarray(tables.sum(-1) + tables.sum(-2) > 0)
 
 
 def score(metric: str, logits: Logits, labels: Labels) -> float:
-    """A statistic of the confusion matrix: labels (n,), or multi-label (n, labels), each label counting alike."""
+    """Return a statistic of the confusion matrix for labels (n,), or (n, labels) with equal weight of each label."""
     return statistic(metric, labels)(confusion(logits, labels)).item()
 
 
 def statistic(metric: str, labels: Labels) -> Callable[[Values], Values]:
-    """From matrices to scores (...,), by the shape of the labels. Raises RequestError for what no matrix decides."""
+    """Return the function from matrices to scores (...,) for labels of this shape. Raises RequestError for others."""
     if metric not in STATISTICS:
-        raise RequestError(f"There is no interval for {metric!r}; there is one for {', '.join(STATISTICS)}.")
+        raise RequestError(f"No interval for the metric {metric!r}; choose one of {', '.join(STATISTICS)}.")
     return (STATISTICS if labels.ndim == 1 else LABEL_STATISTICS)[metric]

@@ -1,1 +1,1 @@
-"""Files that are written atomically and checked when read."""
+"""Files that are written atomically and checked when read: digests, the cache, archives, sizes."""

@@ -258,5 +258,5 @@ def test_logits_of_other_images_are_refused_with_both_shapes() -> None:
 
 
 def test_labels_beyond_the_logits_are_refused() -> None:
-    with pytest.raises(DataError, match="Labels from 0 to 3 do not fit logits of 3 classes"):
+    with pytest.raises(DataError, match="Labels from 0 to 3 do not match logits of 3 classes"):
         macro_f1.plugin(np.zeros((2, 3), np.float32), np.array([0, 3]))

@@ -87,7 +87,7 @@ def test_a_score_that_cannot_vary_has_an_interval_of_no_width() -> None:
 
 def test_a_metric_without_interval_is_refused_by_name() -> None:
     logits, labels = run()
-    with pytest.raises(RequestError, match="no interval for 'auc'; there is one for macro_f1, accuracy"):
+    with pytest.raises(RequestError, match="No interval for the metric 'auc'; choose one of macro_f1, accuracy"):
         bootstrap.interval(logits, labels, range(120), "auc")
 
 

@@ -72,7 +72,7 @@ def precisions(tables: Values) -> Values:
 
 
 def f1(tables: Values) -> Values:
-    """Return F1 per class (..., classes): 0 if neither present nor predicted, as in scikit-learn; nan without images."""
+    """Return F1 per class (..., classes); 0 if not present and not predicted, as in scikit-learn; nan without images."""
     found = _ratio(2 * _hits(tables), tables.sum(-1) + tables.sum(-2), 0.0)
     return np.where((tables.sum((-2, -1)) > 0)[..., None], found, np.nan)
 
@@ -94,7 +94,7 @@ def accuracy(tables: Values) -> Values:
 
 
 def balanced_accuracy(tables: Values) -> Values:
-    """Return the mean recall over the classes that occur (...,), as in scikit-learn; nan without images."""
+    """Return the mean recall over the classes that occur (...,), as in scikit-learn; without images nan."""
     recall = recalls(tables)
     return _ratio(np.nansum(recall, -1), (~np.isnan(recall)).sum(-1).astype(np.float64), np.nan)
 

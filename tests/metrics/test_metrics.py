@@ -197,7 +197,7 @@ def test_a_label_that_all_or_none_have_leaves_auc_undefined() -> None:
 
 
 def test_multi_label_labels_are_zero_or_one() -> None:
-    with pytest.raises(DataError, match="0 or 1, not 0 to 2"):
+    with pytest.raises(DataError, match="must be 0 or 1, got 0 to 2"):
         macro_f1.plugin(np.zeros((2, 2), np.float32), np.array([[0, 1], [2, 1]]))
     with pytest.raises(DataError, match=r"\(2, 3\).*\(2, 2\)"):
         macro_f1.plugin(np.zeros((2, 3), np.float32), np.array([[0, 1], [0, 1]]))

@@ -162,5 +162,5 @@ def test_a_difference_is_resampled_pair_by_pair() -> None:
 
 
 def test_no_difference_of_scores_on_other_images() -> None:
-    with pytest.raises(DataError, match="choose runs of one test set"):
+    with pytest.raises(DataError, match="choose runs on the same test set"):
         bootstrap.difference([(*run(), range(120))], [(*run(119), range(119))])

@@ -72,7 +72,7 @@ def precisions(tables: Values) -> Values:
 
 
 def f1(tables: Values) -> Values:
-    """Return F1 per class (..., classes); 0 if not present and not predicted, as in scikit-learn; nan without images."""
+    """Return F1 per class (..., classes): 0 if absent and never predicted, as in scikit-learn. nan without images."""
     found = _ratio(2 * _hits(tables), tables.sum(-1) + tables.sum(-2), 0.0)
     return np.where((tables.sum((-2, -1)) > 0)[..., None], found, np.nan)
 

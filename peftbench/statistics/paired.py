@@ -1,0 +1,191 @@
+"""Paired comparison of two methods on the same test images, with groups and seeds as sources of variance.
+
+Groups (patients) and seeds are crossed: every seed's model scores every group. That is the design of multi-reader
+multi-case studies of diagnostic accuracy, with seeds in the place of readers, and it is analysed as these are
+(Dorfman, Berbaum and Metz, Investigative Radiology 1992; Obuchowski and Rockette, Communications in Statistics 1995;
+Hillis, Statistics in Medicine 2007): jackknife pseudo-values of the difference in score, one a seed and group, and
+their mean squares
+
+    D = mean difference          Var(D) = (MS_groups + max(MS_seeds - MS_interaction, 0)) / (S G)
+
+Two or three seeds estimate their variance badly. Where that estimate happens to be small, the usual degrees of freedom
+(Satterthwaite) are too many: in simulated ties of three seeds up to 11% were then called differences. The degrees of
+freedom are therefore taken at an upper confidence limit of the seeds' variance; `reports/statistics/calibration.md`
+holds the false-positive rates and coverages that result.
+
+With one seed only the groups' variance can be estimated; the result speaks of these two models, not of the methods.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from peftbench.core.contract import Labels, Logits
+from peftbench.errors import DataError
+from peftbench.statistics.bootstrap import LEVEL, Run
+from peftbench.statistics.scores import STATISTICS, Values, confusions, of_resamples, statistic
+
+LIMIT = 0.75  # confidence of the upper limit of the seeds' variance that decides the degrees of freedom
+POWER = 0.8
+Score = Callable[[Logits, Labels], float]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The first method's score minus the second's, averaged over seeds."""
+
+    difference: float
+    error: float  # standard error; nan with fewer than two groups
+    freedom: float  # degrees of freedom of the t distribution
+    groups: int
+    seeds: int
+
+    @property
+    def p(self) -> float:
+        """Two-sided p-value of no difference; nan where the error is unknown."""
+        from scipy.stats import t  # noqa: PLC0415 - half a second that no other verb should wait for
+
+        if self.error == 0:
+            return 1.0 if self.difference == 0 else 0.0
+        return float(2 * t.sf(abs(self.difference) / self.error, self.freedom))
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Confidence limits at 95%; nan where the error is unknown."""
+        half = self._quantile((1 + LEVEL) / 2) * self.error
+        return self.difference - half, self.difference + half
+
+    @property
+    def detectable(self) -> float:
+        """The smallest true difference that this test would find with 80% power at the 5% level."""
+        return (self._quantile((1 + LEVEL) / 2) + self._quantile(POWER)) * self.error
+
+    def _quantile(self, level: float) -> float:
+        from scipy.stats import t  # noqa: PLC0415 - likewise
+
+        return float(t.ppf(level, self.freedom))
+
+
+def compare(first: Sequence[Run], second: Sequence[Run], metric: str, score: Score | None = None) -> Comparison:
+    """Compare two methods by their runs, one a seed, the same seeds in the same order.
+
+    `score` computes a metric that is neither a function of the confusion matrix nor `auc`. Where every seed has a test
+    set of its own, methods are paired within the seed, and the test sets, which may share patients, count as one.
+    Raises DataError for runs that are not paired on the same test images.
+    """
+    if len(first) != len(second) or not all(_paired(one, other) for one, other in zip(first, second, strict=True)):
+        raise DataError("The runs do not share their test images seed by seed; compare runs of the same splits.")
+    cells = [_difference(one, other, metric, score) for one, other in zip(first, second, strict=True)]
+    differences = np.asarray([difference for difference, _ in cells])
+    if all(_paired(first[0], run) for run in first):
+        return _crossed(differences, np.stack([deviations for _, deviations in cells]))
+    return _nested(differences, [deviations for _, deviations in cells])
+
+
+def _paired(one: Run, other: Run) -> bool:
+    return np.array_equal(one[1], other[1]) and np.array_equal(one[2], other[2])
+
+
+def _difference(one: Run, other: Run, metric: str, score: Score | None) -> tuple[float, Values]:
+    """The difference in score, and the deviation (groups,) of each group's pseudo-value from it."""
+    (value, deviations), (less, others) = (jackknife(run, metric, score) for run in (one, other))
+    return value - less, deviations - others
+
+
+def jackknife(run: Run, metric: str, score: Score | None = None) -> tuple[float, Values]:
+    """Return a run's score and each group's deviation (groups,): its pseudo-value minus the mean of all of them."""
+    logits, labels, groups = run
+    if metric == "auc":
+        return _delong(logits, labels, groups)
+    if metric in STATISTICS:
+        tables = confusions(logits, labels, groups)
+        whole = tables.sum(0, keepdims=True)
+        value = statistic(metric, labels)(whole).item()
+        left = of_resamples(metric, labels, whole[0])(whole - tables)
+    elif score is None:
+        raise DataError(f"Comparing by {metric!r} needs the function that computes it.")
+    else:
+        value, members = score(logits, labels), np.asarray(groups)
+        left = np.asarray([score(logits[members != one], labels[members != one]) for one in np.unique(members)])
+    return value, (len(left) - 1) * (np.mean(left) - left)
+
+
+def _delong(logits: Logits, labels: Labels, groups: Sequence[int]) -> tuple[float, Values]:
+    """AUC and its groups' deviations from placement values (DeLong et al. 1988; of groups: Obuchowski 1997)."""
+    truth = labels == 1 if labels.ndim > 1 else labels[:, None] == np.arange(logits.shape[1])
+    scores = logits if labels.ndim > 1 else _log_odds(logits)
+    _, member = np.unique(np.asarray(groups), return_inverse=True)
+    columns = zip(scores.astype(np.float64).T, truth.T, strict=True)
+    areas, found = zip(*(_placements(*column) for column in columns), strict=True)
+    images = np.mean(found, 0)  # (images,): each one's share of the mean area's deviation
+    return float(np.mean(areas)), np.bincount(member, images) * (member.max() + 1)
+
+
+def _log_odds(logits: Logits) -> Values:
+    """Of each class against the rest (images, classes): the order of its softmax, without rounding to 0 or 1."""
+    from scipy.special import logsumexp  # noqa: PLC0415 - likewise
+
+    wide = logits.astype(np.float64)
+    rest = [logsumexp(np.delete(wide, one, 1), axis=1) for one in range(wide.shape[1])]
+    return np.asarray(wide - np.stack(rest, 1))
+
+
+def _placements(scores: Values, positive: NDArray[np.bool_]) -> tuple[float, Values]:
+    """The area under one curve and each image's share of its deviation; nan where a class does not occur."""
+    from scipy.stats import rankdata  # noqa: PLC0415 - likewise
+
+    hits, others = int(positive.sum()), int((~positive).sum())
+    if not hits or not others:
+        return math.nan, np.full(len(scores), math.nan)
+    ranks, place = rankdata(scores), np.empty(len(scores))
+    place[positive] = (ranks[positive] - rankdata(scores[positive])) / others
+    place[~positive] = 1 - (ranks[~positive] - rankdata(scores[~positive])) / hits
+    area = float(place[positive].mean())
+    return area, (place - area) / np.where(positive, hits, others)
+
+
+def _crossed(differences: Values, deviations: Values) -> Comparison:
+    """From differences (seeds,) and deviations (seeds, groups) on one test set."""
+    seeds, groups = deviations.shape
+    if groups < 2:  # noqa: PLR2004 - one patient has no variance
+        return Comparison(float(differences.mean()), math.nan, math.nan, groups, seeds)
+    cells = differences[:, None] + deviations
+    of_groups = seeds * float(np.var(cells.mean(0), ddof=1))
+    if seeds == 1:
+        return _comparison(differences, of_groups, 0.0, 0.0, (groups, seeds))
+    of_seeds = groups * float(np.var(differences, ddof=1))
+    rest = cells - cells.mean(0) - cells.mean(1, keepdims=True) + cells.mean()
+    interaction = float((rest**2).sum()) / ((groups - 1) * (seeds - 1))
+    return _comparison(differences, of_groups, of_seeds, interaction, (groups, seeds))
+
+
+def _nested(differences: Values, deviations: Sequence[Values]) -> Comparison:
+    """Every seed on a test set of its own: groups as wide as one of them, seeds by what is left of their variance."""
+    seeds, groups = len(differences), max(len(one) for one in deviations)
+    if min(len(one) for one in deviations) < 2:  # noqa: PLR2004 - likewise
+        return Comparison(float(differences.mean()), math.nan, math.nan, groups, seeds)
+    within = float(np.mean([np.var(one, ddof=1) / len(one) for one in deviations]))  # of one seed's difference
+    scale = seeds * groups
+    return _comparison(
+        differences, within * scale, float(np.var(differences, ddof=1)) * groups, within * groups, (groups, seeds)
+    )
+
+
+def _comparison(
+    differences: Values, of_groups: float, of_seeds: float, interaction: float, size: tuple[int, int]
+) -> Comparison:
+    """From mean squares of groups, seeds and their interaction."""
+    from scipy.stats import chi2  # noqa: PLC0415 - likewise
+
+    groups, seeds = size
+    total = of_groups + max(of_seeds - interaction, 0.0)
+    freedom = groups - 1.0
+    if seeds > 1 and total > 0:
+        upper = max(of_seeds * (seeds - 1) / chi2.ppf(1 - LIMIT, seeds - 1) - interaction, 0.0)
+        freedom = (of_groups + upper) ** 2 / (of_groups**2 / (groups - 1) + upper**2 / (seeds - 1))
+    return Comparison(float(differences.mean()), math.sqrt(total / (seeds * groups)), freedom, groups, seeds)

@@ -1,0 +1,46 @@
+"""From pairwise p-values to verdicts and tiers, in place of a ranking that sells ties as places."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+
+import numpy as np
+
+ALPHA = 0.05
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Adjust p-values for their number by Holm's step-down procedure; nan stays nan and does not count."""
+    from statsmodels.stats.multitest import multipletests  # noqa: PLC0415 - a second that no other verb should wait for
+
+    values = np.asarray(p, np.float64)
+    known = ~np.isnan(values)
+    if known.any():
+        values[known] = multipletests(values[known], ALPHA, "holm")[1]
+    return [float(value) for value in values]
+
+
+def tiers(names: Sequence[str], worse: Collection[tuple[str, str]]) -> list[list[str]]:
+    """Group names into tiers, best first; a pair (one, other) in `worse` says that one was shown to be worse.
+
+    The first tier holds every name that is not shown to be worse than any other: of methods that are equally good all
+    are in it with a probability of 95%, when the pairs come from p-values adjusted over all comparisons. The second is
+    the first of the names that remain, and so on. Names keep their order within a tier.
+    """
+    left, found = list(names), []
+    while left:
+        beaten = {one for one, other in worse if one in left and other in left}
+        tier = [name for name in left if name not in beaten] or left
+        found.append(tier)
+        left = [name for name in left if name not in tier]
+    return found
+
+
+def verdict(difference: float, p: float) -> str:
+    """Return better, worse, no difference shown, or unknown for an adjusted p-value at the 5% level."""
+    if math.isnan(p):
+        return "unknown"
+    if p >= ALPHA or difference == 0:
+        return "no difference shown"
+    return "better" if difference > 0 else "worse"

@@ -149,6 +149,14 @@ def atheris(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def calibration(session: nox.Session) -> None:
+    """False-positive rates, coverage and power of the comparison of methods, from simulated studies (20 minutes)."""
+    session.install("-e", ".", *PINNED)
+    out = ("--out", "reports/statistics/calibration.md")
+    session.run("python", "tools/calibration.py", *out, *session.posargs, env=ONE_THREAD)
+
+
+@nox.session(default=False)
 def constraints(session: nox.Session) -> None:
     """Renew the pinned versions: `nox -s constraints -- --upgrade`."""
     groups = [word for group in ("test", "lint", "layers", "types", "docs") for word in ("--group", group)]

@@ -1,4 +1,4 @@
-"""Simulated runs of two methods that are equally good, or apart by a known shift."""
+"""Simulated runs of methods that are equally good, or apart by a known shift."""
 
 from __future__ import annotations
 
@@ -12,9 +12,15 @@ OF_CLASS = (0.5, 0.3, 0.2)
 
 
 def tie(
-    draw: np.random.Generator, groups: int, seeds: int, *, shift: float = 0.0, seed_noise: float = 0.1
-) -> tuple[list[Run], list[Run]]:
-    """Two methods' runs: groups of 1 to 4 images of one class, images and patients of their own difficulty.
+    draw: np.random.Generator,
+    groups: int,
+    seeds: int,
+    *,
+    methods: int = 2,
+    shift: float = 0.0,
+    seed_noise: float = 0.1,
+) -> list[list[Run]]:
+    """Draw methods' runs on the same patients of 1 to 4 images, each method `shift` better than the one before.
 
     An image is classified correctly where the sum of the method's level, the image's and patient's difficulty, what
     each method makes of it, the seed's level and the seed's noise on the image is positive.
@@ -24,7 +30,7 @@ def tie(
     labels = draw.choice(CLASSES, groups, p=OF_CLASS)[group]
     labels[:CLASSES] = np.arange(CLASSES)
     shared = _normal(draw, 0.7, group) + draw.normal(0, 0.7, images) + 0.9
-    made: tuple[list[Run], list[Run]] = ([], [])
+    made: list[list[Run]] = [[] for _ in range(methods)]
     for method, runs in enumerate(made):
         level = shared + _normal(draw, 0.5, group) + draw.normal(0, 0.5, images) + method * shift
         for _ in range(seeds):

@@ -152,6 +152,7 @@ class Fake:
         scores = {
             "macro_f1": macro_f1(table).item(),
             "accuracy": accuracy(table).item(),
+            "brier_score_loss": 1 - accuracy(table).item(),
             "auc": None if self.absent >= 0 else min(1.0, 0.5 + 0.2 * self.skill),
         }
         return Choice(step={"validation": 48, "last": 80, "oracle": 64}[rule], val=scores, test=scores)

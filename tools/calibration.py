@@ -20,7 +20,7 @@ from tabulate import tabulate
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from peftbench.statistics.paired import compare
+from peftbench.statistics.paired import compare, jackknife
 from peftbench.statistics.tiers import ALPHA, holm
 from tests.ties import tie
 
@@ -34,8 +34,8 @@ def pairs(groups: int, seeds: int, studies: int, metric: str, shift: float = 0.0
     draw = np.random.default_rng([groups, seeds])
     found = []
     for _ in range(studies):
-        first, second = tie(draw, groups, seeds, shift=shift)
-        made = compare(second, first, metric)
+        first, second = ([jackknife(run, metric) for run in runs] for runs in tie(draw, groups, seeds, shift=shift))
+        made = compare(second, first)
         found.append((made.p, *made.interval, made.difference))
     return np.asarray(found)
 
@@ -45,8 +45,8 @@ def families(groups: int, seeds: int, studies: int) -> float:
     draw = np.random.default_rng([groups, seeds, METHODS])
     wrong = 0
     for _ in range(studies):
-        runs = tie(draw, groups, seeds, methods=METHODS)
-        p = [compare(one, other, "macro_f1").p for one, other in combinations(runs, 2)]
+        scored = [[jackknife(run, "macro_f1") for run in runs] for runs in tie(draw, groups, seeds, methods=METHODS)]
+        p = [compare(one, other).p for one, other in combinations(scored, 2)]
         wrong += min(holm(p)) < ALPHA
     return wrong / studies
 

@@ -94,7 +94,7 @@ class Replicates:
     @cached_property
     def f1(self) -> bootstrap.Estimate:
         """Macro F1 with its bootstrap draws; without draws where predictions are missing."""
-        if not self._have_predictions:
+        if not self.have_predictions:
             return bootstrap.Estimate(self.mean("macro_f1"), np.empty(0), 0)
         runs = [_run(result) for result in self.done]
         if len(self._tests) > 1:
@@ -104,9 +104,13 @@ class Replicates:
     def difference(self, other: Replicates) -> bootstrap.Estimate | None:
         """Return this macro F1 minus another, resampled together; None unless both have the same test images."""
         tests = {record.data.test for record in self.records + other.records}
-        if len(tests) > 1 or "" in tests or not (self._have_predictions and other._have_predictions):
+        if len(tests) > 1 or "" in tests or not (self.have_predictions and other.have_predictions):
             return None
         return bootstrap.difference([_run(job) for job in self.done], [_run(job) for job in other.done])
+
+    def runs(self) -> dict[int, bootstrap.Run]:
+        """Return the stored test predictions by seed, at the step that the recipe's rule chose."""
+        return {result.record.seed: _run(result) for result in self.done}
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -116,12 +120,13 @@ class Replicates:
             found.append("test sets differ between seeds")
         if any(not record.data.sizes.get("test", 1) for record in self.records):
             found.append("no test images")
-        elif self.done and not self._have_predictions:
+        elif self.done and not self.have_predictions:
             found.append("predictions not stored: no interval")
         return tuple(dict.fromkeys(note for note in found if note))
 
     @cached_property
-    def _have_predictions(self) -> bool:
+    def have_predictions(self) -> bool:
+        """Whether the predictions of all finished jobs are stored."""
         return all(result.has_predictions for result in self.done)
 
     @property
@@ -140,6 +145,13 @@ class MethodRow:
     target: int | None  # requested trainable parameters, head excluded
     baseline: bool
     replicates: Mapping[str, Replicates]  # by data set; a row may lack some of them
+
+    @property
+    def name(self) -> str:
+        """Return the label with its budget as a share of the backbone, which no other row of a setting has."""
+        if self.target is None:
+            return self.label
+        return f"{self.label} @ {100 * self.target / self.records[0].backbone.parameters:.3g}%"
 
     @property
     def on_official(self) -> str:

@@ -71,37 +71,28 @@ class Comparison:
         return float(t.ppf(level, self.freedom))
 
 
-def compare(first: Sequence[Run], second: Sequence[Run], metric: str, score: Score | None = None) -> Comparison:
-    """Compare two methods by their runs, one a seed, the same seeds in the same order.
+@dataclass(frozen=True, eq=False)
+class Jackknife:
+    """One run's score, and each group's pseudo-value minus the mean of all of them."""
 
-    `score` computes a metric that is neither a function of the confusion matrix nor `auc`. Where every seed has a test
-    set of its own, methods are paired within the seed, and the test sets, which may share patients, count as one.
-    Raises DataError for runs that are not paired on the same test images.
+    value: float
+    deviations: Values  # (groups,)
+    labels: Labels
+    members: Sequence[int]  # group of each image
+
+    def same_test(self, other: Jackknife) -> bool:
+        """Return whether both were scored on the same images."""
+        return np.array_equal(self.labels, other.labels) and np.array_equal(self.members, other.members)
+
+
+def jackknife(run: Run, metric: str, score: Score | None = None) -> Jackknife:
+    """Score a run and leave out one group at a time.
+
+    `score` computes a metric that is neither a function of the confusion matrix nor `auc`. Raises DataError without it.
     """
-    if len(first) != len(second) or not all(_paired(one, other) for one, other in zip(first, second, strict=True)):
-        raise DataError("The runs do not share their test images seed by seed; compare runs of the same splits.")
-    cells = [_difference(one, other, metric, score) for one, other in zip(first, second, strict=True)]
-    differences = np.asarray([difference for difference, _ in cells])
-    if all(_paired(first[0], run) for run in first):
-        return _crossed(differences, np.stack([deviations for _, deviations in cells]))
-    return _nested(differences, [deviations for _, deviations in cells])
-
-
-def _paired(one: Run, other: Run) -> bool:
-    return np.array_equal(one[1], other[1]) and np.array_equal(one[2], other[2])
-
-
-def _difference(one: Run, other: Run, metric: str, score: Score | None) -> tuple[float, Values]:
-    """The difference in score, and the deviation (groups,) of each group's pseudo-value from it."""
-    (value, deviations), (less, others) = (jackknife(run, metric, score) for run in (one, other))
-    return value - less, deviations - others
-
-
-def jackknife(run: Run, metric: str, score: Score | None = None) -> tuple[float, Values]:
-    """Return a run's score and each group's deviation (groups,): its pseudo-value minus the mean of all of them."""
     logits, labels, groups = run
     if metric == "auc":
-        return _delong(logits, labels, groups)
+        return Jackknife(*_delong(logits, labels, groups), labels, groups)
     if metric in STATISTICS:
         tables = confusions(logits, labels, groups)
         whole = tables.sum(0, keepdims=True)
@@ -112,7 +103,36 @@ def jackknife(run: Run, metric: str, score: Score | None = None) -> tuple[float,
     else:
         value, members = score(logits, labels), np.asarray(groups)
         left = np.asarray([score(logits[members != one], labels[members != one]) for one in np.unique(members)])
-    return value, (len(left) - 1) * (np.mean(left) - left)
+    return Jackknife(value, (len(left) - 1) * (np.mean(left) - left), labels, groups)
+
+
+def compare(first: Sequence[Jackknife], second: Sequence[Jackknife]) -> Comparison:
+    """Compare two methods by their runs, one a seed, the same seeds in the same order.
+
+    Where every seed has a test set of its own, methods are paired within the seed, and the test sets, which may share
+    patients, count as one. Raises DataError for runs that are not paired on the same test images.
+    """
+    if len(first) != len(second) or not all(one.same_test(other) for one, other in zip(first, second, strict=True)):
+        raise DataError("The runs do not share their test images seed by seed; compare runs of the same splits.")
+    differences = np.asarray([one.value - other.value for one, other in zip(first, second, strict=True)])
+    deviations = [one.deviations - other.deviations for one, other in zip(first, second, strict=True)]
+    if all(first[0].same_test(run) for run in first):
+        return _crossed(differences, np.stack(deviations))
+    return _nested(differences, deviations)
+
+
+def average(found: Sequence[Comparison]) -> Comparison:
+    """Average comparisons on different data sets, which are independent of each other."""
+    size = len(found)
+    variances = np.asarray([one.error**2 for one in found]) / size**2
+    spread = float(sum(v**2 / one.freedom for v, one in zip(variances, found, strict=True)))
+    return Comparison(
+        float(np.mean([one.difference for one in found])),
+        math.sqrt(variances.sum()),
+        float(variances.sum()) ** 2 / spread if spread else math.inf,  # Satterthwaite
+        sum(one.groups for one in found),
+        min(one.seeds for one in found),
+    )
 
 
 def _delong(logits: Logits, labels: Labels, groups: Sequence[int]) -> tuple[float, Values]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,10 +15,15 @@ from sklearn.metrics import roc_auc_score
 
 from peftbench.errors import DataError
 from peftbench.statistics.bootstrap import Run
-from peftbench.statistics.paired import Comparison, compare, jackknife
+from peftbench.statistics.paired import Comparison, average, jackknife
+from peftbench.statistics.paired import compare as paired
 from tests.ties import tie
 
 NAN = math.nan
+
+
+def compare(first: list[Run], second: list[Run], metric: str, score: Any = None) -> Comparison:
+    return paired(*([jackknife(run, metric, score) for run in runs] for runs in (first, second)))
 
 
 def run(right: NDArray[np.bool_], groups: NDArray[np.int64] | None = None) -> Run:
@@ -112,17 +118,17 @@ def test_auc_and_its_error_are_delong_s(task: str) -> None:
     labels = draw.integers(0, 2, (80, 2)) if many else draw.integers(0, 3, 80)
     logits = draw.normal(size=(80, 2 if many else 3)).astype(np.float32)
     logits += labels if many else np.eye(3, dtype=np.float32)[labels]
-    value, deviations = jackknife((logits, labels, list(range(80))), "auc")
+    found = jackknife((logits, labels, list(range(80))), "auc")
     shares = logits if many else np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
 
     def area(kept: NDArray[np.int64]) -> float:
         return float(roc_auc_score(labels[kept], shares[kept], multi_class="ovr"))
 
     everyone = np.arange(80)
-    assert value == pytest.approx(area(everyone))
+    assert found.value == pytest.approx(area(everyone))
     left = np.asarray([area(np.delete(everyone, one)) for one in everyone])
-    assert np.var(deviations) == pytest.approx(np.var(79 * left), rel=0.05)
-    assert deviations.sum() == pytest.approx(0, abs=1e-9)
+    assert np.var(found.deviations) == pytest.approx(np.var(79 * left), rel=0.05)
+    assert found.deviations.sum() == pytest.approx(0, abs=1e-9)
 
 
 def test_any_metric_can_be_compared_by_its_function() -> None:
@@ -133,11 +139,16 @@ def test_any_metric_can_be_compared_by_its_function() -> None:
         compare(first, second, "mine")
 
 
+def tied(draw: np.random.Generator, seeds: int) -> Comparison:
+    first, second = tie(draw, groups=40, seeds=seeds)
+    return compare(first, second, "macro_f1")
+
+
 @pytest.mark.parametrize("seeds", [1, 3])
 def test_one_tie_in_twenty_is_called_a_difference(seeds: int) -> None:
     """Three hundred ties, whose binomial error is .013; `nox -s calibration` draws 2,000 of each size."""
     draw = np.random.default_rng(6)
-    found = [compare(*tie(draw, groups=40, seeds=seeds), "macro_f1").p < 0.05 for _ in range(300)]
+    found = [tied(draw, seeds).p < 0.05 for _ in range(300)]
     assert 0.015 <= np.mean(found) <= 0.085
 
 
@@ -145,3 +156,12 @@ def test_the_detectable_difference_is_found_four_times_in_five() -> None:
     found = Comparison(0.0, 0.02, 1e6, 400, 1)
     assert found.detectable == pytest.approx(0.02 * (1.959964 + 0.841621), rel=1e-4)
     assert Comparison(0.0, NAN, NAN, 1, 1).detectable != 0
+
+
+def test_data_sets_are_averaged_as_independent() -> None:
+    found = average([Comparison(0.02, 0.03, 20, 21, 3), Comparison(0.04, 0.04, 30, 31, 3)])
+    assert found.difference == pytest.approx(0.03)
+    assert found.error == pytest.approx(0.025)
+    assert 20 < found.freedom < 50
+    assert (found.groups, found.seeds) == (52, 3)
+    assert average([Comparison(0.0, 0.0, 9, 10, 1)] * 2).p == 1.0

@@ -1,0 +1,189 @@
+"""Which differences between methods are real: every pair on each data set, verdicts and tiers.
+
+Compared are the jobs that finished, seed by seed, on the same test images. P-values are adjusted by Holm over all pairs
+of one data set, and the tiers follow from the adjusted ones: verdict, tier and mark in a table never contradict each
+other. The majority class and the linear probe on random weights bound the scale and are not compared, unless named.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import combinations
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from peftbench.core.contract import Result, lower_is_better
+from peftbench.core.registry import registry
+from peftbench.errors import RequestError
+from peftbench.results import summary
+from peftbench.results.summary import Block, MethodRow
+from peftbench.statistics import paired
+from peftbench.statistics.paired import Comparison, Jackknife
+from peftbench.statistics.scores import STATISTICS
+from peftbench.statistics.tiers import holm, tiers, verdict
+
+if TYPE_CHECKING:
+    import pandas  # noqa: ICN001 - by its full name the run-time type checks of the tests find it
+
+METRIC = "macro_f1"
+BOUNDS = ("majority", "linear (random weights)")  # labels of rows that are compared only when they are named
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One method against another on one data set, or averaged over several."""
+
+    method: str
+    other: str
+    found: Comparison
+    p: float  # adjusted by Holm
+    verdict: str  # of `method`: better, worse, no difference shown, or unknown
+
+
+@dataclass(frozen=True, eq=False)
+class Compared:
+    """All pairs of one group of data sets by one metric."""
+
+    block: Block
+    datasets: tuple[str, ...]
+    metric: str = METRIC
+    against: str = ""  # a method that all others are compared with; "": every pair
+
+    @cached_property
+    def rows(self) -> tuple[MethodRow, ...]:
+        """Rows that can be compared: finished and with predictions on every data set."""
+        return tuple(row for row in self.block.rows if self._is_whole(row) and self._is_compared(row))
+
+    @cached_property
+    def pairs(self) -> tuple[Pair, ...]:
+        """Every pair, or every method against the one that was named."""
+        found = [(one, other, self._compare(one, other)) for one, other in self._matches()]
+        adjusted = holm([made.p if made else math.nan for *_, made in found])
+        sign = -1 if lower_is_better(self.metric) else 1
+        return tuple(
+            Pair(one.name, other.name, made, p, verdict(sign * made.difference, p))
+            for (one, other, made), p in zip(found, adjusted, strict=True)
+            if made
+        )
+
+    @cached_property
+    def tiers(self) -> dict[str, int]:
+        """Tier of each method, from 1: nothing is shown to be better than a method of the first."""
+        names = [row.name for row in self._by_score()]
+        worse = {(p.method, p.other) for p in self.pairs if p.verdict == "worse"}
+        worse |= {(p.other, p.method) for p in self.pairs if p.verdict == "better"}
+        return {name: number for number, tier in enumerate(tiers(names, worse), 1) for name in tier}
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Methods that are left out because a data set, a prediction or a finished job is missing."""
+        return tuple(row.name for row in self.block.rows if self._is_compared(row) and not self._is_whole(row))
+
+    @property
+    def detectable(self) -> float:
+        """Median over the pairs of the smallest difference that they could find with 80% power; nan without pairs."""
+        found = [pair.found.detectable for pair in self.pairs if not math.isnan(pair.found.detectable)]
+        return float(np.median(found)) if found else math.nan
+
+    @property
+    def seeds(self) -> int:
+        """Seeds that every pair has in common."""
+        return min((pair.found.seeds for pair in self.pairs), default=0)
+
+    def _by_score(self) -> list[MethodRow]:
+        sign = 1 if lower_is_better(self.metric) else -1
+        return sorted(self.rows, key=lambda row: sign * row.mean(self.metric, self.datasets))
+
+    def _is_whole(self, row: MethodRow) -> bool:
+        found = [row.replicates.get(name) for name in self.datasets]
+        return all(one is not None and one.done and one.have_predictions for one in found)
+
+    def _is_compared(self, row: MethodRow) -> bool:
+        return row.label not in BOUNDS or self.against in (row.label, row.name)
+
+    def _matches(self) -> list[tuple[MethodRow, MethodRow]]:
+        if not self.against:
+            return list(combinations(self._by_score(), 2))
+        rivals = [row for row in self.rows if self.against in (row.label, row.name)]
+        return [(row, rival) for rival in rivals[:1] for row in self._by_score() if row is not rival]
+
+    def _compare(self, one: MethodRow, other: MethodRow) -> Comparison | None:
+        """Compare on the seeds that both have; None where they share none, or not their test images."""
+        found = []
+        for name in self.datasets:
+            first, second = self._scored[one.name, name], self._scored[other.name, name]
+            seeds = sorted(first.keys() & second.keys())
+            if not seeds or not all(first[seed].same_test(second[seed]) for seed in seeds):
+                return None
+            found.append(paired.compare([first[seed] for seed in seeds], [second[seed] for seed in seeds]))
+        return found[0] if len(found) == 1 else paired.average(found)
+
+    @cached_property
+    def _scored(self) -> dict[tuple[str, str], dict[int, Jackknife]]:
+        """Runs of each row and data set by seed, each scored once for all of its pairs."""
+        score = None if self.metric in (*STATISTICS, "auc") else registry("metrics").get(self.metric)
+        return {
+            (row.name, name): {
+                seed: paired.jackknife(run, self.metric, score) for seed, run in row.replicates[name].runs().items()
+            }
+            for row in self.rows
+            for name in self.datasets
+        }
+
+
+def compare(results: Iterable[Result], metric: str = METRIC, against: str = "") -> list[Compared]:
+    """Compare all methods on each data set and, where there are several, averaged over those that belong together.
+
+    Raises RequestError for a metric that no method has or that is no single number, and for an unknown method.
+    """
+    blocks = summary.summarize(results)
+    _refuse_metric(metric, blocks)
+    known = {name for block in blocks for row in block.rows for name in (row.label, row.name)}
+    if against and against not in known:
+        raise RequestError(f"--against {against}: no such method in this store; it has {', '.join(sorted(known))}.")
+    return [
+        Compared(block, names, metric, against)
+        for block in blocks
+        for names in [*((name,) for name in block.datasets), *block.averages().values()]
+    ]
+
+
+def frame(compared: Sequence[Compared]) -> pandas.DataFrame:
+    """Return one row per pair at full precision, in units of the metric."""
+    import pandas as pd  # noqa: PLC0415 - `peftbench list` answers without it
+
+    return pd.DataFrame([_row(group, pair) for group in compared for pair in group.pairs])
+
+
+def _row(group: Compared, pair: Pair) -> dict[str, Any]:
+    found = pair.found
+    low, high = found.interval
+    return {
+        "backbone": group.block.setting.backbone,
+        "image_size": group.block.setting.size,
+        "recipe": group.block.setting.recipe,
+        "dataset": ", ".join(group.datasets),
+        "metric": group.metric,
+        "method": pair.method,
+        "other": pair.other,
+        "difference": found.difference,
+        "low": low,
+        "high": high,
+        "p": found.p,
+        "p_holm": pair.p,
+        "verdict": pair.verdict,
+        "detectable": found.detectable,
+        "groups": found.groups,
+        "seeds": found.seeds,
+    }
+
+
+def _refuse_metric(metric: str, blocks: Sequence[Block]) -> None:
+    scored = {name for block in blocks for r in block.results for c in r.record.choices.values() for name in c.test}
+    single = sorted(scored & set(registry("metrics").names()))
+    if blocks and metric not in single:
+        raise RequestError(f"--metric {metric}: cannot be compared; choose one of {', '.join(single)}.")

@@ -18,7 +18,7 @@ import io
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +36,7 @@ from peftbench.storage import files
 
 RESULTS = ("curve.csv", "predictions.npz", "delta.safetensors", "delta.json")  # whose digests a record holds
 LEFT = ("record.json", "state", "private.json", *RESULTS)  # what a failed job may leave beside its request
-State = Literal["new", "interrupted", "running", "failed", "done"]
+State = Literal["new", "interrupted", "running", "failed", "damaged", "done"]
 AGAIN = "move its folder away and run the study again."
 
 
@@ -85,13 +85,17 @@ class JobFolder:
         """Return the state as the files show it. Raises StoreError when the record cannot be read."""
         record = self.record()
         if record is not None and not self.checkpoint_file.parent.exists():
-            return record.status
+            return "damaged" if self._missing(record) else record.status
         if not self.path.exists():
             return "new"
         if not os.access(self.path, os.W_OK):  # the reader of this store could not run the job
             return "interrupted"
         with self.claim() as claimed:
             return "interrupted" if claimed else "running"
+
+    def _missing(self, record: Record) -> bool:
+        """Return whether a file that the record names is gone; `Result.damage` also compares contents."""
+        return not all((self.path / name).exists() for name in record.files)
 
     def record(self) -> Record | None:
         """Return the record of a finished or failed job, None before. Raises StoreError when it cannot be read."""
@@ -211,9 +215,21 @@ class Store:
             (self.root / "jobs").rmdir()
             self.root.rmdir()
 
-    def results(self) -> list[Result]:
-        """Return every finished or failed job, by id. Raises StoreError when this is not a store."""
-        return [result for job in self.jobs() if (result := job.result()) is not None]
+    def results(self, on_problem: Callable[[str], object] | None = None) -> list[Result]:
+        """Return every finished or failed job, by id. Raises StoreError when this is not a store.
+
+        A job whose record cannot be read is left out after a call of `on_problem` with the reason; without
+        `on_problem` it raises StoreError.
+        """
+        found: list[Result] = []
+        for job in self.jobs():
+            try:
+                found += [result] if (result := job.result()) is not None else []
+            except StoreError as error:
+                if on_problem is None:
+                    raise
+                on_problem(str(error))
+        return found
 
 
 def read_record(file: Path) -> Record | None:

@@ -21,6 +21,7 @@ from peftbench.core.record import Cut, Record
 from peftbench.results import formatting, summary
 from peftbench.results.formatting import Cell
 from peftbench.results.summary import Block, MethodRow
+from peftbench.results.text import printable
 
 if TYPE_CHECKING:
     import rich.table
@@ -62,7 +63,7 @@ def tables(results: Iterable[Result]) -> list[Table]:
         spent = [_spent(block, name) for name in block.datasets]
         leaks = [_leaks(block, name) for name in block.datasets]
         made = [*_overview(block), *_averages(block), *_data_sets(block), *leaks, *rules, *spent, _failures(block)]
-        found += [replace(table, name=f"{table.name}_{number}") for table in made if table.rows]
+        found += [replace(_printable(table), name=f"{table.name}_{number}") for table in made if table.rows]
     return found
 
 
@@ -206,6 +207,22 @@ def _failures(block: Block) -> Table:
     }
     text = f"{block.setting.network}. Jobs without a score, and why."
     return Table("failed", "Failed jobs", block.setting.short, text, *_transposed(facts))
+
+
+def _printable(table: Table) -> Table:
+    """Return the table with every text from outside made printable; each format escapes what it would interpret."""
+    cells = tuple(
+        tuple(replace(cell, text=printable(cell.text), aside=printable(cell.aside)) for cell in row)
+        for row in table.rows
+    )
+    return replace(
+        table,
+        subject=printable(table.subject),
+        setting=printable(table.setting),
+        caption=printable(table.caption),
+        columns=tuple(map(printable, table.columns)),
+        rows=cells,
+    )
 
 
 def _stem(name: str) -> str:

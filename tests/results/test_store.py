@@ -129,6 +129,29 @@ def test_results_are_those_jobs_that_ended(tmp_path: Path) -> None:
     assert [result.folder.name for result in here.results()] == ["a", "b"]
 
 
+def test_a_job_that_cannot_be_read_is_named_and_left_out(tmp_path: Path) -> None:
+    here, problems = Store(tmp_path), list[str]()
+    for name in ("a", "b"):
+        here.job(name).path.mkdir(parents=True)
+        here.job(name).write_record(records.Fake().record().model_copy(update={"id": name}))
+    here.job("a").record_file.write_text("{")
+    assert [result.record.id for result in here.results(problems.append)] == ["b"]
+    assert len(problems) == 1
+    assert str(here.job("a").record_file) in problems[0]
+    with pytest.raises(StoreError, match="cannot be read"):
+        here.results()
+
+
+def test_a_done_job_whose_files_are_gone_is_damaged(tmp_path: Path) -> None:
+    job = Store(tmp_path).job("abc")
+    job.path.mkdir(parents=True)
+    job.write_predictions({"test/labels": np.arange(3)})
+    job.write_record(records.Fake().record().model_copy(update={"id": "abc"}))
+    assert job.state() == "done"
+    job.predictions_file.unlink()
+    assert job.state() == "damaged"
+
+
 def test_an_empty_store_goes_and_one_with_a_job_stays(tmp_path: Path) -> None:
     empty, used = Store(tmp_path / "empty"), Store(tmp_path / "used")
     for one in (empty, used):

@@ -14,7 +14,6 @@ from peftbench.core.constants import PAPER_DATASETS
 from peftbench.core.contract import Result
 from peftbench.core.record import WHOLE, Record, Variant
 from peftbench.results import summary
-from peftbench.results.redaction import redact
 from peftbench.results.store import JobFolder
 from peftbench.results.summary import Block, MethodRow
 from peftbench.statistics import bootstrap
@@ -249,21 +248,6 @@ def test_a_damaged_seed_is_noted(tmp_path: Path) -> None:
     (results[0].folder / "predictions.npz").unlink()
     (found,) = summary.summarize(results)
     assert found.rows[0].replicates["busi"].notes == ("1 of 2 seeds damaged",)
-
-
-@pytest.mark.parametrize(
-    ("text", "redacted"),
-    [
-        ("2 images do not open: 'a/b c.png'", "2 images do not open: [name]"),
-        ("cannot read ward3/patient_17.DCM", "cannot read [image]"),
-        ("no space left on /home/someone/runs", "no space left on [path]"),
-        ("group 'Smith, J.' lies in two parts", "group [name] lies in two parts"),
-        ("The loss isn't finite at step 3 (lr 0.01); it's too high.", None),
-        ("5 images/s is slow", None),
-    ],
-)
-def test_a_reason_names_no_image_and_no_folder(text: str, redacted: str | None) -> None:
-    assert redact(text) == (redacted or text)
 
 
 def test_a_study_without_validation_part_says_so() -> None:

@@ -52,7 +52,7 @@ def _renamed(result: Result, name: str, *, anonymous: bool) -> Result:
 
 def _anonymous_card(data: DataFacts, name: str) -> dict[str, Any]:
     """Return what a report needs of a data set's card, without words of its author."""
-    kept = {key: data.card[key] for key in ("task", "synthetic") if key in data.card}
+    kept: dict[str, Any] = {key: value for key, value in data.card.items() if key in {"task", "synthetic"}}
     classes = [f"class {index}" for index in range(len(data.card.get("classes", ())))]
     group = "group" if data.card.get("group_key") else ""
     return {**kept, "title": name.capitalize(), "group_key": group, "classes": classes}

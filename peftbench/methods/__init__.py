@@ -1,1 +1,1 @@
-"""Methods, one a file; `_` begins the names of files that are none."""
+"""The built-in methods, one per file; a file whose name begins with `_` is code that several methods share."""

@@ -1,4 +1,4 @@
-"""Adapters: a bottleneck behind a module, or a change of what a layer reads."""
+"""Adapters that several methods use: a bottleneck after a module, a linear change of a layer's input."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from peftbench.models.plan import Graft
 
 
 class Bottleneck(Graft):
-    """y + W_up act(W_down y + b_down) + b_up, with y the output of the module it is around.
+    """y + W_up act(W_down y + b_down) + b_up, with y the output of the wrapped module.
 
-    W_up and the biases start at zero, so that step 0 changes nothing.
+    W_up and the biases start at zero, so step 0 is the pretrained network.
     """
 
     ACTIVATIONS: ClassVar[dict[str, type[nn.Module]]] = {"gelu": nn.GELU, "relu": nn.ReLU}
@@ -29,26 +29,26 @@ class Bottleneck(Graft):
 
     @classmethod
     def size(cls, base: nn.Module, **sizes: Any) -> int:  # noqa: ANN401, ARG003 - the contract's
-        """2 r width + r + width."""
+        """Return 2 r width + r + width."""
         width, r = int(sizes["width"]), int(sizes["r"])
         return 2 * r * width + r + width
 
     def change(self, y: Tensor) -> Tensor:
-        """(..., width) -> (..., width)."""
+        """Return what is added to y: (..., width) -> (..., width)."""
         out: Tensor = self.up(self.activation(self.down(y)))
         return out
 
-    def forward(self, x: Tensor, **options: Any) -> Tensor:  # noqa: ANN401 - those of the module it is around
+    def forward(self, x: Tensor, **options: Any) -> Tensor:  # noqa: ANN401 - those of the wrapped module
         """(..., width) -> (..., width)."""
         y: Tensor = self.base(x, **options)
         return y + self.change(y)
 
 
 class Ahead(Graft):
-    """A change of what a Linear layer reads: W (x + change(x)) + b. It folds into W and b, for `change` is affine."""
+    """W (x + change(x)) + b: an affine change of a Linear layer's input, which can be folded into W and b."""
 
     def change(self, x: Tensor) -> Tensor:
-        """(..., in) -> (..., in), affine in evaluation mode."""
+        """Return what is added to x: (..., in) -> (..., in), affine in evaluation mode."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ class Ahead(Graft):
 
     @torch.no_grad()
     def merged(self) -> nn.Module | None:
-        """W + W A and b + W a, where change(x) = A x + a; None where the layer has no bias to take W a."""
+        """Return a layer with W + W A and b + W a, where change(x) = A x + a; None if the layer has no bias."""
         layer, training = deepcopy(self.base), self.training
         if layer.bias is None:
             return None

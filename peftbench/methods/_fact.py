@@ -1,8 +1,8 @@
-"""FacT: the changes of all matrices of all blocks as one tensor, written as a product of small factors.
+"""FacT: the updates of all matrices of all blocks as one tensor, written as a product of small factors.
 
-Every matrix is cut into squares of the width D: one for each of query, key, value and proj, M / D for each of fc1 and
-fc2. With inputs from the left, each square changes by s U core V; U (D, r) and V (r, D) are the same for all squares
-of the network. Where the cores (r, r) come from is what its two formats differ in.
+Every matrix is divided into squares of the width D: one for each of query, key, value and proj, M / D for each of fc1
+and fc2. With inputs from the left, each square changes by s U core V; U (D, r) and V (r, D) are shared by all squares
+of the network. The two formats differ in how the cores (r, r) are made.
 """
 
 from __future__ import annotations
@@ -10,15 +10,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from peftbench.core.fields import Fraction, checked
 from peftbench.errors import RequestError
+from peftbench.methods._fields import Factor, Size
 from peftbench.methods._sites import PROJECTIONS, blocks, matrix, width
-from peftbench.models.method import Fit, Method, edge
+from peftbench.models.method import Match, Method, nearest
 from peftbench.models.plan import Graft, Shared
 
 
@@ -37,10 +38,10 @@ class Factored(Graft):
     def __init__(self, base: nn.Module, scale: float, dropout: float, shared: Factors) -> None:
         super().__init__(base)
         self.scale, self.dropout, self.shared = scale, nn.Dropout(dropout), shared
-        self.squares = squares(base, len(shared.down))
+        self.squares = squares(base.get_parameter("weight"), len(shared.down))
 
     def cores(self) -> Tensor:
-        """(squares along the inputs, along the outputs, r, r)."""
+        """Return the cores, (squares along the inputs, along the outputs, r, r)."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
@@ -52,7 +53,7 @@ class Factored(Graft):
 
     @torch.no_grad()
     def merged(self) -> nn.Module:
-        """The layer with the change in its weight."""
+        """Return the layer with the change in its weight."""
         layer = deepcopy(self.base)
         change = torch.einsum("dr,iors,se->oeid", self.shared.down, self.cores(), self.shared.up)
         weight = layer.get_parameter("weight")
@@ -60,63 +61,51 @@ class Factored(Graft):
         return layer
 
 
-@dataclass(frozen=True)
+@checked
 class FacT(Method):
-    """What both formats share."""
+    """Base class of both formats."""
 
     knob: ClassVar[str | None] = "r"
 
-    r: int = 16
-    scale: float = 1.0  # s; the authors search it for each data set among 0.01, 0.1, 1, 10 and 100
-    dropout: float = 0.1
-
-    def __post_init__(self) -> None:
-        if self.r < 1:
-            raise RequestError(f"r = {self.r} will not do: the rank is at least 1.")
-        if not math.isfinite(self.scale) or self.scale == 0:
-            raise RequestError(f"scale = {self.scale} will not do: it is a number other than 0.")
-        if not 0 <= self.dropout < 1:
-            raise RequestError(f"dropout = {self.dropout} will not do: it lies in [0, 1).")
+    r: Size = 16
+    scale: Factor = 1.0  # s; the authors tune it for each data set among 0.01, 0.1, 1, 10 and 100
+    dropout: Fraction = 0.1
 
     def sizes(self, vit: nn.Module) -> Sequence[int]:
-        """Up to the width."""
+        """Return 1 to the width."""
         return range(1, width(vit) + 1)
 
     def count(self, vit: nn.Module) -> int:
-        """By formula."""
+        """Return the count by formula."""
         return self.formula(width(vit), sum(sites(vit).values()))
 
     def formula(self, width: int, squares: int) -> int:
-        """Trainable parameters on a network of this width whose matrices make so many squares."""
+        """Return the trainable parameters on a network of this width with this many squares."""
         raise NotImplementedError
 
-    def within(self, budget: int, vit: nn.Module) -> Fit:
-        """The nearest count, ties to the smaller; the network is measured once for all ranks."""
-        measures = width(vit), sum(sites(vit).values())
-        counts = {r: self.turned(r).formula(*measures) for r in self.sizes(vit)}
-        r = min(counts, key=lambda rank: (abs(counts[rank] - budget), rank))
-        return Fit(self.turned(r), counts[r], edge(budget, list(counts.values())))
+    def within(self, budget: int, vit: nn.Module) -> Match:
+        """Return the rank whose count is nearest to `budget`, reading the network's shapes once for all ranks."""
+        shape = width(vit), sum(sites(vit).values())
+        return nearest(self, budget, {r: self.at_size(r).formula(*shape) for r in self.sizes(vit)})
 
 
 def sites(vit: nn.Module) -> dict[str, int]:
-    """Every matrix of every block -> of how many squares it is."""
+    """Return every matrix of every block and its number of squares."""
     names = [f"{block}.{layer}" for block in blocks(vit) for layer in PROJECTIONS.values()]
-    return {name: math.prod(along(matrix(vit, name), width(vit))) for name in names}
+    return {name: math.prod(squares(matrix(vit, name), width(vit))) for name in names}
 
 
-def squares(layer: nn.Module, width: int) -> tuple[int, int]:
-    """Of how many squares a layer's matrix is, along its inputs and along its outputs. Raises RequestError."""
-    return along(layer.get_parameter("weight"), width)
-
-
-def along(weight: Tensor, width: int) -> tuple[int, int]:
-    """The same of a matrix (out, in)."""
+def squares(weight: Tensor, width: int) -> tuple[int, int]:
+    """Return the number of squares along the inputs and the outputs of a matrix (out, in). Raises RequestError."""
     outputs, inputs = weight.shape
     if inputs % width or outputs % width:
-        raise RequestError(f"FacT cuts matrices into squares of {width}; one of {outputs} x {inputs} cannot be cut so.")
+        raise RequestError(
+            f"FacT divides matrices into squares of {width}, which does not fit a matrix of {outputs} x {inputs}; "
+            "choose another backbone."
+        )
     return inputs // width, outputs // width
 
 
 def uniform(shape: Sequence[int], reach: float) -> Tensor:
-    """Drawn evenly from [-reach, reach]."""
+    """Draw a tensor uniformly from [-reach, reach]."""
     return torch.empty(*shape).uniform_(-reach, reach)

@@ -3,57 +3,55 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from peftbench.errors import RequestError
+from peftbench.core.fields import Fraction, checked
+from peftbench.methods._fields import LARGEST_SIZE, Size
 from peftbench.methods._stepped import Stepped
 from peftbench.models.plan import Graft, Sizes
 
-MOST = 8192  # tokens: beyond, attention costs gigabytes an image
-
 
 class Prompted(Graft):
-    """Prompts join the tokens behind the first one, `base` runs, and the prompts leave.
+    """Insert prompts after the first token, run `base`, and remove the prompts.
 
-    Whatever the network does with its output (pooling, stored features) sees the image's own tokens in their places.
+    So later stages (pooling, stored features) see the image's own tokens at their usual positions.
     """
 
     def __init__(self, base: nn.Module, tokens: int, width: int, reach: float, dropout: float = 0.0) -> None:
-        """`tokens` prompts of `width` numbers, drawn evenly from [-reach, reach]."""
+        """Draw `tokens` prompts of dimension `width` uniformly from [-reach, reach]."""
         super().__init__(base)
         self.tokens, self.dropout = tokens, nn.Dropout(dropout)
         self.prompt = nn.Parameter(torch.empty(1, tokens, width).uniform_(-reach, reach))
 
     @classmethod
     def size(cls, base: nn.Module, **sizes: Any) -> int:  # noqa: ANN401, ARG003 - the contract's
-        """Tokens x width."""
+        """Return tokens x width."""
         return int(sizes["tokens"] * sizes["width"])
 
-    def joined(self, x: Tensor) -> Tensor:
-        """(B, N, D) -> (B, N + tokens, D)."""
+    def insert(self, x: Tensor) -> Tensor:
+        """Insert the prompts: (B, N, D) -> (B, N + tokens, D)."""
         prompt = self.dropout(self.prompt.expand(len(x), -1, -1))
         return torch.cat([x[:, :1], prompt.to(x.dtype), x[:, 1:]], dim=1)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, D) -> (B, N, D)."""
-        return left(self.base(self.joined(x)), self.tokens)
+        return without_prompts(self.base(self.insert(x)), self.tokens)
 
 
 class Joining(Prompted):
-    """The prompts join and stay."""
+    """Insert prompts before `base` and keep them."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, D) -> (B, N + tokens, D)."""
-        out: Tensor = self.base(self.joined(x))
+        out: Tensor = self.base(self.insert(x))
         return out
 
 
 class Leaving(Graft):
-    """The prompts that joined earlier leave behind `base`."""
+    """Remove prompts, which were inserted earlier, after `base`."""
 
     def __init__(self, base: nn.Module, tokens: int) -> None:
         super().__init__(base)
@@ -61,43 +59,37 @@ class Leaving(Graft):
 
     @classmethod
     def size(cls, base: nn.Module, **sizes: Any) -> int:  # noqa: ANN401, ARG003 - the contract's
-        """Nothing."""
+        """Return 0: it has no parameters."""
         return 0
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N + tokens, D) -> (B, N, D)."""
-        return left(self.base(x), self.tokens)
+        return without_prompts(self.base(x), self.tokens)
 
 
-def left(x: Tensor, tokens: int) -> Tensor:
-    """(B, N + tokens, D) -> (B, N, D) without the prompts behind the first token."""
+def without_prompts(x: Tensor, tokens: int) -> Tensor:
+    """Remove the prompts after the first token: (B, N + tokens, D) -> (B, N, D)."""
     return torch.cat([x[:, :1], x[:, 1 + tokens :]], dim=1)
 
 
-@dataclass(frozen=True)
+@checked
 class Prompts(Stepped):
-    """What the shallow and the deep variant share."""
+    """Base class of VPT-Shallow and VPT-Deep."""
 
     knob: ClassVar[str | None] = "tokens"
     identity: ClassVar[bool] = False  # random tokens take part in attention from the start
     merges: ClassVar[bool] = False  # the sequence is longer
 
-    tokens: int = 5
-    dropout: float = 0.0
-    before_norm_pre: bool = False  # CLIP's norm ahead of the first block normalises the prompts, too
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.tokens <= MOST:
-            raise RequestError(f"tokens = {self.tokens} will not do: there are 1 to {MOST:,} prompts.")
-        if not 0 <= self.dropout < 1:
-            raise RequestError(f"dropout = {self.dropout} will not do: it lies in [0, 1).")
+    tokens: Size = 5
+    dropout: Fraction = 0.0
+    before_norm_pre: bool = False  # insert before CLIP's norm ahead of the first block, not after it
 
     def most(self, vit: nn.Module) -> int:
-        """As many as one may call for."""
-        return MOST
+        """Return the largest number of prompts that the field accepts."""
+        return LARGEST_SIZE
 
-    def drawn(self, vit: nn.Module) -> Sizes:
-        """Sizes of a `Prompted`. The authors' fan-in is the volume of a patch, for deep prompts, too."""
+    def prompt_sizes(self, vit: nn.Module) -> Sizes:
+        """Return the sizes of a `Prompted`. As in the authors' code, fan-in is a patch's volume in every layer."""
         kernel = vit.get_parameter("patch_embed.proj.weight")  # (D, 3, height, width)
         reach = math.sqrt(6 / (kernel[0].numel() + len(kernel)))
         return {"tokens": self.tokens, "width": len(kernel), "reach": reach, "dropout": self.dropout}

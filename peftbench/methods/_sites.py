@@ -1,4 +1,4 @@
-"""Where things are in timm's VisionTransformer, by the short names that options use."""
+"""Names of the layers of timm's VisionTransformer, and the short names that options use for them."""
 
 from timm.layers.norm import RmsNorm
 from torch import Tensor, nn
@@ -6,28 +6,28 @@ from torch import Tensor, nn
 from peftbench.errors import RequestError
 
 PROJECTIONS = {"qkv": "attn.qkv", "proj": "attn.proj", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}  # the matrices of a block
-NORMS = (nn.LayerNorm, nn.RMSNorm, RmsNorm)  # some networks have the latter instead
+NORMS = (nn.LayerNorm, nn.RMSNorm, RmsNorm)  # some networks have RMS norms
 
 
 def blocks(vit: nn.Module) -> list[str]:
-    """The names of the blocks, first to last."""
+    """Return the names of the blocks, first to last."""
     return [f"blocks.{name}" for name, _ in vit.get_submodule("blocks").named_children()]
 
 
 def width(vit: nn.Module) -> int:
-    """Numbers a token has."""
+    """Return the embedding dimension of a token."""
     return int(matrix(vit, "blocks.0.attn.qkv").shape[1])
 
 
 def matrix(vit: nn.Module, site: str) -> Tensor:
-    """The weight (out, in) of a layer. Raises RequestError where blocks are built otherwise."""
+    """Return the weight (out, in) of a layer. Raises RequestError if the network has no such layer."""
     if not has(vit, site):
-        raise RequestError(f"This network has no {site}, which the method changes: its blocks are not the usual ones.")
+        raise RequestError(f"This network has no layer {site}, which the method changes; choose another backbone.")
     return vit.get_parameter(f"{site}.weight")
 
 
 def has(vit: nn.Module, site: str) -> bool:
-    """Whether there is something that computes at `site`."""
+    """Return whether there is a module other than Identity at `site`."""
     try:
         return not isinstance(vit.get_submodule(site), nn.Identity)
     except AttributeError:
@@ -35,10 +35,10 @@ def has(vit: nn.Module, site: str) -> bool:
 
 
 def norms(vit: nn.Module) -> list[str]:
-    """The names of all norms, chosen by kind: their own names differ from network to network."""
+    """Return the names of all norms. They are found by type, since names differ (`norm1`, `ln_1`)."""
     return [name for name, module in vit.named_modules() if isinstance(module, NORMS)]
 
 
 def last_norm(vit: nn.Module) -> list[str]:
-    """The name of the norm behind the blocks, ahead of the pooling or behind it; a few networks have none."""
+    """Return the name of the norm after the blocks, before or after the pooling; a few networks have none."""
     return [name for name in ("norm", "fc_norm") if has(vit, name)]

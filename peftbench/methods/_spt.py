@@ -1,7 +1,7 @@
-"""How SPT spends a budget: the most sensitive weights, grouped where a tensor holds enough of them.
+"""How SPT spends a budget: on the most sensitive weights, as whole matrices or vectors where a tensor has enough.
 
-The authors' network has q, k and v in layers of their own, timm's in one: here each third of it is a piece that is
-decided on its own. Cutting happens in `pieces`; the rest knows pieces only.
+The authors' network has q, k and v in separate layers, timm's in one: here each third of it is a piece that is decided
+separately. `pieces` divides the tensors; everything else works on pieces.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from peftbench.models.top_k import leaders
+from peftbench.models.top_k import largest_flat
 
 NEVER = ("cls_token", "reg_token", "pos_embed", "patch_embed.", "attn_pool.")  # these train always or never
 PARTS = "qkv"
@@ -21,7 +21,7 @@ PARTS = "qkv"
 
 @dataclass(frozen=True)
 class Piece:
-    """A tensor, or the third of one that makes queries, keys or values."""
+    """A tensor, or the third of a fused one that computes queries, keys or values."""
 
     name: str  # of the tensor
     shape: tuple[int, ...]
@@ -29,27 +29,27 @@ class Piece:
 
     @property
     def size(self) -> int:
-        """Entries."""
+        """Number of entries."""
         return math.prod(self.shape)
 
     @property
     def start(self) -> int:
-        """Its first entry's place in the flat tensor."""
+        """Index of its first entry in the flat tensor."""
         return PARTS.index(self.part) * self.size if self.part else 0
 
     def of(self, tensor: Tensor) -> Tensor:
-        """Its flat entries."""
+        """Return its entries of the tensor, flat."""
         return tensor.flatten()[self.start : self.start + self.size]
 
 
 def pieces(vit: nn.Module) -> list[Piece]:
-    """What competes, in the authors' order: the tensors of the blocks and the norms around them."""
+    """Return all candidates in the authors' order: the tensors of the blocks and the norms around them."""
     named = {name: tuple(p.shape) for name, p in vit.named_parameters() if not name.startswith(NEVER)}
-    return [piece for name, shape in named.items() for piece in _cut(name, shape, named)]
+    return [piece for name, shape in named.items() for piece in _divide(name, shape, named)]
 
 
-def _cut(name: str, shape: tuple[int, ...], named: dict[str, tuple[int, ...]]) -> Iterator[Piece]:
-    """One piece; of a fused projection six at its weight: weight and bias of q, of k, of v; and none at its bias."""
+def _divide(name: str, shape: tuple[int, ...], named: dict[str, tuple[int, ...]]) -> Iterator[Piece]:
+    """Yield one piece; for a fused weight six (weight and bias of q, of k, of v), and none for a fused bias."""
     site, _, leaf = name.rpartition(".")
     if not site.endswith(".qkv"):
         yield Piece(name, shape)
@@ -62,41 +62,41 @@ def _cut(name: str, shape: tuple[int, ...], named: dict[str, tuple[int, ...]]) -
 
 @dataclass(frozen=True)
 class Rule:
-    """When a tensor is trained as a whole."""
+    """When a piece trains as a whole."""
 
     r: int
     alpha: float
     beta: float
 
-    def whole(self, piece: Piece, chosen: int) -> bool:
-        """Whether a vector trains entirely or a matrix gets a product of rank r, `chosen` of its entries being in."""
+    def whole(self, piece: Piece, selected: int) -> bool:
+        """Return whether a vector trains whole, or a matrix by a product of rank r, given its selected entries."""
         if len(piece.shape) == 1:
-            return chosen * self.beta >= piece.size
-        return chosen * self.alpha >= self.cost(piece)
+            return selected * self.beta >= piece.size
+        return selected * self.alpha >= self.cost(piece)
 
     def cost(self, piece: Piece) -> int:
-        """What a whole piece trains: r (in + out) of a matrix, all of a vector."""
+        """Return the trainable parameters of a whole piece: r (in + out) of a matrix, all entries of a vector."""
         return piece.size if len(piece.shape) == 1 else self.r * sum(piece.shape)
 
-    def spent(self, among: Sequence[Piece], chosen: Sequence[int]) -> int:
-        """Parameters of all pieces, so many of their entries being in."""
-        return sum(self.cost(p) if self.whole(p, c) else c for p, c in zip(among, chosen, strict=True))
+    def spent(self, among: Sequence[Piece], selected: Sequence[int]) -> int:
+        """Return the trainable parameters of all pieces, given the number of selected entries of each."""
+        return sum(self.cost(p) if self.whole(p, c) else c for p, c in zip(among, selected, strict=True))
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """The leading candidates, the most sensitive first, sorted once for every size of a sweep."""
+    """The most sensitive entries, sorted once for all sizes of a sweep."""
 
-    index: Tensor  # places in all pieces behind one another
-    ends: Tensor  # where each piece ends there
+    index: Tensor  # positions in the concatenation of all pieces, the most sensitive first
+    ends: Tensor  # position at which each piece ends
 
     def counts(self, k: int) -> list[int]:
-        """How many of the first k lie in each piece."""
+        """Return how many of the first k lie in each piece."""
         found: list[int] = torch.bincount(self._piece(self.index[:k]), minlength=len(self.ends)).tolist()
         return found
 
     def entries(self, k: int) -> list[Tensor]:
-        """The ascending places of the first k in each piece."""
+        """Return the ascending indices of the first k in each piece."""
         index = self.index[:k].sort().values
         parts = index.split(self.counts(k))
         starts = [0, *self.ends[:-1].tolist()]
@@ -107,24 +107,24 @@ class Ranking:
 
 
 def rank(among: Sequence[Piece], sensitivities: Iterable[Tensor], k: int) -> Ranking:
-    """The k most sensitive entries (all where there are fewer); ties to the earlier piece and the lower index."""
+    """Return the k most sensitive entries (all if there are fewer); ties to the earlier piece and the lower index."""
     sizes = [piece.size for piece in among]
     named = ((str(number), scores) for number, scores in enumerate(sensitivities))
-    index, values, _ = leaders(named, min(k, sum(sizes)))
+    index, values, _ = largest_flat(named, min(k, sum(sizes)))
     order = values.argsort(descending=True, stable=True)
     return Ranking(index[order], torch.tensor(sizes).cumsum(0))
 
 
 def steps(unit: float) -> list[int]:
-    """How many sensitive weights the authors try: 2%, 4%, ... 158% of a million."""
+    """Return the numbers of sensitive weights that the authors try: 2%, 4%, ... 158% of `unit`."""
     return [math.ceil(0.02 * i * unit) for i in range(1, 80)]
 
 
 def unit(budget: int) -> float:
-    """A million as in the authors' sweep; beyond their budgets of 0.05 to 1.0 million, the budget."""
+    """Return a million, as in the authors' sweep, or the budget outside of their budgets of 0.05 to 1.0 million."""
     return 1e6 if 50_000 <= budget <= 1_000_000 else budget  # noqa: PLR2004 - the authors' least and largest
 
 
 def nearest(totals: Sequence[int], budget: float) -> int:
-    """Which of the totals is nearest to the budget, ties to the later one."""
+    """Return the index of the total that is nearest to the budget, ties to the later one."""
     return min(range(len(totals)), key=lambda i: (abs(totals[i] - budget), -i))

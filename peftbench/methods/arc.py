@@ -1,13 +1,13 @@
-"""ARC: adapters re-composed from two projections that all blocks share (Dong et al., NeurIPS 2023)."""
+"""ARC: adapters composed from two projections that all blocks share (Dong et al., NeurIPS 2023)."""
 
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from peftbench.errors import RequestError
+from peftbench.core.fields import Fraction, checked
 from peftbench.methods._adapters import Ahead
+from peftbench.methods._fields import Size
 from peftbench.methods._sites import blocks, width
 from peftbench.methods._stepped import Stepped
 from peftbench.models.plan import Plan, Probe, Shared, Sizes
@@ -16,7 +16,7 @@ BRANCHES = {"attention": "attn.qkv", "mlp": "mlp.fc1"}
 
 
 class Projection(Shared):
-    """P (width, r): down as it stands, up transposed."""
+    """P (width, r): the down-projection, and transposed the up-projection."""
 
     def __init__(self, width: int, r: int) -> None:
         super().__init__()
@@ -24,7 +24,7 @@ class Projection(Shared):
 
 
 class Recomposed(Ahead):
-    """x + (x P diag(c)) P^T + b ahead of a Linear layer; c and b are the block's own and start at zero."""
+    """x + (x P diag(c)) P^T + b before a Linear layer; c and b belong to the block and start at zero."""
 
     def __init__(self, base: nn.Module, r: int, dropout: float, shared: Projection) -> None:
         super().__init__(base)
@@ -35,33 +35,27 @@ class Recomposed(Ahead):
 
     @classmethod
     def size(cls, base: nn.Module, **sizes: Any) -> int:  # noqa: ANN401 - the contract's
-        """r + width."""
+        """Return r + width."""
         return int(sizes["r"]) + base.get_parameter("weight").shape[1]
 
     def change(self, x: Tensor) -> Tensor:
-        """(..., in) -> (..., in)."""
+        """Return what is added to x: (..., in) -> (..., in)."""
         hidden = self.dropout(x @ self.shared.weight * self.scale)
         out: Tensor = hidden @ self.shared.weight.T + self.bias
         return out
 
 
-@dataclass(frozen=True)
+@checked
 class ARC(Stepped):
-    """One projection for what all attentions read, one for what all MLPs read; each block scales what is between."""
+    """One projection for the inputs of all attentions, one for those of all MLPs; each block has its own scales."""
 
     knob: ClassVar[str | None] = "r"
 
-    r: int = 50
-    dropout: float = 0.1
-
-    def __post_init__(self) -> None:
-        if self.r < 1:
-            raise RequestError(f"arc: r = {self.r} will not do: it is at least 1.")
-        if not 0 <= self.dropout < 1:
-            raise RequestError(f"arc: dropout = {self.dropout} will not do: it lies in [0, 1).")
+    r: Size = 50
+    dropout: Fraction = 0.1
 
     def plan(self, vit: nn.Module, probe: Probe) -> Plan:
-        """A graft around the first layer of each branch."""
+        """Wrap the first layer of each branch."""
         size: Sizes = {"r": self.r, "dropout": self.dropout}
         return Plan(
             shared={branch: (Projection, {"width": width(vit), "r": self.r}) for branch in BRANCHES},
@@ -71,10 +65,6 @@ class ARC(Stepped):
                 for branch, layer in BRANCHES.items()
             },
         )
-
-    def most(self, vit: nn.Module) -> int:
-        """The width."""
-        return width(vit)
 
 
 plugin = ARC

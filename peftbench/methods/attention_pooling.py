@@ -1,20 +1,21 @@
-"""Attention pooling: a trained query gathers the tokens of a frozen backbone (El-Nouby et al., AIM, ICML 2024)."""
+"""Attention pooling: a trained query pools the tokens of a frozen backbone (El-Nouby et al., AIM, ICML 2024)."""
 
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from peftbench.core.fields import checked
 from peftbench.errors import RequestError
+from peftbench.methods._fields import Size
 from peftbench.methods._sites import width
 from peftbench.models.method import Method
 from peftbench.models.plan import Graft, Plan, Probe
 
 
 class Pooled(Graft):
-    """Behind the final norm: every token becomes the pooled vector, so that any readout, token or mean, gives it."""
+    """Replace every token after the final norm by the pooled vector, so that any readout (token, mean) returns it."""
 
     def __init__(self, base: nn.Module, width: int, heads: int) -> None:
         super().__init__(base)
@@ -23,7 +24,7 @@ class Pooled(Graft):
 
     @classmethod
     def size(cls, base: nn.Module, **sizes: Any) -> int:  # noqa: ANN401, ARG003 - the contract's
-        """2 D^2 + D."""
+        """Return 2 D^2 + D."""
         width = int(sizes["width"])
         return 2 * width**2 + width
 
@@ -36,28 +37,24 @@ class Pooled(Graft):
         return pooled.expand_as(tokens)
 
 
-@dataclass(frozen=True)
+@checked
 class AttentionPooling(Method):
-    """softmax(q_h (K y)^T / sqrt d) V y in every head h, y all tokens behind the final norm; q, K and V train.
+    """softmax(q_h (K y)^T / sqrt d) V y in every head h, y all tokens after the final norm; q, K and V train.
 
-    Next to the linear probe it tells what lies in the frozen tokens beside the class token.
+    Compared with the linear probe it shows what the frozen tokens hold beside the class token.
     """
 
     identity: ClassVar[bool] = False  # the head reads another vector
     merges: ClassVar[bool] = False
 
-    heads: int | None = None  # None: as many as the backbone has
-
-    def __post_init__(self) -> None:
-        if self.heads is not None and self.heads < 1:
-            raise RequestError(f"attention_pooling: heads = {self.heads} will not do: it is at least 1.")
+    heads: Size | None = None  # None: as many as the backbone has
 
     def plan(self, vit: nn.Module, probe: Probe) -> Plan:
-        """A graft around the final norm."""
+        """Wrap the final norm."""
         attention: Any = vit.get_submodule("blocks.0.attn")
         heads, channels = self.heads or int(attention.num_heads), width(vit)
         if channels % heads:
-            raise RequestError(f"attention_pooling: heads = {heads} does not divide the width, {channels}.")
+            raise RequestError(f"attention_pooling: heads must divide the width {channels}, got {heads}.")
         return Plan(grafts={"norm": (Pooled, {"width": channels, "heads": heads})})
 
 

@@ -1,22 +1,21 @@
-"""BitFit: every bias (Ben Zaken, Goldberg, Ravfogel, ACL 2022)."""
-
-from dataclasses import dataclass
+"""BitFit: train every bias (Ben Zaken, Goldberg, Ravfogel, ACL 2022)."""
 
 from torch import nn
 
+from peftbench.core.fields import checked
 from peftbench.models.method import Method
 from peftbench.models.plan import Plan, Probe
 
 
-@dataclass(frozen=True)
+@checked
 class BitFit(Method):
     """Biases of linear layers, norms and the patch embedding.
 
-    The key bias among them has no gradient: softmax ignores it.
+    The key bias among them has zero gradient, since softmax is invariant to shifts.
     """
 
     def plan(self, vit: nn.Module, probe: Probe) -> Plan:
-        """Every tensor whose own name says bias, as the authors' code chooses."""
+        """Select every tensor whose own name contains `bias`, as the authors' code does."""
         return Plan(tune=frozenset(name for name, _ in vit.named_parameters() if "bias" in name.rpartition(".")[2]))
 
 

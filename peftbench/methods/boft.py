@@ -1,35 +1,28 @@
-"""BOFT with one butterfly factor: turned blocks of inputs and a scale an output (Liu et al., ICLR 2024)."""
+"""BOFT with one butterfly factor: rotated blocks of inputs and a scale per output (Liu et al., ICLR 2024)."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import nn
-
-from peftbench.methods._hub import HubMethod, common, divisors
+from peftbench.core.fields import checked
+from peftbench.methods._fields import Size
+from peftbench.methods._hub import RotatedBlocks
 from peftbench.models.plan import Sizes
 
 
-@dataclass(frozen=True)
-class BOFT(HubMethod):
-    """y = diag(s) W R x + b, R block-diagonal of rotations by the Cayley transform, zero angles and s one at first."""
+@checked
+class BOFT(RotatedBlocks):
+    """y = diag(s) W R x + b, R block-diagonal of Cayley transforms; R starts as the identity, s as one."""
 
     kind: ClassVar[str] = "BOFT"
-    knob: ClassVar[str | None] = "block"
 
-    block: int = 4  # inputs that are turned together
+    block: Size = 4  # inputs that are rotated together
 
     def options(self) -> Sizes:
-        """One factor: with more, peft computes another thing where its CUDA kernel was not built."""
+        """Return the block size and one factor: peft ignores further factors if its CUDA kernel was not built."""
         return {"boft_block_size": self.block, "boft_n_butterfly_factor": 1}
 
     def trained(self, rows: int, columns: int) -> int:
-        """Blocks whole, though only their skew-symmetric part counts in the result, and the scales."""
+        """Return whole blocks, although only their skew-symmetric part has an effect, and the scales."""
         return columns * self.block + rows
-
-    def sizes(self, vit: nn.Module) -> Sequence[int]:
-        """What divides the inputs of every site."""
-        return divisors(common(self.shapes(vit), side=1), least=2)
 
 
 plugin = BOFT

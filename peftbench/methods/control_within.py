@@ -1,25 +1,23 @@
-"""Control: in every tensor as many weights as SH-PEFT chooses there, but at random."""
-
-from dataclasses import dataclass
-from typing import Literal  # noqa: F401 - inherited fields are annotated with it, and read from here
+"""Control: in every tensor as many weights as SH-PEFT selects there, drawn at random."""
 
 import numpy as np
 import torch
 from torch import nn
 
+from peftbench.core.fields import checked
 from peftbench.methods.shpeft import SHPEFT
 from peftbench.models.plan import Plan, Probe
 
 
-@dataclass(frozen=True)
+@checked
 class ControlWithin(SHPEFT):
-    """What SH-PEFT owes to choosing tensors it shares, what it owes to choosing weights in them it loses.
+    """The control shares SH-PEFT's choice of tensors; the difference in score is due to its choice of weights in them.
 
-    Its options are SH-PEFT's, and so are the counts; another seed of the job draws other weights.
+    It has SH-PEFT's options and counts; another seed of the job draws other weights.
     """
 
     def plan(self, vit: nn.Module, probe: Probe) -> Plan:
-        """SH-PEFT's plan with the entries of each tensor drawn anew."""
+        """Return SH-PEFT's plan with random weights of each tensor."""
         draw = np.random.default_rng([probe.seed, 12])
         chosen = super().plan(vit, probe).entries
         sizes = {name: (vit.get_parameter(name).numel(), len(index)) for name, index in chosen.items()}

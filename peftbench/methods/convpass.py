@@ -1,8 +1,6 @@
-"""Convpass: a small convolution over the patches beside each branch of a block (Jie and Deng, 2022)."""
+"""Convpass: a small convolution over the patches in parallel to each branch of a block (Jie and Deng, 2022)."""
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -10,7 +8,9 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from peftbench.errors import PluginError, RequestError
+from peftbench.core.fields import Fraction, checked
+from peftbench.errors import PluginError
+from peftbench.methods._fields import Factor, Size
 from peftbench.methods._sites import blocks, width
 from peftbench.models.method import Method
 from peftbench.models.plan import Graft, Plan, Probe
@@ -19,7 +19,7 @@ from peftbench.models.plan import Graft, Plan, Probe
 class Bypass(nn.Module):
     """W_up q(conv(q(W_down x))), q the quick GELU.
 
-    The convolution sees the patches as an image and every other token as an image of one pixel.
+    The convolution treats the patches as an image and every other token as an image of one pixel.
     """
 
     def __init__(self, width: int, r: int, conv: str, dropout: float) -> None:
@@ -32,7 +32,7 @@ class Bypass(nn.Module):
             nn.init.zeros_(tensor)
 
     def forward(self, x: Tensor, alone: int, rows: int) -> Tensor:
-        """(B, alone + rows * columns, width) -> the same shape."""
+        """(B, alone + rows * columns, width) -> the same shape; `alone` tokens come before the patches."""
         hidden = _quick_gelu(self.down(x))
         image = hidden[:, alone:].transpose(1, 2).unflatten(2, (rows, -1))  # (B, r, rows, columns)
         patches = F.conv2d(image, self.kernel, self.bias, padding=1).flatten(2).transpose(1, 2)
@@ -42,19 +42,19 @@ class Bypass(nn.Module):
 
 
 class Bypassed(Graft):
-    """A block both of whose branches have a bypass that reads what they read."""
+    """A block with a bypass in parallel to each branch; both read the branch's norm."""
 
     def __init__(self, base: nn.Module, r: int, scale: float, conv: str, dropout: float, alone: int, rows: int) -> None:
         super().__init__(base)
         if type(base) is not Block:  # its subclasses add up their branches in other ways
-            raise PluginError(f"convpass knows timm's plain Block, not {type(base).__name__}.")
+            raise PluginError(f"convpass supports timm's plain Block, not {type(base).__name__}.")
         width = base.get_parameter("norm1.weight").numel()
         self.scale, self.alone, self.rows = scale, alone, rows
         self.attention, self.mlp = (Bypass(width, r, conv, dropout) for _ in range(2))
 
     @classmethod
     def size(cls, base: nn.Module, **sizes: Any) -> int:  # noqa: ANN401 - the contract's
-        """Two bypasses of 2 r D + r + D + 9 r^2 + r each."""
+        """Return 2 (2 r D + r + D + 9 r^2 + r), for two bypasses."""
         width, r = base.get_parameter("norm1.weight").numel(), int(sizes["r"])
         return 2 * (2 * r * width + r + width + 9 * r**2 + r)
 
@@ -62,45 +62,37 @@ class Bypassed(Graft):
         """(B, N, D) -> (B, N, D)."""
         block: Any = self.base
         y = block.norm1(x)
-        x = x + block.drop_path1(block.ls1(block.attn(y))) + self._beside(self.attention, y, block.drop_path1)
+        x = x + block.drop_path1(block.ls1(block.attn(y))) + self._bypass(self.attention, y, block.drop_path1)
         y = block.norm2(x)
-        out: Tensor = x + block.drop_path2(block.ls2(block.mlp(y))) + self._beside(self.mlp, y, block.drop_path2)
+        out: Tensor = x + block.drop_path2(block.ls2(block.mlp(y))) + self._bypass(self.mlp, y, block.drop_path2)
         return out
 
-    def _beside(self, bypass: nn.Module, y: Tensor, drop_path: nn.Module) -> Tensor:
+    def _bypass(self, bypass: nn.Module, y: Tensor, drop_path: nn.Module) -> Tensor:
         out: Tensor = self.scale * drop_path(bypass(y, self.alone, self.rows))
         return out
 
 
-@dataclass(frozen=True)
+@checked
 class Convpass(Method):
     """x + f(norm x) + s bypass(norm x) for both branches f of every block; W_up starts at zero."""
 
     knob: ClassVar[str | None] = "r"
     merges: ClassVar[bool] = False  # it is not linear
-    idle: ClassVar[tuple[str, ...]] = ("kernel",)  # a class token behind the last block sees its kernels' centres only
+    idle: ClassVar[tuple[str, ...]] = ("kernel",)  # a class-token readout uses only the centre of the last kernels
 
-    r: int = 8
-    scale: float = 1.0  # s; the authors search it for each data set among 0.01, 0.1, 1, 10 and 100
-    conv: Literal["identity", "xavier"] = "identity"  # how the kernel starts; the authors choose for each data set
-    dropout: float = 0.1
-
-    def __post_init__(self) -> None:
-        if self.r < 1:
-            raise RequestError(f"convpass: r = {self.r} will not do: it is at least 1.")
-        if not math.isfinite(self.scale) or self.scale == 0:
-            raise RequestError(f"convpass: scale = {self.scale} will not do: it is a number other than 0.")
-        if not 0 <= self.dropout < 1:
-            raise RequestError(f"convpass: dropout = {self.dropout} will not do: it lies in [0, 1).")
+    r: Size = 8
+    scale: Factor = 1.0  # s; the authors tune it for each data set among 0.01, 0.1, 1, 10 and 100
+    conv: Literal["identity", "xavier"] = "identity"  # initialization of the kernel; the authors tune it per data set
+    dropout: Fraction = 0.1
 
     def plan(self, vit: nn.Module, probe: Probe) -> Plan:
-        """A graft around every block."""
+        """Wrap every block."""
         net: Any = vit
-        places = {"alone": int(net.num_prefix_tokens), "rows": int(net.patch_embed.grid_size[0])}
-        return Plan(grafts={block: (Bypassed, {**self.values(), **places}) for block in blocks(vit)})
+        layout = {"alone": int(net.num_prefix_tokens), "rows": int(net.patch_embed.grid_size[0])}
+        return Plan(grafts={block: (Bypassed, {**self.values(), **layout}) for block in blocks(vit)})
 
     def sizes(self, vit: nn.Module) -> Sequence[int]:
-        """Up to the width."""
+        """Return 1 to the width."""
         return range(1, width(vit) + 1)
 
 

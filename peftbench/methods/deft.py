@@ -1,13 +1,13 @@
-"""DEFT: a subspace of each weight's outputs removed and filled anew (2025)."""
+"""DEFT: replace the part of each weight in a learned subspace of the outputs (NeurIPS 2025)."""
 
-from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from peftbench.core.fields import checked
 from peftbench.methods._hub import LowRank
 from peftbench.models.plan import Sizes
 
 
-@dataclass(frozen=True)
+@checked
 class DEFT(LowRank):
     """W' = W - Q S' W + Q R, Q (out, r) and S = relu(Q), or both its orthonormal columns; R starts as S' W."""
 
@@ -16,7 +16,7 @@ class DEFT(LowRank):
     decomposition: Literal["relu", "qr"] = "relu"
 
     def options(self) -> Sizes:
-        """Rank and kind of projection."""
+        """Return the rank and the kind of projection."""
         return {"r": self.r, "decomposition_method": self.decomposition}
 
 

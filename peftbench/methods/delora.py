@@ -1,26 +1,26 @@
-"""DeLoRA: low-rank directions of bounded length (Bini et al., ICLR 2025)."""
+"""DeLoRA: low-rank directions with a bounded norm (Bini et al., ICLR 2025)."""
 
-from dataclasses import dataclass
 from typing import ClassVar
 
+from peftbench.core.fields import AtLeast1, checked
 from peftbench.methods._hub import LowRank
 from peftbench.models.plan import Sizes
 
 
-@dataclass(frozen=True)
+@checked
 class DeLoRA(LowRank):
-    """W' = W + (l/r) B diag(1 / |b_i| |a_i|) A |W|, norms by input, l trained as well; B zero at the start."""
+    """W' = W + (l/r) B diag(1 / |b_i| |a_i|) A diag(|w_j|), w_j the columns of W; l trains, B starts at zero."""
 
     kind: ClassVar[str] = "DELORA"
 
-    length: int = 15  # l at the start
+    length: AtLeast1 = 15  # l at the start
 
     def options(self) -> Sizes:
-        """Rank and first length."""
+        """Return the rank and the initial norm."""
         return {"r": self.r, "delora_lambda": self.length}
 
     def trained(self, rows: int, columns: int) -> int:
-        """Two factors and a length."""
+        """Return the size of two factors and a norm."""
         return self.r * (rows + columns) + 1
 
 

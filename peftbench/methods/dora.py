@@ -1,26 +1,26 @@
-"""DoRA: a low-rank change of the direction of each output's weights, their length apart (Liu et al., ICML 2024)."""
+"""DoRA: LoRA on the direction of each output's weights, with a separate magnitude (Liu et al., ICML 2024)."""
 
-from dataclasses import dataclass
 from typing import ClassVar
 
+from peftbench.core.fields import AtLeast1, checked
 from peftbench.methods._hub import LowRank
 from peftbench.models.plan import Sizes
 
 
-@dataclass(frozen=True)
+@checked
 class DoRA(LowRank):
-    """W' = m (W + (alpha/r) B A) / |W + (alpha/r) B A|, norms by output; m (out) starts as |W|, B as zero."""
+    """W' = m (W + (alpha/r) B A) / |W + (alpha/r) B A|, norms per output; m (out) starts as |W|, B as zero."""
 
     kind: ClassVar[str] = "LORA"
 
-    alpha: int = 8
+    alpha: AtLeast1 = 8
 
     def options(self) -> Sizes:
-        """LoRA's with a length for each output."""
+        """Return LoRA's options with a magnitude per output."""
         return {"r": self.r, "lora_alpha": self.alpha, "use_dora": True}
 
     def trained(self, rows: int, columns: int) -> int:
-        """LoRA's factors and the lengths."""
+        """Return the size of LoRA's factors and the magnitudes."""
         return self.r * (rows + columns) + rows
 
 

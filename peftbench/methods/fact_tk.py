@@ -1,12 +1,12 @@
 """FacT in the Tucker format: every core is a mixture of the same r cores (Jie and Deng, AAAI 2023)."""
 
-from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from peftbench.core.fields import checked
 from peftbench.methods._fact import FacT, Factored, Factors, sites, uniform
 from peftbench.methods._sites import width
 from peftbench.models.plan import Plan, Probe, Sizes
@@ -21,14 +21,14 @@ class Tucker(Factors):
         self.mixture = nn.Parameter(uniform((r, n), (6 / (r + n)) ** 0.5))
 
     def mixed(self, first: int, squares: tuple[int, int]) -> Tensor:
-        """The cores of consecutive squares, (squares along the inputs, along the outputs, r, r)."""
+        """Return the cores of consecutive squares, (squares along the inputs, along the outputs, r, r)."""
         weights = self.mixture[:, first : first + squares[0] * squares[1]]
         mixed: Tensor = torch.einsum("rst,tn->nrs", self.core, weights).unflatten(0, squares)
         return mixed
 
 
 class MixedCores(Factored):
-    """The cores of a matrix whose squares have the numbers `first` and up."""
+    """A matrix whose squares are numbered from `first`; its cores are mixtures of the shared ones."""
 
     shared: Tucker
 
@@ -38,20 +38,20 @@ class MixedCores(Factored):
 
     @classmethod
     def size(cls, base: nn.Module, **sizes: Any) -> int:  # noqa: ANN401, ARG003 - the contract's
-        """Nothing of its own."""
+        """Return 0: all its parameters are shared."""
         return 0
 
     def cores(self) -> Tensor:
-        """(squares along the inputs, along the outputs, r, r)."""
+        """Return the cores, (squares along the inputs, along the outputs, r, r)."""
         return self.shared.mixed(self.first, self.squares)
 
 
-@dataclass(frozen=True)
+@checked
 class FacTTK(FacT):
     """Each square changes by s U (sum_t p_t core_t) V; all but the weights p is shared by the whole network."""
 
     def plan(self, vit: nn.Module, probe: Probe) -> Plan:
-        """A graft around every matrix of every block."""
+        """Wrap every matrix of every block."""
         places = sites(vit)
         *starts, n = accumulate(places.values(), initial=0)
         size: Sizes = {"scale": self.scale, "dropout": self.dropout, "shared": "factors"}
@@ -61,7 +61,7 @@ class FacTTK(FacT):
         )
 
     def formula(self, width: int, squares: int) -> int:
-        """2 D r + n r + r^3 for n squares."""
+        """Return 2 D r + n r + r^3 for n squares."""
         return (2 * width + squares) * self.r + self.r**3
 
 

@@ -1,19 +1,18 @@
 """Full fine-tuning."""
 
-from dataclasses import dataclass
-
 from torch import nn
 
+from peftbench.core.fields import checked
 from peftbench.models.method import Method
 from peftbench.models.plan import Plan, Probe
 
 
-@dataclass(frozen=True)
+@checked
 class Full(Method):
     """Every tensor of the backbone."""
 
     def plan(self, vit: nn.Module, probe: Probe) -> Plan:
-        """All names."""
+        """Select all names."""
         return Plan(tune=frozenset(name for name, _ in vit.named_parameters()))
 
 

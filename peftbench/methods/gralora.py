@@ -1,33 +1,34 @@
-"""GraLoRA: a low-rank change for each cell of a grid over the weight (Jung et al., NeurIPS 2025)."""
+"""GraLoRA: a low-rank update for each block of a grid over the weight (Jung et al., NeurIPS 2025)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import nn
 
+from peftbench.core.fields import AtLeast1, checked
 from peftbench.errors import RequestError
-from peftbench.methods._hub import LowRank, common
+from peftbench.methods._fields import Size
+from peftbench.methods._hub import LowRank, common_divisor
 from peftbench.models.plan import Sizes
 
 
-@dataclass(frozen=True)
+@checked
 class GraLoRA(LowRank):
-    """The weight in `cells` x `cells` parts, each with a change of rank r / cells at scale alpha / r; B zero first."""
+    """The weight as `cells` x `cells` blocks, each with an update of rank r / cells at scale alpha / r; B starts at 0."""
 
     kind: ClassVar[str] = "GRALORA"
 
-    alpha: int = 16
-    cells: int = 2
+    alpha: AtLeast1 = 16
+    cells: Size = 2
 
     def options(self) -> Sizes:
-        """Rank, scale and grid."""
+        """Return rank, scale and grid."""
         return {"r": self.r, "alpha": self.alpha, "gralora_k": self.cells}
 
     def sizes(self, vit: nn.Module) -> Sequence[int]:
-        """Multiples of `cells`. Raises RequestError where it does not divide every width."""
-        if (width := common(self.shapes(vit))) % self.cells:
-            raise RequestError(f"gralora: cells = {self.cells} will not do for these projections: it divides {width}.")
+        """Return the multiples of `cells`. Raises RequestError if it does not divide every width."""
+        if (width := common_divisor(self.shapes(vit))) % self.cells:
+            raise RequestError(f"gralora: cells must divide {width} for these projections, got {self.cells}.")
         return range(self.cells, width + 1, self.cells)
 
 

@@ -1,14 +1,14 @@
-"""HiRA: the weight's own entries times a low-rank matrix (Huang et al., ICLR 2025)."""
+"""HiRA: an update that is the weight times a low-rank matrix, entry by entry (Huang et al., ICLR 2025)."""
 
-from dataclasses import dataclass
 from typing import ClassVar
 
+from peftbench.core.fields import checked
 from peftbench.methods._hub import LowRank
 
 
-@dataclass(frozen=True)
+@checked
 class HiRA(LowRank):
-    """W' = W + W * (B A), entry by entry, so that the change has W's rank; B zero at the start."""
+    """W' = W + W * (B A), entry by entry, so the update has the rank of W; B starts at zero."""
 
     kind: ClassVar[str] = "HIRA"
 

@@ -1,19 +1,18 @@
 """Linear probe: a frozen backbone and a trained head."""
 
-from dataclasses import dataclass
-
 from torch import nn
 
+from peftbench.core.fields import checked
 from peftbench.models.method import Method
 from peftbench.models.plan import Plan, Probe
 
 
-@dataclass(frozen=True)
+@checked
 class Linear(Method):
-    """Nothing but the head."""
+    """Only the head trains."""
 
     def plan(self, vit: nn.Module, probe: Probe) -> Plan:
-        """Nothing."""
+        """Return an empty plan."""
         return Plan()
 
 

@@ -1,26 +1,26 @@
-"""LoHa: the entrywise product of two low-rank changes (Hyeon-Woo et al., ICLR 2022)."""
+"""LoHa: the entrywise product of two low-rank updates (Hyeon-Woo et al., ICLR 2022)."""
 
-from dataclasses import dataclass
 from typing import ClassVar
 
+from peftbench.core.fields import AtLeast1, checked
 from peftbench.methods._hub import LowRank
 from peftbench.models.plan import Sizes
 
 
-@dataclass(frozen=True)
+@checked
 class LoHa(LowRank):
-    """W' = W + (alpha/r) (B1 A1) * (B2 A2), of rank up to r^2; B1 zero at the start."""
+    """W' = W + (alpha/r) (B1 A1) * (B2 A2), of rank up to r^2; B1 starts at zero."""
 
     kind: ClassVar[str] = "LOHA"
 
-    alpha: int = 8
+    alpha: AtLeast1 = 8
 
     def options(self) -> Sizes:
-        """Rank and scale."""
+        """Return rank and scale."""
         return {"r": self.r, "alpha": self.alpha}
 
     def trained(self, rows: int, columns: int) -> int:
-        """Two pairs of factors."""
+        """Return the size of two pairs of factors."""
         return 2 * self.r * (rows + columns)
 
 

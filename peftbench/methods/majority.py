@@ -1,23 +1,23 @@
-"""The class frequencies of train, whatever the image: what accuracy alone would flatter."""
+"""The class frequencies of the training part for every image: the score of a model that ignores the image."""
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import nn
 
+from peftbench.core.fields import checked
 from peftbench.models.method import Method
 from peftbench.models.plan import Plan, Probe
 
 
-@dataclass(frozen=True)
+@checked
 class Majority(Method):
-    """No training, not even of a head: the logits are the log frequencies."""
+    """Nothing trains, not even a head: the logits are the log frequencies."""
 
     trains: ClassVar[bool] = False
-    merges: ClassVar[bool] = False  # there is nothing to fold
+    merges: ClassVar[bool] = False  # there is nothing to merge
 
     def plan(self, vit: nn.Module, probe: Probe) -> Plan:
-        """Nothing."""
+        """Return an empty plan."""
         return Plan()
 
 

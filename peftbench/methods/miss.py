@@ -1,19 +1,19 @@
-"""MiSS: one small matrix repeated along the inputs (Kang and Yin, 2024; it was called Bone before)."""
+"""MiSS: one small matrix repeated along the inputs (Kang and Yin, 2024; formerly called Bone)."""
 
-from dataclasses import dataclass
 from typing import ClassVar
 
+from peftbench.core.fields import checked
 from peftbench.methods._hub import LowRank
 
 
-@dataclass(frozen=True)
+@checked
 class MiSS(LowRank):
     """y = Wx + b + D' s(x), s(x) the sums of every r-th group of inputs (r), D (r, out) zero at the start."""
 
     kind: ClassVar[str] = "MISS"
 
     def trained(self, rows: int, columns: int) -> int:
-        """The small matrix."""
+        """Return the size of the small matrix."""
         return self.r * rows
 
 

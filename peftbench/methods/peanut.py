@@ -1,26 +1,29 @@
-"""PEANuT: a small neural network of the weight makes the change (Zhong et al., 2024)."""
+"""PEANuT: a small neural network computes the update from the weight (Zhong et al., 2024)."""
 
-from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
+from pydantic import Field
+
+from peftbench.core.fields import checked
+from peftbench.methods._fields import LARGEST_SIZE
 from peftbench.methods._hub import LowRank
 from peftbench.models.plan import Sizes
 
 
-@dataclass(frozen=True)
+@checked
 class PEANuT(LowRank):
-    """W' = W + f(W), f a network with bottleneck r, `depth` pairs of hidden layers and relu; zero at the start."""
+    """W' = W + f(W), f a network with bottleneck r, `depth` pairs of hidden layers and ReLU; f(W) starts at zero."""
 
     kind: ClassVar[str] = "PEANUT"
 
-    depth: int = 0
+    depth: Annotated[int, Field(ge=0, le=LARGEST_SIZE)] = 0
 
     def options(self) -> Sizes:
-        """Bottleneck and depth."""
+        """Return bottleneck and depth."""
         return {"r": self.r, "depth": self.depth}
 
     def trained(self, rows: int, columns: int) -> int:
-        """Into the bottleneck, through it and out of it."""
+        """Return the size of the first, the hidden and the last layers."""
         return 2 * self.r * (rows + self.depth * self.r)
 
 

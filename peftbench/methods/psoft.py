@@ -1,17 +1,18 @@
-"""PSOFT: the largest singular directions of each weight turned and stretched (Wu et al., ICLR 2026)."""
+"""PSOFT: rotate and scale within the largest singular directions of each weight (Wu et al., ICLR 2026)."""
 
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import nn
 
+from peftbench.core.fields import checked
+from peftbench.methods._fields import Size
 from peftbench.methods._hub import LowRank
 from peftbench.models.peft_tuners import HubTuner
 from peftbench.models.plan import Graft, Sizes
 
 
 class PsoftTuner(HubTuner):
-    """peft's, whose singular directions go with the delta: their signs depend on the machine, and the turn on them."""
+    """peft's tuner with the singular directions in the delta: their signs, which the rotation needs, vary by machine."""
 
     def __init__(self, base: nn.Module, r: int) -> None:
         super().__init__(base, "PSOFT", r=r, psoft_alpha=r)
@@ -21,29 +22,29 @@ class PsoftTuner(HubTuner):
 
     @classmethod
     def size(cls, base: nn.Module, **sizes: Any) -> int:  # noqa: ANN401, ARG003 - the signature is the contract's
-        """By formula: nothing is decomposed on the meta device."""
-        return free(int(sizes["r"]))
+        """Return the count by formula: no decomposition on the meta device."""
+        return trainable(int(sizes["r"]))
 
 
-@dataclass(frozen=True)
+@checked
 class PSOFT(LowRank):
-    """W' = W + U S (diag(a) R diag(b) - 1) V'; U S V' of rank r, R a Cayley transform, the identity like a and b."""
+    """W' = W + U S (diag(a) R diag(b) - 1) V'; U S V' of rank r, R a Cayley transform; R, a, b start as identity."""
 
     kind: ClassVar[str] = "PSOFT"
 
-    r: int = 32
+    r: Size = 32
 
     def graft(self, site: str) -> tuple[type[Graft], Sizes]:
-        """Ours, around peft's."""
+        """Return the method's own adapter around peft's tuner."""
         return PsoftTuner, {"r": self.r}
 
     def trained(self, rows: int, columns: int) -> int:
-        """Whatever the site's size."""
-        return free(self.r)
+        """Return a number that depends on the rank only."""
+        return trainable(self.r)
 
 
-def free(r: int) -> int:
-    """The angles of a turn in r dimensions and two lengths a dimension."""
+def trainable(r: int) -> int:
+    """Return the number of angles of a rotation in r dimensions and two scales per dimension."""
     return r * (r - 1) // 2 + 2 * r
 
 

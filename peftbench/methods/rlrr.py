@@ -1,13 +1,13 @@
-"""RLRR: every matrix plus its own rescaling by a row and a column (Dong et al., CVPR 2024)."""
+"""RLRR: every matrix plus its own rescaling by rows and columns (Dong et al., CVPR 2024)."""
 
 from copy import deepcopy
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from peftbench.core.fields import checked
 from peftbench.methods._sites import PROJECTIONS, blocks, last_norm
 from peftbench.methods.ssf import ScaleShift
 from peftbench.models.method import Method
@@ -15,10 +15,10 @@ from peftbench.models.plan import Graft, Plan, Probe
 
 
 class Rescaled(Graft):
-    """(W + W * r c^T) x + b + t; query, key and value have a column of their own."""
+    """(W + W * r c^T) x + b + t; query, key and value each have their own column scale."""
 
     def __init__(self, base: nn.Module, parts: int) -> None:
-        """`parts`: how many matrices W holds, one above the other."""
+        """`parts`: how many matrices are stacked in W along the outputs."""
         super().__init__(base)
         outputs, inputs = base.get_parameter("weight").shape
         self.column = nn.Parameter(torch.empty(parts, 1, inputs))
@@ -29,12 +29,12 @@ class Rescaled(Graft):
 
     @classmethod
     def size(cls, base: nn.Module, **sizes: Any) -> int:  # noqa: ANN401 - the contract's
-        """Inputs of each part, and twice the outputs."""
+        """Return the inputs of each part plus twice the outputs."""
         outputs, inputs = base.get_parameter("weight").shape
         return int(sizes["parts"]) * inputs + 2 * outputs
 
     def weight(self) -> Tensor:
-        """(out, in)."""
+        """Return the rescaled weight (out, in)."""
         weight = self.base.get_parameter("weight")
         return weight + weight * (self.row * self.column).flatten(0, 1)
 
@@ -45,7 +45,7 @@ class Rescaled(Graft):
 
     @torch.no_grad()
     def merged(self) -> nn.Module | None:
-        """The layer with both in place; None where it has no bias to take the shift."""
+        """Return the layer with both changes; None if it has no bias to take the shift."""
         if self.base.bias is None:
             return None
         layer = deepcopy(self.base)
@@ -54,14 +54,14 @@ class Rescaled(Graft):
         return layer
 
 
-@dataclass(frozen=True)
+@checked
 class RLRR(Method):
-    """W <- W + diag(r) W diag(c) and b <- b + t in every matrix of every block; SSF's pairs behind norms, patches."""
+    """W <- W + diag(r) W diag(c) and b <- b + t in every matrix of every block; SSF after norms and patch embedding."""
 
-    identity: ClassVar[bool] = False  # r and c start random, and so do the pairs
+    identity: ClassVar[bool] = False  # r, c and SSF's parameters start random
 
     def plan(self, vit: nn.Module, probe: Probe) -> Plan:
-        """A graft around every matrix, the norms of the blocks, the final norm and the patch convolution."""
+        """Wrap every matrix, the norms of the blocks, the final norm and the patch convolution."""
         matrices = {f"{block}.{layer}": layer for block in blocks(vit) for layer in PROJECTIONS.values()}
         norms = [f"{block}.{norm}" for block in blocks(vit) for norm in ("norm1", "norm2")]
         return Plan(

@@ -1,92 +1,86 @@
-"""SH-PEFT: the single weights that matter most to the task and to the backbone (Liu et al., MICCAI 2024).
+"""SH-PEFT: train the single weights with the largest importance to task and backbone (Liu et al., MICCAI 2024).
 
-    I = I_td + lambda (sum I_td / sum I_ta) I_ta            equation 1, both terms brought to one scale
+    I = I_td + lambda (sum I_td / sum I_ta) I_ta            equation 1, both terms on the same scale
     td, task-dependent: from gradients of the training loss at the pretrained weights
     ta, task-agnostic: from the weights themselves
 
-Exactly k = round(ratio N) entries of the whole backbone learn: the largest I, ties to the lower index.
+Exactly k = round(ratio N) weights of the whole backbone train: those of the largest I, ties to the lower index.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
+from peftbench.core.fields import NotNegative, checked
+from peftbench.core.syntax import LARGEST
 from peftbench.errors import RequestError
 from peftbench.methods._masked import Masked
 from peftbench.models.plan import Plan, Probe, Scores
 from peftbench.models.top_k import largest, overlap
 
-# td -> (what the probe adds up over batches, what is made of the sum)
+# td -> (the sum over batches that the probe computes, the function of that sum)
 TASK = {
-    "L2_sum_of_sq": ("squares", "same"),  # sum_b g_b^2, as SPT does: the paper's L2
+    "L2_sum_of_sq": ("squares", "same"),  # sum_b g_b^2, as in SPT: the paper's L2
     "L2_sq_of_sum": ("sums", "square"),
     "L2_per_sample": ("sample_squares", "same"),
     "L1_abs_of_sum": ("sums", "abs"),  # |sum_b g_b|: the paper's L1
     "L1_sum_of_abs": ("absolutes", "same"),
     "L1_signed": ("sums", "same"),
 }
-PIECE = 1 << 18  # entries looked at together
-SHAPES: Mapping[str, Callable[[Tensor], Tensor]] = {"same": torch.clone, "square": torch.square, "abs": torch.abs}
+PIECE = 1 << 18  # entries processed at a time
+FUNCTIONS: Mapping[str, Callable[[Tensor], Tensor]] = {"same": torch.clone, "square": torch.square, "abs": torch.abs}
 
 
-@dataclass(frozen=True)
+@checked
 class SHPEFT(Masked):
-    """Gradient-times-nothing-but-itself importance plus weight magnitude.
+    """Importance from squared gradients plus weight magnitude.
 
-    See the catalogue for what the paper leaves open.
+    The catalogue (methods/shpeft.toml) lists what the paper leaves open and what is chosen here.
     """
 
-    lam: float = 1.0  # lambda
+    lam: NotNegative = 1.0  # lambda
     td: Literal[
         "L2_sum_of_sq", "L2_sq_of_sum", "L2_per_sample", "L1_abs_of_sum", "L1_sum_of_abs", "L1_signed", "none"
     ] = "L2_sum_of_sq"
     ta: Literal["L2", "L1", "none"] = "L2"
     candidates: Literal["all", "linear"] = "all"  # linear: weights of Linear layers only
-    scaling: Literal["global", "tensor"] = "global"  # over what the two terms are brought to one scale
-    batches: int | None = None  # how many training batches the estimate sees; None: one pass over train
+    scaling: Literal["global", "tensor"] = "global"  # one ratio of sums for all tensors, or one for each
+    batches: Annotated[int, Field(ge=2, le=LARGEST)] | None = None  # training batches used; None: one pass over train
 
     def __post_init__(self) -> None:
         if self.td == "none" and self.ta == "none":
-            raise RequestError("shpeft: td and ta are both none, so nothing says which weights matter; keep one.")
-        super().__post_init__()
-        if self.batches is not None and self.batches < 2:  # noqa: PLR2004 - the two halves of the stability
-            raise RequestError(
-                f"shpeft: batches = {self.batches} will not do: at least 2, for an estimate and its stability."
-            )
-        if not 0 <= self.lam < math.inf:
-            raise RequestError(f"shpeft: lam = {self.lam} will not do: it is a number and not negative.")
+            raise RequestError("shpeft: td and ta are both none, which leaves no importance; set one of them.")
 
     def plan(self, vit: nn.Module, probe: Probe) -> Plan:
-        """The chosen entries of every tensor, and how far two halves of the data agree on them."""
+        """Select entries of every tensor, and compute how far the two halves of the batches agree on them."""
         k, own = self.count(vit), {name: vit.get_parameter(name) for name in self.candidates_in(vit)}
         if self.td == "none":
             return Plan(entries=largest({name: _magnitude(weight, self.ta) for name, weight in own.items()}, k))
-        estimate, shape = TASK[self.td]
+        estimate, function = TASK[self.td]
         even, odd = probe.estimate(estimate, self.batches)
-        entries = self._chosen(own, (even, odd), shape, k)
-        if not any(bool(odd[name].any()) for name in own):  # one batch alone has no second half
+        entries = self._select(own, (even, odd), function, k)
+        if not any(bool(odd[name].any()) for name in own):  # a single batch has no second half
             return Plan(entries=entries)
-        halves = [self._chosen(own, (half,), shape, k) for half in (even, odd)]
+        halves = [self._select(own, (half,), function, k) for half in (even, odd)]
         return Plan(entries=entries, facts={"mask_split_half_overlap": overlap(*halves)})
 
     def candidates_in(self, vit: nn.Module) -> list[str]:
-        """All tensors, or the weights of Linear layers only."""
+        """Return all tensors, or the weights of Linear layers only."""
         names = super().candidates_in(vit)
         if self.candidates == "all":
             return names
         linear = {f"{n}.weight" for n, m in vit.named_modules() if isinstance(m, nn.Linear)}
         return [name for name in names if name in linear]
 
-    def _chosen(self, own: Mapping[str, Tensor], sums: Sequence[Scores], shape: str, k: int) -> dict[str, Tensor]:
-        """The k entries of the largest importance, by equation 1 over all candidates, in float64."""
-        terms = partial(_terms, own, sums, SHAPES[shape], self.ta)
+    def _select(self, own: Mapping[str, Tensor], sums: Sequence[Scores], function: str, k: int) -> dict[str, Tensor]:
+        """Return the k entries of the largest importance, by equation 1 over all candidates, in float64."""
+        terms = partial(_terms, own, sums, FUNCTIONS[function], self.ta)
         if self.ta == "none" or self.lam == 0:
             return largest(((name, task) for name, task, _ in terms()), k)
         sum_td, sum_ta = (dict.fromkeys(own, torch.zeros((), dtype=torch.float64)) for _ in range(2))
@@ -96,23 +90,23 @@ class SHPEFT(Masked):
         return largest(((name, task.add_(size * (self.lam * scale[name]))) for name, task, size in terms()), k)
 
     def _scale(self, task: Scores, own: Scores) -> Scores:
-        """What brings the magnitudes to the scale of the task's importance: the ratio of their sums."""
+        """Return the ratio of the sums, which puts the magnitudes on the scale of the task's importance."""
         if self.scaling == "tensor":
             return {name: task[name] / own[name].clamp_min(1e-300) for name in task}
         return dict.fromkeys(task, torch.stack(list(task.values())).sum() / torch.stack(list(own.values())).sum())
 
 
 def _terms(
-    own: Mapping[str, Tensor], sums: Sequence[Scores], shape: Callable[[Tensor], Tensor], ta: str
+    own: Mapping[str, Tensor], sums: Sequence[Scores], function: Callable[[Tensor], Tensor], ta: str
 ) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Both terms of equation 1 by name in float64, a piece of a tensor at a time: a few MB instead of GB."""
+    """Yield both terms of equation 1 by name in float64, a piece of a tensor at a time: a few MB instead of GB."""
     for name, weight in own.items():
         flat = (tensor.detach().cpu().flatten().split(PIECE) for tensor in (weight, *(part[name] for part in sums)))
         for piece, first, *others in zip(*flat, strict=True):
             total = first.double()
             for other in others:
                 total = total + other
-            yield name, shape(total), _magnitude(piece, ta)
+            yield name, function(total), _magnitude(piece, ta)
 
 
 def _magnitude(weight: Tensor, kind: str) -> Tensor:

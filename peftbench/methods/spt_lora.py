@@ -1,28 +1,30 @@
-"""SPT-LoRA: low-rank changes where many weights are sensitive, single weights elsewhere (He et al., ICCV 2023)."""
+"""SPT-LoRA: low-rank updates of matrices with many sensitive weights, single weights elsewhere (He et al., ICCV 2023)."""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
 from copy import deepcopy
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from dataclasses import replace
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+from pydantic import Field
 from timm.layers.drop import DropPath
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from peftbench.errors import RequestError
+from peftbench.core.fields import AtLeast1, Fraction, NotNegative, Share, checked
 from peftbench.methods import _spt
+from peftbench.methods._fields import Size
 from peftbench.methods._spt import PARTS, Piece, Ranking, Rule
 from peftbench.models import top_k
-from peftbench.models.method import Fit, Method, edge
+from peftbench.models.method import Match, Method, edge
 from peftbench.models.plan import Graft, Plan, Probe, Sizes
 
 
 class LowRank(Graft):
-    """y + B A x, on all of a projection's outputs or on its thirds q, k, v, each with factors of its own."""
+    """y + B A x, on all outputs of a projection or on some of its thirds q, k, v, each with its own factors."""
 
     def __init__(self, base: nn.Module, r: int, parts: str, init: str, dropout: float, drop_path: float) -> None:
         """`parts`: some letters of qkv, or "" for a projection that is not fused."""
@@ -35,13 +37,13 @@ class LowRank(Graft):
         for part in self.parts:
             if init == "zero":
                 nn.init.kaiming_uniform_(self.down[part], a=math.sqrt(5))
-            else:  # the authors' network initialises every Linear anew when it is built, these two among them
+            else:  # the authors' network initializes every Linear, these two included, after it was built
                 nn.init.trunc_normal_(self.down[part], std=0.02)
                 nn.init.trunc_normal_(self.up[part], std=0.02)
 
     @classmethod
     def size(cls, base: nn.Module, **sizes: Any) -> int:  # noqa: ANN401 - the contract's
-        """r (in + out) a part."""
+        """Return r (in + out) for each part."""
         rows, columns = base.get_parameter("weight").shape
         parts = len(sizes["parts"])
         return int(sizes["r"]) * (max(1, parts) * columns + (parts * rows // 3 or rows))
@@ -49,73 +51,59 @@ class LowRank(Graft):
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
         y, seen = self.base(x), self.dropout(x)
-        out: Tensor = y + self._spread(
+        out: Tensor = y + self._concatenate(
             {p: self.drop_path(F.linear(F.linear(seen, self.down[p]), self.up[p])) for p in self.parts}
         )
         return out
 
-    def _spread(self, changes: dict[str, Tensor]) -> Tensor:
-        """The thirds side by side, zeros for those that do not change."""
+    def _concatenate(self, changes: dict[str, Tensor]) -> Tensor:
+        """Concatenate the thirds, with zeros for those without an update."""
         if "y" in changes:
             return changes["y"]
         like = next(iter(changes.values()))
         return torch.cat([changes.get(part, torch.zeros_like(like)) for part in PARTS], dim=-1)
 
     def merged(self) -> nn.Module:
-        """W' = W + B A."""
+        """Return a layer with W' = W + B A."""
         plain = deepcopy(self.base)
         with torch.no_grad():
             changes = {part: (self.up[part] @ self.down[part]).T for part in self.parts}
-            plain.get_parameter("weight").add_(self._spread(changes).T)
+            plain.get_parameter("weight").add_(self._concatenate(changes).T)
         return plain
 
 
-@dataclass(frozen=True)
+@checked
 class SPTLoRA(Method):
-    """The budget's most sensitive weights; a matrix that holds many of them gets B A instead, a vector trains whole.
+    """The most sensitive weights within a budget; a matrix with many of them gets B A instead, a vector trains whole.
 
-    How large that comes out depends on the data: the count nearest to the budget among those of the authors' sweep.
+    The count depends on the data: the nearest to the budget among those of the authors' sweep.
     """
 
     knob: ClassVar[str | None] = "budget"
     exact: ClassVar[bool] = False
     identity: ClassVar[bool] = False  # the authors' up-projections do not start at zero
 
-    budget: float = 0.005  # share of the backbone's weights to aim at
-    r: int = 8
-    alpha: float = 10.0  # a matrix gets B A from r (in + out) / alpha sensitive weights on; 1: the paper's prose
-    beta: float = 5.0  # a vector trains whole from a share of 1 / beta on; 0: never
+    budget: Share = 0.005  # target share of the backbone's weights
+    r: Size = 8
+    alpha: Annotated[float, Field(ge=1)] = 10.0  # B A from r (in + out) / alpha sensitive weights; 1: as the paper says
+    beta: NotNegative = 5.0  # a vector trains whole if 1 / beta of it is sensitive; 0: never
     init: Literal["official", "zero"] = "official"
-    batches: int = 16  # of train, for the sensitivity
-    dropout: float = 0.1  # on what q, k, v, fc1 and fc2 see, not proj
-    drop_path: float = 0.1  # on B A x
-
-    def __post_init__(self) -> None:
-        limits = {
-            "budget": (0 < self.budget <= 1, "it lies above 0 and at most at 1"),
-            "r": (self.r >= 1, "the rank is at least 1"),
-            "alpha": (1 <= self.alpha < math.inf, "it is at least 1"),
-            "beta": (0 <= self.beta < math.inf, "it is not negative"),
-            "batches": (self.batches >= 1, "it is at least 1"),
-            "dropout": (0 <= self.dropout < 1, "it lies in [0, 1)"),
-            "drop_path": (0 <= self.drop_path < 1, "it lies in [0, 1)"),
-        }
-        for name, (good, rule) in limits.items():
-            if not good:
-                raise RequestError(f"spt_lora: {name} = {getattr(self, name)} will not do: {rule}.")
+    batches: AtLeast1 = 16  # of the training part, for the sensitivity
+    dropout: Fraction = 0.1  # on the inputs of q, k, v, fc1 and fc2, not proj
+    drop_path: Fraction = 0.1  # on B A x
 
     def plan(self, vit: nn.Module, probe: Probe) -> Plan:
-        """The class token, and what the nearest step of the sweep chooses."""
+        """Select the class token and the weights of the sweep's step that is nearest to the budget."""
         among, rule, budget = _spt.pieces(vit), Rule(self.r, self.alpha, self.beta), self.count(vit)
         even, odd = probe.estimate("squares", self.batches)
         tries = _spt.steps(_spt.unit(budget))
         ranking = _spt.rank(among, (p.of(even[p.name]).double() + p.of(odd[p.name]) for p in among), tries[-1])
         always = _always(vit)
         totals = [sum(always.values()) + rule.spent(among, ranking.counts(k)) for k in tries]
-        return self._carried(set(always), among, rule, ranking, tries[_spt.nearest(totals, budget)])
+        return self._planned(set(always), among, rule, ranking, tries[_spt.nearest(totals, budget)])
 
-    def _carried(self, tune: set[str], among: list[Piece], rule: Rule, ranking: Ranking, k: int) -> Plan:
-        """The plan of the k most sensitive weights, and of what trains whole anyway."""
+    def _planned(self, tune: set[str], among: list[Piece], rule: Rule, ranking: Ranking, k: int) -> Plan:
+        """Return the plan of the k most sensitive weights and of the tensors `tune`."""
         single, products = defaultdict[str, list[Tensor]](list), defaultdict[str, str](str)
         facts = {"spt_matrices": 0.0, "spt_vectors": 0.0, "spt_entries": 0.0}
         for piece, chosen in zip(among, ranking.entries(k), strict=True):
@@ -146,20 +134,20 @@ class SPTLoRA(Method):
         return {"r": self.r, "parts": parts, "init": self.init, "dropout": dropout, "drop_path": self.drop_path}
 
     def count(self, vit: nn.Module) -> int:
-        """What to aim at; what it comes to depends on the data."""
-        return self.within(round(self.budget * top_k.total(vit)), vit).reached
+        """Return the target; what trains depends on the data."""
+        return self.within(round(self.budget * top_k.backbone_size(vit)), vit).reached
 
-    def within(self, budget: int, vit: nn.Module) -> Fit:
-        """The budget itself, from the class token and one weight up to everything whole."""
+    def within(self, budget: int, vit: nn.Module) -> Match:
+        """Return the budget itself, limited to between the class token with one weight and everything whole."""
         rule, always = Rule(self.r, self.alpha, self.beta), sum(_always(vit).values())
         least, most = always + 1, always + sum(rule.cost(piece) for piece in _spt.pieces(vit))
         reached = min(max(budget, least), most)
-        aimed = replace(self, budget=top_k.share(reached, top_k.total(vit)))
-        return Fit(aimed, reached, edge(budget, (least, most)))
+        aimed = replace(self, budget=top_k.shortest_share(reached, top_k.backbone_size(vit)))
+        return Match(aimed, reached, edge(budget, (least, most)))
 
 
 def _always(vit: nn.Module) -> dict[str, int]:
-    """What trains whatever its sensitivity, and its size: the class token, where there is one."""
+    """Return the name and size of what always trains: the class token, if there is one."""
     return {name: p.numel() for name, p in vit.named_parameters() if name == "cls_token"}
 
 

@@ -1,26 +1,29 @@
-"""SSF: a scale and a shift behind every operation (Lian et al., Scaling and Shifting Your Features, NeurIPS 2022)."""
+"""SSF: a scale and a shift after every operation (Lian et al., Scaling and Shifting Your Features, NeurIPS 2022)."""
 
 from __future__ import annotations
 
 from copy import deepcopy
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 
+from peftbench.core.fields import checked
 from peftbench.errors import RequestError
+from peftbench.methods._fields import no_repeats
 from peftbench.methods._sites import PROJECTIONS, blocks, has, last_norm
 from peftbench.models.method import Method
 from peftbench.models.plan import Graft, Plan, Probe
 
 WITHIN = {"norm1": "norm1", "norm2": "norm2", **PROJECTIONS}
 AROUND = {"patch": "patch_embed.proj", "norm_pre": "norm_pre"}
-LAST = "norm"  # wherever a network has it, behind its pooling, too; a few have none
+LAST = "norm"  # before or after the pooling, depending on the network; a few have none
+Site = Literal["patch", "norm_pre", "norm1", "norm2", "qkv", "proj", "fc1", "fc2", "norm"]
 
 
 class ScaleShift(Graft):
-    """scale * base(x) + shift, channel by channel."""
+    """scale * base(x) + shift, one scale and one shift per channel."""
 
     def __init__(self, base: nn.Module) -> None:
         super().__init__(base)
@@ -30,19 +33,19 @@ class ScaleShift(Graft):
 
     @classmethod
     def size(cls, base: nn.Module, **sizes: Any) -> int:  # noqa: ANN401, ARG003 - the contract's
-        """2 channels."""
+        """Return 2 channels."""
         return 2 * len(base.get_parameter("weight"))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., C), or (B, C, H, W) behind a convolution."""
+        """Return (..., C), or (B, C, H, W) after a convolution."""
         out: Tensor = self.base(x)
         shape = (-1, 1, 1) if isinstance(self.base, nn.Conv2d) else (-1,)
         return out * self.scale.view(shape) + self.shift.view(shape)
 
     def merged(self) -> nn.Module | None:
-        """W' = diag(s) W and b' = s b + t.
+        """Return a layer with W' = diag(s) W and b' = s b + t.
 
-        Without a bias there is no place for t, but that of the patch convolution (CLIP) has one: see `settle`.
+        None if there is no bias to take t, except for the patch convolution (CLIP): see `after_merge`.
         """
         if getattr(self.base, "bias", None) is None and not isinstance(self.base, nn.Conv2d):
             return None
@@ -54,8 +57,8 @@ class ScaleShift(Graft):
                 plain.get_parameter("bias").mul_(self.scale).add_(self.shift)
         return plain
 
-    def settle(self, vit: nn.Module) -> None:
-        """Adds t to the position embedding of the patches, and of them only, where the convolution has no bias."""
+    def after_merge(self, vit: nn.Module) -> None:
+        """Add t to the position embedding of the patches (not of other tokens) if the convolution has no bias."""
         if self.base.bias is None:
             places = vit.get_parameter("pos_embed")  # (1, class token and patches, D)
             patches = int(getattr(vit.get_submodule("patch_embed"), "num_patches"))  # noqa: B009 - torch types it loosely
@@ -63,29 +66,20 @@ class ScaleShift(Graft):
                 places[:, -patches:] += self.shift
 
 
-@dataclass(frozen=True)
+@checked
 class SSF(Method):
-    """y = s * f(x) + t; s and t start near 1 and 0 but random, so that step 0 is not the pretrained model."""
+    """y = s * f(x) + t; s and t start random near 1 and 0, so step 0 is not the pretrained network."""
 
     identity: ClassVar[bool] = False
 
-    sites: tuple[str, ...] = ("patch", "norm1", "qkv", "proj", "norm2", "fc1", "fc2", "norm")
-
-    def __post_init__(self) -> None:
-        known = [*AROUND, *WITHIN, LAST]
-        if strange := [site for site in self.sites if site not in known] or ([] if self.sites else ["nothing"]):
-            raise RequestError(
-                f"ssf: sites = {strange[0]!r} will not do: there are {', '.join(known)}; join several with +."
-            )
-        if len(set(self.sites)) < len(self.sites):
-            raise RequestError(f"ssf: sites = {'+'.join(self.sites)} will not do: each may stand there once.")
+    sites: Annotated[tuple[Site, ...], Field(min_length=1), AfterValidator(no_repeats)] = ("patch", "norm1", "qkv", "proj", "norm2", "fc1", "fc2", "norm")
 
     def plan(self, vit: nn.Module, probe: Probe) -> Plan:
-        """A graft behind every chosen operation."""
+        """Wrap every chosen operation."""
         inner = [f"{block}.{WITHIN[site]}" for block in blocks(vit) for site in self.sites if site in WITHIN]
         places = [*(AROUND[site] for site in self.sites if site in AROUND), *inner]
         if absent := [place for place in places if not has(vit, place)]:
-            raise RequestError(f"ssf: this network has no {absent[0]}; leave it out of the sites.")
+            raise RequestError(f"ssf: this network has no {absent[0]}; remove it from sites.")
         last = last_norm(vit) if LAST in self.sites else []
         return Plan(grafts={place: (ScaleShift, {}) for place in (*places, *last)})
 

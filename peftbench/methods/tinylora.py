@@ -1,32 +1,39 @@
-"""TinyLoRA: a handful of numbers a site, moved along its singular directions (2026)."""
+"""TinyLoRA: a few numbers per layer, which change it along its singular directions (Morris et al., 2026)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import ClassVar
 
 from torch import nn
 
+from peftbench.core.fields import checked
+from peftbench.methods._fields import Seed, Size
 from peftbench.methods._hub import HubMethod
 from peftbench.models.plan import Plan, Probe, Sizes
 
+MOST_NUMBERS = 1024  # per layer; more are better spent on a rank
 
-@dataclass(frozen=True)
+
+@checked
 class TinyLoRA(HubMethod):
-    """W' = W + U S (sum_i v_i P_i) V', U S V' r largest singular directions, P_i (r, r) random; v zero first."""
+    """W' = W + U S^(1/2) (sum_i v_i P_i) S^(1/2) V', U S V' the r largest singular directions, P_i (r, r) random.
+
+    v starts at zero.
+    """
 
     kind: ClassVar[str] = "TINYLORA"
     knob: ClassVar[str | None] = "u"
 
-    u: int = 64  # numbers a site
-    r: int = 2
-    key: int = 42
+    u: Size = 64  # numbers per layer
+    r: Size = 2
+    key: Seed = 42
 
     def options(self) -> Sizes:
-        """Numbers and rank."""
+        """Return numbers and rank."""
         return {"u": self.u, "r": self.r, "init_weights": True}
 
     def plan(self, vit: nn.Module, probe: Probe) -> Plan:
-        """Every site has projections of its own."""
+        """Give every layer projections of its own."""
         plan = super().plan(vit, probe)
         seeded = enumerate(plan.grafts.items(), start=self.key)
         return replace(
@@ -34,12 +41,12 @@ class TinyLoRA(HubMethod):
         )
 
     def trained(self, rows: int, columns: int) -> int:
-        """The numbers."""
+        """Return the numbers per layer."""
         return self.u
 
     def sizes(self, vit: nn.Module) -> Sequence[int]:
-        """At most a thousand: more are better spent on a rank."""
-        return range(1, 1025)
+        """Return 1 to MOST_NUMBERS."""
+        return range(1, MOST_NUMBERS + 1)
 
 
 plugin = TinyLoRA

@@ -1,24 +1,24 @@
-"""VPT-Deep: fresh trained tokens before every block (Jia et al., Visual Prompt Tuning, ECCV 2022)."""
-
-from dataclasses import dataclass
+"""VPT-Deep: trained tokens of their own for every block (Jia et al., Visual Prompt Tuning, ECCV 2022)."""
 
 from torch import nn
 
+from peftbench.core.fields import checked
 from peftbench.methods._prompts import Joining, Leaving, Prompted, Prompts
 from peftbench.methods._sites import blocks
 from peftbench.models.plan import Graft, Plan, Probe, Sizes
 
 
-@dataclass(frozen=True)
+@checked
 class VPTDeep(Prompts):
     """Each block's prompts replace those of the block before, whose outputs are dropped."""
 
     def plan(self, vit: nn.Module, probe: Probe) -> Plan:
-        """Every block lets its own in and out again."""
+        """Insert and remove prompts at every block."""
         first, *others = blocks(vit)
-        grafts: dict[str, tuple[type[Graft], Sizes]] = {site: (Prompted, self.drawn(vit)) for site in (first, *others)}
+        sizes = self.prompt_sizes(vit)
+        grafts: dict[str, tuple[type[Graft], Sizes]] = {site: (Prompted, sizes) for site in (first, *others)}
         if self.before_norm_pre:
-            grafts |= {"norm_pre": (Joining, self.drawn(vit)), first: (Leaving, {"tokens": self.tokens})}
+            grafts |= {"norm_pre": (Joining, sizes), first: (Leaving, {"tokens": self.tokens})}
         return Plan(grafts=grafts)
 
 

@@ -1,16 +1,18 @@
-"""What a method is: it looks at a network and says, in a Plan, what will train.
+"""The contract of methods: a method reads a backbone and returns a Plan of what to train.
 
     @dataclass(frozen=True)
     class LNTuning(Method):
         def plan(self, vit, probe):
             return Plan(tune=frozenset(n for n, _ in vit.named_parameters() if "norm" in n))
 
-Its fields are its hyper-parameters, so the record, the id and the command line come free.
+The fields of the dataclass are the method's hyper-parameters: they appear in the record, in the job's id and on the
+command line (`ln_tuning[field=value]`). `peftbench.core.fields.checked` in place of `dataclass(frozen=True)` makes one
+that also checks the values of its fields, such as `r: AtLeast1 = 8`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal, Self
 
@@ -21,71 +23,116 @@ from peftbench.models.plan import Plan, Probe, Scores
 
 
 @dataclass(frozen=True)
-class Fit:
-    """A method brought to a budget."""
+class Method:
+    """A frozen dataclass whose fields are the hyper-parameters; a plug-in must implement `plan` only."""
 
-    method: Method
-    reached: int  # trainable parameters, head excluded
-    edge: Literal["floor", "ceiling"] | None = None  # the budget lies outside of what it can reach
+    version: ClassVar[int] = 1  # raised when a default or the computation changes
+    knob: ClassVar[str | None] = None  # the field that a budget sets
+    exact: ClassVar[bool] = True  # False: `count` is a target, what trains depends on the data
+    trains: ClassVar[bool] = True  # False: not even the head trains (majority)
+    identity: ClassVar[bool] = True  # at step 0 the network computes what the pretrained one computes
+    merges: ClassVar[bool] = True  # what was trained can be folded into the backbone's own tensors
+    compiles: ClassVar[bool] = True  # torch.compile supports a network with this plan
+    idle: ClassVar[tuple[str, ...]] = ()  # suffixes of trained tensors that may get no gradient, beside key biases
+
+    def plan(self, vit, probe):
+            return Plan(tune=frozenset(n for n, _ in vit.named_parameters() if "norm" in n))
+
+The fields of the dataclass are the method's hyper-parameters: they appear in the record, in the job's id and on the
+command line (`ln_tuning[field=value]`). `peftbench.core.fields.checked` in place of `dataclass(frozen=True)` makes one
+that also checks the values of its fields, such as `r: AtLeast1 = 8`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Literal, Self
+
+from torch import nn
+
+from peftbench.errors import PluginError, RequestError
+from peftbench.models.plan import Plan, Probe, Scores
 
 
 @dataclass(frozen=True)
 class Method:
-    """A frozen dataclass whose fields are the hyper-parameters; `plan` is all that a plug-in must write."""
+    """A frozen dataclass whose fields are the hyper-parameters; a plug-in must implement `plan` only."""
 
     version: ClassVar[int] = 1  # raised when a default or the computation changes
-    knob: ClassVar[str | None] = None  # the field that a budget turns
-    exact: ClassVar[bool] = True  # `count` says what will train; False: what is aimed at, the data decide
-    trains: ClassVar[bool] = True  # False: not even the head (majority)
-    identity: ClassVar[bool] = True  # step 0 computes what the pretrained network computes
-    merges: ClassVar[bool] = True  # what was trained folds into the backbone's own tensors
-    compiles: ClassVar[bool] = True  # torch.compile takes a network that carries its plan
-    idle: ClassVar[tuple[str, ...]] = ()  # endings of trained tensors that may go without a gradient, beside key biases
+    knob: ClassVar[str | None] = None  # the field that a budget sets
+    exact: ClassVar[bool] = True  # False: `count` is a target, what trains depends on the data
+    trains: ClassVar[bool] = True  # False: not even the head trains (majority)
+    identity: ClassVar[bool] = True  # at step 0 the network computes what the pretrained one computes
+    merges: ClassVar[bool] = True  # what was trained can be folded into the backbone's own tensors
+    compiles: ClassVar[bool] = True  # torch.compile supports a network with this plan
+    idle: ClassVar[tuple[str, ...]] = ()  # suffixes of trained tensors that may get no gradient, beside key biases
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _checked(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:  # noqa: ANN401 - pydantic's
+        try:
+            return handler(values)
+        except ValidationError as error:
+            raise refusal(plugin_name(cls), error) from None
 
     def plan(self, vit: nn.Module, probe: Probe) -> Plan:
-        """Choose what to train. Reads `vit` and, if it must, gradients from `probe`; changes neither."""
+        """Choose what to train. Read `vit` and, if needed, gradients from `probe`; change neither."""
         raise NotImplementedError
 
     def count(self, vit: nn.Module) -> int:
-        """Trainable parameters without the head. Override where `plan` would need data for it."""
+        """Return the number of trainable parameters without the head; override it if `plan` needs data."""
         return self.plan(vit, NoProbe()).count(vit)
 
-    def sizes(self, vit: nn.Module) -> Sequence[float]:  # noqa: ARG002 - for those that have some
-        """The legal values of the knob on this network, those worth trying."""
-        message = f"{type(self).__name__} names the knob {self.knob} but lists no legal values for it (method `sizes`)."
+    def sizes(self, vit: nn.Module) -> Sequence[float]:  # noqa: ARG002 - used by methods with a knob
+        """Return the values of the knob that are legal on this network, ascending."""
+        message = f"{type(self).__name__} has the knob {self.knob} but lists no legal values: implement `sizes`."
         raise PluginError(message) if self.knob else RequestError(f"{type(self).__name__} has no size to choose.")
 
-    def within(self, budget: int, vit: nn.Module) -> Fit:
-        """The legal size whose count is nearest to the budget, ties to the smaller."""
-        options = [(self.turned(value).count(vit), value) for value in self.sizes(vit)]
-        reached, value = min(options, key=lambda option: (abs(option[0] - budget), option[0]))
-        return Fit(self.turned(value), reached, edge(budget, [count for count, _ in options]))
+    def within(self, budget: int, vit: nn.Module) -> Match:
+        """Return the legal size whose count is nearest to `budget` trainable parameters, ties to the smaller."""
+        return nearest(self, budget, {value: self.at_size(value).count(vit) for value in self.sizes(vit)})
 
-    def turned(self, value: float) -> Self:
-        """The same method with its knob at `value`."""
+    def at_size(self, value: float) -> Self:
+        """Return the same method with its knob at `value`."""
         return replace(self, **{str(self.knob): value})
 
     def values(self) -> dict[str, Any]:
-        """Every hyper-parameter by name."""
+        """Return every hyper-parameter by name."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
 
+@dataclass(frozen=True)
+class Match:
+    """The size of a method that is nearest to a budget."""
+
+    method: Method
+    reached: int  # trainable parameters without the head
+    edge: Literal["floor", "ceiling"] | None = None  # the budget is below or above all that the method can reach
+
+
+def nearest(method: Method, budget: int, counts: Mapping[float, int]) -> Match:
+    """Return the value of the knob whose count is nearest to the budget, ties to the smaller count."""
+    value = min(counts, key=lambda size: (abs(counts[size] - budget), counts[size]))
+    return Match(method.at_size(value), counts[value], edge(budget, list(counts.values())))
+
+
 def edge(budget: int, counts: Sequence[int]) -> Literal["floor", "ceiling"] | None:
-    """Whether a budget lies below or above everything that can be reached."""
+    """Return whether a budget lies below or above every count."""
     return "floor" if budget < min(counts) else "ceiling" if budget > max(counts) else None
 
 
 class NoProbe:
-    """Stands where a method must not look at data: counting."""
+    """A probe for counting: every request for gradients raises PluginError."""
 
     seed = 0
 
     def gradients(self) -> Iterator[Scores]:
-        """Refuses."""
-        raise PluginError("A method asked for gradients while it was only being counted; let it override `count`.")
+        """Raise PluginError."""
+        raise PluginError("A method asked for gradients while its parameters were counted: override `count`.")
 
     def estimate(self, kind: str, batches: int | None = None) -> tuple[Scores, Scores]:  # noqa: ARG002 - the protocol's
-        """Refuses."""
+        """Raise PluginError."""
         raise PluginError(
-            f"A method asked for the estimate {kind!r} while it was only being counted; let it override `count`."
+            f"A method asked for the estimate {kind!r} while its parameters were counted: override `count`."
         )

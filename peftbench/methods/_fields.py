@@ -1,0 +1,30 @@
+"""Types of the fields that several methods have; `core.fields.checked` refuses what lies outside."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import AfterValidator, Field
+
+LARGEST_SIZE = 8192  # of a rank, a bottleneck or a prompt: above it, tensors of gigabytes per layer
+
+Size: TypeAlias = Annotated[int, Field(ge=1, le=LARGEST_SIZE)]
+Seed: TypeAlias = Annotated[int, Field(ge=0, lt=2**31)]
+Projection: TypeAlias = Literal["qkv", "proj", "fc1", "fc2"]
+
+
+def _nonzero(value: float) -> float:
+    if value == 0:
+        raise ValueError("must not be 0")
+    return value
+
+
+def no_repeats(sites: tuple[str, ...]) -> tuple[str, ...]:
+    """Return `sites`. Raises ValueError if one of them occurs twice."""
+    if len(set(sites)) < len(sites):
+        raise ValueError("must not repeat a name")
+    return sites
+
+
+Factor: TypeAlias = Annotated[float, Field(allow_inf_nan=False), AfterValidator(_nonzero)]
+Sites: TypeAlias = Annotated[tuple[Projection, ...], Field(min_length=1), AfterValidator(no_repeats)]

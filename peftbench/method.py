@@ -1,5 +1,7 @@
-"""The method contract, for plug-ins: `from peftbench.method import Method`."""
+"""The contract of methods, for plug-ins: `from peftbench.method import Method`."""
 
-from peftbench.models.method import Fit, Method
+from peftbench.models.method import Match, Method
 
-__all__ = ["Fit", "Method"]
+Fit = Match  # its name in version 0.1.0
+
+__all__ = ["Fit", "Match", "Method"]

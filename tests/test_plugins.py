@@ -76,7 +76,7 @@ def test_a_data_set_keeps_the_rules_where_its_files_are(name: str, data_root: Pa
     ["mini", "clip_vit_b16", "timm:vit_tiny_patch16_224[depth=1]", "open_clip:ViT-B-32-quickgelu/openai[depth=1]"],
 )
 def test_a_backbone_keeps_the_rules(text: str) -> None:
-    assert failed(check_backbone(backbone.find(text, blank=True).plugin)) == []
+    assert failed(check_backbone(backbone.locate(text, blank=True).plugin)) == []
 
 
 REPRESENTATIVES = ("bitfit", "shpeft", "lora", "adaptformer", "ssf", "vpt_deep", "vera")  # one of each family
@@ -273,7 +273,7 @@ def test_a_check_of_everything_as_json_is_json_only(program: Any, monkeypatch: p
         (("broken",), "The method 'broken' (theirs_broken:plugin) cannot be loaded"),
         (("nowhere:Thing",), "nowhere:Thing cannot be loaded: ModuleNotFoundError"),
         (("pathlib:Path",), "pathlib:Path is no method, data set, backbone, metric or report"),
-        (("lora[r=0]",), "r = 0 will not do"),
+        (("lora[r=0]",), "lora: r must be at least 1, got 0."),
         (("lora", "--all"), "Say what to check"),
     ],
 )

@@ -30,7 +30,7 @@ from torch.nn import functional as F
 from torchvision.transforms import v2
 
 from peftbench.backbones.mini import FILE, PATCH, SIDE, network
-from peftbench.models.backbone import quicken
+from peftbench.models.backbone import choose_attention
 
 TEACHER = "vit_small_patch14_dinov2"
 TEACHER_SIDE = 112  # 8 x 8 patches of 14, as the student's 8 x 8 patches of 8
@@ -118,7 +118,7 @@ class Student(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.vit = network()
-        quicken(self.vit, "cpu", torch.bfloat16)
+        choose_attention(self.vit, "cpu", torch.bfloat16)
         width = self.vit.num_features
         self.of_class, self.of_patch = nn.Linear(width, TARGET), nn.Linear(width, TARGET)
 

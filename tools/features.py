@@ -72,7 +72,7 @@ def rows(name: str, datasets: Sequence[str], places: Places, image_size: int | N
     """A backbone's cells, on test and in folds; `places.weights` goes to those that need a file."""
     small = name.startswith("mini")  # it brings its weights and knows one size
     weights = None if small or name.endswith("@random") else places.weights
-    source = backbone.find(name, None if small else image_size, weights)
+    source = backbone.locate(name, None if small else image_size, weights)
     vit = source.build(seed=0)
     tested, folded = [name], [name]
     for dataset in datasets:

@@ -192,7 +192,7 @@ def _bf16() -> Iterator[Gate]:
         return
     everything = Plan(tune=frozenset(n for n, _ in network().vit.named_parameters()))
     (quick, quick_step), (_, fused_step) = (stepper(everything, None, torch.bfloat16) for _ in range(2))
-    backbone.quicken(cast("VisionTransformer", quick.vit), "cpu", torch.bfloat16)
+    backbone.choose_attention(cast("VisionTransformer", quick.vit), "cpu", torch.bfloat16)
     steps = {
         "fp32": partial(stepper(everything)[1], 0),
         "fused": partial(fused_step, 0),

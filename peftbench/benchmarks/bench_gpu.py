@@ -113,7 +113,7 @@ def _carried(rig: Rig, plan: Plan) -> tuple[Classifier, Learner]:
     """The model after `plan`, as a run has it."""
     model = rig.model()
     tuned = plan.carry_out(model.vit)
-    tuned.slim(torch.bfloat16)
+    tuned.cast_frozen(torch.bfloat16)
     head = {f"head/{name}": tensor for name, tensor in model.head.state_dict(keep_vars=True).items()}
     return model, Learner(model, {**tuned.tensors, **head})
 
@@ -142,7 +142,7 @@ def _fitted(rig: Rig, plan: Plan, *recipes: Recipe) -> list[Progress]:
     """The same model trained by one recipe after the other; what the first compiled, the others find."""
     model, learner = _carried(rig, plan)
     task = rig.task()
-    with compiled(model.vit, asked=recipes[0].compile):
+    with compiled(model.vit, enabled=recipes[0].compile):
         return [fit(learner, task, recipe, 0, torch.bfloat16) for recipe in recipes]
 
 

@@ -49,7 +49,7 @@ def outline(study: Study, places: Places) -> list[dict[str, Any]]:
     """
     study, _ = complete(study, places)
     recipe = make_recipe(study, places.device)
-    source = backbone.find(study.backbone, study.image_size, blank=True)
+    source = backbone.locate(study.backbone, study.image_size, blank=True)
     blank = source.blank()
     total, width = sum(p.numel() for p in blank.parameters()), blank.num_features
     rows, memory = sized_methods(study, source), dict[tuple[int, Recipe], Expected | None]()
@@ -156,7 +156,7 @@ def _exactly(source: Source, plan: Plan, recipe: Recipe, device: str, classes: i
 
 def _carried_out(source: Source, plan: Plan, classes: int, recipe: Recipe) -> Classifier:
     vit = source.blank()
-    plan.carry_out(vit).slim(hardware.PRECISIONS[recipe.precision])
+    plan.carry_out(vit).cast_frozen(hardware.PRECISIONS[recipe.precision])
     return Classifier(vit, Head(vit.num_features, classes, "plain", 1.0, 0).to("meta"))
 
 

@@ -80,7 +80,7 @@ def table(asked: Study, places: Places, seconds: float = 2.0) -> Iterator[Measur
 
     Raises RequestError, WeightsError.
     """
-    source = backbone.find(asked.backbone or "mini", asked.image_size, places.weights)
+    source = backbone.locate(asked.backbone or "mini", asked.image_size, places.weights)
     methods = tuple(dict.fromkeys((Spec(REFERENCE), *expand(asked.methods))))
     asked = replace(asked, methods=methods, baselines=False)
     rows = sized_methods(asked, source)
@@ -108,7 +108,7 @@ def _bench(asked: Study, source: Source, places: Places, seconds: float) -> Benc
     recipe = Recipe("measure", batch=batch, lr=1e-6, evaluations=1, precision=precision)
     recipe = replace(recipe, compile=asked.compile, graph=asked.graph)
     vit = source.build(0)
-    backbone.quicken(vit, places.device, hardware.PRECISIONS[precision])
+    backbone.choose_attention(vit, places.device, hardware.PRECISIONS[precision])
     return Bench(source, vit.to(places.device), recipe, places, asked.threads, seconds)
 
 
@@ -124,9 +124,9 @@ def _row(row: SizedMethod, bench: Bench) -> Measured:
         plan = row.method.plan(model.vit, _probe(bench, model, task, looked))
         selection_seconds = time.perf_counter() - started
         tuned = plan.carry_out(model.vit)
-        tuned.slim(bench.autocast)
+        tuned.cast_frozen(bench.autocast)
         learner, task, alone = _learner(bench, model, tuned, task)
-        with compiled(model.vit, asked=bench.recipe.compile):
+        with compiled(model.vit, enabled=bench.recipe.compile):
             progress = _train(bench, learner, task)
     counted = _count(bench, model, alone)
     size = _delta_bytes(plan, learner)

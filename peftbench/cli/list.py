@@ -202,7 +202,7 @@ def _type(annotation: object) -> str:
 def _count(method: Callable[[], Any], name: str) -> str:
     from peftbench.models import backbone  # noqa: PLC0415 - imports torch
 
-    blank = backbone.find(name, blank=True).blank()
+    blank = backbone.locate(name, blank=True).blank()
     total = sum(p.numel() for p in blank.parameters())
     try:
         with blaming("It cannot be counted"):
@@ -224,7 +224,7 @@ def _dataset(name: str) -> dict[str, Any]:
 def _backbone(name: str) -> dict[str, Any]:
     from peftbench.models import backbone  # noqa: PLC0415 - imports torch
 
-    source = backbone.find(name, blank=True)
+    source = backbone.locate(name, blank=True)
     parameters = sum(p.numel() for p in source.blank().parameters())
     return {
         **asdict(source.plugin.card),

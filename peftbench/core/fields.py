@@ -59,7 +59,7 @@ def checked(kind: type[T]) -> type[T]:
     A wrong value raises RequestError, which names the class by its module, `lora: r must be at least 1, got 0.`, or by
     its attribute `called`.
     """
-    made: Any = validating(frozen=True, config=ConfigDict(strict=True))(kind)
+    made: Any = validating(frozen=True, config=ConfigDict(strict=True, extra="forbid"))(kind)
     construct = made.__init__
     names = [f.name for f in fields(made) if f.init]
 

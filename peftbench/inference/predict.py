@@ -158,10 +158,10 @@ def open_model(folder: Path, places: Places, *, merge: bool = True) -> Model:
     _refuse_anothers(folder)
     base = str(about.get("base"))
     if base.startswith("random:"):
-        source = backbone.find(about["backbone"], about["image_size"])
+        source = backbone.locate(about["backbone"], about["image_size"])
         seed = int(base.removeprefix("random:"))
     else:
-        source, seed = backbone.find(about["backbone"], about["image_size"], places.weights), 0
+        source, seed = backbone.locate(about["backbone"], about["image_size"], places.weights), 0
     vit = source.build(seed)
     tuned, tensors = delta.restore(vit, folder, source.digest(seed))
     head = Head(vit.num_features, len(about["head"]["classes"]), about["head"]["kind"], about["head"]["scale"], 0)

@@ -36,7 +36,12 @@ class RankSchedule(Callback):
         from peft.tuners.adalora.layer import RankAllocator  # noqa: PLC0415 - imports transformers
 
         super().__init__()
-        self.vit, self.warmup, self.final, self.pull = (vit,), warmup, final, pull  # a tuple, so that the network is no submodule
+        self.vit, self.warmup, self.final, self.pull = (
+            (vit,),
+            warmup,
+            final,
+            pull,
+        )  # a tuple, so that the network is no submodule
         self.settings = SimpleNamespace(target_r=last, beta1=0.85, beta2=0.85, deltaT=every)
         allocator: Any = RankAllocator
         self.allocator = allocator(vit, self.settings, "default")

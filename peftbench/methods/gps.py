@@ -12,7 +12,7 @@ from peftbench.models.plan import Plan, Probe
 
 @checked
 class GPS(Stepped):
-    """Importance is |sum over batches of the gradient| at the pretrained weights; biases of the same layers train whole.
+    """Importance is |sum over batches of the gradient| at the pretrained weights; biases of these layers train whole.
 
     Norms, class token and position embedding stay frozen, so every neuron gets the same number of weights.
     """

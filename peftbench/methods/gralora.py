@@ -14,7 +14,7 @@ from peftbench.models.plan import Sizes
 
 @checked
 class GraLoRA(LowRank):
-    """The weight as `cells` x `cells` blocks, each with an update of rank r / cells at scale alpha / r; B starts at 0."""
+    """The weight as `cells` x `cells` blocks with updates of rank r / cells each, at scale alpha / r; B starts at 0."""
 
     kind: ClassVar[str] = "GRALORA"
 

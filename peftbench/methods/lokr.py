@@ -19,7 +19,9 @@ class LoKr(LowRank):
     rising: ClassVar[bool] = False
 
     alpha: AtLeast1 = 8
-    factor: Literal[-1] | Size = 8  # size of C, as near as the widths divide; -1: as square as can be, fewest parameters
+    factor: Literal[-1] | Size = (
+        8  # size of C, as near as the widths divide; -1: as square as can be, fewest parameters
+    )
 
     def options(self) -> Sizes:
         """Return rank, scale and factor."""

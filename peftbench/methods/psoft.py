@@ -12,7 +12,7 @@ from peftbench.models.plan import Graft, Sizes
 
 
 class PsoftTuner(HubTuner):
-    """peft's tuner with the singular directions in the delta: their signs, which the rotation needs, vary by machine."""
+    """peft's tuner with its singular directions as buffers, since their signs differ between machines."""
 
     def __init__(self, base: nn.Module, r: int) -> None:
         super().__init__(base, "PSOFT", r=r, psoft_alpha=r)

@@ -1,4 +1,4 @@
-"""SPT-LoRA: low-rank updates of matrices with many sensitive weights, single weights elsewhere (He et al., ICCV 2023)."""
+"""SPT-LoRA: low-rank updates where many weights are sensitive, single weights elsewhere (He et al., ICCV 2023)."""
 
 from __future__ import annotations
 

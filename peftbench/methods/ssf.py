@@ -72,7 +72,16 @@ class SSF(Method):
 
     identity: ClassVar[bool] = False
 
-    sites: Annotated[tuple[Site, ...], Field(min_length=1), AfterValidator(no_repeats)] = ("patch", "norm1", "qkv", "proj", "norm2", "fc1", "fc2", "norm")
+    sites: Annotated[tuple[Site, ...], Field(min_length=1), AfterValidator(no_repeats)] = (
+        "patch",
+        "norm1",
+        "qkv",
+        "proj",
+        "norm2",
+        "fc1",
+        "fc2",
+        "norm",
+    )
 
     def plan(self, vit: nn.Module, probe: Probe) -> Plan:
         """Wrap every chosen operation."""

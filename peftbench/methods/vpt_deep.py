@@ -16,7 +16,7 @@ class VPTDeep(Prompts):
         """Insert and remove prompts at every block."""
         first, *others = blocks(vit)
         sizes = self.prompt_sizes(vit)
-        grafts: dict[str, tuple[type[Graft], Sizes]] = {site: (Prompted, sizes) for site in (first, *others)}
+        grafts: dict[str, tuple[type[Graft], Sizes]] = dict.fromkeys((first, *others), (Prompted, sizes))
         if self.before_norm_pre:
             grafts |= {"norm_pre": (Joining, sizes), first: (Leaving, {"tokens": self.tokens})}
         return Plan(grafts=grafts)

@@ -1,4 +1,4 @@
-"""Building the network that a spec names: `mini`, `timm:NAME[depth=8]`, `clip_vit_b16@random`."""
+"""Build the backbone that a specification names: `mini`, `timm:NAME[depth=8]`, `clip_vit_b16@random`."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from peftbench.core.syntax import Spec, parse
 from peftbench.errors import RequestError
 from peftbench.storage.files import sha256_file
 
-FEW_TOKENS = 128  # a prefix and prompts left out; above, the pairs of tokens that steps keep cost more than they save
+FEW_TOKENS = 128  # patches; with more, storing the attention matrix costs more time than it saves
 
 _known_sha256 = lru_cache(sha256_file)  # weights do not change while a study runs
 
 
 @dataclass(frozen=True)
 class Source:
-    """A backbone as asked for, and where its weights come from."""
+    """A backbone as specified, and the source of its weights."""
 
     spec: Spec
     plugin: Backbone
@@ -33,20 +33,20 @@ class Source:
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """Its pretraining's, at the image size asked for."""
+        """Return the preprocessing of its pretraining, at the specified image size."""
         return self.plugin.preprocessing(self.image_size)
 
     def digest(self, seed: int) -> str:
-        """What identifies its weights: sha256 of the file, or the seed of random ones."""
+        """Return what identifies its weights: the SHA-256 of the file, or `random:SEED`."""
         return _known_sha256(self.file) if self.file else f"random:{seed}"
 
     def blank(self) -> VisionTransformer:
-        """The network on the meta device: shapes without values."""
+        """Return the network on the meta device: shapes without values."""
         with torch.device("meta"):
             return self.plugin.network(self.image_size)
 
     def build(self, seed: int) -> VisionTransformer:
-        """The network with its weights, in float32, on the CPU."""
+        """Return the network with its weights, in float32, on the CPU. Random weights are drawn from `seed`."""
         torch.manual_seed(seed)
         vit = self.plugin.network(self.image_size).float()
         if self.file:
@@ -54,32 +54,34 @@ class Source:
         return vit
 
 
-def find(text: str, image_size: int | None = None, weights: Path | None = None, *, blank: bool = False) -> Source:
-    """The backbone a spec names. With `blank`, weights are not looked for: enough for counting.
+def locate(text: str, image_size: int | None = None, weights: Path | None = None, *, blank: bool = False) -> Source:
+    """Return the backbone that a specification names, with its weight file.
 
-    Raises WeightsError, RequestError.
+    With `blank`, no weights are searched for, which is enough for counting. Raises WeightsError, RequestError.
     """
     spec = parse(text)
     kind = registry("backbones").get(spec.name)
     if spec.argument is None and "argument" in getattr(kind, "__dataclass_fields__", {}):
         raise RequestError(
-            f"Cannot read the backbone {text!r}: write {spec.name}:NAME, as `peftbench list backbones` shows."
+            f"Backbone {text!r} needs a model name: write {spec.name}:NAME, as `peftbench list backbones` shows."
         )
     values = dict(spec.fields) | ({"argument": spec.argument} if spec.argument is not None else {})
     plugin = cast("Backbone", build(kind, values, f"The backbone {spec.name}"))
     if weights is not None and spec.random:
-        raise RequestError(f"--weights and {text!r} contradict each other: @random means random weights.")
+        raise RequestError(
+            f"--weights cannot be used with --backbone {text}: @random means random weights. Remove one of them."
+        )
     file = None if blank or spec.random else plugin.weights(weights)
     return Source(spec, plugin, image_size, file)
 
 
-def quicken(vit: VisionTransformer, device: str, autocast: torch.dtype | None) -> None:
-    """Let attention compute step by step where torch's fused kernel is slow: in bfloat16 on a CPU, of few tokens.
+def choose_attention(vit: VisionTransformer, device: str, autocast: torch.dtype | None) -> None:
+    """Replace torch's fused attention by separate operations where it is slow: bfloat16 on a CPU with few tokens.
 
-    A training step then takes .65 (65 tokens, width 192) to .80 (width 384) of the time; the sums' last bits differ.
+    A training step then takes .65 (65 tokens, width 192) to .80 (width 384) of the time; the last bits of sums differ.
     """
     if device != "cpu" or autocast is None or vit.patch_embed.num_patches > FEW_TOKENS:
         return
     for module in vit.modules():
         if hasattr(module, "fused_attn"):
-            vars(module)["fused_attn"] = False  # timm declares it final, for the sake of scripting
+            vars(module)["fused_attn"] = False  # timm declares it final for scripting

@@ -1,4 +1,4 @@
-"""The classifier on top: a backbone, and the head that every method of a study shares."""
+"""The classification head, the same for every method of a study, and the classifier of backbone and head."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from torch.nn import functional as F
 
 
 class Head(nn.Module):
-    """Class-token features (B, D) -> logits (B, classes).
+    """Map features (B, D) to logits (B, classes).
 
-    Drawn from its own seed, so every method starts from the same one.
+    It is drawn from its own seed, so every method starts from the same head.
     """
 
     def __init__(self, width: int, classes: int, kind: str, scale: float, seed: int) -> None:
-        """`kind`: plain, l2 (features brought to length `scale`, the paper's) or batchnorm (AdaptFormer's)."""
+        """`kind`: plain, l2 (features normalized to length `scale`, as in SH-PEFT) or batchnorm (as in AdaptFormer)."""
         super().__init__()
         self.kind, self.scale = kind, scale
         self.norm = nn.BatchNorm1d(width, affine=False, eps=1e-6) if kind == "batchnorm" else nn.Identity()
@@ -25,7 +25,7 @@ class Head(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, features: Float[Tensor, "batch width"]) -> Float[Tensor, "batch classes"]:
-        """(B, D) -> (B, classes), in float32 or wider whatever the backbone computed in."""
+        """(B, D) -> (B, classes), in the head's dtype (float32 or wider) under any autocast."""
         with torch.autocast(features.device.type, enabled=False):
             wide = features.to(self.linear.weight.dtype)
             wide = self.scale * F.normalize(wide, dim=1) if self.kind == "l2" else self.norm(wide)
@@ -34,7 +34,7 @@ class Head(nn.Module):
 
 
 class Classifier(nn.Module):
-    """A timm VisionTransformer without a head of its own, and ours."""
+    """A timm VisionTransformer without a head, followed by a `Head`."""
 
     def __init__(self, vit: nn.Module, head: Head) -> None:
         super().__init__()

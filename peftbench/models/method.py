@@ -35,47 +35,6 @@ class Method:
     compiles: ClassVar[bool] = True  # torch.compile supports a network with this plan
     idle: ClassVar[tuple[str, ...]] = ()  # suffixes of trained tensors that may get no gradient, beside key biases
 
-    def plan(self, vit, probe):
-            return Plan(tune=frozenset(n for n, _ in vit.named_parameters() if "norm" in n))
-
-The fields of the dataclass are the method's hyper-parameters: they appear in the record, in the job's id and on the
-command line (`ln_tuning[field=value]`). `peftbench.core.fields.checked` in place of `dataclass(frozen=True)` makes one
-that also checks the values of its fields, such as `r: AtLeast1 = 8`.
-"""
-
-from __future__ import annotations
-
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar, Literal, Self
-
-from torch import nn
-
-from peftbench.errors import PluginError, RequestError
-from peftbench.models.plan import Plan, Probe, Scores
-
-
-@dataclass(frozen=True)
-class Method:
-    """A frozen dataclass whose fields are the hyper-parameters; a plug-in must implement `plan` only."""
-
-    version: ClassVar[int] = 1  # raised when a default or the computation changes
-    knob: ClassVar[str | None] = None  # the field that a budget sets
-    exact: ClassVar[bool] = True  # False: `count` is a target, what trains depends on the data
-    trains: ClassVar[bool] = True  # False: not even the head trains (majority)
-    identity: ClassVar[bool] = True  # at step 0 the network computes what the pretrained one computes
-    merges: ClassVar[bool] = True  # what was trained can be folded into the backbone's own tensors
-    compiles: ClassVar[bool] = True  # torch.compile supports a network with this plan
-    idle: ClassVar[tuple[str, ...]] = ()  # suffixes of trained tensors that may get no gradient, beside key biases
-
-    @model_validator(mode="wrap")
-    @classmethod
-    def _checked(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:  # noqa: ANN401 - pydantic's
-        try:
-            return handler(values)
-        except ValidationError as error:
-            raise refusal(plugin_name(cls), error) from None
-
     def plan(self, vit: nn.Module, probe: Probe) -> Plan:
         """Choose what to train. Read `vit` and, if needed, gradients from `probe`; change neither."""
         raise NotImplementedError

@@ -1,6 +1,6 @@
-"""What a plan is: which tensors, which entries and which grafts will train; here plans are counted and carried out.
+"""Plans: which tensors, which single entries and which adapters train. This module counts plans and applies them.
 
-The head is no part of a plan: it always trains and belongs to the recipe. `method.py` says who makes plans.
+Methods (`method.py`) make plans. The head is not part of a plan: it always trains and belongs to the recipe.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from peftbench.models import sparse
 
 T = TypeVar("T")
 Sizes: TypeAlias = Mapping[str, int | float | bool | str]
-Scores: TypeAlias = dict[str, Tensor]  # backbone tensor -> one number an entry
+Scores: TypeAlias = dict[str, Tensor]  # name of a backbone tensor -> a value for each entry
 
 
 class Graft(nn.Module):
-    """Stands where `base` stood, computes with it and adds trainable tensors of its own.
+    """An adapter: a module that replaces `base`, calls it and adds trainable tensors of its own.
 
-    Built as `Kind(base, **sizes)`: sizes and base alone decide what it is, its tensors come from training or a file.
+    It is built as `Kind(base, **sizes)`. Base and sizes determine its structure, so a delta stores only the sizes and
+    the tensors.
     """
 
     base: nn.Module
@@ -35,117 +36,117 @@ class Graft(nn.Module):
 
     @classmethod
     def size(cls, base: nn.Module, **sizes: Any) -> int:  # noqa: ANN401 - the sizes of the subclass
-        """Trainable parameters, by building one on the meta device; a subclass may know a formula."""
+        """Return the trainable parameters, by building one on the meta device; a subclass may use a formula."""
         copy = deepcopy(base).to("meta")
         given = [copy, *(value for value in sizes.values() if isinstance(value, nn.Module))]
-        theirs = {id(p) for module in given for p in module.parameters()}
+        foreign = {id(p) for module in given for p in module.parameters()}
         copy.requires_grad_(requires_grad=False)
         with torch.device("meta"):
             built = cls(copy, **sizes)
-        return sum(p.numel() for p in built.parameters() if p.requires_grad and id(p) not in theirs)
+        return sum(p.numel() for p in built.parameters() if p.requires_grad and id(p) not in foreign)
 
     def merged(self) -> nn.Module | None:
-        """One plain module that computes the same, or None where the mathematics forbids it."""
+        """Return one plain module that computes the same, or None if that is impossible."""
         return None
 
-    def settle(self, vit: nn.Module) -> None:
-        """Called on the network when `merged` has taken this graft's place, for what else must change in it then."""
+    def after_merge(self, vit: nn.Module) -> None:
+        """Change other tensors of the network that the merge requires; called after `merged` replaced the adapter."""
 
 
 class Shared(nn.Module):
-    """Tensors that several grafts compute with: built once as `Kind(**sizes)`, handed to each graft that names it."""
+    """Tensors that several adapters use: built once as `Kind(**sizes)` and passed to every adapter that names it."""
 
 
 class Callback(nn.Module):
-    """What a method does beside the gradient's step: built as `Kind(vit, **sizes)` when the plan was carried out.
+    """What a method does besides the optimizer's step: built as `Kind(vit, **sizes)` after the plan was applied.
 
-    Its buffers belong to the checkpoint, so that an interrupted run goes on with the same bits; no delta holds them.
+    Its buffers are part of the checkpoint, so that a resumed run gives the same bits, and not of the delta.
     """
 
     def penalty(self) -> Tensor | None:
-        """A scalar that the loss of every step gets on top."""
+        """Return a scalar to add to the loss of every step, or None."""
         return None
 
     def after_step(self, step: int, steps: int) -> None:
-        """Called behind the optimizer's step number `step` of 0..steps-1, while the gradients are still there."""
+        """Run after the optimizer's step number `step` of 0..steps-1, before the gradients are reset."""
 
 
 @runtime_checkable
 class Probe(Protocol):
-    """Gradients of the training loss at the pretrained weights; nothing runs until asked."""
+    """Gradients of the training loss at the pretrained weights, computed on demand."""
 
     @property
     def seed(self) -> int:
-        """The job's: what a method draws a random choice from, so that error bars over seeds hold its luck, too."""
+        """The job's seed, for a method's random choices: so the spread over seeds includes them."""
         ...
 
     def gradients(self) -> Iterator[Scores]:
-        """One dict a training batch: the gradient of the batch's mean loss for every backbone tensor."""
+        """Yield for each training batch the gradient of its mean loss for every backbone tensor."""
         ...
 
     def estimate(self, kind: str, batches: int | None = None) -> tuple[Scores, Scores]:
-        """A sum over the first `batches` batches (None: one pass over train), even and odd ones apart, kept on disk.
+        """Return the sums over the even and the odd ones of the first `batches` batches (None: one pass over train).
 
-        Which sums there are, says `probe.ESTIMATES`.
+        `kind` is a key of `gradient_probe.ESTIMATES`. The sums are cached on disk.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a method will change, in the names of the bare backbone, before anything is changed."""
+    """What a method will train, by the names of the unchanged backbone."""
 
-    tune: frozenset[str] = frozenset()  # tensors to train whole
-    entries: Mapping[str, Tensor] = field(default_factory=dict)  # tensor -> ascending flat indices of what learns in it
-    grafts: Mapping[str, tuple[type[Graft], Sizes]] = field(default_factory=dict)  # module -> what to put around it
+    tune: frozenset[str] = frozenset()  # tensors that train whole
+    entries: Mapping[str, Tensor] = field(default_factory=dict)  # tensor -> ascending flat indices that train
+    grafts: Mapping[str, tuple[type[Graft], Sizes]] = field(default_factory=dict)  # module -> the adapter around it
     shared: Mapping[str, tuple[type[Shared], Sizes]] = field(
         default_factory=dict
-    )  # NAME -> what the grafts of shared=NAME use
+    )  # NAME -> module for the adapters with the size shared=NAME
     callback: tuple[type[Callback], Sizes] | None = None
-    decay_entries: bool = True  # False: weight decay leaves single entries of matrices alone, as if they were a vector
-    facts: Mapping[str, float] = field(default_factory=dict)  # what the record should say of it
+    decay_entries: bool = True  # False: no weight decay on single entries of matrices, as on vectors
+    facts: Mapping[str, float] = field(default_factory=dict)  # numbers for the record
 
     @property
     def empty(self) -> bool:
-        """Whether only the head will train."""
+        """Whether only the head trains."""
         return not (self.tune or self.entries or self.grafts)
 
     def count(self, vit: nn.Module) -> int:
-        """Trainable parameters without the head; changes nothing and works on the meta device."""
-        whole = sum(_named(vit.get_parameter, name).numel() for name in self.tune)
+        """Return the trainable parameters without the head; works on the meta device and changes nothing."""
+        whole = sum(_get(vit.get_parameter, name).numel() for name in self.tune)
         single = sum(len(index) for index in self.entries.values())
         with torch.device("meta"):
             shared = self._build_shared()
-        common = sum(p.numel() for module in shared.values() for p in module.parameters() if p.requires_grad)
+        in_shared = sum(p.numel() for module in shared.values() for p in module.parameters() if p.requires_grad)
         added = [
-            kind.size(_named(vit.get_submodule, site), **_handed(sizes, shared))
+            kind.size(_get(vit.get_submodule, site), **_with_shared(sizes, shared))
             for site, (kind, sizes) in self.grafts.items()
         ]
-        return whole + single + common + sum(added)
+        return whole + single + in_shared + sum(added)
 
     def _build_shared(self) -> dict[str, Shared]:
         return {name: kind(**sizes) for name, (kind, sizes) in sorted(self.shared.items())}
 
     def carry_out(self, vit: nn.Module) -> Tuned:
-        """Freeze `vit`, then change it in place.
+        """Freeze `vit` and change it in place.
 
         New tensors are drawn from torch's generator, on the device of `vit`. Raises PluginError, before any change,
-        when the plan is not of this network.
+        if the plan does not fit this network.
         """
         self._refuse_misfit(vit)
         vit.requires_grad_(requires_grad=False)
         tensors: dict[str, Tensor] = {f"tune/{n}": vit.get_parameter(n).requires_grad_() for n in sorted(self.tune)}
-        weights_first = sorted(self.entries, key=lambda n: (not n.endswith("weight"), n))  # a weight swaps its layer
+        weights_first = sorted(self.entries, key=lambda n: (not n.endswith("weight"), n))  # a weight replaces its layer
         for name in weights_first:
             tensors[f"values/{name}"] = sparse.pack(vit, name, self.entries[name], decay=self.decay_entries)
         with next(vit.parameters()).device:
             shared = self._build_shared()
         for name, module in shared.items():
-            tensors |= {f"shared/{name}/{n}": t for n, t in _like(vit, module.state_dict(keep_vars=True)).items()}
+            tensors |= {f"shared/{name}/{n}": t for n, t in _cast(vit, module.state_dict(keep_vars=True)).items()}
         grafts = []
         for site in sorted(self.grafts, key=lambda name: (-name.count("."), name)):  # inner modules before outer ones
             kind, sizes = self.grafts[site]
-            graft, own = _graft(vit, site, kind, _handed(sizes, shared))
+            graft, own = _wrap(vit, site, kind, _with_shared(sizes, shared))
             tensors |= {f"graft/{site}/{name}": tensor for name, tensor in own.items()}
             grafts.append(graft)
         callback = self.callback[0](vit, **self.callback[1]) if self.callback else None
@@ -155,50 +156,52 @@ class Plan:
 
     def _refuse_misfit(self, vit: nn.Module) -> None:
         for name in self.tune:
-            _named(vit.get_parameter, name)
+            _get(vit.get_parameter, name)
         for site in self.grafts:
-            _named(vit.get_submodule, site)
+            _get(vit.get_submodule, site)
         for name, index in self.entries.items():
-            size = _named(vit.get_parameter, name).numel()
+            size = _get(vit.get_parameter, name).numel()
             if name in self.tune:
-                raise PluginError(f"A plan trains {name} whole and entry by entry; it must choose one.")
+                raise PluginError(f"The plan trains {name} both whole and by entries; choose one.")
             if not len(index) or index[0] < 0 or index[-1] >= size or not bool((index.diff() > 0).all()):
-                raise PluginError(f"A plan's entries of {name} must be one or more ascending places below {size}.")
+                raise PluginError(
+                    f"The plan's entries of {name} must be ascending indices from 0 to {size - 1}, at least one."
+                )
 
 
-def _named(get: Callable[[str], T], name: str) -> T:
-    """What a network holds under `name`. Raises PluginError when it holds nothing."""
+def _get(get: Callable[[str], T], name: str) -> T:
+    """Return the part of a network called `name`. Raises PluginError if there is none."""
     try:
         return get(name)
     except AttributeError:
-        raise PluginError(f"A plan names {name!r}, which is not in this network.") from None
+        raise PluginError(f"The plan names {name!r}, which is not in this network.") from None
 
 
-def _handed(sizes: Sizes, shared: Mapping[str, Shared]) -> dict[str, Any]:
-    """The sizes of a graft, with the module itself where they name a shared one."""
+def _with_shared(sizes: Sizes, shared: Mapping[str, Shared]) -> dict[str, Any]:
+    """Return the sizes of an adapter, with the shared module in place of its name."""
     if "shared" not in sizes:
         return dict(sizes)
     if sizes["shared"] not in shared:
-        raise PluginError(f"A graft names the shared module {sizes['shared']!r}, which its plan does not hold.")
+        raise PluginError(f"An adapter names the shared module {sizes['shared']!r}, which is not in its plan.")
     return {**sizes, "shared": shared[str(sizes["shared"])]}
 
 
-def _graft(vit: nn.Module, site: str, kind: type[Graft], sizes: Mapping[str, Any]) -> tuple[Graft, dict[str, Tensor]]:
-    """Put a graft around the module at `site`; returns it and the tensors that are its own by identity."""
+def _wrap(vit: nn.Module, site: str, kind: type[Graft], sizes: Mapping[str, Any]) -> tuple[Graft, dict[str, Tensor]]:
+    """Replace the module at `site` by an adapter around it; return the adapter and its own tensors by name."""
     base = vit.get_submodule(site)
-    flags = {parameter: parameter.requires_grad for parameter in base.parameters()}
+    trains = {parameter: parameter.requires_grad for parameter in base.parameters()}
     given = [base, *(value for value in sizes.values() if isinstance(value, nn.Module))]
-    theirs = {id(t) for module in given for t in module.state_dict(keep_vars=True).values()}
-    with next(vit.parameters()).device:  # base may be an Identity, which has none
+    foreign = {id(t) for module in given for t in module.state_dict(keep_vars=True).values()}
+    with next(vit.parameters()).device:  # base may be an Identity, without parameters
         graft = kind(base, **sizes)
-    for parameter, free in flags.items():  # peft freezes what it finds, chosen or not
-        parameter.requires_grad_(free)
+    for parameter, trainable in trains.items():  # peft freezes every parameter it finds
+        parameter.requires_grad_(trainable)
     vit.set_submodule(site, graft)
-    return graft, _like(vit, {n: t for n, t in graft.state_dict(keep_vars=True).items() if id(t) not in theirs})
+    return graft, _cast(vit, {n: t for n, t in graft.state_dict(keep_vars=True).items() if id(t) not in foreign})
 
 
-def _like(vit: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors, those of numbers brought to the precision of the network in place."""
+def _cast(vit: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Cast floating-point tensors to the dtype of the network, in place; return all tensors."""
     precision = next(vit.parameters()).dtype
     for tensor in tensors.values():
         if tensor.is_floating_point():
@@ -208,55 +211,55 @@ def _like(vit: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Tuned:
-    """A backbone whose plan was carried out, and a hold on everything that training may change in it."""
+    """A backbone to which a plan was applied, and all tensors that training may change."""
 
     plan: Plan
     vit: nn.Module
-    tensors: Mapping[str, Tensor]  # "tune/NAME", "values/NAME", "graft/SITE/NAME", "shared/..." -> the live tensor
-    grafts: tuple[Graft, ...]  # inner ones first
+    tensors: Mapping[str, Tensor]  # "tune/NAME", "values/NAME", "graft/SITE/NAME", "shared/..." -> the tensor in use
+    grafts: tuple[Graft, ...]  # inner modules first
     callback: Callback | None = None
 
     def state(self) -> dict[str, Tensor]:
-        """A copy of every tensor that training may change."""
+        """Return a copy of every tensor that training may change."""
         return {name: tensor.detach().clone() for name, tensor in self.tensors.items()}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Take over a state. Raises DeltaError when it is not exactly this plan's."""
+        """Load a state. Raises DeltaError if its names or shapes differ from this plan's."""
         if wrong := sorted(state.keys() ^ self.tensors.keys()):
             raise DeltaError(
-                f"The saved state does not fit this plan: {wrong[0]} is in one of them only ({len(wrong)} such names)."
+                f"The saved state does not fit this plan: {wrong[0]} is in only one of them ({len(wrong)} such names)."
             )
         for name, tensor in self.tensors.items():
             if tensor.shape != state[name].shape:
                 raise DeltaError(
-                    f"The saved {name} has the shape {tuple(state[name].shape)}, not {tuple(tensor.shape)} as here."
+                    f"The saved {name} has the shape {tuple(state[name].shape)}, expected {tuple(tensor.shape)}."
                 )
             with torch.no_grad():
                 tensor.copy_(state[name])
 
-    def slim(self, autocast: torch.dtype | None) -> None:
-        """Hold frozen matrices in the type to which autocast casts them anew in each pass: same bits, half the bytes.
+    def cast_frozen(self, autocast: torch.dtype | None) -> None:
+        """Store frozen matrices in the dtype to which autocast casts them in every pass: same bits, half the memory.
 
-        Of plain layers only. Those within grafts stay, for a graft may compute with a weight itself, and all stay where
-        a callback sees the network. From here on the network is good for passes under this autocast only.
+        Only those of plain layers: an adapter may use a weight directly, and with a callback nothing is cast. From then
+        on the network is valid only for passes under this autocast.
         """
         if autocast is None or self.callback is not None:
             return
-        within = {module for graft in self.grafts for module in graft.modules()}
+        adapted = {module for graft in self.grafts for module in graft.modules()}
         for module in self.vit.modules():
-            if type(module) in {nn.Linear, nn.Conv2d} and module not in within:
+            if type(module) in {nn.Linear, nn.Conv2d} and module not in adapted:
                 weight = module.get_parameter("weight")
                 if weight.dtype == torch.float32 and not weight.requires_grad:
                     module.register_parameter("weight", nn.Parameter(weight.to(autocast), requires_grad=False))
 
     def merge(self) -> bool:
-        """Fold what folds; True when the backbone is plain again, of the same tensors as before."""
-        sparse.unpack(self.vit)  # first: a graft folds into the weight below it
+        """Merge what can be merged; return whether the backbone has its original tensors again and no adapter."""
+        sparse.unpack(self.vit)  # first: an adapter is merged into the weight of its base
         plain = True
         for graft in self.grafts:
-            folded = graft.merged()
-            plain &= folded is not None
-            if folded is not None:
-                self.vit.set_submodule(next(n for n, m in self.vit.named_modules() if m is graft), folded)
-                graft.settle(self.vit)
+            merged = graft.merged()
+            plain &= merged is not None
+            if merged is not None:
+                self.vit.set_submodule(next(n for n, m in self.vit.named_modules() if m is graft), merged)
+                graft.after_merge(self.vit)
         return plain

@@ -1,4 +1,4 @@
-"""Choosing single entries of a network's tensors by score, and naming how many as a share of all."""
+"""Select single entries of a network's tensors by score, and convert counts to shares of all weights."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from torch import Tensor, nn
 
 from peftbench.errors import JobError
 
-ROOM = 1 << 20  # scores held beside the k largest so far, before the lesser ones are dropped
+ROOM = 1 << 20  # scores kept beside the k largest so far before the smaller ones are dropped
 
 
 def largest(scores: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]], k: int) -> dict[str, Tensor]:
-    """The k largest scores over all tensors -> for each tensor that has any, the ascending flat indices of its own.
+    """Return the k largest scores over all tensors, as ascending flat indices for each tensor that has any.
 
-    Ties go to the earlier tensor and, within it, to the lower index. Scores may come as pairs, made one at a time, and
-    a tensor's in several pieces: then no more than a piece and a few times k are held. Raises JobError if any score is
-    not finite.
+    Ties go to the earlier tensor and, within it, to the lower index. Scores may be an iterable of pairs, with a tensor
+    in several pieces: then memory holds no more than a piece and a few times k. Raises JobError if a score is not
+    finite.
     """
     pairs: Iterable[Any] = scores.items() if isinstance(scores, Mapping) else scores
-    index, _, sizes = leaders(pairs, k)
+    index, _, sizes = largest_flat(pairs, k)
     return split(index, sizes)
 
 
-def leaders(scores: Iterable[tuple[str, Tensor]], k: int) -> tuple[Tensor, Tensor, dict[str, int]]:
-    """The k largest: their ascending indices over all tensors and their scores; and how large each tensor is."""
+def largest_flat(scores: Iterable[tuple[str, Tensor]], k: int) -> tuple[Tensor, Tensor, dict[str, int]]:
+    """Return the ascending indices of the k largest over all tensors, their scores, and the size of each tensor."""
     sizes: dict[str, int] = {}
-    held: list[tuple[Tensor, Tensor]] = []  # indices and scores of what may still be among the k largest
+    held: list[tuple[Tensor, Tensor]] = []  # indices and scores that may still be among the k largest
     count, seen, least = 0, 0, -torch.inf
     for name, score in scores:
         flat = _finite(score.flatten())
-        new = (flat > least).nonzero().flatten()  # a tie with the least of k lies further back than all of them
+        new = (flat > least).nonzero().flatten()  # a tie with the least of k has a higher index than all of them
         held.append((new + seen, flat[new]))
         sizes[name] = sizes.get(name, 0) + len(flat)
         count, seen = count + len(new), seen + len(flat)
@@ -45,20 +45,20 @@ def leaders(scores: Iterable[tuple[str, Tensor]], k: int) -> tuple[Tensor, Tenso
 
 def _best(held: Sequence[tuple[Tensor, Tensor]], k: int) -> tuple[Tensor, Tensor]:
     index, values = (torch.cat(parts) for parts in zip(*held, strict=True))
-    kept = top(values, k)
-    return index[kept], values[kept]
+    best = top(values, k)
+    return index[best], values[best]
 
 
 def _finite(scores: Tensor) -> Tensor:
-    if not scores.sum().isfinite() and not scores.isfinite().all():  # the sum costs a tenth
-        raise JobError("Some importance is not finite; the gradients overflowed (try --precision fp32).")
+    if not scores.sum().isfinite() and not scores.isfinite().all():  # the sum takes a tenth of the time
+        raise JobError("Some importances are not finite: the gradients overflowed. Try --precision fp32.")
     return scores
 
 
 def top(scores: Float[Tensor, " n"], k: int) -> Int64[Tensor, " k"]:
-    """The ascending indices of the k largest scores (n,), ties to the lower index.
+    """Return the ascending indices of the k largest scores (n,), ties to the lower index.
 
-    Raises JobError if any is not finite.
+    Raises JobError if a score is not finite.
     """
     least = _finite(scores).topk(k, sorted=False).values.min()
     above = (scores > least).nonzero().flatten()
@@ -67,7 +67,7 @@ def top(scores: Float[Tensor, " n"], k: int) -> Int64[Tensor, " k"]:
 
 
 def split(index: Tensor, sizes: Mapping[str, int]) -> dict[str, Tensor]:
-    """Ascending indices over all tensors of these sizes -> indices within each; tensors without any are left out."""
+    """Convert ascending indices over all tensors of these sizes to indices in each; omit tensors without any."""
     ends = torch.tensor([0, *sizes.values()]).cumsum(0)
     cuts = torch.searchsorted(index, ends)
     entries = {name: index[cuts[i] : cuts[i + 1]] - ends[i] for i, name in enumerate(sizes)}
@@ -75,17 +75,17 @@ def split(index: Tensor, sizes: Mapping[str, int]) -> dict[str, Tensor]:
 
 
 def overlap(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
-    """|A and B| / |A| of two choices of entries."""
+    """Return |A and B| / |A| of two selections of entries."""
     both = sum(int(torch.isin(index, other[name]).sum()) for name, index in one.items() if name in other)
     return both / sum(len(index) for index in one.values())
 
 
-def total(vit: nn.Module) -> int:
-    """Weights of a backbone: what every ratio is a share of."""
+def backbone_size(vit: nn.Module) -> int:
+    """Return the number of weights of a backbone, of which every ratio is a share."""
     return sum(p.numel() for p in vit.parameters())
 
 
-def share(k: int, whole: int) -> float:
-    """The shortest decimal number that asks for exactly k of `whole`, so that 1% and its count are one job."""
-    written = (float(f"{k / whole:.{digits}g}") for digits in range(1, 18))
-    return next(share for share in written if round(share * whole) == k)
+def shortest_share(k: int, whole: int) -> float:
+    """Return the shortest decimal number that gives exactly k of `whole`, so that 1% and its count are one job."""
+    candidates = (float(f"{k / whole:.{digits}g}") for digits in range(1, 18))
+    return next(share for share in candidates if round(share * whole) == k)

@@ -87,7 +87,7 @@ def _default_backbone(places: Places) -> tuple[str, list[str]]:
     if places.device != "cuda":
         return "mini", ["Backbone mini, 64 px: not the paper's backbone (--backbone clip_vit_b16 is)."]
     try:
-        backbone.find("clip_vit_b16", None, places.weights)
+        backbone.locate("clip_vit_b16", None, places.weights)
     except WeightsError as error:
         return "mini", [f"Backbone mini, 64 px: not the paper's backbone. {error}"]
     return "clip_vit_b16", []

@@ -15,7 +15,7 @@ from peftbench.core.spec import Study, label
 from peftbench.core.syntax import Spec, budget
 from peftbench.errors import RequestError, blaming
 from peftbench.models.backbone import Source
-from peftbench.models.method import Fit, Method
+from peftbench.models.method import Match, Method
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class SizedMethod:
     method: Method
     source: Source
     targets: tuple[int, ...] = ()  # budgets in trainable parameters; several may reach the same size
-    fit: Fit | None = None  # the size reached; None without a budget
+    fit: Match | None = None  # the size reached; None without a budget
     alias: str = ""  # name of the user's own variant
 
     @property

@@ -75,7 +75,7 @@ def resolve(study: Study, places: Places, *, skip_broken: bool = False, watch: W
     recipe = make_recipe(study, places.device)
     if recipe.precision != "fp32" and study.precision == "auto":
         says.append(f"Precision {recipe.precision} (auto): this hardware multiplies it natively.")
-    source = backbone.find(study.backbone, study.image_size, places.weights)
+    source = backbone.locate(study.backbone, study.image_size, places.weights)
     asked = sized_methods(study, source)
     _refuse_bad_weights(source)
     tables = {

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from peftbench.core.fields import build
 from peftbench.errors import PluginError
-from peftbench.models.method import Fit, Method
+from peftbench.models.method import Match, Method
 from peftbench.models.plan import Plan
 from peftbench.testing.findings import Broken, Skipped, demand
 from peftbench.testing.fixture import Scene, differing, listed
@@ -104,7 +104,7 @@ def the_budget_is_met(scene: Scene) -> str:
     return f"{least.reached:,} to {most.reached:,}; {target:,} is met with {fit.reached:,}."
 
 
-def _nearer(fit: Fit, target: int, vit: nn.Module) -> int | None:
+def _nearer(fit: Match, target: int, vit: nn.Module) -> int | None:
     """A count nearer to the target, among the neighbours of the size found or what nearby budgets reach."""
     method = fit.method
     if type(method).sizes is Method.sizes:
@@ -112,7 +112,7 @@ def _nearer(fit: Fit, target: int, vit: nn.Module) -> int | None:
     else:
         sizes = list(method.sizes(vit))
         place = sizes.index(getattr(method, str(method.knob)))
-        reached = [method.turned(size).count(vit) for size in sizes[max(0, place - 1) : place + 2]]
+        reached = [method.at_size(size).count(vit) for size in sizes[max(0, place - 1) : place + 2]]
     return next((count for count in reached if abs(count - target) < abs(fit.reached - target)), None)
 
 

@@ -156,9 +156,9 @@ def _work(job: Job, places: Places, data: Data, outside: Outside, pieces: int) -
     begun = Checkpoint(folder).read()
     pieces = begun[0].parts if begun else pieces
     weights = None if job.digest.startswith("random:") else places.weights
-    vit = backbone.find(job.backbone, job.image_size, weights).build(job.seed)
+    vit = backbone.locate(job.backbone, job.image_size, weights).build(job.seed)
     autocast = PRECISIONS[job.recipe.precision]
-    backbone.quicken(vit, places.device, autocast)
+    backbone.choose_attention(vit, places.device, autocast)
     model = Classifier(vit, _head(job, vit, data)).to(places.device)
     task = _task(job, places, data, pieces)
 
@@ -171,10 +171,10 @@ def _work(job: Job, places: Places, data: Data, outside: Outside, pieces: int) -
     tuned = plan.carry_out(vit)
     head = {f"head/{name}": tensor for name, tensor in model.head.state_dict(keep_vars=True).items()}
     learner = Learner(model, {**tuned.tensors, **head}, tuned.callback)
-    tuned.slim(autocast)
+    tuned.cast_frozen(autocast)
     if plan.empty and job.recipe.augmentation == "none":  # nothing before the head changes: look at each image once
         learner, task = Learner(model.head, head), _features(job, places, model, task)
-    with compiled(vit, asked=job.recipe.compile and learner.model is model):
+    with compiled(vit, enabled=job.recipe.compile and learner.model is model):
         progress = fit(learner, task, job.recipe, job.seed, autocast, begun, outside, pieces)
 
     write_results(job, places, data, progress)

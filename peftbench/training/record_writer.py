@@ -56,7 +56,7 @@ def write_results(job: Job, places: Places, data: Data, progress: Progress) -> N
 
 def make_record(job: Job, places: Places, data: Data, outcome: Outcome | str, seconds: float, peak: int) -> Record:
     """The record of a job that ended, well or not."""
-    blank = backbone.find(job.backbone, job.image_size, blank=True).blank()
+    blank = backbone.locate(job.backbone, job.image_size, blank=True).blank()
     facts: dict[str, Any] = {
         "id": job.id,
         "role": job.role,

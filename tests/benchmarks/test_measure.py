@@ -13,7 +13,7 @@ from peftbench.cli import costs as show
 from peftbench.core.recipe import Recipe
 from peftbench.core.spec import Places, Study
 from peftbench.errors import RequestError
-from peftbench.models.backbone import find
+from peftbench.models.backbone import locate
 from peftbench.profiling import counting, history
 from peftbench.profiling.history import Measured
 from peftbench.results import formatting

@@ -241,7 +241,7 @@ def test_the_kernel_starts_as_asked(conv: Any, identity: bool) -> None:  # noqa:
 def test_convpass_refuses_blocks_that_add_up_otherwise() -> None:
     vit: Any = network()
     vit.blocks[0] = nn.Sequential()
-    with pytest.raises(PluginError, match="knows timm's plain Block"):
+    with pytest.raises(PluginError, match="supports timm's plain Block"):
         Convpass().plan(vit, NoProbe()).carry_out(vit)
 
 
@@ -251,19 +251,19 @@ def test_convpass_refuses_blocks_that_add_up_otherwise() -> None:
 @pytest.mark.parametrize(
     ("kind", "fields", "message"),
     [
-        (AdapterHoulsby, {"bottleneck": 0}, "bottleneck = 0 will not do"),
-        (AdapterPfeiffer, {"bottleneck": 0}, "bottleneck = 0 will not do"),
-        (AdapterPlus, {"bottleneck": 0}, "bottleneck = 0 will not do"),
-        (AdapterPlus, {"drop_path": 1.0}, "drop_path = 1.0 will not do"),
-        (RepAdapter, {"r": 3}, "r = 3 will not do: it is a multiple of groups, 2"),
-        (RepAdapter, {"groups": 0}, "groups = 0 will not do"),
+        (AdapterHoulsby, {"bottleneck": 0}, "bottleneck must be at least 1, got 0"),
+        (AdapterPfeiffer, {"bottleneck": 0}, "bottleneck must be at least 1, got 0"),
+        (AdapterPlus, {"bottleneck": 0}, "bottleneck must be at least 1, got 0"),
+        (AdapterPlus, {"drop_path": 1.0}, "drop_path must be below 1, got 1"),
+        (RepAdapter, {"r": 3}, r"rep_adapter: r must be a multiple of groups \(2\), got 3"),
+        (RepAdapter, {"groups": 0}, "groups must be at least 1, got 0"),
         (RepAdapter, {"dropout": -0.1}, "dropout"),
-        (ARC, {"r": 0}, "r = 0 will not do"),
+        (ARC, {"r": 0}, "r must be at least 1, got 0"),
         (ARC, {"dropout": 1.0}, "dropout"),
-        (Convpass, {"r": 0}, "r = 0 will not do"),
+        (Convpass, {"r": 0}, "r must be at least 1, got 0"),
         (Convpass, {"dropout": 1.0}, "dropout"),
-        (Convpass, {"scale": 0.0}, "convpass: scale = 0.0 will not do"),
-        (RepAdapter, {"scale": float("inf")}, "rep_adapter: scale = inf will not do"),
+        (Convpass, {"scale": 0.0}, "convpass: scale must not be 0"),
+        (RepAdapter, {"scale": float("inf")}, "rep_adapter: scale must be a finite number, got inf"),
     ],
 )
 def test_what_cannot_be_is_refused(kind: type[Method], fields: dict[str, Any], message: str) -> None:
@@ -272,5 +272,5 @@ def test_what_cannot_be_is_refused(kind: type[Method], fields: dict[str, Any], m
 
 
 def test_groups_must_divide_the_width() -> None:
-    with pytest.raises(RequestError, match="groups = 3 does not divide the width, 32"):
+    with pytest.raises(RequestError, match="rep_adapter: groups must divide the width 32, got 3"):
         RepAdapter(r=3, groups=3).plan(network(), NoProbe())

@@ -88,10 +88,10 @@ def test_a_block_of_another_kind_is_refused() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"bottleneck": 0}, "bottleneck = 0"),
-        ({"scale": 0.0}, "scale = 0.0"),
-        ({"scale": float("nan")}, "scale = nan"),
-        ({"dropout": 1.0}, "dropout = 1.0"),
+        ({"bottleneck": 0}, "bottleneck must be at least 1"),
+        ({"scale": 0.0}, "scale must not be 0"),
+        ({"scale": float("nan")}, "scale must be a finite number"),
+        ({"dropout": 1.0}, "dropout must be below 1"),
     ],
 )
 def test_what_cannot_be_is_refused(fields: dict[str, Any], message: str) -> None:

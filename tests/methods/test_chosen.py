@@ -83,9 +83,9 @@ def test_ties_of_a_neuron_go_to_the_lower_index() -> None:
 
 
 def test_a_neuron_has_only_so_many_inputs() -> None:
-    with pytest.raises(RequestError, match="k = 33 will not do: a neuron of this network has 32 inputs"):
+    with pytest.raises(RequestError, match="gps: k must be at most 32, the inputs of a neuron of this network, got 33"):
         GPS(k=33).count(network())
-    with pytest.raises(RequestError, match="k = 0 will not do"):
+    with pytest.raises(RequestError, match="gps: k must be at least 1, got 0"):
         GPS(k=0)
 
 
@@ -132,7 +132,9 @@ def test_the_last_blocks_and_what_lies_behind_them(style: str) -> None:
     assert LastBlocks(last=2).plan(vit, NoProbe()).tune == {n for n in names if n.startswith(("blocks.", "norm."))}
 
 
-@pytest.mark.parametrize(("last", "message"), [(0, "it is at least 1"), (3, "this network has 2 blocks")])
+@pytest.mark.parametrize(
+    ("last", "message"), [(0, "last must be at least 1"), (3, "last must be at most 2, the blocks of this network")]
+)
 def test_there_are_only_so_many_blocks(last: int, message: str) -> None:
     with pytest.raises(RequestError, match=message):
         LastBlocks(last=last).plan(network(), NoProbe())
@@ -160,7 +162,7 @@ def test_the_scale_of_lora_fa_is_alpha_over_r(method: LoRAFA, scale: float) -> N
 
 @pytest.mark.parametrize("fields", [{"r": 0}, {"alpha": 0}, {"dropout": 1.0}])
 def test_lora_fa_refuses_what_cannot_be(fields: dict[str, Any]) -> None:
-    with pytest.raises(RequestError, match=f"{next(iter(fields))} = "):
+    with pytest.raises(RequestError, match=f"lora_fa: {next(iter(fields))} must be "):
         LoRAFA(**fields)
 
 
@@ -214,7 +216,7 @@ def test_in_the_patch_kernel_importance_is_shpefts(style: str) -> None:
 def test_a_control_cannot_be_larger_than_where_it_looks() -> None:
     with pytest.raises(RequestError, match="there are 1 to 160 candidates"):
         ControlNorm(ratio=0.5).count(network())
-    with pytest.raises(RequestError, match="candidates = linear will not do"):
+    with pytest.raises(RequestError, match="candidates must be 'all'"):
         ControlPatch(candidates="linear")
 
 

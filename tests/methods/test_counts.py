@@ -34,7 +34,7 @@ VIT_S, VIT_TI, VIT_L = (f"vit_{size}_patch16_224" for size in ("small", "tiny", 
 
 @lru_cache
 def shapes(name: str) -> nn.Module:
-    return backbone.find(name, blank=True).blank() if name == "clip_vit_b16" else blank(name)
+    return backbone.locate(name, blank=True).blank() if name == "clip_vit_b16" else blank(name)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ FLOORS: dict[Method, int] = {LoRA(): 36_864, VPTDeep(): 9_216, VPTShallow(): 768
 @pytest.mark.parametrize("method", SIZES, ids=str)
 def test_budgets_take_the_nearest_size(method: Method) -> None:
     for share, size in zip(("0.01%", "0.05%", "0.1%", "0.5%", "1%", "5%"), SIZES[method], strict=True):
-        target, sized = round(budget(share) * N), method.turned(size)
+        target, sized = round(budget(share) * N), method.at_size(size)
         fit = method.within(target, shapes(VIT_B))
         assert (fit.method, fit.reached) == (sized, sized.count(shapes(VIT_B)))
         assert fit.edge == ("floor" if target < FLOORS[method] else None)
@@ -124,7 +124,7 @@ def test_budgets_take_the_nearest_size(method: Method) -> None:
 
 @pytest.mark.parametrize("method", SIZES, ids=str)
 def test_a_budget_half_way_between_two_sizes_takes_the_smaller(method: Method) -> None:
-    three, four = (method.turned(size).count(shapes(VIT_B)) for size in (3, 4))
+    three, four = (method.at_size(size).count(shapes(VIT_B)) for size in (3, 4))
     half_way = (three + four) // 2
     assert method.within(half_way, shapes(VIT_B)).reached == three
     assert method.within(half_way + 1, shapes(VIT_B)).reached == four
@@ -135,7 +135,7 @@ def test_a_budget_half_way_between_two_sizes_takes_the_smaller(method: Method) -
 )
 def test_a_budget_above_every_size_takes_the_largest(method: Method, most: int) -> None:
     fit = method.within(N, shapes(VIT_B))
-    assert (fit.method, fit.edge, method.sizes(shapes(VIT_B))[-1]) == (method.turned(most), "ceiling", most)
+    assert (fit.method, fit.edge, method.sizes(shapes(VIT_B))[-1]) == (method.at_size(most), "ceiling", most)
     assert fit.reached == fit.method.count(shapes(VIT_B))
 
 

@@ -106,7 +106,11 @@ def test_dropout_acts_in_training_only() -> None:
 
 @pytest.mark.parametrize(
     ("fields", "message"),
-    [({"r": 0}, "r = 0 will not do"), ({"dropout": 1.0}, "dropout"), ({"scale": float("nan")}, "scale = nan")],
+    [
+        ({"r": 0}, "r must be at least 1, got 0"),
+        ({"dropout": 1.0}, "dropout"),
+        ({"scale": float("nan")}, "scale must be a finite number"),
+    ],
 )
 def test_what_cannot_be_is_refused(fields: dict[str, Any], message: str) -> None:
     for kind in (FacTTT, FacTTK):
@@ -117,5 +121,5 @@ def test_what_cannot_be_is_refused(fields: dict[str, Any], message: str) -> None
 def test_matrices_that_are_no_squares_side_by_side_are_refused() -> None:
     vit: Any = network()
     vit.blocks[1].mlp.fc1 = nn.Linear(32, 100)
-    with pytest.raises(RequestError, match="one of 100 x 32 cannot be cut so"):
+    with pytest.raises(RequestError, match="does not fit a matrix of 100 x 32"):
         FacTTT().count(vit)

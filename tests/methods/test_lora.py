@@ -68,9 +68,9 @@ def test_dropout_acts_in_training_only() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"r": 0}, "the rank is at least 1"),
-        ({"sites": ("qkv", "head")}, "sites = 'head' will not do: there are qkv, proj, fc1, fc2"),
-        ({"sites": ()}, "sites = 'nothing'"),
+        ({"r": 0}, "lora: r must be at least 1, got 0"),
+        ({"sites": ("qkv", "head")}, r"sites must be 'qkv', 'proj', 'fc1' or 'fc2', got head"),
+        ({"sites": ()}, "sites must not be empty"),
         ({"sites": ("qkv", "qkv")}, "sites"),
         ({"alpha": 0}, "alpha"),
         ({"dropout": 1.5}, "dropout"),

@@ -42,7 +42,7 @@ def vit_b() -> nn.Module:
 
 @pytest.fixture(scope="module")
 def clip() -> nn.Module:
-    return backbone.find("clip_vit_b16", blank=True).blank()
+    return backbone.locate("clip_vit_b16", blank=True).blank()
 
 
 def made(name: str, **fields: Any) -> Method:
@@ -120,4 +120,4 @@ def _counts_around(method: Method, vit: nn.Module) -> list[int]:
         return [1, method.count(vit), method.ceiling(vit)]  # type: ignore[attr-defined]
     sizes, value = list(method.sizes(vit)), getattr(method, str(method.knob))
     place = sizes.index(value)
-    return [method.turned(size).count(vit) for size in sizes[max(0, place - 1) : place + 2]]
+    return [method.at_size(size).count(vit) for size in sizes[max(0, place - 1) : place + 2]]

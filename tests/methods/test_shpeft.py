@@ -271,13 +271,13 @@ def test_the_first_batches_may_be_enough() -> None:
     ("fields", "message"),
     [
         ({"td": "none", "ta": "none"}, "td and ta are both none"),
-        ({"ratio": 0.0}, "ratio = 0.0 will not do"),
-        ({"ratio": 1.01}, "ratio = 1.01 will not do"),
-        ({"ratio": float("nan")}, "ratio = nan will not do"),
-        ({"lam": -1.0}, "lam = -1.0 will not do"),
-        ({"lam": float("nan")}, "lam = nan will not do"),
-        ({"lam": float("inf")}, "lam = inf will not do"),
-        ({"batches": 1}, "batches = 1 will not do"),
+        ({"ratio": 0.0}, "ratio must be above 0"),
+        ({"ratio": 1.01}, "ratio must be at most 1"),
+        ({"ratio": float("nan")}, "ratio must be at most 1, got nan"),
+        ({"lam": -1.0}, "lam must be at least 0"),
+        ({"lam": float("nan")}, "lam must be a finite number, got nan"),
+        ({"lam": float("inf")}, "lam must be a finite number, got inf"),
+        ({"batches": 1}, "batches must be at least 2"),
     ],
 )
 def test_what_cannot_be_is_refused(fields: dict[str, Any], message: str) -> None:
@@ -287,7 +287,7 @@ def test_what_cannot_be_is_refused(fields: dict[str, Any], message: str) -> None
 
 @pytest.mark.parametrize(("fields", "asked"), [({"ratio": 0.1}, 0), ({"ratio": 1.0, "candidates": "linear"}, 4)])
 def test_a_ratio_that_the_network_cannot_serve_is_refused(fields: dict[str, Any], asked: int) -> None:
-    with pytest.raises(RequestError, match=f"asks for {asked} weights; there are 1 to . candidates"):
+    with pytest.raises(RequestError, match=f"selects {asked} weights, but there are 1 to . candidates"):
         SHPEFT(**fields).count(four_weights())
 
 

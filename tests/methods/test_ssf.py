@@ -65,7 +65,12 @@ def test_a_layer_without_a_bias_has_no_place_for_a_shift() -> None:
 
 
 @pytest.mark.parametrize(
-    ("sites", "message"), [(("head",), "sites = 'head'"), ((), "sites = 'nothing'"), (("qkv", "qkv"), "each may")]
+    ("sites", "message"),
+    [
+        (("head",), "ssf: sites must be 'patch', .* or 'norm', got head"),
+        ((), "sites must not be empty"),
+        (("qkv", "qkv"), "sites must not repeat a name"),
+    ],
 )
 def test_what_cannot_be_is_refused(sites: Any, message: str) -> None:
     with pytest.raises(RequestError, match=message):

@@ -88,7 +88,11 @@ def test_dropout_acts_on_prompts_of_each_image_in_training_only() -> None:
 
 @pytest.mark.parametrize(
     ("fields", "message"),
-    [({"tokens": 0}, "tokens = 0"), ({"tokens": 8193}, "tokens = 8193"), ({"dropout": 1.0}, "dropout = 1.0")],
+    [
+        ({"tokens": 0}, "tokens must be at least 1"),
+        ({"tokens": 8193}, "tokens must be at most 8192, got 8193"),
+        ({"dropout": 1.0}, "dropout must be below 1"),
+    ],
 )
 def test_what_cannot_be_is_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(RequestError, match=message):

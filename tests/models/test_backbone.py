@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from peftbench.backbones.mini import network
-from peftbench.models.backbone import FEW_TOKENS, quicken
+from peftbench.models.backbone import FEW_TOKENS, choose_attention
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def test_attention_in_steps_computes_the_same(fused: list[int]) -> None:
     vit, images = network(), torch.randn(2, 3, 64, 64)
     before = vit(images)
     assert len(fused) == len(vit.blocks)
-    quicken(vit, "cpu", torch.bfloat16)
+    choose_attention(vit, "cpu", torch.bfloat16)
     torch.testing.assert_close(vit(images), before, rtol=1e-5, atol=1e-5)
     assert len(fused) == len(vit.blocks)
 
@@ -43,7 +43,7 @@ def test_attention_stays_fused_where_that_is_faster(
     fused: list[int], device: str, autocast: torch.dtype | None
 ) -> None:
     vit = network()
-    quicken(vit, device, autocast)
+    choose_attention(vit, device, autocast)
     vit(torch.zeros(1, 3, 64, 64))
     assert len(fused) == len(vit.blocks)
 
@@ -51,6 +51,6 @@ def test_attention_stays_fused_where_that_is_faster(
 def test_attention_of_many_tokens_stays_fused(fused: list[int]) -> None:
     vit = VisionTransformer(img_size=96, patch_size=8, embed_dim=16, depth=1, num_heads=2, num_classes=0)
     assert vit.patch_embed.num_patches > FEW_TOKENS
-    quicken(vit, "cpu", torch.bfloat16)
+    choose_attention(vit, "cpu", torch.bfloat16)
     vit(torch.zeros(1, 3, 96, 96))
     assert fused == [145]

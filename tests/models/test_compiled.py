@@ -49,7 +49,7 @@ entries = {f"blocks.{i}.attn.qkv.weight": torch.arange(0, 16 * 48, 7 + i) for i 
 entries |= {f"blocks.{i}.norm1.weight": torch.arange(3) for i in range(0, DEPTH, 4)}
 plan = Plan(entries=entries, tune=frozenset({"cls_token"}))
 
-def trained(asked):
+def trained(enabled):
     torch.manual_seed(0)
     vit = VisionTransformer(
         img_size=16, patch_size=8, embed_dim=16, depth=DEPTH, num_heads=2, num_classes=0, proj_drop_rate=0.1
@@ -60,7 +60,7 @@ def trained(asked):
     learner = Learner(model, {**tuned.tensors, **head})
     start = learner.state()
     task = Task(Features(images), labels, {"val": (Features(images), labels.numpy())}, 2)
-    with compiled.compiled(vit, asked=asked):
+    with compiled.compiled(vit, enabled=enabled):
         progress = fit(learner, task, Recipe(batch=4, steps=STEPS, evaluations=2, warmup=0.0, lr=1e-2), 0)
     left = sum("forward" in vars(block) for block in vit.blocks)
     return start, learner.state(), progress.chosen["last"].logits["val"], len(calls) - before, left
@@ -69,12 +69,12 @@ def refuse(graph, inputs):
     raise RuntimeError("no compiler is here\\nand more lines")
 
 compiled.BACKEND = counting
-start, plain, logits, eager_calls, _ = trained(asked=False)
-_, fast, theirs, fast_calls, left = trained(asked=True)
-_, again, _, _, _ = trained(asked=True)
+start, plain, logits, eager_calls, _ = trained(enabled=False)
+_, fast, theirs, fast_calls, left = trained(enabled=True)
+_, again, _, _, _ = trained(enabled=True)
 compiled.BACKEND = refuse
 try:
-    said = trained(asked=True)
+    said = trained(enabled=True)
 except JobError as error:
     said = str(error)
 print(json.dumps({
@@ -119,7 +119,7 @@ def test_nothing_is_left_behind(trained: dict[str, Any]) -> None:
 
 
 def test_what_torch_cannot_compile_is_said_in_a_sentence(trained: dict[str, Any]) -> None:
-    assert trained["said"].startswith("torch.compile gave up, so leave --compile out: ")
+    assert trained["said"].startswith("torch.compile failed; run without --compile: ")
     assert "no compiler is here" in trained["said"]
     assert "\n" not in trained["said"]
 
@@ -128,8 +128,8 @@ def test_it_is_another_job(tmp_path: Path) -> None:
     """Its last bits differ; those that do not ask for it keep their ids."""
     images = studies.draw(tmp_path / "images", 4)
     plain, fast = (
-        studies.jobs(studies.small(images, methods=("bitfit",), compile=asked), studies.places(tmp_path))[0]
-        for asked in (False, True)
+        studies.jobs(studies.small(images, methods=("bitfit",), compile=enabled), studies.places(tmp_path))[0]
+        for enabled in (False, True)
     )
     assert plain.id != fast.id
     assert "compile" not in plain.identity()["recipe"]

@@ -151,7 +151,7 @@ def test_a_damaged_file_is_made_again(tmp_path: Path, damage: bytes | None) -> N
 
 
 def test_an_unknown_estimate_answers_with_the_list() -> None:
-    with pytest.raises(PluginError, match="no estimate 'cubes'; there are squares, sums"):
+    with pytest.raises(PluginError, match="unknown estimate 'cubes'; the probe has squares, sums"):
         GradientProbe(classifier(), batches, F.cross_entropy).estimate("cubes")
 
 
@@ -166,7 +166,7 @@ def test_a_tensor_that_the_loss_does_not_use_has_no_importance() -> None:
 def test_gradients_that_are_all_zero_say_nothing() -> None:
     model = classifier()
     nn.init.zeros_(model.head.linear.weight)
-    with pytest.raises(JobError, match="Every gradient is zero"):
+    with pytest.raises(JobError, match="All gradients are zero"):
         GradientProbe(model, batches, F.cross_entropy).estimate("squares", 2)
 
 

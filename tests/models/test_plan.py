@@ -18,7 +18,7 @@ from peftbench.methods.full import Full
 from peftbench.methods.linear import Linear
 from peftbench.methods.lora import LoRA
 from peftbench.models.head import Classifier
-from peftbench.models.method import Fit, Method, NoProbe, edge
+from peftbench.models.method import Match, Method, NoProbe, edge
 from peftbench.models.peft_tuners import HubTuner, LoRATuner
 from peftbench.models.plan import Graft, Plan, Tuned
 from peftbench.training.optimizer import make_optimizer
@@ -132,7 +132,7 @@ def learnt(plan: Plan, *, slim: bool) -> tuple[Classifier, dict[str, Tensor]]:
     torch.manual_seed(0)
     model = classifier(dtype=torch.float32)
     tuned = plan.carry_out(model.vit)
-    tuned.slim(torch.bfloat16 if slim else None)
+    tuned.cast_frozen(torch.bfloat16 if slim else None)
     x, _ = batch(dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         train(model, HARSH)
@@ -299,7 +299,7 @@ class Uneven(Method):
     [(19, 3, 20, None), (15, 4, 10, None), (9, 4, 10, "floor"), (31, 1, 30, "ceiling"), (30, 1, 30, None)],
 )
 def test_a_budget_takes_the_nearest_size_and_on_a_tie_the_smaller(budget: int, n: int, reached: int, edge: Any) -> None:
-    assert Uneven().within(budget, network()) == Fit(Uneven(n), reached, edge)
+    assert Uneven().within(budget, network()) == Match(Uneven(n), reached, edge)
 
 
 def test_edges() -> None:

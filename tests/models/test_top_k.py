@@ -28,7 +28,7 @@ def test_dropping_the_lesser_ones_on_the_way_changes_nothing(tensors: list[list[
     expected = np.sort(np.argsort(-everything, kind="stable")[:k])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(top_k, "ROOM", 1)  # as soon as more than 2 k are held
-        index, values, sizes = top_k.leaders(scores(tensors).items(), k)
+        index, values, sizes = top_k.largest_flat(scores(tensors).items(), k)
     assert index.tolist() == expected.tolist()
     assert values.tolist() == everything[expected].tolist()
     assert list(sizes.values()) == [len(tensor) for tensor in tensors]
@@ -66,6 +66,6 @@ def test_how_far_two_choices_agree() -> None:
 
 @pytest.mark.parametrize("k", [1, 2, 3, 8_580, 857_987, 85_798_656])
 def test_a_share_is_the_shortest_number_that_asks_for_a_count(k: int) -> None:
-    share = top_k.share(k, 85_798_656)
+    share = top_k.shortest_share(k, 85_798_656)
     assert round(share * 85_798_656) == k
     assert k != 857_987 or share == 0.01

@@ -206,7 +206,7 @@ def test_a_delta_is_whole_or_refused(home: Path, data: st.DataObject, name: str)
 
 def test_arrays_in_arrays_are_no_delta(tmp_path: Path) -> None:
     (tmp_path / "delta.json").write_text(200_000 * "[")
-    with pytest.raises(DeltaError, match="cannot be read"):
+    with pytest.raises(DeltaError, match="Cannot read the delta"):
         delta.read_about(tmp_path)
 
 

@@ -75,7 +75,7 @@ def test_a_variant_may_have_variants(here: Path) -> None:
 
 def test_a_plan_calls_a_method_by_what_tells_it_apart(here: Path) -> None:
     asked = studies.small(here, methods=("small_lora", "lora[alpha=4]", "lora"), ratios=("1%",))
-    source = backbone.find(asked.backbone, asked.image_size)
+    source = backbone.locate(asked.backbone, asked.image_size)
     assert [row.label for row in sized_methods(asked, source)] == ["small_lora", "lora[alpha=4]", "lora"]
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from peftbench.models.method import Fit, Method
+from peftbench.models.method import Match, Method
 from peftbench.models.plan import Callback, Graft, Plan, Probe
 from peftbench.testing import Finding, check_method, failed
 from peftbench.testing.methods import ONCE, RULES
@@ -112,10 +112,10 @@ class IgnoresKnob(Sound):
 
 
 class Greedy(Sound):
-    def within(self, budget: int, vit: nn.Module) -> Fit:
+    def within(self, budget: int, vit: nn.Module) -> Match:
         fit = super().within(budget, vit)
-        larger = self.turned(min(16, 2 * int(fit.method.values()["r"])))
-        return Fit(larger, larger.count(vit), fit.edge)
+        larger = self.at_size(min(16, 2 * int(fit.method.values()["r"])))
+        return Match(larger, larger.count(vit), fit.edge)
 
 
 @dataclass(frozen=True)

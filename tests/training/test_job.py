@@ -169,7 +169,7 @@ def test_majority_says_the_log_frequencies(done: dict[str, Result]) -> None:
 
 def test_the_saved_delta_gives_the_stored_logits(done: dict[str, Result], jobs: dict[str, Job], home: Path) -> None:
     job = jobs["shpeft"]
-    vit = backbone.find("mini").build(99)
+    vit = backbone.locate("mini").build(99)
     _, head = delta.restore(vit, done["shpeft"].folder, job.digest)
     model = Classifier(vit, Head(192, 3, "plain", 1.0, 99))
     model.head.load_state_dict(head)
@@ -183,7 +183,7 @@ def test_the_linear_probe_learns_what_it_learns_through_the_network(
 ) -> None:
     job = jobs["linear"]
     data = pixel_cache.open_prepared(job.fingerprint, job.preprocessing, home / "cache")
-    vit = backbone.find("mini").build(0).requires_grad_(requires_grad=False)
+    vit = backbone.locate("mini").build(0).requires_grad_(requires_grad=False)
     model = Classifier(vit, Head(192, 3, "plain", 1.0, job.seed))
     task = _task(job, studies.places(home), data, 1)
     learner = Learner(model, {f"head/{n}": t for n, t in model.head.state_dict(keep_vars=True).items()})

@@ -11,7 +11,7 @@ from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, get_type_hints
 
 from rich.console import Console
 from rich.table import Table
@@ -180,7 +180,8 @@ def facts(kind: str, name: str) -> dict[str, Any]:
 def _method(name: str) -> dict[str, Any]:
     base, values = variant(name)
     plugin = registry("methods").get(base)
-    options = {f.name: f"{_type(f.type)} = {values.get(f.name, f.default)!r}" for f in fields(plugin)}
+    types = get_type_hints(plugin)  # without the limits of values
+    options = {f.name: f"{_type(types[f.name])} = {values.get(f.name, f.default)!r}" for f in fields(plugin)}
     entry = (
         catalogue.method_entry(base).model_dump()
         if base in catalogue.method_names()

@@ -96,12 +96,12 @@ def test_rms_norms_are_norms() -> None:
     ("method", "options", "message"),
     [
         (FTLN(), PARALLEL, "ft_ln: this network has no norm with a scale"),
-        (FTAtt(train_pos_embed=True), PARALLEL, r"ft_att: the blocks of this network have no attn\.qkv"),
-        (SSF(), RMS, r"ssf: this network has no blocks\.0\.mlp\.fc1; leave it out"),
+        (FTAtt(train_pos_embed=True), PARALLEL, r"ft_att: this network has no attn\.qkv"),
+        (SSF(), RMS, r"ssf: this network has no blocks\.0\.mlp\.fc1; remove it from sites"),
         (GLoRA(), {"qkv_bias": False}, r"glora: blocks\.0\.attn\.qkv of this network has no bias"),
         (GLoRA(sites=("proj",)), {"proj_bias": False}, r"glora: blocks\.0\.attn\.proj of this network has no bias"),
-        (registry("methods").get("vera")(), PARALLEL, r"This network has no blocks\.0\.attn\.qkv"),
-        (registry("methods").get("fact_tt")(), RMS, r"This network has no blocks\.0\.mlp\.fc1"),
+        (registry("methods").get("vera")(), PARALLEL, r"This network has no layer blocks\.0\.attn\.qkv"),
+        (registry("methods").get("fact_tt")(), RMS, r"This network has no layer blocks\.0\.mlp\.fc1"),
     ],
 )
 def test_what_a_method_wants_and_a_network_has_not_is_said(

@@ -156,14 +156,14 @@ def test_a_changed_word_is_seen(tmp_path: Path) -> None:
 def test_another_format_is_refused(tmp_path: Path) -> None:
     save(tmp_path)
     rewrite(tmp_path, lambda facts, _: facts.update(format=99))
-    with pytest.raises(DeltaError, match="has the format 99; this peftbench reads 2"):
+    with pytest.raises(DeltaError, match="has the format 99; this version of peftbench reads 2"):
         delta.restore(network(), tmp_path, BASE)
 
 
 def test_a_graft_that_nobody_brings_is_named(tmp_path: Path) -> None:
     save(tmp_path)
     rewrite(tmp_path, lambda facts, _: facts["grafts"]["blocks.0.attn.qkv"].update(kind="elsewhere:Graft"))
-    with pytest.raises(DeltaError, match="needs the module 'elsewhere:Graft'"):
+    with pytest.raises(DeltaError, match="needs 'elsewhere:Graft', which no installed method provides"):
         delta.restore(network(), tmp_path, BASE)
 
 

@@ -273,7 +273,7 @@ def test_a_check_of_everything_as_json_is_json_only(program: Any, monkeypatch: p
         (("broken",), "The method 'broken' (theirs_broken:plugin) cannot be loaded"),
         (("nowhere:Thing",), "nowhere:Thing cannot be loaded: ModuleNotFoundError"),
         (("pathlib:Path",), "pathlib:Path is no method, data set, backbone, metric or report"),
-        (("lora[r=0]",), "lora: r must be at least 1, got 0."),
+        (("lora[r=0]",), "lora[r=0]: r must be at least 1, got 0."),
         (("lora", "--all"), "Say what to check"),
     ],
 )

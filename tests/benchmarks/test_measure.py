@@ -42,7 +42,7 @@ def test_full_tuning_comes_first_whether_asked_for_or_not(rows: dict[str, Measur
 
 
 def test_counts_are_those_of_a_job(rows: dict[str, Measured]) -> None:
-    blank = find(TINY).blank()
+    blank = locate(TINY).blank()
     total = sum(p.numel() for p in blank.parameters())
     assert rows["full"].trainable == total
     assert rows["shpeft"].trainable == round(0.01 * total)
@@ -114,7 +114,7 @@ def test_a_first_run_is_left_out_unless_it_took_all_the_time(seconds: float, run
 
 def test_what_was_measured_foretells_the_time_of_training(here: Places, rows: dict[str, Measured]) -> None:
     asked = studies.study(methods=("lora[r=2]",), backbone=TINY)
-    (row,) = sized_methods(studies.study(methods=asked.methods, backbone=TINY, baselines=False), find(TINY))
+    (row,) = sized_methods(studies.study(methods=asked.methods, backbone=TINY, baselines=False), locate(TINY))
     recipe = Recipe(steps=30, batch=4, precision="fp32")
     found = forecast.seconds(row, recipe, 1, here)
     assert found == pytest.approx(120 / rows["lora[r=2]"].images_per_second)
@@ -134,7 +134,7 @@ def test_a_damaged_entry_is_none(tmp_path: Path, rows: dict[str, Measured]) -> N
 def test_expected_memory_is_what_is_counted_on_the_real_network(here: Places, rows: dict[str, Measured]) -> None:
     recipe = Recipe("measure", batch=2, precision="fp32")
     wanted = studies.study(methods=ASKED.methods, backbone=TINY, baselines=False)
-    for row in sized_methods(wanted, find(TINY)):
+    for row in sized_methods(wanted, locate(TINY)):
         found, real = expect(row, recipe, here.device), rows[row.label].memory
         assert found
         if found.exact:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from copy import deepcopy
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, cast
 
 import peft
 import pytest
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from peftbench.errors import RequestError
+from peftbench.methods._fields import Projection
 from peftbench.methods._hub import UNFIT, HubMethod
 from peftbench.methods.adalora import AdaLoRA
 from peftbench.methods.boft import BOFT
@@ -47,7 +48,7 @@ from peftbench.models.peft_tuners import HubTuner
 from peftbench.models.plan import Tuned
 from tests.networks import batch, blank, network
 
-TWO = ("qkv", "fc2")  # (96, 32) and (32, 128): what is shared must fit both
+TWO: tuple[Projection, ...] = ("qkv", "fc2")  # (96, 32) and (32, 128): what is shared must fit both
 SIZE = 96 * 32 / 768**2  # of the small network's qkv as a share of what scales are meant for
 PEERS: list[tuple[HubMethod, str, dict[str, Any]]] = [  # ours, and what peft is told
     (DoRA(r=3, alpha=5, sites=TWO), "LORA", {"r": 3, "lora_alpha": 5, "use_dora": True}),
@@ -348,7 +349,7 @@ def test_what_cannot_be_planned_is_not_counted(method: HubMethod) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: DoRA(sites=("head",)), r"dora: sites must be 'qkv', 'proj', 'fc1' or 'fc2', got head"),
+        (lambda: DoRA(sites=cast("Any", ("head",))), r"dora: sites must be 'qkv', 'proj', 'fc1' or 'fc2', got head"),
         (lambda: OFT(sites=()), "oft: sites must not be empty"),
         (lambda: HRA(sites=("qkv", "qkv")), r"hra: sites must not repeat a name, got qkv\+qkv"),
         (lambda: WaveFT(n=0), "waveft: n must be at least 1, got 0"),

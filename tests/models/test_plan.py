@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from peftbench.core.recipe import Recipe
 from peftbench.errors import DeltaError, PluginError, RequestError
+from peftbench.methods._fields import Projection
 from peftbench.methods.bitfit import BitFit
 from peftbench.methods.full import Full
 from peftbench.methods.linear import Linear
@@ -241,7 +242,7 @@ def test_a_state_of_another_plan_is_refused(fault: str) -> None:
 
 @pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize("sites", [("qkv",), ("qkv", "proj", "fc1", "fc2")])
-def test_merged_lora_computes_the_same_in_a_plain_network(style: str, sites: tuple[str, ...]) -> None:
+def test_merged_lora_computes_the_same_in_a_plain_network(style: str, sites: tuple[Projection, ...]) -> None:
     vit, fresh = network(style, torch.float32), network(style, torch.float32)
     tuned = LoRA(r=3, alpha=6, sites=sites).plan(vit, NoProbe()).carry_out(vit)
     randomise(tuned.tensors)

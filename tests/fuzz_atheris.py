@@ -25,7 +25,7 @@ with atheris.instrument_imports(include=CODE):  # pyright: ignore[reportAttribut
     import tarfile
 
     from peftbench.cli import show_all
-    from peftbench.core import catalogue
+    from peftbench.core import catalogue_files
     from peftbench.data import audit, pixel_cache
     from peftbench.errors import CatalogueError, DeltaError, StoreError
     from peftbench.models import delta
@@ -62,7 +62,7 @@ def entry(home: Path) -> Target:
     def check(content: bytes) -> None:
         test_fuzz.assert_an_entry_or_a_sentence(home / "mine.toml", content)
         with or_refused(CatalogueError):
-            catalogue._variant(home / "mine.toml")
+            catalogue_files._variant(home / "mine.toml")
 
     own = test_fuzz.told({"title": "mine", "path": "a.csv", "group": "(.*)_", "classes": ["a"], "task": "multi_label"})
     ours = [(ROOT / name).read_bytes() for name in ("datasets/chest_xray.toml", "methods/bitfit.toml")]

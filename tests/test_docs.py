@@ -16,7 +16,7 @@ import pytest
 from typer.main import get_command
 
 from peftbench.cli.app import app
-from peftbench.core import catalogue
+from peftbench.core import catalogue_files
 from peftbench.core.recipe import RECIPES
 from peftbench.core.registry import registry
 from peftbench.core.syntax import parse, texts
@@ -85,14 +85,14 @@ def test_links_lead_to_files_or_generated_pages(file: Path) -> None:
 def test_the_page_of_methods_has_a_section_for_each_with_its_options() -> None:
     page = docs_pages.methods_page()
     sections = re.findall(r"^### .* \{ #(\w+) \}$", page, re.MULTILINE)
-    assert sorted(sections) == list(catalogue.method_names())
+    assert sorted(sections) == list(catalogue_files.method_names())
     assert {one.name: one.default for one in docs_pages.options_of("dora")} == {"sites": "qkv", "r": "8", "alpha": "8"}
     assert "`linear`" in next(one.kind for one in docs_pages.options_of("shpeft") if one.name == "candidates")
 
 
 def test_the_page_of_data_sets_has_a_section_for_each() -> None:
     sections = re.findall(r"^## .* \{ #(\w+) \}$", docs_pages.datasets_page(), re.MULTILINE)
-    assert sections == list(catalogue.dataset_names())
+    assert sections == list(catalogue_files.dataset_names())
 
 
 def test_the_page_of_commands_has_a_section_for_each_verb() -> None:

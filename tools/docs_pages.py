@@ -18,7 +18,7 @@ from typer.cli import get_docs_for_click
 from typer.main import get_command
 
 from peftbench.cli.app import app
-from peftbench.core import catalogue
+from peftbench.core import catalogue, catalogue_files
 from peftbench.core.catalogue import DatasetEntry, MethodEntry, Official
 from peftbench.core.constants import PAPER_DATASETS
 
@@ -82,7 +82,7 @@ def _moved(text: str) -> str:
 
 def methods_page() -> str:
     """Return the page of all methods: a table, and a section each."""
-    entries = {name: catalogue.method_entry(name) for name in catalogue.method_names()}
+    entries = {name: catalogue.method_entry(name) for name in catalogue_files.method_names()}
     rows = [
         (
             f"[`{name}`](#{name})",
@@ -277,7 +277,7 @@ def _default(value: ast.expr) -> str:
 
 def datasets_page() -> str:
     """Return the page of all data sets: a table, and a section each."""
-    entries = {name: catalogue.dataset_entry(name) for name in catalogue.dataset_names()}
+    entries = {name: catalogue.dataset_entry(name) for name in catalogue_files.dataset_names()}
     rows = [
         (
             f"[`{name}`](#{name})",

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from peftbench.core import official_recipes
-from peftbench.core.catalogue import dataset_entry, dataset_names
+from peftbench.core.catalogue import dataset_entry
+from peftbench.core.catalogue_files import dataset_names
 from peftbench.core.recipe import Recipe
 from peftbench.core.record import WHOLE, Memory
 from peftbench.core.spec import Places, Study

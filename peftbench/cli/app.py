@@ -164,9 +164,8 @@ def list_(
 ) -> None:
     """What there is; of data sets, also what of them is here."""
     from peftbench.cli.list import show_list
-    from peftbench.data.availability import data_folder
 
-    show_list(kind, data_folder(data), as_json=json)
+    show_list(kind, data, as_json=json)
 
 
 @app.command()
@@ -184,7 +183,7 @@ def show(
 
         show_data(name, data, cache, out, as_json=json)
         return
-    from peftbench.cli.list import show_one
+    from peftbench.cli.show import show_one
 
     show_one(kind, name, as_json=json)
 

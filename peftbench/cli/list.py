@@ -1,85 +1,86 @@
-"""`peftbench list` and `peftbench show`: what there is, read from the catalogue and the plug-ins."""
+"""`peftbench list`: names with the most important facts, read from files without importing plug-ins where possible."""
 
 from __future__ import annotations
 
 import ast
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, fields
-from functools import partial
-from importlib.resources import files
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, get_type_hints
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from peftbench.core import catalogue
-from peftbench.core.fields import build
+from peftbench.core import catalogue_files
 from peftbench.core.registry import FOLDERS, registry, variant
-from peftbench.core.syntax import Spec
-from peftbench.data import availability
-from peftbench.errors import PeftbenchError, UnknownNameError, blaming
+from peftbench.core.syntax import PATHS, Spec
+from peftbench.errors import PeftbenchError, UnknownNameError
+from peftbench.storage.folders import data_folder
 
 HOW = "how to get"
-_NOTHING: tuple[Any, ...] = ("", None, (), [], {})
 DATASET_COLUMNS = ("here", "modality", "classes", "sizes", "licence", HOW)
 YES_NO = MappingProxyType({"True": "yes", "False": "no"})
 LEGEND = (
-    "Family: S selective, A additive, P prompts. Knob: the field that --ratios turns; without one a method has one "
+    "Family: S selective, A additive, P prompts. Knob: the field that --ratios sets; a method without one has one "
     "size. Merges: into plain timm weights."
 )
-HERE = ("complete", "built in", "wherever you say")
+AT_PATH = "at the path given"
+PRESENT = ("complete", "built in", AT_PATH)
 
 console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 120)
 
 
-def show_list(kind: str, root: Path, *, as_json: bool) -> None:
-    """One line for each; below those of data sets, how to get what is not wholly under `root`."""
+def show_list(kind: str, data: Path | None, *, as_json: bool) -> None:
+    """Print one line for each; for data sets also how to get those that are not complete in the folder `data`."""
+    root = data_folder(data)
     rows = _rows(kind, root)
     if as_json:
         console.print_json(json.dumps(rows))
         return
-    absent = {name: how for name, row in rows.items() if (how := row.pop(HOW, "")) and row["here"] not in HERE}
+    absent = {name: how for name, row in rows.items() if (how := row.pop(HOW, "")) and row["here"] not in PRESENT}
     table = Table(box=None, pad_edge=False)
-    for column in ("name", *(key for key in next(iter(rows.values()), {}))):
+    for column in ("name", *next(iter(rows.values()), {})):
         table.add_column(column, overflow="fold")
     for name, row in rows.items():
         table.add_row(name, *(YES_NO.get(str(value), str(value)) for value in row.values()))
     console.print(table)
     if kind == "methods":
-        console.print(f"\n{LEGEND}", markup=False)
+        console.print(f"\n{LEGEND}")
     if absent:
-        console.print(f"\nHow to get what is not wholly under {root}:", markup=False)
+        console.print(f"\nHow to get what is not complete in {root}:")
     for name, how in absent.items():
-        console.print(f"{name}: {how}", markup=False)
+        console.print(f"{name}: {how}")
 
 
 def _rows(kind: str, root: Path) -> dict[str, dict[str, Any]]:
     if kind == "recipes":
-        from peftbench.core.recipe import RECIPES  # noqa: PLC0415 - kept off the way of the other kinds
-
-        return {
-            name: {"optimizer": r.optimizer, "steps": r.steps, "batch": r.batch, "head": r.head}
-            for name, r in RECIPES.items()
-        }
+        return _recipes()
     if kind not in FOLDERS:
         raise UnknownNameError("kind", kind, (*FOLDERS, "recipes"))
     if kind == "datasets":
-        return {name: _dataset_row(name, root) for name in _sound(kind)}
-    rows = {name: _row(kind, name) for name in _sound(kind)}
-    own = catalogue.own_methods() if kind == "methods" else {}
+        return {name: _dataset_row(name, root) for name in _loadable(kind)}
+    rows = {name: _row(kind, name) for name in _loadable(kind)}
+    own = catalogue_files.own_methods() if kind == "methods" else {}
     return rows | {name: _variant_row(name) for name in own}
 
 
-def _sound(kind: str) -> Iterator[str]:
-    """Every name but those of other people's plug-ins that cannot be loaded, which stderr names."""
-    theirs = registry(kind).others()
+def _recipes() -> dict[str, dict[str, Any]]:
+    from peftbench.core.recipe import RECIPES  # noqa: PLC0415 - imports pydantic, which the other kinds do not need
+
+    return {
+        name: {"optimizer": r.optimizer, "steps": r.steps, "batch": r.batch, "head": r.head}
+        for name, r in RECIPES.items()
+    }
+
+
+def _loadable(kind: str) -> Iterator[str]:
+    """Yield every name, except installed plug-ins that cannot be loaded, which are named on stderr."""
+    installed = registry(kind).others()
     for name in registry(kind).names():
         try:
-            if name in theirs:
+            if name in installed:
                 registry(kind).get(name)
         except PeftbenchError as error:
             Console(stderr=True, soft_wrap=True).print(f"peftbench: left out: {error}", markup=False)
@@ -87,29 +88,36 @@ def _sound(kind: str) -> Iterator[str]:
             yield name
 
 
+# --- methods, backbones, metrics, reports ----------------------------------------------------------------------------
+
+
 def _row(kind: str, name: str) -> dict[str, Any]:
-    if kind == "methods" and name in catalogue.method_names():
-        entry = catalogue.method_entry(name)
-        short = {"family": entry.family, "knob": entry.knob, "merges": entry.merges}
-        return {**short, "trains": entry.trains, "source": entry.paper}
+    if kind == "methods" and name in catalogue_files.method_names():
+        known = catalogue_files.read(catalogue_files.built_in("methods", name))
+        return {
+            "family": known.get("family", ""),
+            "knob": known.get("knob", ""),
+            "merges": known.get("merges", ""),
+            "trains": known.get("trains", ""),
+            "source": known.get("paper", ""),
+        }
     if name in registry(kind).own():
-        code = files(f"peftbench.{kind}").joinpath(f"{name}.py").read_text("utf-8")
-        return {"what": _first_line(code), "source": "built in"}
+        return {"what": _first_line(Path(__file__).parents[1] / kind / f"{name}.py"), "source": "built in"}
     origin, plugin = registry(kind).others()[name].value, registry(kind).get(name)
-    says = (getattr(plugin, "__doc__", None) or "").strip().partition("\n")[0]
+    what = (getattr(plugin, "__doc__", None) or "").strip().partition("\n")[0]
     if kind != "methods":
-        return {"what": says, "source": origin}
-    known = {"family": "", "knob": getattr(plugin, "knob", None) or "", "merges": getattr(plugin, "merges", "")}
-    return {**known, "trains": says, "source": origin}
+        return {"what": what, "source": origin}
+    facts = {"family": "", "knob": getattr(plugin, "knob", None) or "", "merges": getattr(plugin, "merges", "")}
+    return {**facts, "trains": what, "source": origin}
 
 
-def _first_line(code: str) -> str:
-    """What the docstring of a file begins with; to import the file may take seconds."""
-    return (ast.get_docstring(ast.parse(code)) or "").partition("\n")[0]
+def _first_line(code: Path) -> str:
+    """Return the first line of a module's docstring without importing it, which may take seconds."""
+    return (ast.get_docstring(ast.parse(code.read_text("utf-8"))) or "").partition("\n")[0]
 
 
 def _variant_row(name: str) -> dict[str, Any]:
-    """A user's variant says what its base says, and which fields it sets; a faulty file says what is wrong with it."""
+    """Return the facts of a user's variant: its base's, with the fields that it sets, or the fault of its file."""
     try:
         base, values = variant(name)
         return {**_row("methods", base), "source": str(Spec(base, None, values))}
@@ -117,126 +125,52 @@ def _variant_row(name: str) -> dict[str, Any]:
         return {"family": "", "knob": "", "merges": "", "trains": str(error), "source": ""}
 
 
+# --- data sets -------------------------------------------------------------------------------------------------------
+
+
 def _dataset_row(name: str, root: Path) -> dict[str, Any]:
-    """What is here and what it is; a faulty description of the user's own says what is wrong with it."""
+    """Return what is on this machine and what it is, or the fault of a user's own file."""
+    nothing = dict.fromkeys(DATASET_COLUMNS, "")
+    if name in PATHS:
+        return {**nothing, "here": AT_PATH, "modality": f"{name}:PATH"}
+    own = catalogue_files.own_datasets()
     try:
-        here = availability.describe_presence(name, root)
-        entry = catalogue.dataset_entry(name) if name in catalogue.dataset_names() else None
+        if name not in catalogue_files.dataset_names():
+            return {**nothing, "here": _presence(name, root)}
+        known = catalogue_files.read(own[name] if name in own else catalogue_files.built_in("datasets", name))
+        present = "built in" if known.get("synthetic") else _presence_of(name, known, root, own=name in own)
     except PeftbenchError as error:
-        return {**dict.fromkeys(DATASET_COLUMNS, ""), "here": str(error)}
-    if entry is None:
-        return {**dict.fromkeys(DATASET_COLUMNS, ""), "here": here, "modality": availability.usage(name)}
-    many = [len(member.classes) for member in entry.members.values()]
-    classes = f"{min(many)} to {max(many)}" if many else len(entry.classes) or "as found"
-    facts = (here, entry.modality, classes, _sizes(entry.sizes), entry.licence, entry.how_to_get)
-    return dict(zip(DATASET_COLUMNS, facts, strict=True))
+        return {**nothing, "here": str(error)}
+    facts = (present, known.get("modality", "unknown"), _classes(known), _sizes(known.get("sizes", {})))
+    return dict(zip(DATASET_COLUMNS, (*facts, known.get("licence", "the user's own"), _how(known)), strict=True))
 
 
-def _sizes(sizes: Mapping[catalogue.Size, int]) -> str:
-    """`425/118/203` where the parts are published, else the number of images."""
+def _presence_of(name: str, known: Mapping[str, Any], root: Path, *, own: bool) -> str:
+    """Return how much of a data set is present; its plug-in is imported only where there is a folder to look into."""
+    folders = [root / one for one in (name, known.get("stand_in")) if one]
+    if own or any(folder.exists() for folder in folders):
+        return _presence(name, root)
+    return f"0 of {len(known['members'])}" if "members" in known else "no"
+
+
+def _presence(name: str, root: Path) -> str:
+    from peftbench.data.availability import describe_presence  # noqa: PLC0415 - imports numpy
+
+    return describe_presence(name, root)
+
+
+def _classes(known: Mapping[str, Any]) -> str:
+    """Return the number of classes, or the range over the members of a collection."""
+    if several := [len(member["classes"]) for member in known.get("members", {}).values()]:
+        return f"{min(several)} to {max(several)}"
+    return str(len(known.get("classes", ())) or "as found")
+
+
+def _sizes(sizes: Mapping[str, int]) -> str:
+    """Return `425/118/203` if the parts are published, else the number of images."""
     parts = [f"{count:,}" for part, count in sizes.items() if part != "total"]
     return "/".join(parts) or (f"{sizes['total']:,}" if sizes else "")
 
 
-def show_one(kind: str, name: str, *, as_json: bool) -> None:
-    """Everything known about one of them."""
-    told = facts(kind, name)
-    if as_json:
-        console.print_json(json.dumps(told, default=str))
-        return
-    tell(f"{kind} {name}", told)
-
-
-def tell(title: str, told: Mapping[str, Any]) -> None:
-    """Facts under a title, a line each."""
-    console.print(title, style="bold")
-    for key, value in told.items():
-        _print(key, value, indent=2)
-
-
-def _print(key: str, value: object, indent: int) -> None:
-    if isinstance(value, Mapping):
-        if not any(what not in _NOTHING for what in value.values()):
-            return
-        console.print(f"{' ' * indent}{key}", markup=False)
-        for inner, what in value.items():
-            _print(str(inner), what, indent + 2)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            console.print(f"{' ' * indent}{key}: {item}", markup=False)
-    elif value not in _NOTHING:
-        console.print(f"{' ' * indent}{key}: {value}", markup=False)
-
-
-def facts(kind: str, name: str) -> dict[str, Any]:
-    """Everything known about one of them. Raises UnknownNameError."""
-    readers = {"method": _method, "dataset": _dataset, "backbone": _backbone, "recipe": _recipe}
-    if kind not in readers:
-        raise UnknownNameError("kind", kind, readers)
-    with blaming(f"The {kind} {name!r} cannot be shown"):
-        return readers[kind](name)
-
-
-def _method(name: str) -> dict[str, Any]:
-    base, values = variant(name)
-    plugin = registry("methods").get(base)
-    types = get_type_hints(plugin)  # without the limits of values
-    options = {f.name: f"{_type(types[f.name])} = {values.get(f.name, f.default)!r}" for f in fields(plugin)}
-    entry = (
-        catalogue.method_entry(base).model_dump()
-        if base in catalogue.method_names()
-        else {"trains": (plugin.__doc__ or "").strip()}
-    )
-    return {
-        **({} if base == name else {"variant of": str(Spec(base, None, values))}),
-        **entry,
-        "knob": plugin.knob,
-        "options": options,
-        "counts": {b: _count(partial(build, plugin, values, name), b) for b in ("mini", "clip_vit_b16")},
-    }
-
-
-def _type(annotation: object) -> str:
-    return annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
-
-
-def _count(method: Callable[[], Any], name: str) -> str:
-    from peftbench.models import backbone  # noqa: PLC0415 - imports torch
-
-    blank = backbone.locate(name, blank=True).blank()
-    total = sum(p.numel() for p in blank.parameters())
-    try:
-        with blaming("It cannot be counted"):
-            made = method()
-            count = made.count(blank)
-    except PeftbenchError as error:
-        return str(error)
-    aim = "" if made.exact else "; aimed at, the data decide"
-    return f"{count:,} of {total:,} ({count / total:.4%}), head not counted{aim}"
-
-
-def _dataset(name: str) -> dict[str, Any]:
-    plugin = registry("datasets").get(name)
-    if name in catalogue.dataset_names():
-        return catalogue.dataset_entry(name).model_dump()
-    return {"use": (plugin.__doc__ or "").strip()} if isinstance(plugin, type) else asdict(plugin.card)
-
-
-def _backbone(name: str) -> dict[str, Any]:
-    from peftbench.models import backbone  # noqa: PLC0415 - imports torch
-
-    source = backbone.locate(name, blank=True)
-    parameters = sum(p.numel() for p in source.blank().parameters())
-    return {
-        **asdict(source.plugin.card),
-        "parameters": f"{parameters:,}",
-        "preprocessing": asdict(source.preprocessing),
-    }
-
-
-def _recipe(name: str) -> dict[str, Any]:
-    from peftbench.core.recipe import QUICK_RATES, RECIPES  # noqa: PLC0415
-
-    if name not in RECIPES:
-        raise UnknownNameError("recipe", name, RECIPES)
-    return {**asdict(RECIPES[name]), **({"learning rates": dict(QUICK_RATES)} if name == "quick" else {})}
+def _how(known: Mapping[str, Any]) -> str:
+    return str(known.get("how_to_get", ""))

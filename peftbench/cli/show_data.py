@@ -16,17 +16,18 @@ from platformdirs import user_cache_path
 from rich.console import Console
 from rich.table import Table
 
-from peftbench.cli import list as listing
+from peftbench.cli import show
 from peftbench.cli.progress import Bars
 from peftbench.core.contract import Part, Splits
 from peftbench.core.registry import registry
 from peftbench.data import image_scan
 from peftbench.data.audit import DESCRIPTIONS, Audit
-from peftbench.data.availability import data_folder, open_dataset
+from peftbench.data.availability import open_dataset
 from peftbench.data.image_io import open_picture
 from peftbench.data.splits import drop_unknown_group_key
 from peftbench.errors import MissingDataError, RequestError
 from peftbench.results.store import make_room
+from peftbench.storage.folders import data_folder
 
 NAMED = 5  # cases of a finding that are printed; --json has all
 TILE, COLUMNS, BAND = 112, 8, 16  # of the grid: pixels of a picture, pictures a class, pixels of a heading
@@ -50,14 +51,14 @@ def show_data(name: str, data: Path | None, cache: Path | None, out: Path | None
     """What the catalogue knows; of a data set that is here also the audit and, written to a file, pictures."""
     if out and out.suffix.lower() not in FORMATS:
         raise RequestError(f"--out {out}: name a file that ends in {', '.join(FORMATS)}.")
-    told = listing.facts("dataset", name) if name in registry("datasets").names() else asdict(open_dataset(name).card)
+    told = show.facts("dataset", name) if name in registry("datasets").names() else asdict(open_dataset(name).card)
     found = None if isinstance(_plugin(name), type) else _audit_if_here(name, data, cache)
     file = _pictures(found, out or Path("reports") / "datasets" / f"{_stem(name)}.png") if found else None
     if as_json:
         more = {"audit": _facts(found), "pictures": str(file)} if found else {}
         console.print_json(json.dumps(told | more, default=str))
         return
-    listing.tell(f"dataset {name}", told)
+    show.print_facts(f"dataset {name}", told)
     if found:
         _print_audit(found)
         console.print(f"Pictures: {file} (images of the data set: mind its licence and its patients).", markup=False)

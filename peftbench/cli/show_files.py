@@ -15,11 +15,11 @@ from rich.table import Table
 
 from peftbench.cli.progress import Bars
 from peftbench.data import download
-from peftbench.data.availability import data_folder
 from peftbench.data.pixel_cache import is_whole
 from peftbench.errors import RequestError
 from peftbench.storage import archives, cache, checked_json
 from peftbench.storage.cache import KINDS, Entry, Kind
+from peftbench.storage.folders import data_folder
 from peftbench.storage.sizes import format_size
 
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)

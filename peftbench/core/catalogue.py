@@ -1,29 +1,25 @@
-"""The catalogue: what is known of every method and data set, one TOML file each in `methods/` and `datasets/`.
+"""The catalogue: facts about every method and data set, one checked TOML file each in `methods/` and `datasets/`.
 
-A source checkout reads the top-level folders, an installed wheel its copies in `peftbench/_data`. Every file is held
-to its model below: an unknown key, a missing one or a value of the wrong kind is a CatalogueError that names both.
+An unknown key, a missing key and a value of the wrong type raise a CatalogueError that names the file and the key.
 """
 
 from __future__ import annotations
 
-import tomllib
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from peftbench.core.catalogue_files import built_in, own_datasets, read
 from peftbench.core.contract import DatasetCard, Task
-from peftbench.errors import CatalogueError, UnknownNameError
+from peftbench.core.fields import sentence
+from peftbench.errors import CatalogueError
 
-Kind = Literal["methods", "datasets"]
 Column = Literal["D1", "D2", "D3", "D4", "D5", "D6", "average"]
 Size = Literal["train", "val", "test", "total"]
-Texts = Annotated[tuple[str, ...], Field(strict=False)]  # TOML knows lists only
+Texts = Annotated[tuple[str, ...], Field(strict=False)]  # TOML has lists only
 Numbers = Annotated[tuple[float, ...], Field(strict=False)]
-
-
-CALLED = {"methods": "method", "datasets": "data set"}
 
 
 class _Entry(BaseModel):
@@ -31,21 +27,21 @@ class _Entry(BaseModel):
 
 
 class Official(_Entry):
-    """How the method's authors train it; what `--recipe official` runs of it, official.py says. None = not stated."""
+    """How the method's authors train it. None: not stated. official_recipes.py decides what is run of it."""
 
     optimizer: Literal["AdamW", "SGD"] | None = None
     lr: float | None = None  # at the end of the warm-up
-    lr_grid: Numbers = ()  # from which the authors choose on validation
-    lr_batch: int | None = None  # the batch for which lr stands: at another it grows in proportion
+    lr_grid: Numbers = ()  # the authors choose from it on validation
+    lr_batch: int | None = None  # batch size that lr is for; lr scales linearly with the batch size
     weight_decay: float | None = None
     weight_decay_grid: Numbers = ()
     momentum: float | None = None
     batch: int | None = None
     epochs: float | None = None
-    steps: int | None = None  # where the source counts these
+    steps: int | None = None  # if stated instead of epochs
     warmup_epochs: float | None = None
-    warmup: float | None = None  # share of the steps, where the source says it so
-    warmup_lr: float | None = None  # from which the rise begins
+    warmup: float | None = None  # share of the steps, if stated instead of epochs
+    warmup_lr: float | None = None  # at which the warm-up starts
     min_lr: float | None = None  # at which the schedule ends
     schedule: Literal["cosine", "linear", "constant"] | None = None
     clip: float | None = None  # largest norm of the gradient
@@ -55,32 +51,34 @@ class Official(_Entry):
     erasing: float | None = None
     drop_path: float | None = None
     head_kind: Literal["plain", "l2", "batchnorm"] | None = None
-    head: str | None = None  # words, where it is drawn otherwise than ours (truncated normal of std 0.02, bias 0)
-    init: str | None = None  # words
-    augmentation: str | None = None  # words
-    fields: dict[str, bool | int | float | str] = {}  # of the method, where the authors' are not our defaults
+    head: str | None = None  # initialization in words, if not a truncated normal of std 0.02 with bias 0
+    init: str | None = None  # in words
+    augmentation: str | None = None  # in words
+    fields: dict[
+        str, bool | int | float | str
+    ] = {}  # of the method, where the authors' values are not the defaults here
     notes: Texts = ()
 
 
 class MethodEntry(_Entry):
-    """What is known of one method: a file of `methods/`."""
+    """One method: a file of `methods/`."""
 
     title: str
     family: Literal["S", "A", "P", "S+A", "baseline"]  # selective, additive, prompt
-    knob: str = ""  # the hyper-parameter that a budget turns; "" = its size is fixed
-    trains: str  # one line
+    knob: str = ""  # the hyper-parameter that a budget sets; "" = fixed size
+    trains: str  # what it trains, in one line
     formula: str
     paper: str  # citation
     url: str = ""  # of the paper
     code: str = ""  # of the authors; "" = none is published
-    merges: bool  # whether its change folds into the weights, so that the tuned network costs nothing more to run
+    merges: bool  # whether what it trained folds into the backbone's weights, so that inference costs nothing extra
     official: Official = Official()
     published: dict[Column, float] = {}  # macro F1 in % by Liu et al., MICCAI 2024; empty = not in their table
-    differs: Texts = ()  # where ours differs from the authors' and why
+    differs: Texts = ()  # where this implementation differs from the authors', and why
 
 
 class Member(_Entry):
-    """What is known of one set of a collection such as MedMNIST+, where it differs from the others."""
+    """One data set of a collection such as MedMNIST+."""
 
     title: str
     modality: str
@@ -91,124 +89,72 @@ class Member(_Entry):
 
 
 class Download(_Entry):
-    """Where `peftbench data fetch` gets files; without a URL it says what to do by hand."""
+    """Where `peftbench data fetch` downloads files; without a URL it prints instructions."""
 
-    base: str = ""  # URL of every file of `checksums`, with {file} where its name stands
-    urls: dict[str, str] = {}  # file -> URL, where it has its own
+    base: str = ""  # URL of every file of `checksums`; {file} stands for its name
+    urls: dict[str, str] = {}  # file -> URL, if not made from `base`
     sizes: dict[str, int] = {}  # file -> bytes, as published
-    accept: str = ""  # terms to be accepted first; "" = the licence lets anybody download
+    accept: str = ""  # terms to accept before the download; "" = none
 
 
 class DatasetEntry(_Entry):
-    """What is known of one data set: a file of `datasets/`."""
+    """One data set: a file of `datasets/`."""
 
     title: str
     modality: str
     classes: Texts  # in label order
     licence: str
-    sources: Texts  # URLs, or one line such as "drawn from a seed"
+    sources: Texts  # URLs, or one line such as "generated from a seed"
     citation: str = ""
     task: Task = "single"
-    group_key: str = ""  # what may never cross parts; "" = nothing known
+    group_key: str = ""  # what must not be shared between parts, such as a patient; "" = unknown
     synthetic: bool = False
     layout: str = ""  # folders and files as published, below root/<name>/
     sizes: dict[Size, int] = {}  # images a part, as published
-    paper: dict[Size, int] = {}  # as the SH-PEFT paper states them
-    complete: int | None = None  # images from which on a copy counts as complete; None = the published total
+    paper: dict[Size, int] = {}  # as stated in the SH-PEFT paper
+    complete: int | None = None  # images of a complete copy; None = the published total
     split: str = ""  # the rule in words
     checksums: dict[str, str] = {}  # downloaded file -> "sha256:..." or "md5:...", as published
     download: Download = Download()
-    members: dict[str, Member] = {}  # of a collection: what follows the colon
-    dirt: Texts = ()  # known faults of the files
-    how_to_get: str = ""  # what the user does to have the files, ending where to put them
+    members: dict[str, Member] = {}  # of a collection: name after the colon -> data set
+    stand_in: str = ""  # a data set whose copy is used where this one is missing
+    dirt: Texts = ()  # known defects of the files
+    how_to_get: str = ""  # what to do to get the files, and where to put them
 
 
 class OwnEntry(DatasetEntry):
-    """A data set of the user's own: a file of `datasets/` in the working folder."""
+    """A user's own data set: a file of `datasets/` in the working folder."""
 
     path: str  # a folder of class folders, or a table FILE.csv; relative to the working folder, or ~
     modality: str = "unknown"
-    classes: Texts = ()  # the names of the class folders in label order; none = as sorted
+    classes: Texts = ()  # names of the class folders in label order; none = sorted
     licence: str = "the user's own"
     sources: Texts = ("the user's own",)
-    group: str = ""  # a regular expression: what it, or its first group, finds in an image's path is the group's key
+    group: str = ""  # regular expression on an image's path; its match, or its first group, is the group's key
 
 
 Entry = TypeVar("Entry", bound=_Entry)
 
 
-def method_names() -> tuple[str, ...]:
-    """The methods that have a file, sorted."""
-    return _names("methods")
-
-
-def dataset_names() -> tuple[str, ...]:
-    """The data sets that have a file, the user's own among them, sorted."""
-    return tuple(sorted({*_names("datasets"), *own_datasets()}))
-
-
-def own_datasets() -> dict[str, Path]:
-    """The files of `datasets/` in the working folder by name; `path` marks the user's. Raises CatalogueError."""
-    return _own("datasets", "path")
-
-
-def own_methods() -> dict[str, Path]:
-    """The files of `methods/` in the working folder by name; `base` marks the user's. Raises CatalogueError."""
-    return _own("methods", "base")
-
-
-def _own(kind: Kind, mark: str) -> dict[str, Path]:
-    """In a copy of peftbench's own catalogue, files without the mark are peftbench's; its names are taken."""
-    folder, built_in = Path(kind).absolute(), _folder(kind)
-    if not folder.is_dir() or folder.resolve() == built_in.resolve():
-        return {}
-    files = {file.stem: file for file in sorted(folder.glob("*.toml"))}
-    taken = [name for name in files if name in _names(kind)]
-    if clash := [files[name] for name in taken if mark in _toml(files[name])]:
-        one = clash[0]
-        raise CatalogueError(f"{one}: peftbench has a {CALLED[kind]} {one.stem!r} of its own; rename the file.")
-    return {name: file for name, file in files.items() if name not in taken}
-
-
-def method_variant(name: str) -> tuple[str, dict[str, Any]]:
-    """The method that a user's variant is of, through other variants too, and the fields set. Raises CatalogueError."""
-    own, base, values, passed = own_methods(), name, dict[str, Any](), list[str]()
-    while base in own:
-        if base in passed:
-            raise CatalogueError(f"{own[name]}: its base leads back to {base!r}; a variant must end at a method.")
-        passed.append(base)
-        base, fields = _variant(own[base])
-        values = {**fields, **values}
-    return base, values
-
-
-def _variant(file: Path) -> tuple[str, dict[str, Any]]:
-    fields = {key: value for key, value in _toml(file).items() if key != "title"}
-    base = fields.pop("base", None)
-    if not isinstance(base, str):
-        raise CatalogueError(f"{file}: key 'base' must name the method that this is a variant of, such as \"lora\".")
-    return base, {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
-
-
 @lru_cache
 def method_entry(name: str) -> MethodEntry:
-    """The entry of a method; raises UnknownNameError and CatalogueError."""
-    return read_entry(_file("methods", name), MethodEntry)
+    """Return the entry of a method. Raises UnknownNameError and CatalogueError."""
+    return read_entry(built_in("methods", name), MethodEntry)
 
 
 def dataset_entry(name: str) -> DatasetEntry:
-    """The entry of a data set; raises UnknownNameError and CatalogueError."""
+    """Return the entry of a data set. Raises UnknownNameError and CatalogueError."""
     own = own_datasets()
-    return read_entry(own[name], OwnEntry) if name in own else _built_in(_file("datasets", name))
+    return read_entry(own[name], OwnEntry) if name in own else _built_in_dataset(built_in("datasets", name))
 
 
 @lru_cache
-def _built_in(file: Path) -> DatasetEntry:
+def _built_in_dataset(file: Path) -> DatasetEntry:
     return read_entry(file, DatasetEntry)
 
 
 def dataset_card(name: str, member: str = "") -> DatasetCard:
-    """The card of a data set, made from its entry; of a collection, that of a member."""
+    """Return the card of a data set, or of a member of a collection, made from its entry."""
     entry = dataset_entry(name)
     what = entry.members[member] if member else entry
     return DatasetCard(
@@ -225,48 +171,8 @@ def dataset_card(name: str, member: str = "") -> DatasetCard:
 
 
 def read_entry(file: Path, model: type[Entry]) -> Entry:
-    """Read one TOML file strictly; raises CatalogueError naming the file and the key."""
+    """Read one TOML file strictly. Raises CatalogueError naming the file and the key."""
     try:
-        return model.model_validate(_toml(file))
+        return model.model_validate(read(file))
     except ValidationError as error:
-        raise CatalogueError(f"{file}: {_first(error)}; mend the file.") from None
-
-
-def _toml(file: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CatalogueError(f"{file} cannot be read: {error.strerror}.") from None
-    except (ValueError, RecursionError) as error:
-        raise CatalogueError(f"{file} is not valid TOML: {error}.") from None
-
-
-def _first(error: ValidationError) -> str:
-    """The first fault as `key 'official.lr': what is wrong`, and how many more there are."""
-    fault, *others = error.errors(include_url=False)
-    key = ".".join(str(step) for step in fault["loc"])
-    more = f" (and {len(others)} more)" if others else ""
-    words = "there is no such key" if fault["type"] == "extra_forbidden" else fault["msg"]
-    return f"key {key!r}: {words}{more}"
-
-
-def _folder(kind: Kind) -> Path:
-    package = Path(__file__).parents[1]
-    checkout = package.parent / kind
-    is_checkout = (package.parent / "pyproject.toml").is_file() and checkout.is_dir()
-    return checkout if is_checkout else package / "_data" / kind
-
-
-def _names(kind: Kind) -> tuple[str, ...]:
-    folder = _folder(kind)
-    if not folder.is_dir():
-        raise CatalogueError(f"The catalogue folder {folder} is missing; install peftbench again.")
-    return tuple(sorted(file.stem for file in folder.glob("*.toml")))
-
-
-def _file(kind: Kind, name: str) -> Path:
-    names = _names(kind)
-    if name not in names:
-        known = dataset_names() if kind == "datasets" else names
-        raise UnknownNameError({"methods": "method", "datasets": "data set"}[kind], name, known)
-    return _folder(kind) / f"{name}.toml"
+        raise CatalogueError(sentence(error, file, lambda key: f"key {key!r}")) from None

@@ -114,7 +114,9 @@ def sentence(error: ValidationError, who: str | os.PathLike[str] = "", name: Cal
     same = [first, *(one for one in others if one["loc"][:1] == first["loc"][:1] and one["input"] is first["input"])]
     places = zip(*(one["loc"] for one in same), strict=False)
     shared = [steps[0] for steps in takewhile(lambda steps: len(set(steps)) == 1, places)]  # not a union's members
-    where = name(".".join(step for step in shared if isinstance(step, str))) if shared else "the value"
+    where = (
+        name(".".join(step for step in shared if isinstance(step, str) and step != "[key]")) if shared else "the value"
+    )
     return f"{f'{who}: ' if who else ''}{where} {_must(same)}{_got(first)}."
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from peftbench.core import catalogue
+from peftbench.core import catalogue, catalogue_files
 from peftbench.core.catalogue import Official
 from peftbench.core.recipe import Recipe
 
@@ -25,7 +25,7 @@ NOT_RUN: Mapping[str, str] = {
 
 def entry(method: str) -> Official:
     """What the catalogue knows; nothing of a method from elsewhere."""
-    return catalogue.method_entry(method).official if method in catalogue.method_names() else Official()
+    return catalogue.method_entry(method).official if method in catalogue_files.method_names() else Official()
 
 
 def recipe(method: str, base: Recipe, images: int, written: Mapping[str, Any]) -> Recipe:

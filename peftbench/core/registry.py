@@ -11,7 +11,7 @@ from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any
 
-from peftbench.core.catalogue import method_variant, own_datasets, own_methods
+from peftbench.core.catalogue_files import method_variant, own_datasets, own_methods
 from peftbench.errors import CatalogueError, PeftbenchError, PluginError, UnknownNameError
 
 FOLDERS = ("methods", "datasets", "backbones", "metrics", "reports")

@@ -7,9 +7,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from platformdirs import user_data_path
-
-from peftbench.core import catalogue
+from peftbench.core import catalogue, catalogue_files
 from peftbench.core.constants import PAPER_DATASETS
 from peftbench.core.contract import Dataset, Presence
 from peftbench.core.fields import build
@@ -18,11 +16,6 @@ from peftbench.core.syntax import Spec, parse
 from peftbench.errors import DataError, PluginError, RequestError
 
 COLLECTION = "medmnist"
-
-
-def data_folder(given: Path | None = None) -> Path:
-    """Return the folder that holds all data sets: `given`, or the default in the user's data folder."""
-    return given or user_data_path("peftbench") / "data"
 
 
 def open_dataset(text: str) -> Dataset:
@@ -86,7 +79,7 @@ def collection_specs(root: Path) -> tuple[str, ...]:
 
 def complete_datasets(root: Path) -> tuple[str, ...]:
     """Return every real data set that is complete under `root`: the paper's, the user's own, MedMNIST+."""
-    own = catalogue.own_datasets()
+    own = catalogue_files.own_datasets()
     return (*(name for name in (*PAPER_DATASETS, *own) if is_complete(name, root)), *collection_specs(root))
 
 
@@ -97,7 +90,7 @@ def describe_presence(name: str, root: Path) -> str:
     """
     if name == COLLECTION:
         return f"{len(collection_specs(root))} of {len(catalogue.dataset_entry(name).members)}"
-    if name in catalogue.dataset_names() and catalogue.dataset_entry(name).synthetic:
+    if name in catalogue_files.dataset_names() and catalogue.dataset_entry(name).synthetic:
         return "built in"
     if isinstance(registry("datasets").get(name), type):
         return "at the path given"

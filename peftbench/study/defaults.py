@@ -21,6 +21,7 @@ from peftbench.errors import MissingDataError, RequestError, WeightsError
 from peftbench.models import backbone
 from peftbench.profiling import hardware
 from peftbench.storage.cache import LIMIT
+from peftbench.storage.folders import data_folder
 from peftbench.storage.sizes import parse_size
 from peftbench.study.method_grid import expand
 
@@ -36,7 +37,7 @@ def places(
     """Return the given folders, or this user's default ones, and the device that `auto` stands for."""
     return Places(
         store=store,
-        data=availability.data_folder(data),
+        data=data_folder(data),
         cache=cache or user_cache_path("peftbench"),
         weights=weights,
         device=find_device(device),

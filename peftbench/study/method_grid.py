@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from peftbench.core import catalogue, official_recipes
+from peftbench.core import catalogue, catalogue_files, official_recipes
 from peftbench.core.constants import BASELINES
 from peftbench.core.fields import build
 from peftbench.core.registry import registry, variant
@@ -48,7 +48,7 @@ def _expand(spec: Spec) -> tuple[Spec, ...]:
         return tuple(Spec(name) for name in registry("methods").names() if name != "majority")
     if str(spec) != "paper":
         return (spec,)
-    return tuple(Spec(name) for name in catalogue.method_names() if catalogue.method_entry(name).published)
+    return tuple(Spec(name) for name in catalogue_files.method_names() if catalogue.method_entry(name).published)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 from peftbench.cli.app import app
-from peftbench.cli.list import facts as known
+from peftbench.cli.show import facts as known
 from peftbench.core.registry import registry
 from peftbench.core.spec import Study
 from peftbench.models.method import Method

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from peftbench.core import catalogue
+from peftbench.core import catalogue, catalogue_files
 from peftbench.core.catalogue import DatasetEntry, MethodEntry, read_entry
 from peftbench.errors import CatalogueError, UnknownNameError
 
@@ -27,12 +27,12 @@ def written(folder: Path, text: str) -> Path:
     return file
 
 
-@pytest.mark.parametrize("name", catalogue.method_names())
+@pytest.mark.parametrize("name", catalogue_files.method_names())
 def test_every_method_file_is_valid(name: str) -> None:
     assert catalogue.method_entry(name).title
 
 
-@pytest.mark.parametrize("name", catalogue.dataset_names())
+@pytest.mark.parametrize("name", catalogue_files.dataset_names())
 def test_every_dataset_file_makes_a_card(name: str) -> None:
     members = catalogue.dataset_entry(name).members
     for card in [catalogue.dataset_card(name, member) for member in members or [""]]:
@@ -42,19 +42,19 @@ def test_every_dataset_file_makes_a_card(name: str) -> None:
 
 
 def test_the_first_methods_and_data_sets_are_there() -> None:
-    assert {"majority", "linear", "full", "bitfit", "lora", "shpeft"} <= set(catalogue.method_names())
-    assert {"covid_ct", "busi", "chest_xray"} <= set(catalogue.dataset_names())
+    assert {"majority", "linear", "full", "bitfit", "lora", "shpeft"} <= set(catalogue_files.method_names())
+    assert {"covid_ct", "busi", "chest_xray"} <= set(catalogue_files.dataset_names())
 
 
 def test_published_averages_are_those_of_their_columns() -> None:
-    for name in catalogue.method_names():
+    for name in catalogue_files.method_names():
         scores = dict(catalogue.method_entry(name).published)
         average = scores.pop("average", None)
         assert average is None or abs(sum(scores.values()) / 6 - average) < 0.1 or name == "spt_lora"
 
 
 def test_published_sizes_add_up() -> None:
-    for name in catalogue.dataset_names():
+    for name in catalogue_files.dataset_names():
         sizes = dict(catalogue.dataset_entry(name).sizes)
         total = sizes.pop("total", None)
         assert total is None or not sizes or sum(sizes.values()) == total
@@ -70,12 +70,11 @@ def test_numbers_and_words_of_an_official_recipe_stay_what_they_are() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (METHOD + 'colour = "red"', "'colour': there is no such key"),
-        (METHOD + "[official]\nrate = 1.0", "'official.rate': there is no such key"),
-        (METHOD + "[published]\nD7 = 80.0", "'published.D7.\\[key\\]'"),
-        (METHOD.replace("merges = true", 'merges = "yes"'), "'merges': Input should be a valid boolean"),
-        (METHOD.replace('trains = "something"', ""), "'trains': Field required"),
-        (METHOD.replace('trains = "something"', "").replace("merges = true", ""), "and 1 more"),
+        (METHOD + 'colour = "red"', "key 'colour' must be left out: there is no such key"),
+        (METHOD + "[official]\nrate = 1.0", "key 'official.rate' must be left out"),
+        (METHOD + "[published]\nD7 = 80.0", "key 'published.D7' must be 'D1'"),
+        (METHOD.replace("merges = true", 'merges = "yes"'), "key 'merges' must be true or false, got yes"),
+        (METHOD.replace('trains = "something"', ""), "key 'trains' must be given"),
         ("title = ", "is not valid TOML: Invalid value"),
     ],
 )
@@ -104,14 +103,14 @@ def test_an_installed_wheel_reads_its_own_copies(tmp_path: Path, monkeypatch: py
     package = tmp_path / "site-packages" / "peftbench"
     (package / "_data" / "methods").mkdir(parents=True)
     (package / "_data" / "methods" / "mine.toml").write_text(METHOD)
-    monkeypatch.setattr(catalogue, "__file__", str(package / "core" / "catalogue.py"))
-    assert catalogue.method_names() == ("mine",)
+    monkeypatch.setattr(catalogue_files, "__file__", str(package / "core" / "catalogue_files.py"))
+    assert catalogue_files.method_names() == ("mine",)
 
 
 def test_a_package_without_its_catalogue_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(catalogue, "__file__", str(tmp_path / "peftbench" / "core" / "catalogue.py"))
+    monkeypatch.setattr(catalogue_files, "__file__", str(tmp_path / "peftbench" / "core" / "catalogue_files.py"))
     with pytest.raises(CatalogueError, match=r"catalogue folder .* is missing; install peftbench again"):
-        catalogue.dataset_names()
+        catalogue_files.dataset_names()
 
 
 def test_the_catalogue_costs_no_heavy_import() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from peftbench.core import catalogue, official_recipes
+from peftbench.core import catalogue_files, official_recipes
 from peftbench.core.recipe import RECIPES, Recipe
 from peftbench.study import resolve as studies_of
 from peftbench.training.optimizer import learning_rate
@@ -16,7 +16,7 @@ from tests import studies
 BASE = RECIPES["official"]
 
 
-@pytest.mark.parametrize("method", catalogue.method_names())
+@pytest.mark.parametrize("method", catalogue_files.method_names())
 def test_every_method_of_the_catalogue_has_a_recipe(method: str) -> None:
     made = official_recipes.recipe(method, BASE, 1000, {})
     assert made.name == "official"

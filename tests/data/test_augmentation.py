@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from peftbench.core import catalogue
+from peftbench.core import catalogue, catalogue_files
 from peftbench.core.contract import DatasetCard, Preprocessing
 from peftbench.data import augmentation
 from peftbench.data.augmentation import POLICIES, Policy, augmentation_for, light, medical, policy, policy_name
@@ -150,7 +150,7 @@ def test_a_modality_has_its_policy(modality: str, name: str) -> None:
 
 
 def test_every_data_set_of_the_catalogue_has_a_policy_of_its_own() -> None:
-    entries = [catalogue.dataset_entry(name) for name in catalogue.dataset_names()]
+    entries = [catalogue.dataset_entry(name) for name in catalogue_files.dataset_names()]
     modalities = {m.modality for e in entries for m in (e.members.values() or [e])}
     assert {m for m in modalities if policy_name(card(m)) == "other"} == set()
 

@@ -18,7 +18,7 @@ import pytest
 from filelock import FileLock
 
 from peftbench.cli.show_files import fetch_data
-from peftbench.core import catalogue
+from peftbench.core import catalogue, catalogue_files
 from peftbench.data import download
 from peftbench.data.download import RemoteFile
 from peftbench.errors import DataError, RequestError
@@ -309,7 +309,7 @@ def test_a_set_that_there_is_not_is_refused_with_those_there_are(name: str, tmp_
 
 
 def test_every_download_of_the_catalogue_is_a_secure_web_address(tmp_path: Path) -> None:
-    names = [name for name in catalogue.dataset_names() if not catalogue.dataset_entry(name).members]
+    names = [name for name in catalogue_files.dataset_names() if not catalogue.dataset_entry(name).members]
     files = [file for name in names for file in download.remote_files(name, tmp_path)]
     assert {file.target.parent.name for file in files} == {"chest_xray", "oct", "limuc"}
     assert all(file.url.startswith("https://") for file in files)

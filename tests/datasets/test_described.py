@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from peftbench.core import catalogue
+from peftbench.core import catalogue, catalogue_files
 from peftbench.core.contract import Splits
 from peftbench.core.registry import registry
 from peftbench.data import availability
@@ -117,8 +117,8 @@ def test_fewer_images_than_stated_are_incomplete(home: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "error", "message"),
     [
-        ("title = 'x'", CatalogueError, r"clinic\.toml: key 'path': Field required"),
-        (CLINIC + "colour = 1", CatalogueError, "'colour': there is no such key"),
+        ("title = 'x'", CatalogueError, r"clinic\.toml: key 'path' must be given"),
+        (CLINIC + "colour = 1", CatalogueError, "key 'colour' must be left out"),
         (CLINIC + "classes = ['benign']", DataError, "`classes` must list the class folders of .*: benign, malignant"),
         (CLINIC + "task = 'multi_label'", CatalogueError, 'task = "multi_label" needs a table'),
         (CLINIC + "group = '('", CatalogueError, "`group` is not a valid regular expression"),
@@ -134,8 +134,8 @@ def test_a_description_that_cannot_be_used_is_named(text: str, error: type[Excep
 @pytest.mark.usefixtures("home")
 def test_a_name_that_is_taken_is_refused() -> None:
     describe(CLINIC, "busi")
-    with pytest.raises(CatalogueError, match=r"has a data set 'busi' of its own; rename the file"):
-        catalogue.dataset_names()
+    with pytest.raises(CatalogueError, match=r"'busi' is the name of a built-in data set; rename the file"):
+        catalogue_files.dataset_names()
     Path("datasets/busi.toml").rename("datasets/folder.toml")
     with pytest.raises(PluginError, match="called 'folder' already"):
         registry("datasets").names()
@@ -143,6 +143,6 @@ def test_a_name_that_is_taken_is_refused() -> None:
 
 @pytest.mark.usefixtures("home")
 def test_a_copy_of_the_catalogue_describes_nothing_new() -> None:
-    describe((catalogue._folder("datasets") / "busi.toml").read_text(), "busi")
-    assert catalogue.own_datasets() == {}
+    describe((catalogue_files.folder_of("datasets") / "busi.toml").read_text(), "busi")
+    assert catalogue_files.own_datasets() == {}
     assert catalogue.dataset_entry("busi").sizes == {"total": 780}

@@ -7,7 +7,7 @@ from functools import lru_cache
 import pytest
 from torch import nn
 
-from peftbench.core import catalogue
+from peftbench.core import catalogue, catalogue_files
 from peftbench.core.registry import registry
 from peftbench.core.syntax import budget
 from peftbench.errors import RequestError
@@ -170,7 +170,7 @@ def test_shpeft_below_one_weight_and_above_all_candidates() -> None:
     assert ceiling.method.count(shapes(VIT_B)) == linear
 
 
-@pytest.mark.parametrize("name", catalogue.method_names())
+@pytest.mark.parametrize("name", catalogue_files.method_names())
 def test_the_catalogue_says_of_a_method_what_its_code_says(name: str) -> None:
     """`peftbench list` reads the catalogue alone, so that it need not import torch."""
     entry, method = catalogue.method_entry(name), registry("methods").get(name)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from peftbench.cli.check import check
-from peftbench.cli.list import facts
+from peftbench.cli.show import facts
 from peftbench.core.syntax import parse
 from peftbench.errors import CatalogueError, RequestError
 from peftbench.methods.lora import LoRA
@@ -103,5 +103,5 @@ def test_a_field_that_the_base_does_not_have_is_refused(here: Path) -> None:
 
 def test_a_name_of_ours_is_taken(here: Path) -> None:
     (here / "methods" / "bitfit.toml").write_text('base = "lora"')
-    with pytest.raises(CatalogueError, match="peftbench has a method 'bitfit' of its own"):
+    with pytest.raises(CatalogueError, match="'bitfit' is the name of a built-in method"):
         method_of("small_lora", "standard")

@@ -1,0 +1,47 @@
+"""The listing reads files without checking them; what it prints must be what the checked entries hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from peftbench.cli import list as listing
+from peftbench.core import catalogue, catalogue_files
+from peftbench.core.registry import registry
+from peftbench.core.syntax import PATHS
+from peftbench.data import availability
+
+
+def test_a_method_is_listed_as_its_checked_entry_has_it(tmp_path: Path) -> None:
+    rows = listing._rows("methods", tmp_path)
+    assert set(rows) >= set(registry("methods").own())
+    for name in catalogue_files.method_names():
+        entry = catalogue.method_entry(name)
+        facts = (entry.family, entry.knob, entry.merges, entry.trains, entry.paper)
+        assert tuple(rows[name].values()) == facts
+
+
+def test_a_data_set_is_listed_as_its_checked_entry_has_it(tmp_path: Path) -> None:
+    rows = listing._rows("datasets", tmp_path)
+    for name in catalogue_files.dataset_names():
+        entry = catalogue.dataset_entry(name)
+        assert (rows[name]["modality"], rows[name]["licence"]) == (entry.modality, entry.licence)
+        assert rows[name]["how to get"] == entry.how_to_get
+        assert entry.members or rows[name]["classes"] == str(len(entry.classes))
+
+
+@pytest.mark.parametrize("with_folder", [False, True])
+def test_presence_is_the_same_whether_the_plug_in_is_imported_or_not(with_folder: bool, tmp_path: Path) -> None:  # noqa: FBT001
+    for name in catalogue_files.dataset_names() if with_folder else ():
+        (tmp_path / name).mkdir()
+    rows = listing._rows("datasets", tmp_path)
+    assert {name: row["here"] for name, row in rows.items()} == {
+        name: availability.describe_presence(name, tmp_path) for name in rows
+    }
+
+
+def test_the_argument_of_a_data_set_is_the_field_of_its_plug_in() -> None:
+    assert {name: availability.usage(name) for name in PATHS} == {name: f"{name}:PATH" for name in PATHS}
+        name: f"{name}:{word}" for name, word in PATHS.items()
+    }

@@ -43,5 +43,3 @@ def test_presence_is_the_same_whether_the_plug_in_is_imported_or_not(with_folder
 
 def test_the_argument_of_a_data_set_is_the_field_of_its_plug_in() -> None:
     assert {name: availability.usage(name) for name in PATHS} == {name: f"{name}:PATH" for name in PATHS}
-        name: f"{name}:{word}" for name, word in PATHS.items()
-    }

@@ -15,7 +15,7 @@ from peftbench.reports import figure
 from peftbench.results.formatting import Cell
 from peftbench.results.tables import Table, tables
 
-_MARKS = {"": "{}", "best": "<b>{}</b>", "second": "<u>{}</u>"}
+_MARKS = {"": "{}", "best": "<b>{}</b>"}
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from peftbench.core.contract import Result
 from peftbench.results.formatting import NONE, Cell
 from peftbench.results.tables import Table, tables
 
-_MARKS = {"": "{}", "best": r"\textbf{{{}}}", "second": r"\underline{{{}}}"}
+_MARKS = {"": "{}", "best": r"\textbf{{{}}}"}
 _SPECIAL = str.maketrans(
     {
         **{sign: f"\\{sign}" for sign in "#$%&_{}"},

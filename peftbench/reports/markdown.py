@@ -1,4 +1,4 @@
-"""GitHub's tables: best in bold, second underlined."""
+"""GitHub's tables, the first tier in bold."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from peftbench.core.contract import Result
 from peftbench.results.formatting import Cell
 from peftbench.results.tables import Table, tables
 
-_MARKS = {"": "{}", "best": "**{}**", "second": "<ins>{}</ins>"}
+_MARKS = {"": "{}", "best": "**{}**"}
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
@@ -135,6 +135,12 @@ class Compared:
         }
 
 
+@lru_cache(maxsize=64)
+def compared(block: Block, datasets: tuple[str, ...], metric: str = METRIC, against: str = "") -> Compared:
+    """Return the comparison of a group of data sets, computed once for all tables and formats of a report."""
+    return Compared(block, datasets, metric, against)
+
+
 def compare(results: Iterable[Result], metric: str = METRIC, against: str = "") -> list[Compared]:
     """Compare all methods on each data set and, where there are several, averaged over those that belong together.
 
@@ -146,7 +152,7 @@ def compare(results: Iterable[Result], metric: str = METRIC, against: str = "") 
     if against and against not in known:
         raise RequestError(f"--against {against}: no such method in this store; it has {', '.join(sorted(known))}.")
     return [
-        Compared(block, names, metric, against)
+        compared(block, names, metric, against)
         for block in blocks
         for names in [*((name,) for name in block.datasets), *block.averages().values()]
     ]

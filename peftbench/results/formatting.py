@@ -1,4 +1,4 @@
-"""How values look in every table: percent, counts, sizes, ranges, and the marks of the best and the second."""
+"""How values look in every table: percent, counts, sizes, ranges, and the mark of the first tier."""
 
 from __future__ import annotations
 
@@ -10,20 +10,22 @@ from typing import Literal, TypeAlias
 
 from peftbench.core.record import Costs, Record
 from peftbench.results import summary
+from peftbench.results.comparison import Pair
 from peftbench.results.summary import MethodRow, Replicates
 from peftbench.statistics import bootstrap
 from peftbench.storage.sizes import format_size
 
-Mark: TypeAlias = Literal["", "best", "second"]
+Mark: TypeAlias = Literal["", "best"]
 
 NONE = "\N{EN DASH}"
 _RATES_LISTED = 3  # more learning rates than this are shown as a range
+_SMALLEST_P = 0.001
 _THOUSAND = 999.5  # three digits round it to 1000
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell: its text, an addition in smaller type, and whether it is the best of its column."""
+    """One cell: its text, an addition in smaller type, and whether its method is of the first tier."""
 
     text: str
     aside: str = ""
@@ -34,39 +36,35 @@ class Cell:
         return f"{self.text} {self.aside}".strip()
 
 
-Scored: TypeAlias = tuple[float, Cell]  # a value in 0..1, nan if undefined, and its cell
-
-
 def label_cell(row: MethodRow) -> Cell:
     """Return the label of the method; baselines are marked as such."""
     return Cell(row.label, "(baseline)" if row.baseline else "")
 
 
-def mark_best(scores: Sequence[Scored]) -> list[Cell]:
-    """Return the cells with best and second marked; values that are shown alike share a mark."""
-    shown = [math.nan if math.isnan(value) else round(100 * value, 1) for value, _ in scores]
-    ranks = sorted({value for value in shown if not math.isnan(value)}, reverse=True)[:2]
-    marks: dict[float, Mark] = dict(zip(ranks, ("best", "second"), strict=False))
-    return [replace(cell, mark=marks.get(value, "")) for value, (_, cell) in zip(shown, scores, strict=True)]
+def mark_tier(rows: Sequence[MethodRow], cells: Sequence[Cell], tiers: Mapping[str, int]) -> list[Cell]:
+    """Return the cells, those of the first tier marked: no method is shown to be better than one of them."""
+    return [
+        replace(cell, mark="best" if tiers.get(row.name) == 1 else "") for row, cell in zip(rows, cells, strict=True)
+    ]
 
 
-def f1_cell(found: Replicates) -> Scored:
+def f1_cell(found: Replicates) -> Cell:
     """Return the mean macro F1 of replicates with its spread over seeds and its interval."""
     if not found.done:
-        return math.nan, Cell("damaged" if any(job.damage for job in found.failed) else "failed")
+        return Cell("damaged" if any(job.damage for job in found.failed) else "failed")
     spread = found.spread("macro_f1")
     seeds = "" if math.isnan(spread) else f"± {100 * spread:.1f}"
     value = found.mean("macro_f1")
-    return value, Cell(format_points(value), f"{seeds} {_bounds(found.f1)}".strip())
+    return Cell(format_points(value), f"{seeds} {_bounds(found.f1)}".strip())
 
 
-def average_cell(row: MethodRow, datasets: Sequence[str]) -> Scored:
+def average_cell(row: MethodRow, datasets: Sequence[str]) -> Cell:
     """Return macro F1 of one data set or averaged over several; undefined if the row lacks one of them."""
     found = row.estimate(datasets)
     if found:
-        return found.value, Cell(format_points(found.value), _bounds(found))
+        return Cell(format_points(found.value), _bounds(found))
     failed = any(name in row.replicates and not row.replicates[name].done for name in datasets)
-    return math.nan, Cell("failed" if failed else NONE)
+    return Cell("failed" if failed else NONE)
 
 
 def difference_cell(found: bootstrap.Estimate | None) -> Cell:
@@ -76,9 +74,25 @@ def difference_cell(found: bootstrap.Estimate | None) -> Cell:
     return Cell(f"{round(100 * found.value, 1) + 0.0:+.1f}", _bounds(found))
 
 
-def score_cell(value: float) -> Scored:
+def gap_cell(pair: Pair | None) -> Cell:
+    """Return how many points the second method of a pair lies below the first, with the interval."""
+    if pair is None:
+        return Cell(NONE)
+    low, high = pair.found.interval
+    bounds = "" if math.isnan(low) else f"[{format_points(low)}, {format_points(high)}]"
+    return Cell(format_points(pair.found.difference), bounds)
+
+
+def p_cell(pair: Pair | None) -> Cell:
+    """Return the adjusted p-value of a pair."""
+    if pair is None or math.isnan(pair.p):
+        return Cell(NONE)
+    return Cell(f"{pair.p:.3f}" if pair.p >= _SMALLEST_P else f"< {_SMALLEST_P}")
+
+
+def score_cell(value: float) -> Cell:
     """Return a score in 0..1 without interval."""
-    return value, Cell(format_points(value))
+    return Cell(format_points(value))
 
 
 def target_cell(row: MethodRow, records: Sequence[Record]) -> Cell:
@@ -200,7 +214,7 @@ def format_learning_rates(records: Sequence[Record]) -> str:
 
 # --- in a terminal -------------------------------------------------------------------------------------------------
 
-_STYLES = MappingProxyType({"": "", "best": "bold", "second": "underline"})
+_STYLES = MappingProxyType({"": "", "best": "bold"})
 
 
 def styled(cell: Cell) -> str:

@@ -1,8 +1,8 @@
 """Tables as every report shows them, before they become Markdown, LaTeX, HTML or terminal output.
 
-For each setting: an overview if there are several data sets, their averages, one table per data set, the effect of
-leaks between parts, the selection rules, costs, and failed jobs. Scores are in percent with one decimal; best and
-second are marked as shown, so ties share a mark.
+For each setting: an overview if there are several data sets, their averages, one table per data set, tiers, the effect
+of leaks between parts, the selection rules, costs, and failed jobs. Scores are in percent with one decimal. Marked is
+the whole first tier: no method is shown to be better than one of these.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from peftbench.core.contract import INCOMPLETE, Result
 from peftbench.core.recipe import IN_BRACKETS, RECIPES
 from peftbench.core.record import Cut, Record
 from peftbench.results import formatting, summary
+from peftbench.results.comparison import Compared, compared
 from peftbench.results.formatting import Cell
 from peftbench.results.summary import Block, MethodRow
 from peftbench.results.text import printable
@@ -31,6 +32,10 @@ LEAKS_MEAN = (
     "The test images are the same. grouped: trained without the groups of later parts; deduplicated: also without "
     "images that resemble one of a later part. Differences with 95% intervals (bootstrap over groups of test images, "
     "both scores resampled together); they include the cost of fewer training images."
+)
+TIERS_MEAN = (
+    "No method is shown to be better than one of the first tier. Paired on the same test images, over groups and "
+    "seeds; 95% intervals of the difference in points, p-values adjusted over all pairs by Holm."
 )
 _DETAILS = MappingProxyType({"steps": "steps", "batch": "images per step", "head": "head"})  # of a recipe, in captions
 _KERNELS = MappingProxyType(
@@ -62,7 +67,8 @@ def tables(results: Iterable[Result]) -> list[Table]:
         rules = [_rules(block, name) for name in block.datasets]
         spent = [_spent(block, name) for name in block.datasets]
         leaks = [_leaks(block, name) for name in block.datasets]
-        made = [*_overview(block), *_averages(block), *_data_sets(block), *leaks, *rules, *spent, _failures(block)]
+        scores = [*_overview(block), *_averages(block), *_data_sets(block)]
+        made = [*scores, *_tiers(block), *leaks, *rules, *spent, _failures(block)]
         found += [replace(_printable(table), name=f"{table.name}_{number}") for table in made if table.rows]
     return found
 
@@ -77,9 +83,19 @@ def _overview(block: Block) -> list[Table]:
     averages = block.averages()
     groups = [*((name,) for name in block.datasets), *averages.values()]
     columns = ("method", "target", "trained", "share", *block.datasets, *averages)
-    scores = [formatting.mark_best([formatting.average_cell(row, group) for row in block.rows]) for group in groups]
+    scores = [_marked_average(block, group) for group in groups]
     rows = tuple(zip(*_methods(block.rows), *scores, strict=True))
     return [Table("overview", "Macro F1", block.setting.short, _caption(block, block.datasets), columns, rows)]
+
+
+def _compared(block: Block, names: Sequence[str]) -> Compared:
+    return compared(block, tuple(names))
+
+
+def _marked_average(block: Block, names: Sequence[str]) -> list[Cell]:
+    """Return macro F1 of every row, averaged over data sets, the first tier marked."""
+    cells = [formatting.average_cell(row, names) for row in block.rows]
+    return formatting.mark_tier(block.rows, cells, _compared(block, names).tiers)
 
 
 def _methods(rows: Sequence[MethodRow]) -> list[list[Cell]]:
@@ -100,9 +116,9 @@ def _averages(block: Block) -> list[Table]:
         facts = {
             "method": [formatting.label_cell(row) for row in block.rows],
             "target": [formatting.target_cell(row, row.records) for row in block.rows],
-            "macro F1": formatting.mark_best([formatting.average_cell(row, names) for row in block.rows]),
-            "ACC": formatting.mark_best([formatting.score_cell(row.mean("accuracy", names)) for row in block.rows]),
-            "AUC": formatting.mark_best([formatting.score_cell(row.mean("auc", names)) for row in block.rows]),
+            "macro F1": _marked_average(block, names),
+            "ACC": [formatting.score_cell(row.mean("accuracy", names)) for row in block.rows],
+            "AUC": [formatting.score_cell(row.mean("auc", names)) for row in block.rows],
         }
         text = f"{title.capitalize()}: {', '.join(names)}. {_caption(block, names)}"
         made.append(Table(f"average{number}", title.capitalize(), block.setting.short, text, *_transposed(facts)))
@@ -120,9 +136,11 @@ def _data_set(block: Block, name: str) -> Table:
     facts: dict[str, list[Cell]] = {
         "method": [formatting.label_cell(row) for row in rows],
         "target": [formatting.target_cell(row, row.records) for row in rows],
-        "macro F1": formatting.mark_best([formatting.f1_cell(one) for one in found]),
-        "ACC": formatting.mark_best([formatting.score_cell(one.mean("accuracy")) for one in found]),
-        "AUC": formatting.mark_best([formatting.score_cell(one.mean("auc")) for one in found]),
+        "macro F1": formatting.mark_tier(
+            rows, [formatting.f1_cell(one) for one in found], _compared(block, [name]).tiers
+        ),
+        "ACC": [formatting.score_cell(one.mean("accuracy")) for one in found],
+        "AUC": [formatting.score_cell(one.mean("auc")) for one in found],
         **{title: [Cell(show(one.records)) for one in found] for title, show in formatting.COSTS.items()},
         "lr": [Cell(formatting.format_learning_rates(one.records)) for one in found],
         "notes": [Cell("; ".join(one.notes)) for one in found],
@@ -130,6 +148,44 @@ def _data_set(block: Block, name: str) -> Table:
     subject = f"{name} (synthetic data)" if block.synthetic(name) else name
     text = _caption(block, [name]) + _tuned(block)
     return Table(f"data_{_stem(name)}", subject, block.setting.short, text, *_transposed(facts))
+
+
+def _tiers(block: Block) -> list[Table]:
+    """Return one table per data set and average: every compared method by tier, and its difference to the best."""
+    groups = {**{name: (name,) for name in block.datasets}, **block.averages()}
+    return [
+        _tier_table(block, title, names) for title, names in groups.items() if len(_compared(block, names).tiers) > 1
+    ]
+
+
+def _tier_table(block: Block, title: str, names: tuple[str, ...]) -> Table:
+    found, rows = _compared(block, names), {row.name: row for row in block.rows}
+    best, *others = found.tiers
+    pairs = {pair.other: pair for pair in found.pairs if pair.method == best}
+    ordered = [rows[name] for name in (best, *others)]
+    facts: dict[str, list[Cell]] = {
+        "tier": [Cell(str(number)) for number in found.tiers.values()],
+        "method": [Cell(row.name) for row in ordered],
+        "share": [Cell(formatting.COSTS["share"](row.records)) for row in ordered],
+        "macro F1": formatting.mark_tier(
+            ordered, [formatting.average_cell(row, names) for row in ordered], found.tiers
+        ),
+        "less than the first": [Cell(formatting.NONE), *(formatting.gap_cell(pairs.get(name)) for name in others)],
+        "p (Holm)": [Cell(formatting.NONE), *(formatting.p_cell(pairs.get(name)) for name in others)],
+    }
+    text = (
+        f"{title}: methods in tiers by macro F1{_synthetic(block, names)}; {block.setting.network}. {TIERS_MEAN}"
+        f"{_power(found)}"
+    )
+    return Table(f"tiers_{_stem(title)}", f"{title}: tiers", block.setting.short, text, *_transposed(facts))
+
+
+def _power(found: Compared) -> str:
+    """Return what the comparison could find and what it leaves out."""
+    size = f" A difference of {formatting.format_points(found.detectable)} points would be found with 80% power."
+    seeds = " With one seed, the variance between seeds is not covered." if found.seeds == 1 else ""
+    left = f" Left out, because jobs or predictions are missing: {', '.join(found.missing)}." if found.missing else ""
+    return size + seeds + left
 
 
 def _rules(block: Block, name: str) -> Table:
@@ -164,7 +220,7 @@ def _leaks(block: Block, name: str) -> Table:
     }
     for cut in get_args(Cut):
         scores = [
-            formatting.f1_cell(found[cut].replicates[name])[1] if cut in found else Cell(formatting.NONE)
+            formatting.f1_cell(found[cut].replicates[name]) if cut in found else Cell(formatting.NONE)
             for found in several
         ]
         facts[cut] = scores
@@ -252,7 +308,7 @@ def _caption(block: Block, names: Sequence[str]) -> str:
         f"{setting.network}. Recipe {setting.recipe}{details}; step: {RULES[setting.selection]}; "
         f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}. {data}. "
         f"Scores in %{', mean ± standard deviation over seeds' if len(seeds) > 1 else ''}; brackets: 95% interval "
-        f"(bootstrap over groups of test images). Best bold, second underlined."
+        f"(bootstrap over groups of test images). Bold: first tier, no method is shown to be better."
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, replace
 from io import StringIO
 from pathlib import Path
@@ -14,7 +13,6 @@ from peftbench.core.contract import Result
 from peftbench.core.recipe import RECIPES
 from peftbench.core.record import Memory, Variant
 from peftbench.results import formatting, summary, tables
-from peftbench.results.formatting import Cell
 from peftbench.results.frame import frame
 from peftbench.results.tables import Table
 from tests.records import PARAMETERS, Fake, study
@@ -33,20 +31,26 @@ def column(table: Table, name: str) -> list[str]:
     return [str(row[table.columns.index(name)]) for row in table.rows]
 
 
-def test_best_and_second_are_marked_as_far_as_they_are_shown() -> None:
-    scores = [0.8123, 0.8121, math.nan, 0.79, 0.5]
-    found = formatting.mark_best([(value, Cell("")) for value in scores])
-    assert [cell.mark for cell in found] == ["best", "best", "", "second", ""]
+def test_only_a_whole_first_tier_is_marked(tmp_path: Path) -> None:
+    """On 90 images, skills of 3 and 2.9 are a tie, and one of .5 is not."""
+    fakes = (Fake("linear", skill=3.0), Fake("lora", skill=2.9), Fake("bitfit", skill=0.5), Fake("majority", skill=-1))
+    table = find(write(tmp_path, *fakes), "data_busi")
+    marks = dict(
+        zip(column(table, "method"), (row[table.columns.index("macro F1")].mark for row in table.rows), strict=True)
+    )
+    assert marks == {"majority (baseline)": "", "linear (baseline)": "best", "bitfit": "", "lora": "best"}
 
 
-def test_a_single_row_is_the_best() -> None:
-    assert [cell.mark for cell in formatting.mark_best([(0.5, Cell(""))])] == ["best"]
-
-
-def test_baselines_compete_for_the_marks_and_are_called_baselines(tmp_path: Path) -> None:
-    table = find(write(tmp_path, Fake("linear", skill=3.0), Fake("lora", skill=1.0)), "data_busi")
-    assert column(table, "method") == ["linear (baseline)", "lora"]
-    assert [row[table.columns.index("macro F1")].mark for row in table.rows] == ["best", "second"]
+def test_tiers_say_how_far_each_method_is_from_the_first(tmp_path: Path) -> None:
+    results = write(
+        tmp_path, *(Fake(name, skill=skill) for name, skill in (("lora", 3.0), ("ssf", 2.9), ("full", 0.5)))
+    )
+    table = find(results, "tiers_busi")
+    assert column(table, "tier") == ["1", "1", "2"]
+    assert column(table, "method")[-1] == "full"
+    assert [text.startswith("< 0.001") for text in column(table, "p (Holm)")] == [False, False, True]
+    assert "would be found with 80% power" in table.caption
+    assert "With one seed, the variance between seeds is not covered" in table.caption
 
 
 def test_target_and_reached_stand_side_by_side(tmp_path: Path) -> None:
@@ -150,14 +154,14 @@ def test_three_data_sets_fit_120_columns(tmp_path: Path) -> None:
     assert any("shpeft[lam=0.5] @ 0.1% (floor)" in line and "451.9 MB" in line for line in lines)
 
 
-def test_the_terminal_marks_best_and_second(tmp_path: Path) -> None:
+def test_the_terminal_marks_the_first_tier(tmp_path: Path) -> None:
     results = write(tmp_path, Fake("full", skill=3.0), Fake("lora", skill=1.0))
     file = StringIO()
     Console(width=120, force_terminal=True, color_system="standard", file=file).print(tables.terminal(results))
     screen = file.getvalue()
-    best, second = (summary.test_score(result.record, "validation", "macro_f1") for result in results)
+    best, other = (summary.test_score(result.record, "validation", "macro_f1") for result in results)
     assert f"\x1b[1m{100 * best:.1f}\x1b[0m" in screen
-    assert f"\x1b[4m{100 * second:.1f}\x1b[0m" in screen
+    assert f"\x1b[1m{100 * other:.1f}\x1b[0m" not in screen
 
 
 def test_the_frame_has_a_row_a_job_at_full_precision(tmp_path: Path) -> None:

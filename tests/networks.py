@@ -16,6 +16,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from peftbench.models.head import Classifier, Head
+from peftbench.models.method import Method, NoProbe
+from peftbench.models.plan import Tuned
 
 CLASSES = 3
 STYLES = ("plain", "clip", "dinov2")
@@ -74,3 +76,14 @@ def blank(name: str) -> VisionTransformer:
 
     with torch.device("meta"):
         return cast("VisionTransformer", timm.create_model(name, num_classes=0))
+
+
+def randomly_tuned(method: Method, style: str = "plain") -> tuple[Any, Tuned, dict[str, Tensor]]:
+    """A network with the method's adapters, all their tensors random; its tensors by name."""
+    vit = network(style)
+    tuned = method.plan(vit, NoProbe()).carry_out(vit)
+    draw = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for tensor in tuned.tensors.values():
+            tensor.copy_(0.3 * torch.randn(tensor.shape, generator=draw, dtype=tensor.dtype))
+    return vit.eval(), tuned, dict(tuned.tensors)

@@ -18,22 +18,10 @@ from peftbench.methods.convpass import Convpass
 from peftbench.methods.rep_adapter import RepAdapter
 from peftbench.methods.rlrr import RLRR
 from peftbench.models.method import Method, NoProbe
-from peftbench.models.plan import Tuned
-from tests.networks import STYLES, batch, network
+from tests.networks import STYLES, batch, network, randomly_tuned
 
 EXACT: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-10}
 TOKENS = torch.randn(3, 17, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-
-
-def carried(method: Method, style: str = "plain") -> tuple[Any, Tuned, dict[str, Tensor]]:
-    """A network that carries the method, every added tensor random; its tensors by the end of their names."""
-    vit = network(style)
-    tuned = method.plan(vit, NoProbe()).carry_out(vit)
-    draw = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for tensor in tuned.tensors.values():
-            tensor.copy_(0.3 * torch.randn(tensor.shape, generator=draw, dtype=tensor.dtype))
-    return vit.eval(), tuned, dict(tuned.tensors)
 
 
 def of(tensors: dict[str, Tensor], site: str) -> dict[str, Tensor]:
@@ -46,12 +34,12 @@ def bottleneck(t: dict[str, Tensor], x: Tensor, activation: Any = F.gelu) -> Ten
     return hidden @ t["up.weight"].T + t["up.bias"]
 
 
-# --- behind a branch -------------------------------------------------------------------------------------------------
+# --- after a branch --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("style", STYLES)
 def test_houlsby_stands_between_each_branch_and_its_skip(style: str) -> None:
-    vit, _, tensors = carried(AdapterHoulsby(bottleneck=3), style)
+    vit, _, tensors = randomly_tuned(AdapterHoulsby(bottleneck=3), style)
     plain: Any = network(style).blocks[0]
     y = plain.ls1(plain.attn(plain.norm1(TOKENS)))
     x = TOKENS + y + bottleneck(of(tensors, "blocks.0.ls1"), y)
@@ -61,7 +49,7 @@ def test_houlsby_stands_between_each_branch_and_its_skip(style: str) -> None:
 
 
 def test_pfeiffer_stands_behind_the_mlp_only() -> None:
-    vit, _, tensors = carried(AdapterPfeiffer(bottleneck=3), "dinov2")
+    vit, _, tensors = randomly_tuned(AdapterPfeiffer(bottleneck=3), "dinov2")
     plain: Any = network("dinov2").blocks[1]
     x = TOKENS + plain.ls1(plain.attn(plain.norm1(TOKENS)))
     y = plain.ls2(plain.mlp(plain.norm2(x)))
@@ -70,7 +58,7 @@ def test_pfeiffer_stands_behind_the_mlp_only() -> None:
 
 
 def test_adapter_plus_reads_the_block_and_scales_each_channel() -> None:
-    vit, _, tensors = carried(AdapterPlus(bottleneck=3))
+    vit, _, tensors = randomly_tuned(AdapterPlus(bottleneck=3))
     own = of(tensors, "blocks.0")
     y = network().blocks[0](TOKENS)
     torch.testing.assert_close(vit.blocks[0](TOKENS), y + own["scale"] * bottleneck(own, y), **EXACT)
@@ -93,7 +81,7 @@ def test_the_norms_may_train_too(style: str) -> None:
 
 
 def test_an_image_may_go_without_adapter_in_training_only() -> None:
-    vit, _, _ = carried(AdapterPlus(bottleneck=3, drop_path=0.5))
+    vit, _, _ = randomly_tuned(AdapterPlus(bottleneck=3, drop_path=0.5))
     same = TOKENS[:1].expand(32, -1, -1)
     torch.manual_seed(0)
     trained = vit.train().blocks[0](same)
@@ -106,7 +94,7 @@ def test_an_image_may_go_without_adapter_in_training_only() -> None:
 
 def test_rep_adapter_is_a_dense_and_a_grouped_convolution_of_one_pixel() -> None:
     """The authors write it with Conv1d over tokens."""
-    vit, _, tensors = carried(RepAdapter(r=4, groups=2, scale=0.5))
+    vit, _, tensors = randomly_tuned(RepAdapter(r=4, groups=2, scale=0.5))
     own = of(tensors, "blocks.0.attn.qkv")
     kernel = own["up"].transpose(1, 2).reshape(32, 2, 1)  # (channels out, channels in of its group, 1)
     hidden = F.conv1d(TOKENS.transpose(1, 2), own["down.weight"][..., None], own["down.bias"])
@@ -116,7 +104,7 @@ def test_rep_adapter_is_a_dense_and_a_grouped_convolution_of_one_pixel() -> None
 
 
 def test_arc_shares_one_projection_for_attention_and_one_for_the_mlp() -> None:
-    vit, _, tensors = carried(ARC(r=5))
+    vit, _, tensors = randomly_tuned(ARC(r=5))
     for i in (0, 1):
         for branch, layer in (("attention", "attn.qkv"), ("mlp", "mlp.fc1")):
             own, shared = of(tensors, f"blocks.{i}.{layer}"), tensors[f"shared/{branch}/weight"]
@@ -128,7 +116,7 @@ def test_arc_shares_one_projection_for_attention_and_one_for_the_mlp() -> None:
 @pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize("method", [RepAdapter(r=4, groups=4, scale=2.0), ARC(r=3), RLRR()], ids=str)
 def test_what_is_linear_folds_into_the_layer(method: Method, style: str) -> None:
-    vit, tuned, _ = carried(method, style)
+    vit, tuned, _ = randomly_tuned(method, style)
     x = batch()[0]
     unmerged = vit(x)
     assert not torch.allclose(unmerged, network(style).eval()(x), atol=1e-3)
@@ -138,7 +126,7 @@ def test_what_is_linear_folds_into_the_layer(method: Method, style: str) -> None
 
 
 def test_it_folds_from_training_mode_and_leaves_the_mode_alone() -> None:
-    vit, tuned, _ = carried(RepAdapter(r=4, dropout=0.5))
+    vit, tuned, _ = randomly_tuned(RepAdapter(r=4, dropout=0.5))
     x = batch()[0]
     unmerged = vit(x)
     vit.train()
@@ -161,7 +149,7 @@ def test_without_a_bias_to_take_the_shift_it_stays() -> None:
 
 def test_rlrr_adds_every_matrix_rescaled_by_rows_and_columns() -> None:
     """Query, key and value by columns of their own, as in the authors' three matrices."""
-    vit, _, tensors = carried(RLRR())
+    vit, _, tensors = randomly_tuned(RLRR())
     own, base = of(tensors, "blocks.0.attn.qkv"), network().get_submodule("blocks.0.attn.qkv")
     found = vit.blocks[0].attn.qkv(TOKENS).chunk(3, -1)
     weights, biases = base.get_parameter("weight").chunk(3), base.get_parameter("bias").chunk(3)
@@ -197,7 +185,7 @@ def authors_bypass(t: dict[str, Tensor], x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("style", STYLES)
 def test_convpass_stands_beside_both_branches(style: str) -> None:
-    vit, _, tensors = carried(Convpass(r=3, scale=0.1), style)
+    vit, _, tensors = randomly_tuned(Convpass(r=3, scale=0.1), style)
     own = of(tensors, "blocks.0")
     attention, mlp = (
         {n.removeprefix(f"{branch}."): t for n, t in own.items() if n.startswith(f"{branch}.")}

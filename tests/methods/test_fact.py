@@ -13,21 +13,11 @@ from peftbench.methods._fact import FacT
 from peftbench.methods.fact_tk import FacTTK
 from peftbench.methods.fact_tt import FacTTT
 from peftbench.models.method import NoProbe
-from tests.networks import STYLES, batch, network
+from tests.networks import STYLES, batch, network, randomly_tuned
 
 EXACT: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-10}
 SITES = {"attn.qkv": (1, 3), "attn.proj": (1, 1), "mlp.fc1": (1, 4), "mlp.fc2": (4, 1)}  # squares in, out
 FORMATS = [FacTTT(r=3, scale=0.5), FacTTK(r=3, scale=0.5)]
-
-
-def carried(method: FacT, style: str = "plain") -> tuple[Any, Any, dict[str, Tensor]]:
-    vit = network(style)
-    tuned = method.plan(vit, NoProbe()).carry_out(vit)
-    draw = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for tensor in tuned.tensors.values():
-            tensor.copy_(0.3 * torch.randn(tensor.shape, generator=draw, dtype=tensor.dtype))
-    return vit.eval(), tuned, dict(tuned.tensors)
 
 
 def changed(weight: Tensor, cores: list[Tensor], squares: tuple[int, int], u: Tensor, v: Tensor) -> Tensor:
@@ -42,7 +32,7 @@ def changed(weight: Tensor, cores: list[Tensor], squares: tuple[int, int], u: Te
 
 @pytest.mark.parametrize("style", STYLES)
 def test_in_the_tensor_train_every_square_has_its_own_core(style: str) -> None:
-    vit, _, tensors = carried(FacTTT(r=3, scale=0.5), style)
+    vit, _, tensors = randomly_tuned(FacTTT(r=3, scale=0.5), style)
     u, v = (tensors[f"shared/factors/{name}"] for name in ("down", "up"))
     for site, squares in SITES.items():
         cores = tensors[f"graft/blocks.1.{site}/core"].flatten(0, 1)
@@ -54,7 +44,7 @@ def test_in_the_tensor_train_every_square_has_its_own_core(style: str) -> None:
 
 
 def test_in_the_tucker_format_every_core_is_a_mixture_of_r() -> None:
-    vit, _, tensors = carried(FacTTK(r=3, scale=0.5))
+    vit, _, tensors = randomly_tuned(FacTTK(r=3, scale=0.5))
     u, v, core, mixture = (tensors[f"shared/factors/{name}"] for name in ("down", "up", "core", "mixture"))
     number = 0
     for block in (0, 1):
@@ -72,7 +62,7 @@ def test_in_the_tucker_format_every_core_is_a_mixture_of_r() -> None:
 @pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize("method", FORMATS, ids=str)
 def test_the_change_folds_into_the_weights(method: FacT, style: str) -> None:
-    vit, tuned, _ = carried(method, style)
+    vit, tuned, _ = randomly_tuned(method, style)
     x = batch()[0]
     unmerged = vit(x)
     assert not torch.allclose(unmerged, network(style).eval()(x), atol=1e-3)
@@ -98,7 +88,7 @@ def test_the_formula_is_what_is_built(method: FacT) -> None:
 
 
 def test_dropout_acts_in_training_only() -> None:
-    vit, _, _ = carried(FacTTT(r=3, dropout=0.5))
+    vit, _, _ = randomly_tuned(FacTTT(r=3, dropout=0.5))
     x = batch()[0]
     assert not torch.equal(vit.train()(x), vit(x))
     assert torch.equal(vit.eval()(x), vit(x))

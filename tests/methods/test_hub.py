@@ -50,7 +50,7 @@ from tests.networks import batch, blank, network
 
 TWO: tuple[Projection, ...] = ("qkv", "fc2")  # (96, 32) and (32, 128): what is shared must fit both
 SIZE = 96 * 32 / 768**2  # of the small network's qkv as a share of what scales are meant for
-PEERS: list[tuple[HubMethod, str, dict[str, Any]]] = [  # ours, and what peft is told
+PEERS: list[tuple[HubMethod, str, dict[str, Any]]] = [  # our method, and the equivalent kind and options of peft
     (DoRA(r=3, alpha=5, sites=TWO), "LORA", {"r": 3, "lora_alpha": 5, "use_dora": True}),
     (RsLoRA(r=3, alpha=5, sites=TWO), "LORA", {"r": 3, "lora_alpha": 5, "use_rslora": True}),
     (AdaLoRA(r=4, alpha=5, sites=TWO), "ADALORA", {"init_r": 6, "target_r": 4, "lora_alpha": 5, "total_step": 9}),
@@ -101,7 +101,7 @@ def theirs(method: HubMethod, kind: str, options: dict[str, Any], dtype: torch.d
 
 
 def trained(vit: nn.Module) -> dict[str, nn.Parameter]:
-    """What trains, by peft's names: where ours has a graft that holds peft's layer, peft has the layer."""
+    """What trains, by peft's names: where the network has an adapter around peft's layer, peft's model has the layer."""
     free = [(n.replace(".base.", "."), p) for n, p in vit.named_parameters() if p.requires_grad]
     if "tinylora" not in free[0][0]:
         return dict(free)

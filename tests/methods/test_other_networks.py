@@ -28,7 +28,7 @@ from peftbench.models.method import Method, NoProbe
 
 NETWORKS: dict[str, dict[str, Any]] = {
     "SigLIP": {"class_token": False, "global_pool": "map"},
-    "mean of the patches": {"class_token": False, "global_pool": "avg"},  # with the last norm behind the mean
+    "mean of the patches": {"class_token": False, "global_pool": "avg"},  # with the last norm after the mean
     "registers": {"reg_tokens": 4, "no_embed_class": True, "init_values": 0.5},
     "norms of queries and keys": {"qk_norm": True, "proj_bias": False},
     "no last norm": {"final_norm": False},

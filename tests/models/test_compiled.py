@@ -109,7 +109,7 @@ def test_the_same_bits_each_time(trained: dict[str, Any]) -> None:
 
 
 def test_every_block_is_compiled_for_training_and_none_for_evaluation(trained: dict[str, Any]) -> None:
-    """Also behind torch's own limit of eight graphs, where it would silently go on as before."""
+    """Also above torch's default limit of eight graphs, where it would silently stop compiling."""
     blocks, steps, runs = 9, 4, 2
     assert trained["calls"] == [0, blocks * steps, runs * blocks]
 

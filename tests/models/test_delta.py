@@ -1,4 +1,4 @@
-"""What training added, saved and restored; and refused wherever it does not fit."""
+"""Deltas: written, restored, and refused if they do not fit."""
 
 from __future__ import annotations
 

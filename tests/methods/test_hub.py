@@ -101,7 +101,7 @@ def theirs(method: HubMethod, kind: str, options: dict[str, Any], dtype: torch.d
 
 
 def trained(vit: nn.Module) -> dict[str, nn.Parameter]:
-    """What trains, by peft's names: where the network has an adapter around peft's layer, peft's model has the layer."""
+    """Trainable parameters by peft's names: peft's model has a layer where the network has an adapter around it."""
     free = [(n.replace(".base.", "."), p) for n, p in vit.named_parameters() if p.requires_grad]
     if "tinylora" not in free[0][0]:
         return dict(free)

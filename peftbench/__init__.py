@@ -1,4 +1,4 @@
-"""peftbench: which parameter-efficient fine-tuning method for these medical images, this budget and this card?
+"""Compare parameter-efficient fine-tuning methods for vision transformers on medical images.
 
 import peftbench
 peftbench.run(methods=["shpeft", "lora"], datasets="all")
@@ -35,7 +35,7 @@ def run(
     """
     from pathlib import Path
 
-    from peftbench.cli import show_all
+    from peftbench.cli.run import run_study
     from peftbench.core import fields, spec, syntax
     from peftbench.study import defaults
 
@@ -43,7 +43,7 @@ def run(
         Path(store), Path(data) if data else None, None, Path(weights) if weights else None, device
     )
     values = {k: syntax.texts(v) if k in spec.SEVERAL and isinstance(v, str) else v for k, v in asked.items()}
-    return show_all.run_study(fields.build(spec.Study, values, "peftbench.run"), places, jobs, skip_broken=False)
+    return run_study(fields.build(spec.Study, values, "peftbench.run"), places, jobs, skip_broken=False)
 
 
 def load(store: str | Path = "runs") -> pd.DataFrame:

@@ -84,7 +84,9 @@ def call(arguments: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> int:
 
 
 SLOW = (  # to import, some of it only when first needed
-    "peftbench.cli.show_all",
+    "peftbench.cli.run",
+    "peftbench.execution.local",
+    "peftbench.study.resolve",
     "peftbench.backbones.mini",
     "peftbench.reports.figure",
     "matplotlib.backends.backend_agg",

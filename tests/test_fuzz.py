@@ -20,7 +20,7 @@ from PIL import Image
 
 from peftbench.core.catalogue import DatasetEntry, MethodEntry, OwnEntry, read_entry
 from peftbench.core.contract import Splits
-from peftbench.core.spec import Study, asked
+from peftbench.core.spec import Study, read_study
 from peftbench.core.syntax import LARGEST, budget, parse, texts
 from peftbench.datasets import _described
 from peftbench.datasets.table import Table
@@ -75,7 +75,7 @@ def test_a_study_file_is_a_study_or_a_sentence(home: Path, content: bytes) -> No
 def assert_a_study_or_a_sentence(file: Path, content: bytes) -> None:
     file.write_bytes(content)
     with or_refused(RequestError):
-        study = asked(file, {})
+        study = read_study(file, {})
         assert Study(**vars(study)) == study
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from peftbench.cli.check import check
+from peftbench.cli.check import check_one
 from peftbench.core.registry import Registry, registry
 from peftbench.errors import PeftbenchError
 from peftbench.models import backbone
@@ -292,6 +292,6 @@ def test_a_module_in_the_working_folder_is_checked_by_package_and_name(program: 
 
 def test_every_kind_is_checked_by_its_name(tmp_path: Path) -> None:
     for name in ("methods/linear", "metrics/accuracy", "reports/csv"):
-        assert failed(check(name, tmp_path)) == []
+        assert failed(check_one(name, tmp_path)) == []
     with pytest.raises(PeftbenchError, match="No report is called 'lora'"):
-        check("reports/lora", tmp_path)
+        check_one("reports/lora", tmp_path)

@@ -2,124 +2,163 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Annotated, Any
 
-from rich.console import Console
-from rich.table import Table
+import typer
 
-from peftbench import testing
-from peftbench.cli.progress import Tally
-from peftbench.core.fields import build
-from peftbench.core.registry import FOLDERS, registry, variant
-from peftbench.core.syntax import Spec, parse
+from peftbench.cli.console import errors, make_table, output, say, show, show_json
+from peftbench.cli.options import STORE, DataOption, JsonOption
 from peftbench.errors import PeftbenchError, PluginError, RequestError, UnknownNameError
-from peftbench.models.method import Method
-from peftbench.testing import Finding, failed
 
-console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
-MARKS = {"passed": "yes", "failed": "NO", "skipped": "-"}
-Findings = Mapping[str, Sequence[Finding]]
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from peftbench.core.syntax import Spec
+    from peftbench.testing import Finding
+
+VERDICTS: Mapping[str, str] = MappingProxyType({"passed": "yes", "failed": "NO", "skipped": "-"})  # as printed
+
+
+def check(
+    name: Annotated[str | None, typer.Argument(help="A plug-in such as lora or metrics/auc, or PACKAGE:NAME.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Everything that is installed.")] = False,
+    compiled: Annotated[bool, typer.Option("--compile", help="Also with torch.compile: 0.7 s per method.")] = False,
+    data: DataOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Check a plug-in against the conformance rules. The exit code is 1 if a rule does not hold."""
+    from peftbench.study.defaults import places
+
+    folder = places(STORE, data).data
+    raise typer.Exit(show_check(name, folder, everything=everything, compiled=compiled, as_json=json))
 
 
 def show_check(name: str | None, data: Path, *, everything: bool, compiled: bool, as_json: bool) -> int:
-    """Print what the rules found; 0 if every rule holds, else 1. Raises RequestError for what cannot be checked."""
+    """Print the findings; return 0 if every rule holds, else 1. Raises RequestError for what cannot be checked."""
+    from peftbench.testing import failed
+
     if (name is None) != everything:
-        raise RequestError("Say what to check: NAME or PACKAGE:NAME, or --all for everything that is installed.")
+        raise RequestError("check needs what to check: give NAME or PACKAGE:NAME, or --all for everything installed.")
     started = time.perf_counter()
-    said = Console(stderr=True, highlight=False) if as_json else console
-    found = check_all(data, said, compiled=compiled) if name is None else {name: check(name, data, compiled=compiled)}
+    console = errors() if as_json else output()
+    found = (
+        check_all(data, console, compiled=compiled)
+        if name is None
+        else {name: check_one(name, data, compiled=compiled)}
+    )
     if as_json:
-        told = {one: [asdict(finding) for finding in findings] for one, findings in found.items()}
-        console.print_json(json.dumps(told))
+        show_json({one: [asdict(finding) for finding in findings] for one, findings in found.items()})
     elif name is None:
-        _print_all(found, time.perf_counter() - started)
+        _show_all(found, time.perf_counter() - started)
     else:
-        _print_one(found[name])
+        _show_one(found[name])
     return int(any(map(failed, found.values())))
 
 
-def check_all(data: Path, said: Console, *, compiled: bool = False) -> dict[str, list[Finding]]:
-    """The findings on everything installed, and a line on `said` as each plug-in ends."""
+# --- checking --------------------------------------------------------------------------------------------------------
+
+
+def check_all(data: Path, console: Console, *, compiled: bool = False) -> dict[str, list[Finding]]:
+    """Return the findings on everything installed; `console` gets a line as each plug-in ends."""
+    from peftbench.cli.progress import Tally
+    from peftbench.core.registry import FOLDERS, registry
+    from peftbench.testing import failed
+
     names = [f"{folder}/{name}" for folder in FOLDERS for name in registry(folder).names()]
     found: dict[str, list[Finding]] = {}
-    with Tally(said, "checking", len(names)) as tally:
+    with Tally(console, "checking", len(names)) as tally:
         for name in names:
             tally.begin(name)
             started = time.perf_counter()
-            found[name] = _looked_at(name, data, compiled=compiled)
+            found[name] = _check_if_buildable(name, data, compiled=compiled)
             seconds = time.perf_counter() - started
-            tally.end(name, f"{_in_short(found[name])}, {seconds:.1f} s", aloud=bool(failed(found[name])))
+            tally.end(name, f"{_in_short(found[name])}, {seconds:.1f} s", keep=bool(failed(found[name])))
     return found
 
 
-def _looked_at(name: str, data: Path, *, compiled: bool) -> list[Finding]:
-    """The findings on one of many: what cannot be loaded or built is a finding itself."""
+def _check_if_buildable(name: str, data: Path, *, compiled: bool) -> list[Finding]:
+    """Return the findings; a plug-in that cannot be loaded or built is itself a finding."""
+    from peftbench.testing import Finding
+
     try:
-        _, plugin, spec = _found(name)
-        if lacking := _needed(plugin):
+        _, plugin, spec = _find(name)
+        if lacking := _required_fields(plugin):
             return [Finding("it is built", "", "skipped", f"{spec.name} needs a value for {lacking[0]!r}.")]
-        return check(name, data, compiled=compiled)
+        return check_one(name, data, compiled=compiled)
     except PeftbenchError as error:
         return [Finding("it is built", "", "failed", str(error))]
 
 
-def _needed(plugin: Any) -> list[str]:  # noqa: ANN401
-    """The fields that it cannot be built without."""
+def _required_fields(plugin: Any) -> list[str]:  # noqa: ANN401 - any plug-in
     if not (isinstance(plugin, type) and is_dataclass(plugin)):
         return []
     return [f.name for f in fields(plugin) if f.init and f.default is MISSING and f.default_factory is MISSING]
 
 
 def _in_short(findings: Sequence[Finding]) -> str:
-    """One phrase for a line of a log."""
+    from peftbench.testing import failed
+
     broken = failed(findings)
     if broken:
         return f"FAILED {'; '.join(broken)}"
     held = sum(finding.verdict == "passed" for finding in findings)
-    return f"all {held} rules hold" if held else f"not looked at: {findings[0].says}"
+    return f"all {held} rules hold" if held else f"not checked: {findings[0].says}"
 
 
-def check(name: str, data: Path, *, compiled: bool = False) -> list[Finding]:
-    """The findings on one plug-in: `lora[r=4]`, `metrics/auc`, `timm:vit_tiny_patch16_224` or `package.module:Name`.
+def check_one(name: str, data: Path, *, compiled: bool = False) -> list[Finding]:
+    """Return the findings on a plug-in.
 
-    Raises UnknownNameError for a name that nobody brings, PluginError for a plug-in that cannot be loaded.
+    Args:
+        name: such as `lora[r=4]`, `metrics/auc`, `timm:vit_tiny_patch16_224` or `package.module:Name`.
+        data: the folder that holds the data sets.
+        compiled: whether methods are also checked under torch.compile.
+
+    Raises UnknownNameError, or PluginError for a plug-in that cannot be loaded.
     """
-    folder, plugin, spec = _found(name)
+    from peftbench import testing
+
+    folder, plugin, spec = _find(name)
     checks: dict[str, Callable[[], list[Finding]]] = {
-        "methods": lambda: testing.check_method(_made(plugin, spec, name), compiled=compiled),
-        "datasets": lambda: testing.check_dataset(_made(plugin, spec, name), data),
-        "backbones": lambda: testing.check_backbone(_made(plugin, spec, name)),
+        "methods": lambda: testing.check_method(_build(plugin, spec, name), compiled=compiled),
+        "datasets": lambda: testing.check_dataset(_build(plugin, spec, name), data),
+        "backbones": lambda: testing.check_backbone(_build(plugin, spec, name)),
         "metrics": lambda: testing.check_metric(plugin, spec.name),
         "reports": lambda: testing.check_report(plugin),
     }
     return checks[folder]()
 
 
-def _found(name: str) -> tuple[str, Any, Spec]:
-    """The folder whose rules hold for it, the plug-in, and what was written behind its name."""
+# --- finding what is meant -------------------------------------------------------------------------------------------
+
+
+def _find(name: str) -> tuple[str, Any, Spec]:
+    """Return the folder whose contract holds for a plug-in, the plug-in, and its parsed name with arguments."""
+    from peftbench.core.registry import FOLDERS, registry, variant
+    from peftbench.core.syntax import Spec, parse
+
     folder, slash, rest = name.partition("/")
-    asked = rest if slash and folder in FOLDERS else name
-    head = asked.partition(":")[0].partition("[")[0]
+    text = rest if slash and folder in FOLDERS else name
+    head = text.partition(":")[0].partition("[")[0]
     base, values = variant(head)
     if base != head:
-        return "methods", registry("methods").get(base), Spec(base, None, {**values, **parse(asked).fields})
-    folders = [folder] if asked is rest else [f for f in FOLDERS if head in registry(f).names()]
+        return "methods", registry("methods").get(base), Spec(base, None, {**values, **parse(text).fields})
+    folders = [folder] if text is rest else [f for f in FOLDERS if head in registry(f).names()]
     if folders:
-        return folders[0], registry(folders[0]).get(head), parse(asked)
-    if ":" not in asked:
+        return folders[0], registry(folders[0]).get(head), parse(text)
+    if ":" not in text:
         raise UnknownNameError("plug-in", head, {n for f in FOLDERS for n in registry(f).names()})
-    plugin = _imported(asked)
-    return _folder(plugin, asked), plugin, Spec(asked.partition(":")[2])
+    plugin = _load(text)
+    return _contract(plugin, text), plugin, Spec(text.partition(":")[2])
 
 
-def _imported(name: str) -> Any:  # noqa: ANN401 - which contract it keeps is found out next
+def _load(name: str) -> Any:  # noqa: ANN401 - any plug-in
     module, _, attribute = name.partition(":")
     sys.path.insert(0, "")  # a module in the working folder, as `python -m` finds it
     try:
@@ -130,8 +169,10 @@ def _imported(name: str) -> Any:  # noqa: ANN401 - which contract it keeps is fo
         sys.path.remove("")
 
 
-def _folder(plugin: Any, name: str) -> str:  # noqa: ANN401
-    """Which contract a plug-in keeps, by what it offers."""
+def _contract(plugin: Any, name: str) -> str:  # noqa: ANN401
+    """Return the folder whose contract a plug-in has the attributes of."""
+    from peftbench.models.method import Method
+
     if isinstance(plugin, Method) or (isinstance(plugin, type) and issubclass(plugin, Method)):
         return "methods"
     offers = {"backbones": ("network", "weights"), "datasets": ("card", "load"), "reports": ("suffix", "write")}
@@ -140,11 +181,13 @@ def _folder(plugin: Any, name: str) -> str:  # noqa: ANN401
             return folder
     if callable(plugin) and not isinstance(plugin, type):
         return "metrics"
-    raise RequestError(f"{name} is no method, data set, backbone, metric or report.")
+    raise RequestError(f"{name} is not a method, data set, backbone, metric or report.")
 
 
-def _made(plugin: Any, spec: Spec, name: str) -> Any:  # noqa: ANN401
-    """An instance, from what was written behind the name if the plug-in is a class."""
+def _build(plugin: Any, spec: Spec, name: str) -> Any:  # noqa: ANN401
+    """Return an instance with the fields given in the name; a plug-in that is no class is returned as it is."""
+    from peftbench.core.fields import build
+
     argument = {} if spec.argument is None else {_first_field(plugin): spec.argument}
     return build(plugin, {**argument, **spec.fields}, name) if isinstance(plugin, type) else plugin
 
@@ -153,34 +196,37 @@ def _first_field(plugin: Any) -> str:  # noqa: ANN401
     return str(next(iter(getattr(plugin, "__dataclass_fields__", {"argument": None}))))
 
 
-def _print_one(findings: Sequence[Finding]) -> None:
+# --- printing --------------------------------------------------------------------------------------------------------
+
+
+def _show_one(findings: Sequence[Finding]) -> None:
+    from peftbench.testing import failed
+
     networks = list(dict.fromkeys(finding.network for finding in findings))
-    table = Table("rule", *(network or "holds" for network in networks), box=None, pad_edge=False)
-    cells = {(finding.rule, finding.network): MARKS[finding.verdict] for finding in findings}
-    for rule in dict.fromkeys(finding.rule for finding in findings):
-        table.add_row(rule, *(cells.get((rule, network), "") for network in networks))
-    console.print(table)
+    cells = {(finding.rule, finding.network): VERDICTS[finding.verdict] for finding in findings}
+    rules = dict.fromkeys(finding.rule for finding in findings)
+    rows = [[rule, *(cells.get((rule, network), "") for network in networks)] for rule in rules]
+    show(make_table(["rule", *(network or "holds" for network in networks)], rows))
     for line in dict.fromkeys(f"- {f.rule}: {f.says}" for f in findings if f.verdict == "skipped"):
-        console.print(line, markup=False)
+        say(line)
     for line in failed(findings):
-        console.print(f"NO {line}", markup=False)
+        say(f"NO {line}")
 
 
-def _print_all(found: Findings, seconds: float) -> None:
-    table = Table("plug-in", *MARKS, box=None, pad_edge=False)
-    for name, findings in found.items():
-        table.add_row(name, *(str(sum(f.verdict == verdict for f in findings)) for verdict in MARKS))
-    console.print(table)
+def _show_all(found: Mapping[str, Sequence[Finding]], seconds: float) -> None:
+    from peftbench.testing import failed
+
+    rows = [
+        [name, *(str(sum(f.verdict == verdict for f in findings)) for verdict in VERDICTS)]
+        for name, findings in found.items()
+    ]
+    show(make_table(["plug-in", *VERDICTS], rows))
     for name, findings in found.items():
         for line in failed(findings):
-            console.print(f"NO {name}: {line}", markup=False)
+            say(f"NO {name}: {line}")
     broken = [name for name, findings in found.items() if failed(findings)]
-    unseen = [name for name, findings in found.items() if all(f.verdict == "skipped" for f in findings)]
-    _say(f"{len(found) - len(broken) - len(unseen)} of {len(found)} plug-ins keep every rule; {seconds:.0f} s.")
-    for words, names in (("Not looked at", unseen), ("A rule does not hold", broken)):
+    skipped = [name for name, findings in found.items() if all(f.verdict == "skipped" for f in findings)]
+    say(f"{len(found) - len(broken) - len(skipped)} of {len(found)} plug-ins keep every rule; {seconds:.0f} s.")
+    for title, names in (("Not checked", skipped), ("A rule does not hold", broken)):
         if names:
-            _say(f"{words}: {', '.join(names)}.")
-
-
-def _say(line: str) -> None:
-    console.print(line, markup=False, soft_wrap=True)
+            say(f"{title}: {', '.join(names)}.")

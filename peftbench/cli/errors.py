@@ -1,4 +1,4 @@
-"""What the command line says of a mistake, in one line, on any terminal."""
+"""Errors as the command line prints them: one line, on any terminal."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__bases__[0])
 
 
 def sentence(error: Exception) -> str:
-    """What an error says, on one line."""
+    """Return an error's message on one line."""
     if isinstance(error, OSError):
         return f"{error.filename or 'The system'}: {error.strerror or error}."
-    said = _usage(error) if isinstance(error, UsageError) else str(error)
-    return " ".join(said.split())
+    text = _usage(error) if isinstance(error, UsageError) else str(error)
+    return " ".join(text.split())
 
 
 def _usage(error: Any) -> str:  # noqa: ANN401 - UsageError, a name that no type checker knows
-    """What is wrong with the words, what the one that is missing should be, and where the help is."""
-    said = str(error.format_message()).rstrip(".")
-    means = getattr(getattr(error, "param", None), "help", None)  # only some of these errors know their parameter
-    if means and said.startswith("Missing"):
-        said += f": {means.rstrip('.')}"
-    end = "" if said.endswith("?") else "."
-    return said + end + (f" `{error.ctx.command_path} --help` says more." if error.ctx else "")
+    """Return what is wrong with the command, what a missing argument means, and where the help is."""
+    text = str(error.format_message()).rstrip(".")
+    meaning = getattr(getattr(error, "param", None), "help", None)  # only some of these errors know their parameter
+    if meaning and text.startswith("Missing"):
+        text += f": {meaning.rstrip('.')}"
+    end = "" if text.endswith("?") else "."
+    return text + end + (f" See `{error.ctx.command_path} --help`." if error.ctx else "")
 
 
 def spell_out() -> None:
-    """Write letters that a terminal has not by their number, rather than fail."""
+    """Make stdout and stderr write letters that their encoding lacks by their number, rather than fail."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import ast
-import json
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Annotated, Any
 
-from rich.console import Console
-from rich.table import Table
+import typer
 
+from peftbench.cli.console import make_table, say, show, show_json, warn
+from peftbench.cli.options import DataOption, JsonOption
 from peftbench.core import catalogue_files
 from peftbench.core.registry import FOLDERS, registry, variant
 from peftbench.core.syntax import PATHS, Spec
@@ -29,7 +28,14 @@ LEGEND = (
 AT_PATH = "at the path given"
 PRESENT = ("complete", "built in", AT_PATH)
 
-console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 120)
+
+def list_(
+    kind: Annotated[str, typer.Argument(help="methods, datasets, backbones, metrics, reports or recipes.")],
+    data: DataOption = None,
+    json: JsonOption = False,
+) -> None:
+    """List what is installed. For data sets also what is on this machine."""
+    show_list(kind, data, as_json=json)
 
 
 def show_list(kind: str, data: Path | None, *, as_json: bool) -> None:
@@ -37,21 +43,20 @@ def show_list(kind: str, data: Path | None, *, as_json: bool) -> None:
     root = data_folder(data)
     rows = _rows(kind, root)
     if as_json:
-        console.print_json(json.dumps(rows))
+        show_json(rows)
         return
     absent = {name: how for name, row in rows.items() if (how := row.pop(HOW, "")) and row["here"] not in PRESENT}
-    table = Table(box=None, pad_edge=False)
-    for column in ("name", *next(iter(rows.values()), {})):
-        table.add_column(column, overflow="fold")
-    for name, row in rows.items():
-        table.add_row(name, *(YES_NO.get(str(value), str(value)) for value in row.values()))
-    console.print(table)
+    columns = ("name", *next(iter(rows.values()), {}))
+    cells = [[name, *(YES_NO.get(str(value), str(value)) for value in row.values())] for name, row in rows.items()]
+    show(make_table(columns, cells))
     if kind == "methods":
-        console.print(f"\n{LEGEND}")
+        say("")
+        say(LEGEND)
     if absent:
-        console.print(f"\nHow to get what is not complete in {root}:")
+        say("")
+        say(f"How to get what is not complete in {root}:")
     for name, how in absent.items():
-        console.print(f"{name}: {how}")
+        say(f"{name}: {how}")
 
 
 def _rows(kind: str, root: Path) -> dict[str, dict[str, Any]]:
@@ -67,7 +72,7 @@ def _rows(kind: str, root: Path) -> dict[str, dict[str, Any]]:
 
 
 def _recipes() -> dict[str, dict[str, Any]]:
-    from peftbench.core.recipe import RECIPES  # noqa: PLC0415 - imports pydantic, which the other kinds do not need
+    from peftbench.core.recipe import RECIPES
 
     return {
         name: {"optimizer": r.optimizer, "steps": r.steps, "batch": r.batch, "head": r.head}
@@ -83,7 +88,7 @@ def _loadable(kind: str) -> Iterator[str]:
             if name in installed:
                 registry(kind).get(name)
         except PeftbenchError as error:
-            Console(stderr=True, soft_wrap=True).print(f"peftbench: left out: {error}", markup=False)
+            warn(f"left out: {error}")
         else:
             yield name
 
@@ -154,7 +159,7 @@ def _presence_of(name: str, known: Mapping[str, Any], root: Path, *, own: bool) 
 
 
 def _presence(name: str, root: Path) -> str:
-    from peftbench.data.availability import describe_presence  # noqa: PLC0415 - imports numpy
+    from peftbench.data.availability import describe_presence
 
     return describe_presence(name, root)
 

@@ -1,59 +1,81 @@
-"""The options of the command line: one name for each, so that every verb spells it the same."""
+"""The options of the command line: one name for each, so that every verb spells it the same.
+
+`StudyOptions` and `PlaceOptions` are options that several verbs share. A verb takes such an object as one parameter,
+and `grouped` shows typer an option for each of its fields.
+"""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from functools import wraps
 from pathlib import Path
-from typing import Annotated, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, get_type_hints
 
 import typer
 
-Several: TypeAlias = list[str] | None  # values with commas between them, written at once or one by one
+if TYPE_CHECKING:
+    from peftbench.core.spec import Places
+
+Values: TypeAlias = list[str] | None  # separated by commas, or the option repeated
 
 StoreOption = Annotated[Path, typer.Option("--store", help="Folder of the results.")]
 MethodsOption = Annotated[
-    Several, typer.Option("--methods", help="Such as lora,shpeft or 'lora[r=4],shpeft[lam=0.5]'; paper or all.")
+    Values, typer.Option("--methods", help="Such as lora,shpeft or 'lora[r=4],shpeft[lam=0.5]'; paper or all.")
 ]
 DatasetsOption = Annotated[
-    Several,
+    Values,
     typer.Option("--datasets", help="Names, all, paper, medmnist, every, phantoms, folder:PATH or table:FILE.csv."),
 ]
 SplitsOption = Annotated[
-    Several, typer.Option("--splits", help="Some of official,grouped,deduplicated: what a leak between parts is worth.")
+    Values, typer.Option("--splits", help="Some of official, grouped, deduplicated: the effect of leaks between parts.")
 ]
-ShareOption = Annotated[Several, typer.Option("--train-share", help="Shares of train, such as 5%,25%,100%.")]
-ShotsOption = Annotated[Several, typer.Option("--shots", help="Training images of each class, such as 4,16.")]
+ShareOption = Annotated[Values, typer.Option("--train-share", help="Shares of the train part, such as 5%,25%,100%.")]
+ShotsOption = Annotated[Values, typer.Option("--shots", help="Training images per class, such as 4,16.")]
 RatiosOption = Annotated[
-    Several, typer.Option("--ratios", help="Budgets: shares (0.1%,1%) or counts (100k) of trainable weights.")
+    Values, typer.Option("--ratios", help="Budgets: shares (0.1%,1%) or counts (100k) of trainable parameters.")
 ]
-SeedsOption = Annotated[Several, typer.Option("--seeds", help="Such as 0,1,2.")]
+SeedsOption = Annotated[Values, typer.Option("--seeds", help="Such as 0,1,2.")]
 BackboneOption = Annotated[
     str,
-    typer.Option("--backbone", help="mini, clip_vit_b16, timm:NAME[depth=8], open_clip:ARCH/TAG; @random behind it."),
+    typer.Option(
+        "--backbone",
+        help="mini, clip_vit_b16, timm:NAME[depth=8] or open_clip:ARCH/TAG; add @random for random weights.",
+    ),
 ]
 WeightsOption = Annotated[Path | None, typer.Option("--weights", help="File of pretrained weights for the backbone.")]
 SizeOption = Annotated[int | None, typer.Option("--image-size", help="Pixels; default: the backbone's own.")]
 RecipeOption = Annotated[
-    str, typer.Option("--recipe", help="quick, standard, paper or official; paper[momentum=0] changes it.")
+    str, typer.Option("--recipe", help="quick, standard, paper or official; paper[momentum=0] changes a field of it.")
 ]
 TuneOption = Annotated[
-    int | None, typer.Option("--tune", help="Learning rates to try for each method, on validation; 0 = none.")
+    int | None, typer.Option("--tune", help="Learning rates to try per method, chosen on validation; 0: no search.")
 ]
+StepsOption = Annotated[int | None, typer.Option("--steps", help="Training steps; default: the recipe's.")]
+BatchOption = Annotated[int | None, typer.Option("--batch", help="Images per training step; default: the recipe's.")]
+EvaluationsOption = Annotated[
+    int | None, typer.Option("--evaluations", help="Number of evaluations; default: the recipe's.")
+]
+RateOption = Annotated[float | None, typer.Option("--lr", help="One learning rate for every method, without a search.")]
 BaselinesOption = Annotated[
     bool, typer.Option("--baselines/--no-baselines", help="Add majority, linear and linear on random weights.")
 ]
 AugmentationOption = Annotated[
-    str, typer.Option("--augmentation", help="Of training images: none, light, or medical (by the modality).")
+    str, typer.Option("--augmentation", help="Of training images: none, light or medical (depends on the modality).")
 ]
 PrecisionOption = Annotated[str, typer.Option("--precision", help="auto, fp32 or bf16.")]
 CompileOption = Annotated[
-    bool | None, typer.Option("--compile", help="torch.compile each block while it trains: for a GPU, other last bits.")
+    bool | None,
+    typer.Option("--compile", help="Compile each block with torch.compile for training; rounds differently."),
 ]
 GraphOption = Annotated[
-    bool | None, typer.Option("--graph", help="Replay each training step as one CUDA graph: a GPU only, experimental.")
+    bool | None, typer.Option("--graph", help="Replay each training step as one CUDA graph; GPU only, experimental.")
 ]
 DeterministicOption = Annotated[
-    bool | None, typer.Option("--deterministic", help="On a GPU the same bits each time, with slower kernels.")
+    bool | None, typer.Option("--deterministic", help="Use deterministic, slower kernels on a GPU.")
 ]
+ThreadsOption = Annotated[int | None, typer.Option("--threads", help="CPU threads of a job; part of its identity.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
 DataOption = Annotated[
     Path | None, typer.Option("--data", envvar="PEFTBENCH_DATA", help="Folder that holds the data sets.")
@@ -61,4 +83,104 @@ DataOption = Annotated[
 CacheOption = Annotated[
     Path | None, typer.Option("--cache", envvar="PEFTBENCH_CACHE", help="Folder for decoded images and estimates.")
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+CacheLimitOption = Annotated[
+    str,
+    typer.Option(
+        "--cache-limit",
+        envvar="PEFTBENCH_CACHE_LIMIT",
+        help="Such as 20G; the least recently used entries are removed.",
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON.")]
+
+StoreArgument = Annotated[Path, typer.Argument(help="Folder of the results.")]
+StudyArgument = Annotated[Path | None, typer.Argument(help="A study.toml; options on the command line override it.")]
+JobArgument = Annotated[str, typer.Argument(help="The job's id, the first digits of it, or its folder.")]
+
+STORE = Path("runs")
+
+
+@dataclass(frozen=True)
+class StudyOptions:
+    """What a study runs; every field is a field of `core.spec.Study`, and None or "" leaves it open."""
+
+    methods: MethodsOption = None
+    datasets: DatasetsOption = None
+    splits: SplitsOption = None
+    train_share: ShareOption = None
+    shots: ShotsOption = None
+    ratios: RatiosOption = None
+    seeds: SeedsOption = None
+    backbone: BackboneOption = ""
+    image_size: SizeOption = None
+    recipe: RecipeOption = ""
+    tune: TuneOption = None
+    steps: StepsOption = None
+    batch: BatchOption = None
+    evaluations: EvaluationsOption = None
+    lr: RateOption = None
+    baselines: BaselinesOption = True
+    augmentation: AugmentationOption = ""
+    precision: PrecisionOption = ""
+    compile: CompileOption = None
+    graph: GraphOption = None
+    deterministic: DeterministicOption = None
+    threads: ThreadsOption = None
+
+
+@dataclass(frozen=True)
+class PlaceOptions:
+    """Folders and files of this machine, and the device."""
+
+    weights: WeightsOption = None
+    device: DeviceOption = "auto"
+    store: StoreOption = STORE
+    data: DataOption = None
+    cache: CacheOption = None
+    cache_limit: CacheLimitOption = "50G"
+
+    def found(self) -> Places:
+        """Return the places, the platform's own folders where none is given."""
+        from peftbench.study.defaults import places
+
+        return places(self.store, self.data, self.cache, self.weights, self.device, self.cache_limit)
+
+
+def grouped(command: Callable[..., None]) -> Callable[..., None]:
+    """Return a command for typer with an option for each field of the dataclasses that `command` takes.
+
+    Args:
+        command: the verb; a parameter whose annotation is a dataclass receives an instance of it.
+    """
+    parameters = inspect.signature(command, eval_str=True).parameters.values()
+    groups = {p.name: p.annotation for p in parameters if is_dataclass(p.annotation)}
+
+    @wraps(command)
+    def call(**values: Any) -> None:  # noqa: ANN401 - what typer parsed
+        made = {name: _take(group, values) for name, group in groups.items()}
+        command(**values, **made)
+
+    flat = [one for p in parameters for one in (_parameters(groups[p.name]) if p.name in groups else [p])]
+    named = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in flat]
+    call.__signature__ = inspect.Signature(named)  # type: ignore[attr-defined]
+    call.__annotations__ = {p.name: p.annotation for p in named}
+    return call
+
+
+def _parameters(group: Any) -> list[inspect.Parameter]:  # noqa: ANN401 - a dataclass
+    """Return a parameter for each field; each must have a default, as an option has."""
+    hints = get_type_hints(group, include_extras=True)
+    return [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            annotation=hints[field.name],
+            default=field.default if field.default_factory is MISSING else field.default_factory(),
+        )
+        for field in fields(group)
+    ]
+
+
+def _take(group: Any, values: dict[str, Any]) -> Any:  # noqa: ANN401
+    """Return an instance of a dataclass from its values, which are taken out of `values`."""
+    return group(**{f.name: values.pop(f.name) for f in fields(group)})

@@ -2,38 +2,106 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
 from functools import partial
-from typing import Any, get_type_hints
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
-from rich.console import Console
+import typer
 
-from peftbench.core import catalogue, catalogue_files
-from peftbench.core.fields import build
-from peftbench.core.recipe import QUICK_RATES, RECIPES
-from peftbench.core.registry import registry, variant
-from peftbench.core.syntax import Spec
-from peftbench.errors import PeftbenchError, UnknownNameError, blaming
+from peftbench.cli.console import say, show_json
+from peftbench.cli.options import CacheOption, DataOption, JsonOption
+
+if TYPE_CHECKING:
+    from peftbench.data.audit import Audit
 
 _NOTHING: tuple[Any, ...] = ("", None, (), [], {})
-console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 120)
+FORMATS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".pdf")  # of the pictures of a data set
 
 
-def show_one(kind: str, name: str, *, as_json: bool) -> None:
-    """Print everything known about one method, data set, backbone or recipe."""
-    found = facts(kind, name)
-    if as_json:
-        console.print_json(json.dumps(found, default=str))
+def show(
+    kind: Annotated[str, typer.Argument(help="method, dataset, backbone or recipe.")],
+    name: str,
+    data: DataOption = None,
+    cache: CacheOption = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Of a data set: the file for its pictures.")] = None,
+    json: JsonOption = False,
+) -> None:
+    """Show everything known about one of them.
+
+    A data set that is on this machine is also audited, and pictures of each class are written to a file.
+    """
+    if kind == "dataset":
+        show_dataset(name, data, cache, out, as_json=json)
         return
-    print_facts(f"{kind} {name}", found)
+    found = facts(kind, name)
+    if json:
+        show_json(found)
+    else:
+        print_facts(f"{kind} {name}", found)
+
+
+def show_dataset(name: str, data: Path | None, cache: Path | None, out: Path | None, *, as_json: bool) -> None:
+    """Print what the catalogue knows of a data set; where it is on this machine, audit it and write pictures."""
+    from peftbench.cli.data import audit_facts, show_audit
+    from peftbench.core.registry import registry
+    from peftbench.data.availability import open_dataset
+    from peftbench.errors import RequestError
+    from peftbench.storage.folders import data_folder
+
+    if out and out.suffix.lower() not in FORMATS:
+        raise RequestError(f"--out {out}: the file's name must end in {', '.join(FORMATS)}.")
+    known = facts("dataset", name) if name in registry("datasets").names() else asdict(open_dataset(name).card)
+    found = None if isinstance(_plugin(name), type) else _audit_if_here(name, data, cache)
+    file = _write_pictures(found, out or Path("reports") / "datasets" / f"{_stem(name)}.png") if found else None
+    if as_json:
+        show_json(known | ({"audit": audit_facts(found), "pictures": str(file)} if found else {}))
+        return
+    print_facts(f"dataset {name}", known)
+    if found:
+        show_audit(found)
+        say(f"Pictures: {file} (images of the data set: mind its licence and its patients).")
+    elif not isinstance(_plugin(name), type):
+        say(f"Not (completely) under {data_folder(data)}: no audit and no pictures.")
+
+
+def _plugin(name: str) -> object:
+    """Return the plug-in of exactly that name, None without one; a class needs an argument to be a data set."""
+    from peftbench.core.registry import registry
+
+    return registry("datasets").get(name) if name in registry("datasets").names() else None
+
+
+def _audit_if_here(name: str, data: Path | None, cache: Path | None) -> Audit | None:
+    from peftbench.cli.data import audit
+    from peftbench.errors import MissingDataError
+
+    try:
+        return audit(name, data, cache)
+    except MissingDataError:
+        return None
+
+
+def _stem(name: str) -> str:
+    return "".join(letter if letter.isalnum() else "_" for letter in name).strip("_")
+
+
+def _write_pictures(found: Audit, file: Path) -> Path:
+    from peftbench.cli.picture_grid import draw
+    from peftbench.results.store import make_room
+
+    make_room(file)
+    draw(found.splits, found.card.classes).save(file)
+    return file
+
+
+# --- facts -----------------------------------------------------------------------------------------------------------
 
 
 def print_facts(title: str, found: Mapping[str, Any]) -> None:
     """Print facts under a title, one a line."""
-    console.print(title, style="bold")
+    say(title, style="bold")
     for key, value in found.items():
         _print(key, value, indent=2)
 
@@ -42,18 +110,20 @@ def _print(key: str, value: object, indent: int) -> None:
     if isinstance(value, Mapping):
         if not any(what not in _NOTHING for what in value.values()):
             return
-        console.print(f"{' ' * indent}{key}")
+        say(f"{' ' * indent}{key}")
         for inner, what in value.items():
             _print(str(inner), what, indent + 2)
     elif isinstance(value, (list, tuple)):
         for item in value:
-            console.print(f"{' ' * indent}{key}: {item}")
+            say(f"{' ' * indent}{key}: {item}")
     elif value not in _NOTHING:
-        console.print(f"{' ' * indent}{key}: {value}")
+        say(f"{' ' * indent}{key}: {value}")
 
 
 def facts(kind: str, name: str) -> dict[str, Any]:
     """Return everything known about one of them. Raises UnknownNameError."""
+    from peftbench.errors import UnknownNameError, blaming
+
     readers = {"method": _method, "dataset": _dataset, "backbone": _backbone, "recipe": _recipe}
     if kind not in readers:
         raise UnknownNameError("kind", kind, readers)
@@ -62,6 +132,11 @@ def facts(kind: str, name: str) -> dict[str, Any]:
 
 
 def _method(name: str) -> dict[str, Any]:
+    from peftbench.core import catalogue, catalogue_files
+    from peftbench.core.fields import build
+    from peftbench.core.registry import registry, variant
+    from peftbench.core.syntax import Spec
+
     base, values = variant(name)
     plugin = registry("methods").get(base)
     types = get_type_hints(plugin)  # without the limits of values
@@ -85,7 +160,8 @@ def _type(annotation: object) -> str:
 
 
 def _count(method: Callable[[], Any], name: str) -> str:
-    from peftbench.models import backbone  # noqa: PLC0415 - imports torch
+    from peftbench.errors import PeftbenchError, blaming
+    from peftbench.models import backbone
 
     blank = backbone.locate(name, blank=True).blank()
     total = sum(p.numel() for p in blank.parameters())
@@ -95,11 +171,14 @@ def _count(method: Callable[[], Any], name: str) -> str:
             count = made.count(blank)
     except PeftbenchError as error:
         return str(error)
-    aim = "" if made.exact else "; aimed at, the data decide"
+    aim = "" if made.exact else "; approximately, depends on the data"
     return f"{count:,} of {total:,} ({count / total:.4%}), head not counted{aim}"
 
 
 def _dataset(name: str) -> dict[str, Any]:
+    from peftbench.core import catalogue, catalogue_files
+    from peftbench.core.registry import registry
+
     plugin = registry("datasets").get(name)
     if name in catalogue_files.dataset_names():
         return catalogue.dataset_entry(name).model_dump()
@@ -107,7 +186,7 @@ def _dataset(name: str) -> dict[str, Any]:
 
 
 def _backbone(name: str) -> dict[str, Any]:
-    from peftbench.models import backbone  # noqa: PLC0415 - imports torch
+    from peftbench.models import backbone
 
     source = backbone.locate(name, blank=True)
     parameters = sum(p.numel() for p in source.blank().parameters())
@@ -119,6 +198,9 @@ def _backbone(name: str) -> dict[str, Any]:
 
 
 def _recipe(name: str) -> dict[str, Any]:
+    from peftbench.core.recipe import QUICK_RATES, RECIPES
+    from peftbench.errors import UnknownNameError
+
     if name not in RECIPES:
         raise UnknownNameError("recipe", name, RECIPES)
     return {**asdict(RECIPES[name]), **({"learning rates": dict(QUICK_RATES)} if name == "quick" else {})}

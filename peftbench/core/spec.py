@@ -117,14 +117,13 @@ def load_study(file: Path) -> Study:
     return build(Study, values, f"The study {file}")
 
 
-def asked(file: Path | None, given: Mapping[str, Any]) -> Study:
-    """Return the study in `file`, if any, overridden by the options in `given`.
+def read_study(file: Path | None, given: Mapping[str, Any]) -> Study:
+    """Return the study in `file`, if any, overridden by the options in `given`; None, "" and [] override nothing.
 
-    Options that are None or empty, and names that are not fields of a study, are ignored.
+    Raises RequestError for a name that is not a field of a study.
     """
     base = load_study(file) if file else Study()
-    known = {f.name for f in fields(Study)}
-    options = {k: v for k, v in given.items() if k in known and v not in (None, "", [])}
+    options = {k: v for k, v in given.items() if v not in (None, "", [])}
     for name in SEVERAL & options.keys():
         text = ",".join(options[name])
         if not (found := texts(text)):

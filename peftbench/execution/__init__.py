@@ -1,1 +1,1 @@
-"""Where jobs run: this machine's processes."""
+"""Executors: how jobs are started, watched and stopped. `local` runs them as processes of this machine."""

@@ -1,6 +1,7 @@
-"""Being asked to stop: the first time behind a checkpoint, the second time at once; and ending when the parent does.
+"""Signals and the end of processes.
 
-Imports nothing heavy: helpers that start as processes of their own begin here.
+The first request to stop takes effect after a checkpoint, the second at once; a child ends when its parent is gone.
+Imports nothing heavy: helper processes start here.
 """
 
 from __future__ import annotations
@@ -12,37 +13,38 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 
 
 @dataclass
 class Stop:
-    """Whether a signal has asked this process to stop."""
+    """Whether this process was asked to stop."""
 
-    asked: bool = False
+    requested: bool = False
 
     def __call__(self) -> bool:
-        """It has."""
-        return self.asked
+        """Return whether it was."""
+        return self.requested
 
 
 @contextmanager
-def asked_by(*numbers: signal.Signals, say: Callable[[], None] = lambda: None) -> Iterator[Stop]:
-    """Hear these signals within: the first only asks (and `say`s so), the next raises KeyboardInterrupt.
+def stop_on(*numbers: signal.Signals, notify: Callable[[], None] = lambda: None) -> Iterator[Stop]:
+    """Turn these signals into a request to stop: the first sets it and calls `notify`, the next interrupts.
 
-    Python hears signals in the main thread alone; elsewhere nothing is asked and all stays as it was.
+    Python receives signals in the main thread only; in another thread nothing changes.
     """
     stop = Stop()
 
-    def hear(_number: int, _frame: object) -> None:
-        if stop.asked:
+    def handle(_number: int, _frame: object) -> None:
+        if stop.requested:
             raise KeyboardInterrupt
-        stop.asked = True
-        say()
+        stop.requested = True
+        notify()
 
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    before = {number: signal.signal(number, hear) for number in numbers}
+    before = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield stop
     finally:
@@ -50,19 +52,39 @@ def asked_by(*numbers: signal.Signals, say: Callable[[], None] = lambda: None) -
             signal.signal(number, handler)
 
 
-def end_with_parent(end: Callable[[], None]) -> None:
-    """Do `end` in this process when its parent is gone, however that went."""
+@contextmanager
+def signals_blocked(*numbers: signal.Signals) -> Iterator[None]:
+    """Start processes in here with these signals blocked.
+
+    A terminal sends Ctrl-C to all its processes; workers ignore it and are stopped by their parent instead.
+    """
+    resource_tracker.ensure_running()  # else it starts with the first process and unblocks the signals
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def call_when_orphaned(end: Callable[[], None]) -> None:
+    """Call `end` in this process when its parent process has ended, for whatever reason."""
     parent = multiprocessing.parent_process()
 
-    def outlive() -> None:
+    def wait() -> None:
         if parent is not None:
             parent.join()
             end()
 
-    threading.Thread(target=outlive, daemon=True).start()
+    threading.Thread(target=wait, daemon=True).start()
 
 
-def keep_to_the_end() -> None:
-    """What a helper does first: be deaf to what ends a whole group, as others may need it; outlive nobody."""
+def is_orphan() -> bool:
+    """Return whether the parent process of this one has ended."""
+    parent = multiprocessing.parent_process()
+    return parent is not None and not parent.is_alive()
+
+
+def ignore_sigterm() -> None:
+    """Ignore SIGTERM, which schedulers send to a whole group, and exit when the parent process has ended."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    end_with_parent(lambda: os._exit(1))
+    call_when_orphaned(lambda: os._exit(1))

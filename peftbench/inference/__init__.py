@@ -1,1 +1,1 @@
-"""Using a finished job: predictions and merged weights."""
+"""Use of a finished job: class probabilities of new images, or one plain file of weights."""

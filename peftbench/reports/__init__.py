@@ -1,1 +1,1 @@
-"""Report formats, one a file; `_` begins the names of files that are none."""
+"""Report formats, one per file; a file whose name begins with `_` is no format."""

@@ -1,4 +1,4 @@
-"""One row a job with all metrics under each rule, at full precision: for whoever wants to compute something else."""
+"""One row per job with all metrics under each selection rule, at full precision, for further analysis."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from peftbench.core.contract import Result
 from peftbench.results.frame import frame
+from peftbench.storage.files import write_text
 
 
 @dataclass(frozen=True)
@@ -18,9 +19,9 @@ class Csv:
     suffix: ClassVar[str] = ".csv"
 
     def write(self, results: Sequence[Result], out: Path) -> list[Path]:
-        """Write into `out`; an undefined value is an empty field."""
+        """Write the table into the folder `out` and return its path; an undefined value is an empty field."""
         file = out / "results.csv"
-        frame(result for result in results if result.record.role == "final").to_csv(file, index=False)
+        write_text(file, frame(result for result in results if result.record.role == "final").to_csv(index=False))
         return [file]
 
 

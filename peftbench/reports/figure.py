@@ -1,7 +1,7 @@
-"""Score against trained share: one curve for a method that was run at several budgets, one point for any other.
+"""Score against trainable share: a curve for a method with several budgets, a point for any other.
 
-What trains nothing in the backbone has no place on a logarithmic axis and is drawn as a level line. Colours are those
-of Okabe and Ito, which colour-blind readers tell apart; every method has a marker of its own besides.
+A method that trains nothing in the backbone has no place on a logarithmic axis and is drawn as a horizontal line.
+Colors are those of Okabe and Ito, distinguishable by color-blind readers; each method also has its own marker.
 """
 
 from __future__ import annotations
@@ -11,33 +11,53 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, TypeAlias
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from peftbench.core.contract import Result
 from peftbench.results import summary
 from peftbench.results.summary import Block, MethodRow
+from peftbench.storage.files import replacing
 
 if TYPE_CHECKING:
     import matplotlib.axes
     import matplotlib.figure
 
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#000000")
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#000000")
 _MARKERS = "os^Dv<>Pp*hX"
 _DASHES = ("--", ":", "-.", (0, (8, 3)), (0, (3, 1, 1, 1, 1, 1)))
 _NEAR = 0.05  # decades: points closer than this are moved apart by as much, so that no interval hides another
 _ROOM = 1.7  # left and right of the outermost points, as a factor
+
+_DPI = 200
+_SVG_METADATA = MappingProxyType({"Date": None, "Creator": "peftbench"})
+_STYLE: Mapping[Any, object] = MappingProxyType(
+    {
+        "font.size": 9,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.edgecolor": "#666666",
+        "axes.grid": True,
+        "axes.grid.axis": "y",
+        "axes.axisbelow": True,
+        "grid.color": "#E6E6E6",
+        "xtick.color": "#444444",
+        "ytick.color": "#444444",
+        "svg.hashsalt": "peftbench",  # the same figure is the same file
+    }
+)
 
 Point: TypeAlias = tuple[float, float, float, float]  # share of the backbone, score, low, high; 0..1
 
 
 @dataclass(frozen=True)
 class Figure:
-    """`figure.png` and `figure.svg`, with a number where results were made under several settings."""
+    """`figure.png` and `figure.svg`; numbered where the results have several settings."""
 
     suffix: ClassVar[str] = ".png"
 
     def write(self, results: Sequence[Result], out: Path) -> list[Path]:
-        """Write into `out`. Settings without a finished job have no figure."""
+        """Write the figures into the folder `out` and return their paths; a setting without a finished job has none."""
         blocks = [block for block in summary.summarize(results) if _names(block)]
         files = []
         for number, block in enumerate(blocks, 1):
@@ -47,52 +67,38 @@ class Figure:
 
 
 def _save(block: Block, stem: Path) -> list[Path]:
-    import matplotlib as mpl  # noqa: PLC0415 - `peftbench list` loads every report and answers at once
+    import matplotlib as mpl  # noqa: PLC0415 - `peftbench list` loads every report
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415 - likewise
     from matplotlib.figure import Figure as Canvas  # noqa: PLC0415 - likewise
 
-    files = [stem.with_suffix(".png"), stem.with_suffix(".svg")]
-    style = mpl.rc_context(
-        {
-            "font.size": 9,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.edgecolor": "#666666",
-            "axes.grid": True,
-            "axes.grid.axis": "y",
-            "axes.axisbelow": True,
-            "grid.color": "#E6E6E6",
-            "xtick.color": "#444444",
-            "ytick.color": "#444444",
-            "svg.hashsalt": "peftbench",  # the same figure is the same file
-        }
-    )
-    with style:
+    files = {stem.with_suffix(".png"): {"Software": None}, stem.with_suffix(".svg"): _SVG_METADATA}
+    with mpl.rc_context(dict(_STYLE)):
         canvas = Canvas(figsize=_size(block), layout="constrained")
         FigureCanvasAgg(canvas)
         _draw(block, canvas)
-        canvas.savefig(files[0], dpi=200, metadata={"Software": None})
-        canvas.savefig(files[1], metadata={"Date": None, "Creator": "peftbench"})
-    return files
+        for file, metadata in files.items():
+            with replacing(file) as draft:
+                canvas.savefig(draft, format=file.suffix.removeprefix("."), dpi=_DPI, metadata=metadata)
+    return list(files)
 
 
 # --- the whole -----------------------------------------------------------------------------------------------------
 
 
 def _panels(block: Block) -> dict[str, tuple[str, ...]]:
-    """Title -> data sets: each alone, then the averages."""
+    """Return the data sets of each panel by its title: each alone, then the averages."""
     alone = {name + (" (synthetic)" if block.synthetic(name) else ""): (name,) for name in block.datasets}
     return {**alone, **block.averages()}
 
 
 def _grid(panels: int) -> tuple[int, int]:
-    """Rows and columns: at most four panels beside each other, no row with a single one left over."""
-    columns = panels if panels <= 4 else 3 if panels in (5, 6, 9) else 4  # noqa: PLR2004 - small cases by hand
+    """Return rows and columns: at most four panels in a row, and no row with a single one."""
+    columns = panels if panels <= 4 else 3 if panels in (5, 6, 9) else 4  # noqa: PLR2004 - the small cases
     return math.ceil(panels / columns), columns
 
 
 def _size(block: Block) -> tuple[float, float]:
-    """Inches: a panel is about 3 wide and high, one alone is larger, and the legend below needs its lines."""
+    """Return width and height in inches: about 3 by 3 per panel, more for a single one, and room for the legend."""
     rows, columns = _grid(len(_panels(block)))
     if rows * columns == 1:
         return 5.6, 3.7 + 0.2 * _legend_lines(block, 5.6)
@@ -112,7 +118,7 @@ def _draw(block: Block, canvas: matplotlib.figure.Figure) -> None:
         _panel(axis, block, datasets)
         axis.set_title(title, loc="left", fontsize=10, fontweight="bold")
         axis.set_ylabel("" if number % columns else "macro F1 (%)")
-        axis.set_xlabel("trained share of the backbone" if number + columns >= len(panels) else "")
+        axis.set_xlabel("trainable share of the backbone" if number + columns >= len(panels) else "")
     for axis in axes[len(panels) :]:
         axis.set_axis_off()
     title = f"{block.setting.network} · recipe {block.setting.recipe} · bars: 95% intervals"
@@ -121,7 +127,7 @@ def _draw(block: Block, canvas: matplotlib.figure.Figure) -> None:
 
 
 def _legend(block: Block, canvas: matplotlib.figure.Figure, axes: Iterable[matplotlib.axes.Axes]) -> None:
-    """One for all panels, below them."""
+    """Draw one legend for all panels, below them."""
     handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     names = [name for name in _names(block) if name in handles]
     columns = math.ceil(len(names) / _legend_lines(block, _size(block)[0]))
@@ -137,13 +143,13 @@ def _legend(block: Block, canvas: matplotlib.figure.Figure, axes: Iterable[matpl
 
 
 def _names(block: Block) -> list[str]:
-    """Methods with anything to draw, level lines first: the order of colours and of the legend."""
+    """Return the methods that are drawn, horizontal lines first: the order of colors and of the legend."""
     drawn = [row for row in block.rows if any(entry.done for entry in row.replicates.values())]
     return list(dict.fromkeys(row.label for row in sorted(drawn, key=lambda row: not _level(row))))
 
 
 def _level(row: MethodRow) -> bool:
-    """It trains nothing in the backbone."""
+    """Return whether a method trains nothing in the backbone."""
     return all(record.counts is None or record.counts.trainable == 0 for record in row.records)
 
 
@@ -180,7 +186,7 @@ def _curves(block: Block, datasets: Sequence[str]) -> dict[str, list[Point]]:
 
 
 def _points(row: MethodRow, datasets: Sequence[str]) -> Iterator[Point]:
-    """One, or none where a data set is missing."""
+    """Yield one point, none if a data set is missing."""
     score = row.estimate(datasets)
     if score is None or math.isnan(score.value):
         return
@@ -202,7 +208,7 @@ def _curve(
     number: int,
     shifts: Mapping[tuple[str, float], float],
 ) -> None:
-    """A curve, or a single point, with its intervals."""
+    """Draw a curve, or a single point, with its intervals."""
     axis.errorbar(
         [share * 10 ** shifts[name, share] for share, *_ in points],
         [100 * score for _, score, *_ in points],
@@ -212,7 +218,7 @@ def _curve(
             [100 * max(0.0, high - score) for _, score, _, high in points],
         ],
         label=name,
-        color=_COLOURS[number % len(_COLOURS)],
+        color=_COLORS[number % len(_COLORS)],
         marker=_MARKERS[number % len(_MARKERS)],
         markersize=5.5,
         markeredgecolor="white",
@@ -223,7 +229,7 @@ def _curve(
 
 
 def _apart(curves: Mapping[str, Sequence[Point]]) -> dict[tuple[str, float], float]:
-    """By how many decades each point is moved sideways, so that those of nearly the same share stand side by side."""
+    """Return by how many decades each point is moved sideways, so that points of similar share do not overlap."""
     points = sorted((math.log10(share), share, name) for name, found in curves.items() for share, *_ in found)
     clusters: list[list[tuple[float, float, str]]] = []
     for point in points:

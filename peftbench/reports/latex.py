@@ -1,4 +1,4 @@
-"""Tables for a paper, by booktabs alone: a document of one's own can input them."""
+"""Tables for a paper, with booktabs only, to be included in any document."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import ClassVar
 from peftbench.core.contract import Result
 from peftbench.results.formatting import NONE, Cell
 from peftbench.results.tables import Table, tables
+from peftbench.storage.files import write_text
 
 _MARKS = {"": "{}", "best": r"\textbf{{{}}}"}
 _SPECIAL = str.maketrans(
@@ -35,16 +36,19 @@ _LATIN = 0x24F  # the last letter of Latin Extended-B
 
 @dataclass(frozen=True)
 class Latex:
-    r"""`tables.tex` holds every table, `standalone.tex` a document around it; yours needs \usepackage{booktabs}."""
+    r"""`tables.tex`: every table, for a document with \usepackage{booktabs}; `standalone.tex`: such a document."""
 
     suffix: ClassVar[str] = ".tex"
 
     def write(self, results: Sequence[Result], out: Path) -> list[Path]:
-        """Write into `out`."""
-        files = [out / "tables.tex", out / "standalone.tex"]
-        files[0].write_text("\n\n".join(_float(table) for table in tables(results)) + "\n", encoding="utf-8")
-        files[1].write_text(_DOCUMENT, encoding="utf-8")
-        return files
+        """Write both files into the folder `out` and return their paths."""
+        contents = {
+            out / "tables.tex": "\n\n".join(_float(table) for table in tables(results)) + "\n",
+            out / "standalone.tex": _DOCUMENT,
+        }
+        for file, text in contents.items():
+            write_text(file, text)
+        return list(contents)
 
 
 _DOCUMENT = r"""\documentclass[a4paper,landscape]{article}
@@ -84,7 +88,7 @@ def _cell(cell: Cell) -> str:
 
 
 def escaped(text: str) -> str:
-    """Any text so that LaTeX prints it as it stands; a letter that plain LaTeX cannot print becomes a question mark."""
+    """Return text that LaTeX prints literally; a letter that plain LaTeX cannot print becomes a question mark."""
     known = "".join(sign if ord(sign) <= _LATIN or ord(sign) in _SPECIAL else "?" for sign in text)
     return known.translate(_SPECIAL)
 

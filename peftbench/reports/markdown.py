@@ -1,4 +1,4 @@
-"""GitHub's tables, the first tier in bold."""
+"""Tables in GitHub's Markdown, the first tier in bold."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import ClassVar
 from peftbench.core.contract import Result
 from peftbench.results.formatting import Cell
 from peftbench.results.tables import Table, tables
+from peftbench.storage.files import write_text
 
 _MARKS = {"": "{}", "best": "**{}**"}
 
@@ -22,32 +23,32 @@ class Markdown:
     suffix: ClassVar[str] = ".md"
 
     def write(self, results: Sequence[Result], out: Path) -> list[Path]:
-        """Write into `out`."""
+        """Write the tables into the folder `out` and return the file's path."""
         file = out / "tables.md"
-        file.write_text("\n".join(_section(table) for table in tables(results)), encoding="utf-8")
+        write_text(file, "\n".join(_section(table) for table in tables(results)))
         return [file]
 
 
 def _section(table: Table) -> str:
-    from tabulate import tabulate  # noqa: PLC0415 - `peftbench list` loads every report and answers at once
+    from tabulate import tabulate  # noqa: PLC0415 - `peftbench list` loads every report
 
     grid = tabulate(
         [[_cell(cell) for cell in row] for row in table.rows],
-        [_escaped(column) for column in table.columns],
+        [escaped(column) for column in table.columns],
         tablefmt="github",
         disable_numparse=True,
         colalign=["left" if table.flush_left(column) else "right" for column in table.columns],
     )
-    return f"## {_escaped(table.subject)} · {_escaped(table.setting)}\n\n{grid}\n\n{_escaped(table.caption)}\n"
+    return f"## {escaped(table.subject)} · {escaped(table.setting)}\n\n{grid}\n\n{escaped(table.caption)}\n"
 
 
 def _cell(cell: Cell) -> str:
-    text = _MARKS[cell.mark].format(_escaped(cell.text))
-    return f"{text} {_escaped(cell.aside)}".strip()
+    text = _MARKS[cell.mark].format(escaped(cell.text))
+    return f"{text} {escaped(cell.aside)}".strip()
 
 
-def _escaped(text: str) -> str:
-    """With what Markdown would take for its own made harmless; a line break would end the row."""
+def escaped(text: str) -> str:
+    """Return text that Markdown shows literally, on one line."""
     return re.sub(r"([\\`*_|<>])", r"\\\1", " ".join(text.split()))
 
 

@@ -210,22 +210,3 @@ def format_learning_rates(records: Sequence[Record]) -> str:
     tuned = "*" if any(record.tuning for record in records) else ""
     several = len(found) > _RATES_LISTED
     return (format_range(found, "{:g}".format) if several else ", ".join(map("{:g}".format, found))) + tuned
-
-
-# --- in a terminal -------------------------------------------------------------------------------------------------
-
-_STYLES = MappingProxyType({"": "", "best": "bold"})
-
-
-def styled(cell: Cell) -> str:
-    """Return a cell in rich's markup."""
-    style = _STYLES[cell.mark]
-    text = f"[{style}]{escape_markup(cell.text)}[/{style}]" if style else escape_markup(cell.text)
-    return f"{text} [dim]{escape_markup(cell.aside)}[/dim]" if cell.aside else text
-
-
-def escape_markup(text: str) -> str:
-    """Return text that rich shows unchanged: the brackets of `lora[r=4]` are not markup."""
-    from rich.markup import escape  # noqa: PLC0415 - reports need no rich
-
-    return escape(text)

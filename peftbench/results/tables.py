@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 from peftbench.core.contract import INCOMPLETE, Result
 from peftbench.core.recipe import IN_BRACKETS, RECIPES
@@ -23,9 +23,6 @@ from peftbench.results.comparison import Compared, compared
 from peftbench.results.formatting import Cell
 from peftbench.results.summary import Block, MethodRow
 from peftbench.results.text import printable
-
-if TYPE_CHECKING:
-    import rich.table
 
 RULES = MappingProxyType({"validation": "best on validation", "last": "last", "oracle": "test oracle: not a result"})
 LEAKS_MEAN = (
@@ -41,7 +38,6 @@ _DETAILS = MappingProxyType({"steps": "steps", "batch": "images per step", "head
 _KERNELS = MappingProxyType(
     {"compile": "torch.compile", "graph": "CUDA graph", "deterministic": "deterministic kernels"}
 )
-_IN_TERMINAL = ("macro F1", "ACC", "AUC", "trained", "with head", "seconds", "memory")
 
 
 @dataclass(frozen=True)
@@ -71,6 +67,11 @@ def tables(results: Iterable[Result]) -> list[Table]:
         made = [*scores, *_tiers(block), *leaks, *rules, *spent, _failures(block)]
         found += [replace(_printable(table), name=f"{table.name}_{number}") for table in made if table.rows]
     return found
+
+
+def main_tables(results: Iterable[Result]) -> list[Table]:
+    """Return the tables that end a run: for each setting its data sets, then their averages."""
+    return [table for block in summary.summarize(results) for table in [*_data_sets(block), *_averages(block)]]
 
 
 # --- the tables ----------------------------------------------------------------------------------------------------
@@ -339,34 +340,3 @@ def _data(record: Record) -> str:
     images, groups = data.sizes.get("test", 0), data.groups.get("test", 0)
     key = card.get("group_key") or "unknown: each image is its own group"
     return f"{card.get('title', data.name)}: {images} test images in {groups} groups ({key})"
-
-
-# --- for the terminal ----------------------------------------------------------------------------------------------
-
-
-def terminal(results: Iterable[Result]) -> rich.table.Table:
-    """Return the table at the end of a run, for 120 columns: rows per data set, then the averages."""
-    from rich import box  # noqa: PLC0415 - the start of the command line must not wait for what it may not need
-    from rich.table import Table as Screen  # noqa: PLC0415
-
-    screen = Screen(box=box.SIMPLE_HEAD)
-    screen.add_column("method", min_width=24)
-    for column in _IN_TERMINAL:
-        screen.add_column(column, justify="right", no_wrap=True)
-    blocks = summary.summarize(results)
-    for block in blocks:
-        for table in [*_data_sets(block), *_averages(block)]:
-            title = f"{table.subject} · {table.setting}" if len(blocks) > 1 else table.subject
-            _show(table, title, screen)
-    return screen
-
-
-def _show(table: Table, title: str, screen: rich.table.Table) -> None:
-    """Add a table as a section under its title; columns that it lacks stay empty."""
-    screen.add_row(f"[italic]{formatting.escape_markup(title)}[/italic]")
-    for row in table.rows:
-        cell = dict(zip(table.columns, row, strict=True))
-        budget = "" if cell["target"].text == formatting.NONE else f" @ {cell['target']}"
-        shown = [cell.get(column, Cell("")) for column in _IN_TERMINAL]
-        screen.add_row(formatting.escape_markup(cell["method"].text + budget), *map(formatting.styled, shown))
-    screen.add_section()

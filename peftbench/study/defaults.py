@@ -7,8 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from platformdirs import user_cache_path
-
 from peftbench.core import catalogue
 from peftbench.core.constants import PAPER_DATASETS, QUICK_DATASETS, QUICK_METHODS
 from peftbench.core.fields import build
@@ -21,7 +19,7 @@ from peftbench.errors import MissingDataError, RequestError, WeightsError
 from peftbench.models import backbone
 from peftbench.profiling import hardware
 from peftbench.storage.cache import LIMIT
-from peftbench.storage.folders import data_folder
+from peftbench.storage.folders import cache_folder, data_folder
 from peftbench.storage.sizes import parse_size
 from peftbench.study.method_grid import expand
 
@@ -38,7 +36,7 @@ def places(
     return Places(
         store=store,
         data=data_folder(data),
-        cache=cache or user_cache_path("peftbench"),
+        cache=cache_folder(cache),
         weights=weights,
         device=find_device(device),
         cache_limit=parse_size(limit, "--cache-limit") if limit else LIMIT,

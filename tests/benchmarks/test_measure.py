@@ -9,7 +9,6 @@ import torch
 
 from peftbench.benchmarks import forecast, measure
 from peftbench.benchmarks.forecast import expect, outline
-from peftbench.cli import costs as show
 from peftbench.core.recipe import Recipe
 from peftbench.core.spec import Places, Study
 from peftbench.errors import RequestError
@@ -157,7 +156,7 @@ def test_a_plan_says_memory_and_time_or_how_to_get_it(
     words = ("--methods", "majority,bitfit", "--datasets", "busi", "--backbone", TINY, "--no-baselines")
     assert call(["plan", *words], monkeypatch) == 0
     said = capsys.readouterr().out
-    assert "Time unknown for bitfit" in said
+    assert "Duration unknown for bitfit" in said
     assert f"peftbench measure --methods bitfit --backbone {TINY}" in " ".join(said.split())
     assert rows
 
@@ -175,22 +174,8 @@ def test_a_plan_finds_what_measure_kept_in_the_same_cache(
     monkeypatch.setenv("PEFTBENCH_CACHE", str(here.cache))
     assert call(["plan", str(tmp_path / "study.toml")], monkeypatch) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "time is known" in said
-    assert "Time unknown" not in said
-
-
-def test_the_advice_measures_what_was_planned() -> None:
-    rows = [{"method": name, "seconds": None, "backbone": "clip_vit_b16"} for name in ("linear", "lora")]
-    asked = studies.study(methods=("lora[alpha=16]", "full"), ratios=("1%",), image_size=112)
-    said = "peftbench measure --methods 'lora[alpha=16]' --ratios 1% --backbone clip_vit_b16@random --image-size 112"
-    assert show._advice(rows, asked) == said
-    assert "--methods linear,lora --backbone" in show._advice(rows, Study())
-    assert show._advice(rows, Study(precision="fp32", threads=2)).endswith(" --precision fp32 --threads 2")
-
-
-@pytest.mark.parametrize(("seconds", "shown"), [(0, "0 s"), (119, "119 s"), (600, "10 min"), (9000, "2.5 h")])
-def test_times_have_a_fitting_unit(seconds: float, shown: str) -> None:
-    assert show.duration(seconds) == shown
+    assert "with a known duration" in said
+    assert "Duration unknown" not in said
 
 
 # --- the verb --------------------------------------------------------------------------------------------------------

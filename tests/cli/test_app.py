@@ -110,7 +110,7 @@ MISTAKES: list[tuple[str, str, Callable[[Path], None]]] = [  # the command, what
     (f"{RUN} --datasets images --methods lora[r=four]", "r must be a whole number, got four", nothing),
     (f"{RUN} --datasets images --methods lora[r=0]", "r = 0 will not do", nothing),
     (f"{RUN} --datasets images --methods lora[sites=head]", "'head' will not do", nothing),
-    (f"{RUN} --datasets images --methods bitfit[r=1]", "bitfit has no field 'r'; it has none", nothing),
+    (f"{RUN} --datasets images --methods bitfit[r=1]", "bitfit has no field 'r'; it has no fields", nothing),
     (f"{RUN} --datasets images --methods shpeft[ratio=2]", "ratio = 2", nothing),
     (f"{RUN} --datasets images --methods shpeft[td=none,ta=none]", "td and ta", nothing),
     (f"{RUN} --datasets buzi --methods lora", "'buzi'. Did you mean busi", nothing),
@@ -123,35 +123,35 @@ MISTAKES: list[tuple[str, str, Callable[[Path], None]]] = [  # the command, what
     ("run --backbone mini[depth=8] --datasets ./images", "mini has no field 'depth'", nothing),
     ("run --backbone timm --datasets ./images", "timm", nothing),
     ("run --backbone timm:resnet18@random --datasets ./images", "resnet18", nothing),
-    (f"{LORA} --weights none.safetensors", "none.safetensors (--weights)", nothing),
-    (f"{LORA} --weights w.safetensors", "w.safetensors cannot be read", text_as_weights),
+    (f"{LORA} --weights none.safetensors", "--weights: none.safetensors does not exist", nothing),
+    (f"{LORA} --weights w.safetensors", "Cannot read w.safetensors as safetensors", text_as_weights),
     (f"{LORA} --weights w.pt", "w.pt is refused", pickle_as_weights),
-    (f"{LORA} --weights w.safetensors", "w.safetensors is of another network", weights_of_another_network),
+    (f"{LORA} --weights w.safetensors", "w.safetensors is for another network", weights_of_another_network),
     (f"{LORA} --backbone mini@random --weights w.pt", "--weights and 'mini@random' contradict", nothing),
-    (f"{LORA} --image-size 60", "60 px is no multiple of the patch size 8 px", nothing),
-    (f"{LORA} --image-size -8", "--image-size -8", nothing),
+    (f"{LORA} --image-size 60", "--image-size must be a multiple of the patch size 8 px, got 60", nothing),
+    (f"{LORA} --image-size -8", "--image-size must be above 0, got -8", nothing),
     (f"{LORA} --recipe qiuck", "'qiuck'", nothing),
     (f"{LORA} --ratios 1%,x", "'x' as a number", nothing),
     (f"{LORA} --ratios 150%", "The ratio '150%' is out of range", nothing),
     (f"{LORA} --ratios 1.5", "The ratio '1.5' is out of range", nothing),
     (f"{LORA} --ratios 0", "The ratio '0' is out of range", nothing),
     (f"{LORA} --ratios nan", "'nan' as a number", nothing),
-    (f"{LORA} --seeds x", "seeds = 'x'", nothing),
+    (f"{LORA} --seeds x", "--seeds must be a whole number, got x", nothing),
     (f"{LORA} --seeds -1", "--seeds", nothing),
     (f"{LORA} --seeds ,", "--seeds", nothing),
-    (f"{LORA} --steps 0", "--steps 0", nothing),
+    (f"{LORA} --steps 0", "--steps must be above 0, got 0", nothing),
     (f"{LORA} --steps many", "'--steps'", nothing),
-    (f"{LORA} --batch -4", "--batch -4", nothing),
-    (f"{LORA} --evaluations 0", "--evaluations 0", nothing),
-    (f"{LORA} --lr -1", "--lr -1", nothing),
-    (f"{LORA} --lr nan", "--lr nan", nothing),
-    (f"{LORA} --threads 0", "--threads 0", nothing),
+    (f"{LORA} --batch -4", "--batch must be above 0, got -4", nothing),
+    (f"{LORA} --evaluations 0", "--evaluations must be above 0, got 0", nothing),
+    (f"{LORA} --lr -1", "--lr must be above 0, got -1", nothing),
+    (f"{LORA} --lr nan", "--lr must be a finite number, got nan", nothing),
+    (f"{LORA} --threads 0", "--threads must be above 0, got 0", nothing),
     (f"{LORA} --jobs -1", "'--jobs'", nothing),
-    (f"{LORA} --tune 1", "--tune 1: at least 2", nothing),
-    (f"{LORA} --tune 4 --lr 0.1", "--tune and --lr contradict", nothing),
-    (f"{LORA} --precision fp8", "precision = 'fp8'", nothing),
-    (f"{LORA} --device tpu", "--device tpu", nothing),
-    (f"{LORA} --device cuda", "--device cuda: torch sees no CUDA card", nothing),
+    (f"{LORA} --tune 1", "--tune must be at least 2, got 1", nothing),
+    (f"{LORA} --tune 4 --lr 0.1", "--tune and --lr exclude each other", nothing),
+    (f"{LORA} --precision fp8", "--precision must be 'auto', 'fp32' or 'bf16', got fp8", nothing),
+    (f"{LORA} --device tpu", "--device must be auto, cpu or cuda, got tpu", nothing),
+    (f"{LORA} --device cuda", "--device cuda: torch finds no CUDA GPU", nothing),
     (f"{LORA} --store taken", "taken", store_that_is_a_file),
     (f"{LORA} --learning-rate 1", "--learning-rate", nothing),
     ("run nothing.toml", "nothing.toml", nothing),
@@ -173,12 +173,20 @@ MISTAKES: list[tuple[str, str, Callable[[Path], None]]] = [  # the command, what
     ("runn", "'runn'", nothing),
     ("show method", "'name'", nothing),
     ("list", "'kind': methods, datasets", nothing),
-    ("run --methods , --datasets phantom_xray", "--methods ',' names nothing", nothing),
-    ("run --datasets phantom_xray --train-share 101%", "--train-share 101%: write a share", nothing),
-    ("run --methods linear --datasets phantom_xray --image-size 1000000", "the largest is 4096 px", nothing),
+    ("run --methods , --datasets phantom_xray", "--methods must name at least one value, got ','", nothing),
+    (
+        "run --datasets phantom_xray --train-share 101%",
+        "--train-share must be a share above 0% and at most 100%",
+        nothing,
+    ),
+    (
+        "run --methods linear --datasets phantom_xray --image-size 1000000",
+        "--image-size must be at most 4096 px",
+        nothing,
+    ),
     ("run --graph", "--graph needs a GPU", nothing),
     ("measure --methods linear --graph", "--graph needs a GPU", nothing),
-    ("run --seeds 0-4", "--seeds: give whole numbers such as 0,1,2", nothing),
+    ("run --seeds 0-4", "--seeds must be", nothing),
     ("report runs --format ,", "--format", finished_store),
 ]
 
@@ -216,7 +224,7 @@ def test_a_full_disk_is_no_traceback(
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device", str(here / "runs"))
 
-    monkeypatch.setattr("peftbench.cli.show_all.write_report", full)
+    monkeypatch.setattr("peftbench.cli.report.write_report", full)
     assert peftbench(["report"], monkeypatch) == 2
     assert capsys.readouterr().err == f"peftbench: {here / 'runs'}: No space left on device.\n"
 
@@ -293,7 +301,7 @@ def test_a_study_file_gives_the_jobs_that_its_flags_give(here: Path, monkeypatch
         asked.append(study)
         return 0
 
-    monkeypatch.setattr("peftbench.cli.show_all.run_study", run_study)
+    monkeypatch.setattr("peftbench.cli.run.run_study", run_study)
     (here / "study.toml").write_text(
         'methods = ["lora[r=4]"]\ndatasets = ["busi"]\nratios = ["1%", "5k"]\nseeds = [0, 1]\ntune = 2\n'
         'backbone = "mini"\nrecipe = "standard"\nbaselines = false\nsteps = 5\nprecision = "fp32"\n'

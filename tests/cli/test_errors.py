@@ -18,13 +18,16 @@ from tests import studies
 @pytest.mark.parametrize(
     ("command", "says"),
     [
-        ("list", "Missing argument 'kind': methods, datasets, backbones, metrics, reports or recipes. `peftbench list"),
-        ("merge abc", "Missing option '--out' / '-o': The safetensors file to write. `peftbench merge --help` says"),
-        ("runn", "No such command 'runn'. Did you mean 'run'? `peftbench --help` says more."),
-        ("run a.toml b.toml", "Got unexpected extra argument(s) (b.toml). `peftbench run --help` says more."),
+        (
+            "list",
+            "Missing argument 'kind': methods, datasets, backbones, metrics, reports or recipes. See `peftbench list",
+        ),
+        ("merge abc", "Missing option '--out' / '-o': The safetensors file to write. See `peftbench merge --help`"),
+        ("runn", "No such command 'runn'. Did you mean 'run'? See `peftbench --help`."),
+        ("run a.toml b.toml", "Got unexpected extra argument(s) (b.toml). See `peftbench run --help`."),
         ("run --methods lora --ratios 10000000000000", "The ratio '10000000000000' is out of range"),
         ("show backbone timm", "write timm:NAME"),
-        ("show dataset phantom_ct --out taken", "--out taken: name a file that ends in .png"),
+        ("show dataset phantom_ct --out taken", "--out taken: the file's name must end in .png"),
         ("measure --methods linear --out taken", "--out taken is a folder; name a file."),
     ],
 )

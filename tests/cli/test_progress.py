@@ -24,7 +24,7 @@ def test_a_log_gets_the_end_and_no_line_an_image() -> None:
 
 
 def test_a_log_gets_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "QUIET", 0.0)
+    monkeypatch.setattr(progress, "INTERVAL", 0.0)
     assert len(said(terminal=False).splitlines()) == 101
 
 
@@ -47,9 +47,9 @@ def test_an_unknown_end_is_not_invented() -> None:
 def told(*, terminal: bool) -> str:
     out = io.StringIO()
     with Tally(Console(file=out, force_terminal=terminal, width=100, highlight=False), "checking", 2) as tally:
-        for name, aloud in (("lora", False), ("[broken]", True)):
+        for name, keep in (("lora", False), ("[broken]", True)):
             tally.begin(name)
-            tally.end(name, "done", aloud=aloud)
+            tally.end(name, "done", keep=keep)
     return out.getvalue()
 
 

@@ -221,7 +221,7 @@ def test_show_dataset_of_what_is_not_here_tells_the_catalogues_facts(
     assert call(["show", "dataset", "busi", "--data", str(tmp_path)], monkeypatch) == 0
     printed = capsys.readouterr().out
     assert "how_to_get" in printed
-    assert "so there is no audit and no picture" in printed
+    assert "no audit and no pictures" in printed
     assert list(tmp_path.iterdir()) == []
 
 

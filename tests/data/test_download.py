@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from peftbench.cli.show_files import fetch_data
+from peftbench.cli.data import fetch_data
 from peftbench.core import catalogue, catalogue_files
 from peftbench.data import download
 from peftbench.data.download import RemoteFile

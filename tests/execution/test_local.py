@@ -8,7 +8,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -19,7 +19,8 @@ import torch
 from peftbench.core.record import Record
 from peftbench.core.spec import Job, Places
 from peftbench.execution import local
-from peftbench.execution.local import Tick
+from peftbench.execution.executor import Tick, ticker
+from peftbench.execution.local import LocalExecutor
 from peftbench.results.store import Store
 from peftbench.training.checkpoint import Checkpoint
 from peftbench.training.loop import Chosen, Progress
@@ -41,11 +42,28 @@ def jobs(home: Path) -> list[Job]:
     return studies.jobs(studies.small(home / "images", methods=METHODS), studies.places(home))
 
 
+@dataclass
+class Kept:
+    """A monitor that keeps what it receives, and calls `on_tick` and `on_end`."""
+
+    on_tick: Callable[[Tick], None] = lambda _: None
+    on_end: Callable[[Job, Record], None] = lambda *_: None
+    ticks: list[Tick] = field(default_factory=list)
+    records: dict[str, Record] = field(default_factory=dict)
+
+    def tick(self, tick: Tick) -> None:
+        self.ticks.append(tick)
+        self.on_tick(tick)
+
+    def ended(self, job: Job, record: Record) -> None:
+        self.records[job.id] = record
+        self.on_end(job, record)
+
+
 def run_all(jobs: Sequence[Job], where: Places, count: int) -> tuple[list[Tick], dict[str, Record]]:
-    ticks: list[Tick] = []
-    written: dict[str, Record] = {}
-    local.run_all(jobs, where, count, ticks.append, lambda job, record: written.update({job.id: record}))
-    return ticks, written
+    kept = Kept()
+    LocalExecutor(count).run(jobs, where, kept)
+    return kept.ticks, kept.records
 
 
 def test_side_by_side_gives_the_numbers_of_one_by_one(jobs: list[Job], home: Path, tmp_path: Path) -> None:
@@ -62,17 +80,17 @@ def test_side_by_side_gives_the_numbers_of_one_by_one(jobs: list[Job], home: Pat
 def test_workers_share_the_cards_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[int] = []
     monkeypatch.setattr(torch.cuda, "set_device", taken.append)
-    monkeypatch.setattr(local, "end_with_parent", lambda _end: None)
-    seats = local._seats(multiprocessing.get_context("spawn"), 3, 2)
+    monkeypatch.setattr(local, "call_when_orphaned", lambda _end: None)
+    gpus = local.gpu_queue(multiprocessing.get_context("spawn"), 3, 2)
     for _ in range(3):
-        local._begin(seats)
-    local._begin(local._seats(multiprocessing.get_context("spawn"), 3, 0))
+        local.start_worker(gpus)
+    local.start_worker(local.gpu_queue(multiprocessing.get_context("spawn"), 3, 0))
     assert taken == [0, 1, 0]
 
 
 def test_a_tick_says_how_far_a_job_is(jobs: list[Job]) -> None:
     sent: list[Tick] = []
-    watch = local.ticker(jobs[0], sent.append)
+    watch = ticker(jobs[0], sent.append)
     watch(Progress(step=4))
     watch(Progress(step=6, train_seconds=2.0, chosen={"validation": Chosen(4, 0.7, {})}))
     assert sent == [Tick(jobs[0].id, 4, 0.0, None), Tick(jobs[0].id, 6, 6 * 4 / 2.0, 0.7)]
@@ -105,7 +123,7 @@ def test_ctrl_c_ends_the_workers_without_a_word(
             process.send_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        local.run_all(long, where, 2, press, lambda *_: None)
+        LocalExecutor(2).run(long, where, Kept(press))
     assert capfd.readouterr().err.splitlines() == [
         "",
         "peftbench: stopping at the next step; Ctrl-C again stops at once.",
@@ -131,14 +149,12 @@ def test_a_worker_that_dies_takes_only_its_job_with_it(
     monkeypatch.setattr(local, "_work", records.faked)  # stands for the work
     doomed = replace(jobs[0], backbone=Deadly(jobs[0].backbone))
     where = replace(studies.places(home), store=tmp_path)
-    ended: dict[str, str] = {}
-    tell = lambda job, record: ended.update({job.id: record.id})  # noqa: E731
-    local.run_all([doomed, jobs[1]], where, 2, lambda _: None, tell)
-    assert ended[jobs[1].id] == records.faked().id
+    _, written = run_all([doomed, jobs[1]], where, 2)
+    assert written[jobs[1].id].id == records.faked().id
     record = Store(tmp_path).job(doomed.id).record()
     assert record is not None
     assert record.status == Store(tmp_path).job(doomed.id).state() == "failed"
-    assert record.reason.startswith("The process of this job died twice")
+    assert record.reason.startswith("The worker process of this job died twice")
 
 
 def test_the_first_ctrl_c_stops_behind_a_checkpoint(jobs: list[Job], home: Path, tmp_path: Path) -> None:
@@ -157,7 +173,7 @@ def test_the_first_ctrl_c_stops_behind_a_checkpoint(jobs: list[Job], home: Path,
             press(tick)
 
     with pytest.raises(KeyboardInterrupt):
-        local.run_all(long, where, 2, once, lambda *_: None)
+        LocalExecutor(2).run(long, where, Kept(once))
     for job in long:
         found = Checkpoint(Store(tmp_path).job(job.id).path).read()
         assert found is not None
@@ -183,7 +199,7 @@ def test_a_worker_without_a_job_does_not_take_the_others_with_it(
                 process.send_signal(signal.SIGTERM)
 
     with pytest.raises(KeyboardInterrupt):
-        local.run_all([linear, long], where, 2, press, lambda job, _: ended.append(job.id))
+        LocalExecutor(2).run([linear, long], where, Kept(press, lambda job, _: ended.append(job.id)))
     assert ended == [linear.id]
     found = Checkpoint(Store(tmp_path).job(long.id).path).read()
     assert found is not None

@@ -18,6 +18,8 @@ from safetensors.torch import load_file, save_file
 from peftbench.core.spec import Places
 from peftbench.errors import BrokenImagesError, DeltaError, RequestError
 from peftbench.inference import predict
+from peftbench.inference.merge import merge, plain_tensors
+from peftbench.inference.model import find_job, open_model
 from peftbench.results.store import Store
 from peftbench.training.job import run
 from tests import studies
@@ -56,10 +58,10 @@ def test_a_model_in_the_place_of_another_is_refused(home: Path, tmp_path: Path) 
     shutil.copytree(folder(home, METHODS[0]), lent)
     for name in ("delta.json", "delta.safetensors"):
         shutil.copy(folder(home, METHODS[1]) / name, lent / name)
-    with pytest.raises(DeltaError, match=r"delta\.json is not what the job's record was written for"):
-        predict.open_model(lent, where(home))
+    with pytest.raises(DeltaError, match=r"delta\.json does not match the digest in the job's record"):
+        open_model(lent, where(home))
     (lent / "record.json").unlink()  # two files by themselves say what they are
-    assert predict.open_model(lent, where(home)).about["method"]["name"] == METHODS[1].partition("[")[0]
+    assert open_model(lent, where(home)).about["method"]["name"] == METHODS[1].partition("[")[0]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -67,8 +69,8 @@ def test_the_test_images_get_the_logits_that_the_job_stored(home: Path, method: 
     result = next(r for r in Store(home / "runs").results() if r.record.method.name == method)
     logits, _, _ = result.predictions("validation")
     names = json.loads((result.folder / "private.json").read_text())["names"]["test"]
-    model = predict.open_model(result.folder, where(home))
-    found = np.array([p.probabilities for p in model.predict([home / "images" / name for name in names])])
+    model = open_model(result.folder, where(home))
+    found = np.array([p.probabilities for p in predict.predict(model, [home / "images" / name for name in names])])
     heat = model.about["temperature"]
     expected = torch.from_numpy(logits).double().div(heat).softmax(dim=1).numpy()
     np.testing.assert_allclose(found, expected, atol=1e-5)
@@ -77,11 +79,11 @@ def test_the_test_images_get_the_logits_that_the_job_stored(home: Path, method: 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_merged_file_loads_into_plain_timm(home: Path, method: str, tmp_path: Path) -> None:
-    off = predict.merge(folder(home, method), where(home), tmp_path / "model.safetensors")
+    off = merge(folder(home, method), where(home), tmp_path / "model.safetensors")
     about = json.loads((tmp_path / "model.safetensors.json").read_text())
     plain = timm.models.VisionTransformer(img_size=64, patch_size=8, embed_dim=192, depth=6, num_heads=3, num_classes=3)
     plain.load_state_dict(load_file(tmp_path / "model.safetensors"))
-    model = predict.open_model(folder(home, method), where(home), merge=False)
+    model = open_model(folder(home, method), where(home), merge=False)
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
         features = plain.eval().forward_head(plain.forward_features(images), pre_logits=True)
@@ -97,17 +99,17 @@ def test_what_does_not_fold_is_refused_and_named(home: Path, tmp_path: Path) -> 
     asked = studies.small(home / "images", methods=("vpt_deep",), steps=1, evaluations=1)
     (job,) = studies.jobs(asked, where(home))
     assert run(job, where(home))
-    with pytest.raises(RequestError, match=r"vpt_deep cannot be merged: what it adds at blocks\.0 and 5 more places"):
-        predict.merge(Store(home / "runs").job(job.id).path, where(home), tmp_path / "model.safetensors")
+    with pytest.raises(RequestError, match=r"vpt_deep cannot be merged: its adapter at blocks\.0 and 5 more places"):
+        merge(Store(home / "runs").job(job.id).path, where(home), tmp_path / "model.safetensors")
 
 
 def test_a_batch_norm_folds_into_the_linear_layer(home: Path) -> None:
-    model = predict.open_model(folder(home, "lora"), where(home))
+    model = open_model(folder(home, "lora"), where(home))
     head = model.classifier.head
     head.norm = torch.nn.BatchNorm1d(192, affine=False, eps=1e-6)
     head.norm(torch.randn(64, 192) * 3 + 1)
     features = torch.randn(5, 192)
-    tensors, before = predict.plain_tensors(model.classifier.eval())
+    tensors, before = plain_tensors(model.classifier.eval())
     folded = torch.nn.functional.linear(features, tensors["head.weight"], tensors["head.bias"])
     torch.testing.assert_close(folded, head.eval()(features), atol=1e-5, rtol=1e-5)
     assert before == {"kind": "plain", "scale": 1.0}
@@ -116,9 +118,9 @@ def test_a_batch_norm_folds_into_the_linear_layer(home: Path) -> None:
 def test_what_does_not_look_like_the_training_images_is_said(home: Path, tmp_path: Path) -> None:
     Image.new("RGB", (80, 60), (255, 0, 0)).save(tmp_path / "red.png")
     Image.new("L", (40, 30), 255).save(tmp_path / "white.png")
-    model = predict.open_model(folder(home, "lora"), where(home))
-    red, white, usual = model.predict([tmp_path / "red.png", tmp_path / "white.png", files(home)[0]])
-    assert any("in colour" in said for said in red.warnings)
+    model = open_model(folder(home, "lora"), where(home))
+    red, white, usual = predict.predict(model, [tmp_path / "red.png", tmp_path / "white.png", files(home)[0]])
+    assert any("in color" in said for said in red.warnings)
     assert any("brightness 255" in said for said in white.warnings)
     assert any("30 px" in said for said in white.warnings)
     assert usual.warnings == ()
@@ -126,9 +128,9 @@ def test_what_does_not_look_like_the_training_images_is_said(home: Path, tmp_pat
 
 def test_an_image_that_does_not_open_is_named(home: Path, tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"no picture")
-    model = predict.open_model(folder(home, "lora"), where(home))
-    with pytest.raises(BrokenImagesError, match=r"broken\.png does not open"):
-        list(model.predict([tmp_path / "broken.png"]))
+    model = open_model(folder(home, "lora"), where(home))
+    with pytest.raises(BrokenImagesError, match=r"Cannot decode .*broken\.png"):
+        list(predict.predict(model, [tmp_path / "broken.png"]))
 
 
 def test_the_command_writes_a_table_that_says_what_it_is(
@@ -159,13 +161,13 @@ def test_the_json_holds_the_same(
 @pytest.mark.parametrize(("text", "message"), [("nothing", "no job in"), ("", "no job in")])
 def test_an_unknown_job(home: Path, text: str, message: str) -> None:
     with pytest.raises(RequestError, match=message):
-        predict.find_job(home / "runs", text)
+        find_job(home / "runs", text)
 
 
 def test_a_job_without_a_model_is_refused(home: Path, tmp_path: Path) -> None:
     (tmp_path / "jobs" / "abc").mkdir(parents=True)
     with pytest.raises(RequestError, match="abc has no trained model"):
-        predict.find_job(tmp_path, "ab")
+        find_job(tmp_path, "ab")
     with pytest.raises(RequestError, match="holds no image"):
         predict.find_images([tmp_path])
     with pytest.raises(RequestError, match="does not exist"):
@@ -177,4 +179,4 @@ def test_other_weights_are_refused(home: Path, tmp_path: Path) -> None:
     weights["norm.bias"] = weights["norm.bias"] + 1
     save_file(weights, tmp_path / "other.safetensors")
     with pytest.raises(DeltaError, match="was made for weights"):
-        predict.open_model(folder(home, "lora"), replace(where(home), weights=tmp_path / "other.safetensors"))
+        open_model(folder(home, "lora"), replace(where(home), weights=tmp_path / "other.safetensors"))

@@ -84,7 +84,7 @@ def test_markdown_tables_keep_their_columns(text: str) -> None:
 
 def test_markdown_shows_names_as_they_are_written(text: str) -> None:
     assert r"my\_own\_method" in text
-    assert markdown._escaped("a|b\n*c*") == r"a\|b \*c\*"
+    assert markdown.escaped("a|b\n*c*") == r"a\|b \*c\*"
 
 
 # --- latex ---------------------------------------------------------------------------------------------------------

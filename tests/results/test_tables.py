@@ -1,18 +1,16 @@
-"""What tables say: marks, budgets, captions, and a terminal of 120 columns."""
+"""Tables before they are formatted: marks, budgets, captions."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, replace
-from io import StringIO
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from peftbench.core.contract import Result
 from peftbench.core.recipe import RECIPES
 from peftbench.core.record import Memory, Variant
-from peftbench.results import formatting, summary, tables
+from peftbench.results import formatting, tables
 from peftbench.results.frame import frame
 from peftbench.results.tables import Table
 from tests.records import PARAMETERS, Fake, study
@@ -146,24 +144,6 @@ def test_another_backbone_needs_no_excuse(tmp_path: Path) -> None:
     assert caption.startswith("clip_vit_b16, 64 px. Recipe")
 
 
-def test_three_data_sets_fit_120_columns(tmp_path: Path) -> None:
-    console = Console(width=120, record=True, file=StringIO())
-    console.print(tables.terminal(study(tmp_path)))
-    lines = console.export_text().splitlines()
-    assert max(map(len, lines)) <= 120
-    assert any("shpeft[lam=0.5] @ 0.1% (floor)" in line and "451.9 MB" in line for line in lines)
-
-
-def test_the_terminal_marks_the_first_tier(tmp_path: Path) -> None:
-    results = write(tmp_path, Fake("full", skill=3.0), Fake("lora", skill=1.0))
-    file = StringIO()
-    Console(width=120, force_terminal=True, color_system="standard", file=file).print(tables.terminal(results))
-    screen = file.getvalue()
-    best, other = (summary.test_score(result.record, "validation", "macro_f1") for result in results)
-    assert f"\x1b[1m{100 * best:.1f}\x1b[0m" in screen
-    assert f"\x1b[1m{100 * other:.1f}\x1b[0m" not in screen
-
-
 def test_the_frame_has_a_row_a_job_at_full_precision(tmp_path: Path) -> None:
     results = study(tmp_path)
     rows = frame(results)
@@ -211,7 +191,7 @@ def test_a_prediction_rate_that_is_unknown_is_a_dash() -> None:
 
 def test_no_results_no_tables() -> None:
     assert tables.tables([]) == []
-    assert tables.terminal([]).row_count == 0
+    assert tables.main_tables([]) == []
 
 
 @pytest.mark.parametrize(("bytes_", "shown"), [(3 * 10**6, "3.0 MB"), (999_900_000, "999.9 MB"), (2**31, "2.1 GB")])

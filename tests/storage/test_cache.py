@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from peftbench.cli.show_files import clear_cache
+from peftbench.cli.cache import clear_cache
 from peftbench.data.pixel_cache import prepare
 from peftbench.errors import DataError
 from peftbench.profiling import history

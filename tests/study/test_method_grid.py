@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from peftbench.cli.check import check
+from peftbench.cli.check import check_one
 from peftbench.cli.show import facts
 from peftbench.core.syntax import parse
 from peftbench.errors import CatalogueError, RequestError
@@ -70,7 +70,7 @@ def test_a_variant_may_have_variants(here: Path) -> None:
     (here / "methods" / "tiny_lora.toml").write_text('base = "small_lora"\nr = 1\n')
     assert method_of("tiny_lora", "standard").method == LoRA(r=1, sites=("qkv", "proj"))
     assert facts("method", "tiny_lora")["variant of"] == "lora[r=1,sites=qkv+proj]"
-    assert failed(check("tiny_lora[alpha=4]", here)) == []
+    assert failed(check_one("tiny_lora[alpha=4]", here)) == []
 
 
 def test_a_plan_calls_a_method_by_what_tells_it_apart(here: Path) -> None:

@@ -1,0 +1,132 @@
+"""The one place that makes rich consoles, tables and progress bars.
+
+Text from outside (names of classes, methods, data sets and files) is printed as it is: markup and emoji codes are off,
+and control characters are shown by their number, so that no name changes the terminal.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import unicodedata
+from collections.abc import Collection, Iterable, Sequence
+from functools import cache
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # rich takes longer to import than `peftbench --help` takes in all
+    from rich.console import Console
+    from rich.progress import Progress
+    from rich.table import Table
+    from rich.text import Text
+
+WIDTH = 120  # columns, where the output is no terminal
+WIDEST = 10_000  # columns, enough for any row on one line
+_HIDDEN = frozenset({"Cc", "Cf"})  # Unicode categories: control characters, marks that change the direction of writing
+
+
+@cache
+def output() -> Console:
+    """Return the console on stdout."""
+    return _console(stderr=False)
+
+
+@cache
+def errors() -> Console:
+    """Return the console on stderr, for what is no part of a verb's answer."""
+    return _console(stderr=True)
+
+
+def _console(*, stderr: bool, width: int | None = None) -> Console:
+    from rich.console import Console
+
+    stream = sys.stderr if stderr else sys.stdout
+    default = None if stream.isatty() else WIDTH
+    return Console(stderr=stderr, markup=False, emoji=False, highlight=False, width=width or default)
+
+
+def printable(text: str) -> str:
+    """Return `text` on one line, with control characters replaced by their number in hexadecimal."""
+    line = " ".join(text.splitlines()) if "\n" in text else text
+    return "".join(_escape(letter) if unicodedata.category(letter) in _HIDDEN else letter for letter in line)
+
+
+def _escape(letter: str) -> str:
+    return letter.encode("unicode_escape").decode()
+
+
+def say(line: str, *, style: str = "", to: Console | None = None) -> None:
+    """Print one line, never wrapped, on stdout or on the console `to`."""
+    console = to or output()
+    console.print(printable(line), style=style or None, soft_wrap=True, markup=False, emoji=False, highlight=False)
+
+
+def warn(line: str) -> None:
+    """Print one line on stderr, under the name of the program."""
+    say(f"peftbench: {line}", to=errors())
+
+
+def show_json(value: object) -> None:
+    """Print a value as JSON on stdout; what JSON does not know becomes a string."""
+    output().print_json(json.dumps(value, default=str))
+
+
+def show(table: Table, *, on_one_line: bool = False) -> None:
+    """Print a table on stdout, in the width of the terminal or with every row on one line."""
+    console = output()
+    if on_one_line:
+        console = _console(stderr=False, width=WIDEST)
+        console.width = console.measure(table).maximum
+    console.print(table)
+
+
+def make_table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str | Text]],
+    *,
+    right: Collection[str] = frozenset(),
+    title: str = "",
+    ruled: bool = False,
+) -> Table:
+    """Return a table; the columns named in `right` are set flush right, `ruled` draws a line under the header."""
+    table = bare_table(title=title, ruled=ruled)
+    for column in columns:
+        table.add_column(printable(column), justify="right" if column in right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(printable(cell) if isinstance(cell, str) else cell for cell in row))
+    return table
+
+
+def bare_table(*, title: str = "", ruled: bool = False) -> Table:
+    """Return a table without columns."""
+    from rich import box
+    from rich.table import Table
+
+    style = box.SIMPLE_HEAD if ruled else None
+    return Table(title=printable(title) or None, title_justify="left", box=style, pad_edge=ruled)
+
+
+def styled(text: str, style: str = "", aside: str = "") -> Text:
+    """Return a cell's text in a style, with `aside` dimmed after it."""
+    from rich.text import Text
+
+    cell = Text(printable(text), style=style)
+    return Text.assemble(cell, " ", (printable(aside), "dim")) if aside else cell
+
+
+def make_progress(*columns: str, console: Console) -> Progress:
+    """Return progress bars that are silent where the console is no terminal.
+
+    A column is `bar`, `count`, `elapsed`, `left`, or a field of the task such as `description`, shown as it is.
+    """
+    from rich import progress
+
+    known = {
+        "bar": progress.BarColumn,
+        "count": progress.MofNCompleteColumn,
+        "elapsed": progress.TimeElapsedColumn,
+        "left": progress.TimeRemainingColumn,
+    }
+    made = [
+        known[name]() if name in known else progress.TextColumn(f"{{task.{name}}}", markup=False) for name in columns
+    ]
+    return progress.Progress(*made, console=console, disable=not console.is_terminal)

@@ -1,0 +1,55 @@
+"""`peftbench predict`: class probabilities of new images by a job's model."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from peftbench.cli.console import say
+from peftbench.cli.options import STORE, DeviceOption, JobArgument, JsonOption, StoreOption, WeightsOption
+
+if TYPE_CHECKING:
+    from peftbench.inference.predict import Prediction
+
+SHOWN = 5  # images whose warnings are printed; the file has all
+
+
+def predict(
+    job: JobArgument,
+    images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="File to write to; default: the terminal.")] = None,
+    weights: WeightsOption = None,
+    store: StoreOption = STORE,
+    device: DeviceOption = "auto",
+    json: JsonOption = False,
+) -> None:
+    """Predict class probabilities of new images with a job's model. For research only; not a medical device."""
+    from peftbench.inference import predict as inference
+    from peftbench.inference.model import find_job, open_model
+    from peftbench.results.store import make_room
+    from peftbench.storage.files import write_text
+    from peftbench.study.defaults import places
+
+    if out:
+        make_room(out)
+    model = open_model(find_job(store, job), places(store, weights=weights, device=device))
+    found = list(inference.predict(model, inference.find_images(images)))
+    text = inference.as_json(model, found) if json else inference.as_csv(model, found)
+    if out is None:
+        sys.stdout.write(text)
+        return
+    write_text(out, text, private=True)  # it holds names of images
+    show_summary(found, out)
+
+
+def show_summary(found: Sequence[Prediction], out: Path) -> None:
+    """Print the number of images in the file `out`, and the first warnings."""
+    warned = [one for one in found if one.warnings]
+    images = f"{len(found)} image{'' if len(found) == 1 else 's'}"
+    say(f"{out}: {images}" + (f", {len(warned)} with warnings" if warned else "") + ".")
+    for one in warned[:SHOWN]:
+        say(f"  {one.image}: {'; '.join(one.warnings)}")

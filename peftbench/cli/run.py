@@ -1,0 +1,202 @@
+"""`peftbench run`: run the jobs of a study that are not done, then print its table."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Annotated, Self
+
+import typer
+
+from peftbench.cli.console import bare_table, output, printable, say, show, styled
+from peftbench.cli.options import PlaceOptions, StudyArgument, StudyOptions, grouped
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+    from rich.table import Table
+    from rich.text import Text
+
+    from peftbench.core.contract import Result
+    from peftbench.core.record import Record
+    from peftbench.core.spec import Job, Places, Study
+    from peftbench.execution.executor import Tick
+    from peftbench.results.formatting import Cell
+    from peftbench.results.store import Store
+    from peftbench.results.tables import Table as ResultTable
+
+COLUMNS = ("macro F1", "ACC", "AUC", "trained", "with head", "seconds", "memory")  # of the table at the end
+MARKS: Mapping[str, str] = MappingProxyType({"": "", "best": "bold"})
+
+
+@grouped
+def run(
+    options: StudyOptions,
+    places: PlaceOptions,
+    study: StudyArgument = None,
+    jobs: Annotated[
+        int, typer.Option(min=0, help="Jobs at the same time; 0: one per core on a CPU, one per GPU on GPUs.")
+    ] = 0,
+    skip_broken: Annotated[
+        bool, typer.Option("--skip-broken", help="Leave out images that cannot be decoded.")
+    ] = False,
+) -> None:
+    """Train every method on every data set. Without arguments, the quick study."""
+    from peftbench.core.spec import read_study
+
+    found = read_study(study, asdict(options))  # before torch is imported, so that a typing error is answered at once
+    raise typer.Exit(run_study(found, places.found(), jobs, skip_broken=skip_broken))
+
+
+def run_study(study: Study, places: Places, jobs: int, *, skip_broken: bool) -> int:
+    """Run what is not done and print a table; return 0 when every job is done, 1 when some failed."""
+    from peftbench.cli.progress import Bars
+    from peftbench.profiling import hardware
+    from peftbench.results.store import Store
+    from peftbench.study.resolve import note_study, resolve
+
+    started = time.perf_counter()
+    store = Store(places.store)
+    is_new = store.prepare()
+    try:
+        with Bars(output()) as bars:
+            resolved = resolve(study, places, skip_broken=skip_broken, watch=bars)
+    except BaseException:
+        if is_new:
+            store.discard()
+        raise
+    for line in resolved.says:
+        say(line)
+    workers = jobs or (hardware.cards() if places.device == "cuda" else hardware.cores())
+    trials = list({trial.id: trial for draft in resolved.drafts for trial in draft.trials}.values())
+    _run_jobs("trials", trials, store, places, workers)
+    finals = [draft.final(store) for draft in resolved.drafts]
+    note_study(resolved, finals, store)
+    _run_jobs("jobs", finals, store, places, workers)
+    return _conclude(finals, store, time.perf_counter() - started)
+
+
+def _run_jobs(what: str, jobs: Sequence[Job], store: Store, places: Places, workers: int) -> None:
+    from peftbench.execution.local import LocalExecutor
+
+    pending = [job for job in jobs if store.job(job.id).state() != "done"]
+    if len(pending) < len(jobs):
+        say(f"{len(jobs) - len(pending)} of {len(jobs)} {what} were done before.")
+    if not pending:
+        return
+    with Board(what, pending) as board:
+        LocalExecutor(workers).run(pending, places, board)
+
+
+class Board:
+    """The progress of jobs: bars in a terminal, a line as each job ends elsewhere."""
+
+    def __init__(self, what: str, jobs: Sequence[Job]) -> None:
+        from peftbench.cli.progress import counters
+
+        self._jobs = {job.id: job for job in jobs}
+        self._bars = counters(output())
+        self._total = self._bars.add_task(what, total=len(jobs), note="")
+        self._running: dict[str, TaskID] = {}
+        self._ended = 0
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def tick(self, tick: Tick) -> None:
+        """Show how far a job is."""
+        job = self._jobs[tick.job_id]
+        if job.id not in self._running:
+            self._running[job.id] = self._bars.add_task(f"  {_name(job)}", total=job.recipe.steps, note="")
+        best = f", best {tick.best:.3f}" if tick.best is not None else ""
+        self._bars.update(self._running[job.id], completed=tick.step, note=f"{tick.rate:.0f} images/s{best}")
+
+    def ended(self, job: Job, record: Record) -> None:
+        """Count a job that ended."""
+        self._ended += 1
+        if job.id in self._running:
+            self._bars.remove_task(self._running.pop(job.id))
+        self._bars.update(self._total, completed=self._ended)
+        if not output().is_terminal or record.status == "failed":
+            say(f"[{self._ended}/{len(self._jobs)}] {_name(job)}: {_outcome(record)}")
+
+
+def _name(job: Job) -> str:
+    random = " (random weights)" if job.backbone.endswith("@random") else ""
+    size = f" @ {job.target:,}" if job.target is not None else ""
+    trial = f" lr {job.recipe.lr:g}" if job.role == "trial" else ""
+    cut = f" ({job.variant})" if str(job.variant) else ""
+    return printable(f"{job.label}{random}{size} on {job.dataset}{cut}, seed {job.seed}{trial}")
+
+
+def _outcome(record: Record) -> str:
+    if record.status == "failed":
+        return f"FAILED: {record.reason}"
+    choice = record.choices[record.rule]
+    part, scores = ("validation", choice.val) if record.role == "trial" else ("test", choice.test)
+    value = scores.get("macro_f1")
+    return f"{part} macro F1 {value:.3f}, {record.costs.seconds if record.costs else 0:.0f} s"
+
+
+# --- the end of a run ------------------------------------------------------------------------------------------------
+
+
+def _conclude(finals: Sequence[Job], store: Store, seconds: float) -> int:
+    from peftbench.core.registry import registry
+    from peftbench.results import tables
+
+    ids = {job.id for job in finals}
+    results = [result for job in finals if (result := store.job(job.id).result()) is not None]
+    failed = [r.record for r in results if r.record.status == "failed"]
+    show(result_table(results))
+    for line in tables.caption(results):
+        say(line)
+    for record in failed:
+        say(f"FAILED {record.label} on {record.data.name}: {record.reason}")
+    figures = registry("reports").get("figure").write(results, store.root) if len(failed) < len(results) else []
+    for file in figures:
+        say(f"Figure: {file}")
+    say(f"{len(ids) - len(failed)} of {len(ids)} jobs done in {seconds:.0f} s; results in {store.root}.")
+    say(f"Next: peftbench report {shlex.quote(str(store.root))}")
+    return 1 if failed else 0
+
+
+def result_table(results: Sequence[Result]) -> Table:
+    """Return the table at the end of a run, in 120 columns: rows for each data set, then the averages."""
+    from peftbench.results.tables import main_tables
+
+    screen = bare_table(ruled=True)
+    screen.add_column("method", min_width=24)
+    for column in COLUMNS:
+        screen.add_column(column, justify="right", no_wrap=True)
+    found = main_tables(results)
+    several = len({table.setting for table in found}) > 1
+    for table in found:
+        screen.add_row(styled(f"{table.subject} · {table.setting}" if several else table.subject, "italic"))
+        for cells in _rows(table):
+            screen.add_row(*cells)
+        screen.add_section()
+    return screen
+
+
+def _rows(table: ResultTable) -> list[list[Text]]:
+    """Return the cells of COLUMNS after the method; a column that the table lacks stays empty."""
+    from peftbench.results.formatting import NONE, Cell
+
+    rows = []
+    for row in table.rows:
+        cells = dict(zip(table.columns, row, strict=True))
+        budget = "" if cells["target"].text == NONE else f" @ {cells['target']}"
+        shown = [_shown(cells.get(column, Cell(""))) for column in COLUMNS]
+        rows.append([styled(cells["method"].text + budget), *shown])
+    return rows
+
+
+def _shown(cell: Cell) -> Text:
+    return styled(cell.text, MARKS[cell.mark], cell.aside)

@@ -1,0 +1,110 @@
+"""The trained model of a job, rebuilt from the backbone's weights and the job's delta.
+
+The images that it was trained on are not needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peftbench.core.contract import Preprocessing
+from peftbench.core.spec import Places
+from peftbench.errors import DeltaError, RequestError
+from peftbench.models import backbone, delta
+from peftbench.models.head import Classifier, Head
+from peftbench.results.store import Store, read_record
+from peftbench.storage import files
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained classifier with what is stored about it in `delta.json`."""
+
+    classifier: Classifier
+    about: Mapping[str, Any]
+    merged: bool  # whether the delta was folded into the backbone
+    device: str
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes, in the order of the logits."""
+        return list(self.about["head"]["classes"])
+
+    @property
+    def is_multi_label(self) -> bool:
+        """Whether an image may belong to several classes."""
+        return bool(self.about.get("task") == "multi_label")
+
+    @property
+    def temperature(self) -> float | None:
+        """The temperature fitted on validation; None where there was no validation part."""
+        return self.about.get("temperature") or None
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How an image becomes the input of the network."""
+        stored = self.about["preprocessing"]
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
+        return Preprocessing(**values)
+
+
+def find_job(store: Path, text: str) -> Path:
+    """Return the folder of a job, given by its path, its id, or the first digits of it.
+
+    Raises RequestError when no job, or more than one, is meant, or the job has no trained model.
+    """
+    if (Path(text) / "delta.json").is_file():
+        return Path(text)
+    jobs = store / "jobs"
+    found = sorted(p for p in jobs.iterdir() if p.name.startswith(text)) if jobs.is_dir() and text else []
+    if len(found) != 1:
+        reason = f"the ids of {len(found)} jobs in {store} begin with it" if found else f"no job in {store} has that id"
+        raise RequestError(f"Cannot find the job {text!r}: {reason}; `peftbench status {store}` lists them.")
+    if not (found[0] / "delta.json").is_file():
+        raise RequestError(f"The job {found[0].name} has no trained model: {_no_model(Store(store), found[0].name)}.")
+    return found[0]
+
+
+def _no_model(store: Store, name: str) -> str:
+    """Return why a job has no delta."""
+    record = store.job(name).record()
+    if record is not None and "delta.json" in record.files:
+        return "its delta.json is missing"
+    return "it failed, is a trial, or its method trains nothing"
+
+
+def open_model(folder: Path, places: Places, *, merge: bool = True) -> Model:
+    """Return the model of a finished job; with `merge` folded into the backbone where its method can.
+
+    Raises WeightsError or DeltaError when the backbone's weights are not those that the job was trained on.
+    """
+    about = delta.read_about(folder)
+    _check_digests(folder)
+    base = str(about.get("base"))
+    if base.startswith("random:"):
+        source = backbone.locate(about["backbone"], about["image_size"])
+        seed = int(base.removeprefix("random:"))
+    else:
+        source, seed = backbone.locate(about["backbone"], about["image_size"], places.weights), 0
+    vit = source.build(seed)
+    tuned, tensors = delta.restore(vit, folder, source.digest(seed))
+    head = Head(vit.num_features, len(about["head"]["classes"]), about["head"]["kind"], about["head"]["scale"], 0)
+    try:
+        head.load_state_dict(tensors)
+    except RuntimeError:
+        raise DeltaError(f"The delta in {folder} holds no head for {len(about['head']['classes'])} classes.") from None
+    classifier = Classifier(vit, head).eval()
+    merged = tuned.merge() if merge else False
+    return Model(classifier.to(places.device), about, merged, places.device)
+
+
+def _check_digests(folder: Path) -> None:
+    """Raise DeltaError for a delta that is not the one in the job's record; a delta without a record is accepted."""
+    if (record := read_record(folder / "record.json")) is None:
+        return
+    for name in ("delta.json", "delta.safetensors"):
+        if record.files.get(name) != files.sha256_file(folder / name):
+            raise DeltaError(f"{folder / name} does not match the digest in the job's record; run the job again.")

@@ -290,7 +290,8 @@ def datasets_page() -> str:
         for name, entry in entries.items()
     ]
     columns = ("name", "modality", "classes", "images", "group", "licence")
-    return "\n\n".join([DATASETS_INTRO, table(columns, rows), *(_dataset(*item) for item in entries.items())]) + "\n"
+    overview = f'<div class="wide" markdown>\n\n{table(columns, rows)}\n\n</div>'
+    return "\n\n".join([DATASETS_INTRO, overview, *(_dataset(*item) for item in entries.items())]) + "\n"
 
 
 DATASETS_INTRO = """# Data sets

@@ -86,8 +86,20 @@ class Compared:
     @property
     def detectable(self) -> float:
         """Median over the pairs of the smallest difference that they could find with 80% power; nan without pairs."""
-        found = [pair.found.detectable for pair in self.pairs if not math.isnan(pair.found.detectable)]
+        found = [pair.found.detectable for pair in self.pairs if pair.found.detectable > 0]
         return float(np.median(found)) if found else math.nan
+
+    def remarks(self) -> list[str]:
+        """Return what the comparison could find and what it does not cover, in sentences."""
+        missing = ", ".join(self.missing)
+        found = [
+            f"A difference of {100 * self.detectable:.1f} points would be found with 80% power."
+            if not math.isnan(self.detectable)
+            else "",
+            "With one seed, the variance between seeds is not covered." if self.seeds == 1 else "",
+            f"Left out, because jobs or predictions are missing: {missing}." if missing else "",
+        ]
+        return [sentence for sentence in found if sentence]
 
     @property
     def seeds(self) -> int:

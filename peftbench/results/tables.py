@@ -175,18 +175,10 @@ def _tier_table(block: Block, title: str, names: tuple[str, ...]) -> Table:
         "p (Holm)": [Cell(formatting.NONE), *(formatting.p_cell(pairs.get(name)) for name in others)],
     }
     text = (
-        f"{title}: methods in tiers by macro F1{_synthetic(block, names)}; {block.setting.network}. {TIERS_MEAN}"
-        f"{_power(found)}"
+        f"{title}: methods in tiers by macro F1{_synthetic(block, names)}; {block.setting.network}. {TIERS_MEAN} "
+        f"{' '.join(found.remarks())}"
     )
     return Table(f"tiers_{_stem(title)}", f"{title}: tiers", block.setting.short, text, *_transposed(facts))
-
-
-def _power(found: Compared) -> str:
-    """Return what the comparison could find and what it leaves out."""
-    size = f" A difference of {formatting.format_points(found.detectable)} points would be found with 80% power."
-    seeds = " With one seed, the variance between seeds is not covered." if found.seeds == 1 else ""
-    left = f" Left out, because jobs or predictions are missing: {', '.join(found.missing)}." if found.missing else ""
-    return size + seeds + left
 
 
 def _rules(block: Block, name: str) -> Table:

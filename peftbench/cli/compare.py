@@ -1,0 +1,74 @@
+"""`peftbench compare`: which differences between the methods of a store are real."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from peftbench.cli.console import make_table, say, show, show_json
+from peftbench.cli.options import STORE, JsonOption, StoreArgument
+
+if TYPE_CHECKING:
+    from peftbench.results.comparison import Compared, Pair
+
+MetricOption = Annotated[str, typer.Option("--metric", help="A metric of `peftbench list metrics`.")]
+AgainstOption = Annotated[str, typer.Option("--against", help="Compare all methods with this one, such as lora.")]
+CsvOption = Annotated[Path | None, typer.Option("--csv", help="Write all pairs to this file, at full precision.")]
+COLUMNS = ("method", "other", "difference", "95% interval", "p", "p (Holm)", "verdict")
+SMALLEST = 0.001  # p-value that is shown by its digits
+RIGHT = frozenset({"difference", "95% interval", "p", "p (Holm)"})
+
+
+def compare(
+    store: StoreArgument = STORE,
+    metric: MetricOption = "macro_f1",
+    against: AgainstOption = "",
+    csv: CsvOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Compare methods pair by pair on each data set and over data sets: differences, p-values, verdicts, tiers."""
+    from peftbench.results import comparison
+    from peftbench.results.store import Store
+    from peftbench.storage.files import write_text
+
+    found = comparison.compare(Store(store).results(), metric, against)
+    table = comparison.frame(found)
+    if csv:
+        write_text(csv, table.to_csv(index=False))
+    if json:
+        show_json(table.to_dict("records"))
+        return
+    for group in found:
+        _show(group)
+    if csv:
+        say(f"{csv}: {len(table)} pairs.")
+
+
+def _show(group: Compared) -> None:
+    """Print the pairs and the tiers of one group of data sets."""
+    network = group.block.setting.network
+    say(f"{', '.join(group.datasets)}: {group.metric}; {network}", style="bold")
+    show(make_table(COLUMNS, [_cells(pair) for pair in group.pairs], right=RIGHT, ruled=True))
+    for number in sorted(set(group.tiers.values())) if not group.against else ():
+        say(f"Tier {number}: {', '.join(name for name, tier in group.tiers.items() if tier == number)}")
+    for line in group.remarks():
+        say(line)
+    say("")
+
+
+def _cells(pair: Pair) -> tuple[str, ...]:
+    """Return a pair as a row, scores in points."""
+    found = pair.found
+    low, high = found.interval
+    bounds = "" if math.isnan(low) else f"[{100 * low:+.1f}, {100 * high:+.1f}]"
+    return (
+        *(pair.method, pair.other, f"{100 * found.difference:+.1f}", bounds),
+        *(_probability(found.p), _probability(pair.p), pair.verdict),
+    )
+
+
+def _probability(p: float) -> str:
+    return "" if math.isnan(p) else "< 0.001" if p < SMALLEST else f"{p:.3f}"

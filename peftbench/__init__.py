@@ -3,20 +3,20 @@
 import peftbench
 peftbench.run(methods=["shpeft", "lora"], datasets="all")
 table = peftbench.load("runs")  # a pandas DataFrame, one row a job
+pairs = peftbench.compare("runs")  # another, one row a pair of methods
 """
 
 from __future__ import annotations
 
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    import pandas as pd
+    import pandas  # noqa: ICN001 - by its full name the run-time type checks of the tests find it
 
 __version__ = version("peftbench")
-__all__ = ["__version__", "load", "run"]
+__all__ = ["__version__", "compare", "load", "run"]
 
 
 def run(
@@ -28,13 +28,11 @@ def run(
     jobs: int = 0,
     **asked: Any,  # noqa: ANN401 - the fields of a Study
 ) -> int:
-    """`peftbench run` from Python; `asked` takes the long options with underscores.
+    """Run a study as `peftbench run` does; keyword arguments are its long options with underscores.
 
-    Returns 0, or 1 when some jobs failed.
-    A script must call it under `if __name__ == "__main__":`, because jobs run in processes of their own.
+    Returns 0, or 1 when some jobs failed. A script must call it under `if __name__ == "__main__":`, because jobs run in
+    processes of their own.
     """
-    from pathlib import Path
-
     from peftbench.cli.run import run_study
     from peftbench.core import fields, spec, syntax
     from peftbench.study import defaults
@@ -46,11 +44,22 @@ def run(
     return run_study(fields.build(spec.Study, values, "peftbench.run"), places, jobs, skip_broken=False)
 
 
-def load(store: str | Path = "runs") -> pd.DataFrame:
-    """Every finished or failed job of a store: one row a job, the metrics of each selection rule as columns."""
-    from pathlib import Path
-
+def load(store: str | Path = "runs") -> pandas.DataFrame:
+    """Return the finished and failed jobs of a store: one row a job, the metrics of each selection rule as columns."""
     from peftbench.results.frame import frame
     from peftbench.results.store import Store
 
     return frame(result for result in Store(Path(store)).results() if result.record.role == "final")
+
+
+def compare(store: str | Path = "runs", metric: str = "macro_f1", against: str = "") -> pandas.DataFrame:
+    """Return the differences between the methods of a store: one row a pair on each data set and average.
+
+    Differences, 95% limits and the smallest difference that would be found with 80% power are in units of the metric;
+    `p_holm` is adjusted over all pairs of a data set. `against` names one method to compare all others with.
+    Raises RequestError for an unknown metric or method, StoreError where there is no store.
+    """
+    from peftbench.results import comparison
+    from peftbench.results.store import Store
+
+    return comparison.frame(comparison.compare(Store(Path(store)).results(), metric, against))

@@ -14,6 +14,7 @@ import typer
 from peftbench.cli import cache, data
 from peftbench.cli.bench import bench
 from peftbench.cli.check import check
+from peftbench.cli.compare import compare
 from peftbench.cli.errors import UsageError, sentence, spell_out
 from peftbench.cli.list import list_
 from peftbench.cli.measure import measure
@@ -34,7 +35,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for verb in (run, plan, report, status):
+for verb in (run, plan, report, compare, status):
     app.command()(verb)
 app.command("list")(list_)
 for verb in (show, merge, predict, check, measure, bench):

@@ -68,7 +68,7 @@ def test_a_data_set_keeps_the_rules_where_its_files_are(name: str, data_root: Pa
     findings = check_dataset(plugin, data_root)
     assert failed(findings) == []
     if findings[0].verdict == "skipped":
-        pytest.skip(findings[0].says)
+        pytest.skip(findings[0].message)
 
 
 @pytest.mark.parametrize(
@@ -83,12 +83,12 @@ REPRESENTATIVES = ("bitfit", "shpeft", "lora", "adaptformer", "ssf", "vpt_deep",
 COMPILES = """
 import sys
 from peftbench.core.registry import Registry, registry
-from peftbench.testing.findings import judge
+from peftbench.testing.findings import run_rules
 from peftbench.testing.methods import COMPILED
-from peftbench.testing.fixture import Scene
+from peftbench.testing.fixture import MethodFixture
 for name in sys.argv[1:]:
-    (finding,) = judge(COMPILED, Scene(registry("methods").get(name)(), "plain"))
-    print(name, finding.verdict, finding.says)
+    (finding,) = run_rules(COMPILED, MethodFixture(registry("methods").get(name)(), "plain"))
+    print(name, finding.verdict, finding.message)
 """
 
 
@@ -228,7 +228,7 @@ def test_a_method_that_raises_while_it_is_counted_is_one_sentence(program: Any) 
 def test_a_check_of_a_method_that_raises_fails(program: Any) -> None:
     code, out, _ = program("check", "raising")
     assert code == 1
-    assert "NO it runs [plain]: It raised KeyError: 'nothing'" in out
+    assert "NO it runs [plain]: Raised KeyError: 'nothing'" in out
 
 
 def test_a_check_of_everything_goes_on_past_what_is_broken(program: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,11 +240,11 @@ def test_a_check_of_everything_goes_on_past_what_is_broken(program: Any, monkeyp
     assert code == 1
     assert lines[0].startswith("[1/5] methods/broken: FAILED it is built: The method 'broken' (theirs_broken:plugin)")
     assert lines[1].startswith("[2/5] methods/linear: all ")
-    assert lines[3].startswith("[4/5] backbones/timm: not looked at: timm needs a value for 'argument'.")
-    assert "NO methods/raising: it runs [plain]: It raised KeyError: 'nothing'" in out
+    assert lines[3].startswith("[4/5] backbones/timm: not checked: timm needs a value for 'argument'.")
+    assert "NO methods/raising: it runs [plain]: Raised KeyError: 'nothing'" in out
     assert re.fullmatch(r"2 of 5 plug-ins keep every rule; \d+ s\.", lines[-3])
     assert lines[-2:] == [
-        "Not looked at: backbones/timm.",
+        "Not checked: backbones/timm.",
         "A rule does not hold: methods/broken, methods/raising.",
     ]
 
@@ -287,7 +287,7 @@ def test_a_module_in_the_working_folder_is_checked_by_package_and_name(program: 
     Path("mine.py").write_text("def mine(logits, labels):\n    return float((logits.argmax(1) == labels).mean())\n")
     code, out, _ = program("check", "mine:mine", "--json")
     failures = {finding["rule"] for finding in json.loads(out)["mine:mine"] if finding["verdict"] == "failed"}
-    assert (code, failures) == (1, {"what is undefined is nan"})
+    assert (code, failures) == (1, {"undefined values are nan"})
 
 
 def test_every_kind_is_checked_by_its_name(tmp_path: Path) -> None:

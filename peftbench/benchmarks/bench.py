@@ -1,13 +1,14 @@
-"""`peftbench bench`: what the engine costs against the straightforward way, as ratios within one process.
+"""`peftbench bench`: what the engine costs against a plain implementation, as ratios within one process.
 
-Times are process CPU seconds of one thread, variants in turn, the median of the pairwise ratios. A time prints PASS or
-FAIL and nothing more; equality and memory, which do not depend on the machine's mood, decide the exit code.
+Times are process CPU seconds of one thread, variants in turn, the median of the pairwise ratios. A time is shown as
+PASS or FAIL only; equality and memory, which do not depend on the load of the machine, decide the exit code.
 """
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
@@ -18,44 +19,42 @@ from typing import cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from peftbench.benchmarks import bench_data, overhead
-from peftbench.benchmarks.gates import Gate, picks
+from peftbench.benchmarks import bench_data
+from peftbench.benchmarks.gates import Gate, random_mask
+from peftbench.benchmarks.random_task import random_task
+from peftbench.core.contract import Preprocessing
 from peftbench.core.recipe import Recipe
-from peftbench.data.batches import Features
+from peftbench.data.batches import Features, Images, batch_order
 from peftbench.models import backbone
 from peftbench.models.gradient_probe import GradientProbe
-from peftbench.models.head import Classifier, Head
+from peftbench.models.head import Classifier
 from peftbench.models.plan import Plan
-from peftbench.profiling import counting, hardware
+from peftbench.profiling import hardware
+from peftbench.training.loop import Learner, Task, fit
 from peftbench.training.optimizer import make_optimizer
+from peftbench.training.trainee import count_step, make_classifier
 
 BATCH, CLASSES, SIDE = 32, 4, 64
-RECIPE = Recipe("bench", optimizer="sgd", lr=0.05, weight_decay=0.01, batch=BATCH, steps=50, evaluations=1)
+LOOP_IMAGES = 256
+RECIPE = Recipe("bench", "sgd", 0.05, weight_decay=0.01, batch=BATCH, steps=50, evaluations=1, precision="fp32")
+
+Part = Callable[[int], Iterator[Gate]]  # some gates, from the number of rounds to time
 
 
-def run(rounds: int = 5) -> list[Gate]:
-    """Every gate; about two minutes."""
+def run(rounds: int = 5, *, timed: bool = True) -> list[Gate]:
+    """Return every gate, in about two minutes; without `timed` those that decide only."""
+    parts: tuple[Part, ...] = (equality, counted_memory)
+    if timed:
+        parts += (loop_overhead, method_steps, bf16_steps, head_step, data_epochs, importance_pass)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return [
-            gate
-            for part in (
-                _exact,
-                _memory,
-                partial(_overhead, rounds),
-                partial(_steps, rounds),
-                _bf16,
-                _head,
-                _data,
-                _importance,
-            )
-            for gate in part()
-        ]
+        return [gate for part in parts for gate in part(rounds)]
     finally:
         torch.set_num_threads(threads)
 
@@ -64,14 +63,14 @@ def run(rounds: int = 5) -> list[Gate]:
 
 
 def network() -> Classifier:
-    """A ViT-Ti at 64 px, the same at each call."""
+    """Return a ViT-Ti at 64 px, the same at each call."""
     torch.manual_seed(0)
     vit = VisionTransformer(img_size=SIDE, patch_size=8, embed_dim=192, depth=12, num_heads=3, num_classes=0)
-    return Classifier(vit, Head(192, CLASSES, "plain", 1.0, 0))
+    return make_classifier(vit, CLASSES, RECIPE, seed=0)
 
 
 def batch(number: int = 0) -> tuple[Tensor, Tensor]:
-    """Random images and labels."""
+    """Return random images (BATCH, 3, SIDE, SIDE) and labels (BATCH,)."""
     draw = torch.Generator().manual_seed(number)
     return torch.randn(BATCH, 3, SIDE, SIDE, generator=draw), torch.randint(CLASSES, (BATCH,), generator=draw)
 
@@ -79,9 +78,9 @@ def batch(number: int = 0) -> tuple[Tensor, Tensor]:
 def stepper(
     plan: Plan, mask: Mapping[str, Tensor] | None = None, autocast: torch.dtype | None = None
 ) -> tuple[Classifier, Callable[[int], float]]:
-    """A model after `plan`, and a function that does one training step.
+    """Return a model that carries `plan`, and a function that takes one training step and returns its loss.
 
-    With `mask`, dense gradients are masked: the usual way.
+    With `mask`, dense gradients are computed and then masked: the plain way.
     """
     model = network()
     plan.carry_out(model.vit)
@@ -98,7 +97,7 @@ def stepper(
         loss = F.cross_entropy(logits, y)
         optimizer.zero_grad()
         loss.backward()
-        for parameter, chosen in keep.items():  # weight decay by hand: the optimizer's own would reach past the mask
+        for parameter, chosen in keep.items():  # the optimizer's own weight decay would not be masked
             grad = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
             decay = RECIPE.weight_decay if parameter.dim() == 2 or parameter.dim() == 4 else 0.0  # noqa: PLR2004
             grad.add_(parameter.detach(), alpha=decay).mul_(chosen)
@@ -113,7 +112,7 @@ def _dense(tensor: Tensor, index: Tensor) -> Tensor:
 
 
 def ratios(variants: Mapping[str, Callable[[], object]], base: str, rounds: int) -> dict[str, float]:
-    """Median over rounds of each variant's CPU seconds over the base's; variants in turn, one round of warm-up."""
+    """Return the median over rounds of each variant's CPU seconds over the base's: in turn, after a warm-up round."""
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(rounds + 1):
         for name, work in variants.items():
@@ -126,39 +125,85 @@ def ratios(variants: Mapping[str, Callable[[], object]], base: str, rounds: int)
     }
 
 
-# --- the gates -------------------------------------------------------------------------------------------------------
+# --- gates that decide -----------------------------------------------------------------------------------------------
 
 
-def _exact() -> Iterator[Gate]:
+def equality(rounds: int) -> Iterator[Gate]:  # noqa: ARG001 - nothing is timed
+    """Sparse training against masked dense training: the largest gap of losses over ten steps."""
     for name, clustered in (("random", False), ("clustered", True)):
-        entries = picks(network().vit, 0.001, clustered)
+        entries = random_mask(network().vit, 0.001, clustered=clustered)
         _, sparse = stepper(Plan(entries=entries))
         _, masked = stepper(Plan(tune=frozenset(entries)), entries)
         gap = max(abs(sparse(0) - masked(0)) for _ in range(10))
-        yield Gate(f"losses of sparse against masked training, {name} picks: largest gap", gap, 1e-5, decides=True)
+        yield Gate(f"losses of sparse against masked training, {name} masks: largest gap", gap, 1e-5, decides=True)
 
 
-def _memory() -> Iterator[Gate]:
+def counted_memory(rounds: int) -> Iterator[Gate]:  # noqa: ARG001 - nothing is timed
+    """The memory that a sparse step holds over that of full fine-tuning, counted tensor by tensor."""
+    whole = step_memory(everything())
     for share, bound in ((0.0001, 0.80), (0.001, 0.80)):
-        entries = picks(network().vit, share, clustered=False)
-        ratio = counted(Plan(entries=entries)) / counted(
-            Plan(tune=frozenset(n for n, _ in network().vit.named_parameters()))
-        )
+        ratio = step_memory(Plan(entries=random_mask(network().vit, share, clustered=False))) / whole
         yield Gate(f"counted memory of a sparse step over a full one, {share:.2%}", ratio, bound, decides=True)
 
 
-def counted(plan: Plan) -> int:
-    """Bytes that a training step holds: weights, what backward saved, gradients, optimizer state."""
-    return counting.count(stepper(plan)[0], (BATCH, 3, SIDE, SIDE), RECIPE).memory.total
+def everything() -> Plan:
+    """Return the plan of full fine-tuning."""
+    return Plan(tune=frozenset(n for n, _ in network().vit.named_parameters()))
 
 
-def _overhead(rounds: int) -> Iterator[Gate]:
-    match = overhead.Match(network(), SIDE, BATCH, 4, CLASSES)
-    found = ratios(overhead.contestants(match), "bare", rounds)
-    yield Gate("the engine's loop over a bare one of the same steps", found["engine"], 1.03)
+def step_memory(plan: Plan) -> int:
+    """Return the bytes that a step holds: weights, saved activations, gradients, optimizer state, the batch."""
+    return count_step(stepper(plan)[0], RECIPE, SIDE).memory.total
 
 
-def _steps(rounds: int) -> Iterator[Gate]:
+# --- times -----------------------------------------------------------------------------------------------------------
+
+
+def loop_overhead(rounds: int) -> Iterator[Gate]:
+    """The training loop against a plain one that computes the same."""
+    found = ratios(training_loops(network(), SIDE, replace(RECIPE, batch=BATCH, steps=4)), "plain", rounds)
+    yield Gate("the engine's loop over a plain one of the same steps", found["engine"], 1.03)
+
+
+def training_loops(
+    model: nn.Module, side: int, recipe: Recipe, classes: int = CLASSES
+) -> Mapping[str, Callable[[], nn.Module]]:
+    """Return `engine` and `plain`: each call trains its own copy of the model by SGD and returns it."""
+    recipe = replace(recipe, optimizer="sgd", weight_decay=0.0, warmup=0.0, evaluations=1)
+    task = random_task(Preprocessing(side, (0.5,) * 3, (0.5,) * 3), LOOP_IMAGES, classes)
+    index = list(batch_order(LOOP_IMAGES, recipe.batch, 0, 0, recipe.steps))
+    by_engine, by_plain = deepcopy(model), deepcopy(model)
+
+    def engine() -> nn.Module:
+        fit(Learner(by_engine, dict(by_engine.named_parameters())), task, recipe, 0)
+        return by_engine
+
+    return {"engine": engine, "plain": lambda: plain_loop(by_plain, task, index, recipe)}
+
+
+def plain_loop(model: nn.Module, task: Task, batches: Sequence[NDArray[np.int64]], recipe: Recipe) -> nn.Module:
+    """Train without checkpoints, evaluations or anything to resume. Raises FloatingPointError on divergence."""
+    pixels = torch.from_numpy(cast("Images", task.train).pixels)
+    optimizer = torch.optim.SGD(model.parameters(), lr=recipe.lr, momentum=recipe.momentum)
+    total = 0.0
+    model.train()
+    for step, index in enumerate(batches):
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.lr * 0.5 * (1 + math.cos(math.pi * step / len(batches)))
+        chosen = torch.from_numpy(index)
+        x = (pixels[chosen].float() / 255 - 0.5) / 0.5
+        loss = F.cross_entropy(model(x), task.labels[chosen])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        total += loss.item()
+    if not math.isfinite(total):
+        raise FloatingPointError(f"The plain loop diverged: its losses sum to {total}.")
+    return model
+
+
+def method_steps(rounds: int) -> Iterator[Gate]:
+    """Steps that train parts of the network over a step that trains all of it."""
     names = [n for n, _ in network().vit.named_parameters()]
     tuned = {
         "full": names,
@@ -172,12 +217,12 @@ def _steps(rounds: int) -> Iterator[Gate]:
         n: (Plan(tune=frozenset(t)), None) for n, t in tuned.items()
     }
     for share in (0.0001, 0.001):
-        entries = picks(network().vit, share, clustered=False)
+        entries = random_mask(network().vit, share, clustered=False)
         plans |= {
             f"masked {share:.2%}": (Plan(tune=frozenset(entries)), entries),
             f"sparse {share:.2%}": (Plan(entries=entries), None),
         }
-    clustered = picks(network().vit, 0.001, clustered=True)
+    clustered = random_mask(network().vit, 0.001, clustered=True)
     plans["sparse clustered"] = (Plan(entries=clustered), None)
     found = ratios({name: partial(stepper(*plan)[1], 0) for name, plan in plans.items()}, "full", rounds)
     bounds = {"BitFit": 0.78, "LayerNorm": 0.78, "attention": 0.84, "last block": 0.44, "head": 0.38}
@@ -187,23 +232,25 @@ def _steps(rounds: int) -> Iterator[Gate]:
         yield Gate(f"sparse step over masked, {size}", found[f"sparse {size}"] / found[f"masked {size}"], bound)
 
 
-def _bf16() -> Iterator[Gate]:
+def bf16_steps(rounds: int) -> Iterator[Gate]:
+    """A full step in bf16, on CPUs that compute in it."""
     if hardware.auto_precision("cpu") != "bf16":
         return
-    everything = Plan(tune=frozenset(n for n, _ in network().vit.named_parameters()))
-    (quick, quick_step), (_, fused_step) = (stepper(everything, None, torch.bfloat16) for _ in range(2))
+    plan = everything()
+    (quick, quick_step), (_, fused_step) = (stepper(plan, None, torch.bfloat16) for _ in range(2))
     backbone.choose_attention(cast("VisionTransformer", quick.vit), "cpu", torch.bfloat16)
     steps = {
-        "fp32": partial(stepper(everything)[1], 0),
+        "fp32": partial(stepper(plan)[1], 0),
         "fused": partial(fused_step, 0),
         "bf16": partial(quick_step, 0),
     }
-    found = ratios(steps, "fp32", 5)
+    found = ratios(steps, "fp32", rounds)
     yield Gate("bf16 step over fp32", found["bf16"], 0.70)
-    yield Gate("bf16 step with attention in steps over one with it fused", found["bf16"] / found["fused"], 0.90)
+    yield Gate("bf16 step with attention written out over one with it fused", found["bf16"] / found["fused"], 0.90)
 
 
-def _head() -> Iterator[Gate]:
+def head_step(rounds: int) -> Iterator[Gate]:
+    """Training the head on stored features over training it through the network."""
     model = network()
     Plan().carry_out(model.vit)
     features = Features(torch.randn(BATCH, 192))
@@ -213,7 +260,7 @@ def _head() -> Iterator[Gate]:
     }
     yield Gate(
         "head-only step on stored features over one through the network",
-        ratios(steps, "through the network", 7)["stored"],
+        ratios(steps, "through the network", rounds)["stored"],
         0.03,
     )
 
@@ -224,16 +271,18 @@ def _train(model: nn.Module, x: Tensor) -> None:
     optimizer.step()
 
 
-def _data() -> Iterator[Gate]:
+def data_epochs(rounds: int) -> Iterator[Gate]:
+    """Decoding JPEG files in every epoch over reading the cache of decoded images."""
     with TemporaryDirectory() as folder:
-        found = ratios(bench_data.epochs(Path(folder)), "cached", 7)
+        found = ratios(bench_data.epochs(Path(folder)), "cached", rounds)
     yield Gate("a DataLoader that decodes 512 px JPEGs over the cache", found["decoding"], 25, at_least=True)
 
 
-def _importance() -> Iterator[Gate]:
+def importance_pass(rounds: int) -> Iterator[Gate]:
+    """The gradients that SH-PEFT selects by over an epoch of full training."""
     model = network()
     batches = [batch(i) for i in range(4)]
     probe = GradientProbe(deepcopy(model), lambda: iter(batches), F.cross_entropy)
-    _, step = stepper(Plan(tune=frozenset(n for n, _ in model.vit.named_parameters())))
+    _, step = stepper(everything())
     work = {"training": lambda: [step(i) for i in range(4)], "estimate": lambda: probe.estimate("squares")}
-    yield Gate("importance pass over an epoch of training", ratios(work, "training", 5)["estimate"], 1.10)
+    yield Gate("importance pass over an epoch of training", ratios(work, "training", rounds)["estimate"], 1.10)

@@ -1,4 +1,4 @@
-"""`peftbench plan`: the jobs of a study before anything is loaded, with their memory and, where known, their time."""
+"""`peftbench plan`: the jobs of a study before anything is loaded, with their memory and, once measured, their time."""
 
 from __future__ import annotations
 
@@ -19,34 +19,35 @@ from peftbench.core.spec import Places, Study
 from peftbench.data.availability import open_dataset
 from peftbench.models import backbone
 from peftbench.models.backbone import Source
-from peftbench.models.head import Classifier, Head
+from peftbench.models.head import Classifier
 from peftbench.models.method import NoProbe
 from peftbench.models.plan import Plan
 from peftbench.profiling import counting, hardware, history
-from peftbench.profiling.counting import Alone
+from peftbench.profiling.hardware import PRECISIONS
 from peftbench.study.defaults import complete, make_recipe
 from peftbench.study.method_grid import SizedMethod, sized_methods
 from peftbench.study.resolve import trained
+from peftbench.training.trainee import count_step, make_classifier
 
-PLACE = 40  # bytes an entry at most: where a single weight lies, in every form that its product may want
-HELD_OUT = 0.1  # of train, for validation
+INDEX_BYTES = 40  # an entry, at most: the position of a single weight in every form that its product may need
+HELD_OUT = 0.1  # of train, for validation, where no validation part is published
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What a training step will hold."""
+    """The memory that a training step will hold."""
 
     memory: Memory
-    exact: bool  # False: the method must look at data to choose, and this is the most that any choice takes
+    exact: bool  # False: the method chooses by the data, and this is an upper bound over all choices
 
 
 def outline(study: Study, places: Places) -> list[dict[str, Any]]:
-    """The jobs of a study by name, with exact counts and without weights or images.
+    """Return a row for every job of a study, with exact parameter counts, without weights or images.
 
-    `trials` is how many learning rates are tried out before it, which the seeds of a study share where the data set
-    states its test part. `memory` is in bytes, `seconds` of training as measured on this machine; both are None where
-    nothing trains, the latter where nothing was measured. `steps`, too, where they follow from images that nobody has
-    counted.
+    `trials` is the number of learning rates tried before the job; the seeds of a study share them where the data set
+    has a fixed test part. `memory` is in bytes, `seconds` of training as measured on this machine; both are None where
+    nothing trains, and `seconds` where nothing was measured. `steps` is None where it depends on the number of images
+    and that is not known.
     """
     study, _ = complete(study, places)
     recipe = make_recipe(study, places.device)
@@ -63,8 +64,8 @@ def outline(study: Study, places: Places) -> list[dict[str, Any]]:
             step = number, replace(how, steps=1, lr=1.0, min_lr=0.0, warmup_lr=0.0)  # what decides its memory
             if step not in memory:
                 memory[step] = expect(row, how, places.device) if row.method.trains else None
-            told = bool(images) or not official_recipes.by_epochs(row.name, how)
-            costs = _costs(memory[step], seconds(row, how, study.threads, places) if told else None)
+            known = bool(images) or not official_recipes.by_epochs(row.name, how)
+            costs = _costs(memory[step], seconds(row, how, study.threads, places) if known else None)
             count = row.fit.reached if row.fit else row.method.count(blank)
             shown: dict[str, Any] = {
                 "method": row.label,
@@ -77,7 +78,7 @@ def outline(study: Study, places: Places) -> list[dict[str, Any]]:
                 "share": f"{count / total:.4%}",
                 "with head": count + (head if row.method.trains else 0),
             }
-            run = {"recipe": how.name, "steps": how.steps if told else None, **costs}
+            run = {"recipe": how.name, "steps": how.steps if known else None, **costs}
             run["trials"] = len(rates) if len(rates) > 1 else 0
             cuts = [{"images": str(cut) or "all"} if study.variants != (WHOLE,) else {} for cut in study.variants]
             jobs += [{**shown, **cut, "seed": seed, **run} for cut in cuts for seed in study.seeds]
@@ -85,7 +86,7 @@ def outline(study: Study, places: Places) -> list[dict[str, Any]]:
 
 
 def _train_images(name: str) -> int | None:
-    """As the catalogue states them, without what is held out where no validation part is published."""
+    """Return the number of training images in the catalogue, less those held out for validation."""
     sizes = dataset_entry(name).sizes if name in dataset_names() else {}
     train = sizes.get("train")
     return train if train is None or "val" in sizes else round((1 - HELD_OUT) * train)
@@ -108,7 +109,7 @@ def _hardware(device: str) -> str:
 
 
 def key(row: SizedMethod, device: str, threads: int, recipe: Recipe) -> dict[str, Any]:
-    """Whatever decides how long an image takes: under it, costs are kept."""
+    """Return everything that decides how long an image takes: the key of stored costs."""
     return {
         "hardware": _hardware(device),
         "device": device,
@@ -122,7 +123,7 @@ def key(row: SizedMethod, device: str, threads: int, recipe: Recipe) -> dict[str
 
 
 def seconds(row: SizedMethod, recipe: Recipe, threads: int, places: Places) -> float | None:
-    """Of training, from what `peftbench measure` found here; None where it was not asked."""
+    """Return the seconds of training, from what `peftbench measure` found here; None if it was not run."""
     if not row.method.trains:
         return 0.0
     found = history.recall(places.cache, key(row, places.device, threads, recipe))
@@ -133,15 +134,15 @@ def seconds(row: SizedMethod, recipe: Recipe, threads: int, places: Places) -> f
 
 
 def expect(row: SizedMethod, recipe: Recipe, device: str, classes: int = 2) -> Expected | None:
-    """The memory of a training step without the decoded images, counted on a network without values.
+    """Return the memory of a training step without the decoded images, counted on the meta device.
 
-    None where a graft computes what cannot be told without values.
+    None where an adapter's computation depends on values.
     """
     source, blank = row.source, row.source.blank()
     count = row.fit.reached if row.fit else row.method.count(blank)
     try:
         plan = row.method.plan(blank, NoProbe())
-    except Exception:  # noqa: BLE001 - a method may ask for gradients, or for weights that are not there, in any way
+    except Exception:  # noqa: BLE001 - a method that needs gradients or weights may raise anything
         return Expected(_at_most(source, recipe, device, count, classes), exact=False)
     with suppress(Exception):
         return _exactly(source, plan, recipe, device, classes)
@@ -150,38 +151,30 @@ def expect(row: SizedMethod, recipe: Recipe, device: str, classes: int = 2) -> E
 
 def _exactly(source: Source, plan: Plan, recipe: Recipe, device: str, classes: int) -> Expected:
     model = _carried_out(source, plan, classes, recipe)
-    return Expected(
-        _counted(source, model, recipe, device, alone=plan.empty and recipe.augmentation == "none"), exact=True
-    )
+    head_only = plan.empty and recipe.augmentation == "none"
+    counted = count_step(model, recipe, source.preprocessing.size, device, head_only=head_only)
+    return Expected(counted.memory, exact=True)
 
 
 def _carried_out(source: Source, plan: Plan, classes: int, recipe: Recipe) -> Classifier:
     vit = source.blank()
-    plan.carry_out(vit).cast_frozen(hardware.PRECISIONS[recipe.precision])
-    return Classifier(vit, Head(vit.num_features, classes, "plain", 1.0, 0).to("meta"))
-
-
-def _counted(source: Source, model: Classifier, recipe: Recipe, device: str, *, alone: bool) -> Memory:
-    side = source.preprocessing.size
-    images = (recipe.batch, 3, side, side)
-    features = Alone(model.head, (recipe.batch, model.head.linear.in_features)) if alone else None
-    pixels = counting.batch_bytes(features.batch if features else images)
-    return counting.count(model, images, recipe, device, hardware.PRECISIONS[recipe.precision], pixels, features).memory
+    plan.carry_out(vit).cast_frozen(PRECISIONS[recipe.precision])
+    return make_classifier(vit, classes, recipe, seed=0).to("meta")
 
 
 def _at_most(source: Source, recipe: Recipe, device: str, count: int, classes: int) -> Memory:
-    """Gradients and moments are exact; activations are those of training everything, and what is written anew.
+    """Return exact gradients and moments, and activations as if everything trained plus a copy of every other tensor.
 
-    That is every tensor but the matrices: with single weights that learn, each forward writes them into a copy.
+    A tensor that is not a matrix and in which single entries train is copied in each forward pass.
     """
     model = _carried_out(source, Plan(tune=frozenset(n for n, _ in source.blank().named_parameters())), classes, recipe)
-    whole = _counted(source, model, recipe, device, alone=False)
+    whole = count_step(model, recipe, source.preprocessing.size, device).memory
     chosen = [nn.Parameter(torch.empty(count, device="meta")), *model.head.parameters()]
     matrices = {id(m.weight) for m in model.vit.modules() if isinstance(m, nn.Linear)}
     copies = sum(p.nbytes for p in model.vit.parameters() if id(p) not in matrices)
     return whole.model_copy(
         update={
-            "weights": whole.weights + chosen[0].nbytes + PLACE * count,
+            "weights": whole.weights + chosen[0].nbytes + INDEX_BYTES * count,
             "activations": whole.activations + copies,
             "gradients": sum(p.nbytes for p in chosen),
             "optimizer": counting.optimizer_bytes(chosen, recipe),

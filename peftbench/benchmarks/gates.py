@@ -1,4 +1,4 @@
-"""What `peftbench bench` finds, on a CPU or a card: figures with bounds; and the single weights that both train."""
+"""Measured figures with bounds, for `peftbench bench` on a CPU or a GPU, and made-up masks to measure with."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from peftbench.profiling import hardware
 
 @dataclass(frozen=True)
 class Gate:
-    """One measured figure and the bound it should keep."""
+    """One measured figure and its bound."""
 
     name: str
     value: float
     bound: float
-    at_least: bool = False  # else: at most
-    decides: bool = False  # whether a failure fails the bench
+    at_least: bool = False  # the bound is a lower one
+    decides: bool = False  # a figure outside the bound fails the bench
 
     @property
     def passed(self) -> bool:
-        """Whether the bound is kept."""
+        """Whether the figure is within the bound."""
         return self.value >= self.bound if self.at_least else self.value <= self.bound
 
 
-def picks(vit: nn.Module, share: float, clustered: bool) -> dict[str, Tensor]:  # noqa: FBT001
-    """Single weights at random, or as importance puts them on a real ViT: half in the patch kernel."""
+def random_mask(vit: nn.Module, share: float, *, clustered: bool) -> dict[str, Tensor]:
+    """Return entries drawn at random, or `clustered` as importance often is: half of them in the patch kernel."""
     draw = np.random.default_rng(0)
     k = round(share * sum(p.numel() for p in vit.parameters()))
     sizes = {
@@ -56,6 +56,6 @@ def picks(vit: nn.Module, share: float, clustered: bool) -> dict[str, Tensor]:  
 
 
 def write(gates: Sequence[Gate], device: str, file: Path) -> None:
-    """The figures with the machine they were taken on."""
+    """Write the figures, with the machine that they were measured on, as JSON."""
     rows = [asdict(gate) | {"passed": gate.passed} for gate in gates]
     file.write_text(json.dumps({"environment": hardware.environment(device), "gates": rows}, indent=1))

@@ -1,7 +1,7 @@
 """`peftbench measure`: what each method costs on this machine, on random images and labels. It needs no data.
 
-Everything runs as in a job: the plan is carried out, `engine.fit` trains, `delta.write` saves. Of everything timed, a
-first run is left out and as many more are taken as fit into a few seconds.
+Everything runs as in a job: the plan is carried out, `fit` trains, `delta.write` saves. Of everything timed, a first
+run is left out and as many more follow as fit into a few seconds.
 """
 
 from __future__ import annotations
@@ -18,41 +18,40 @@ import numpy as np
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from peftbench.benchmarks import forecast
+from peftbench.benchmarks.random_task import random_task
 from peftbench.core.constants import Precision
 from peftbench.core.recipe import Recipe
 from peftbench.core.spec import Places, Study
 from peftbench.core.syntax import Spec
-from peftbench.data.batches import Features, Images
+from peftbench.data.batches import Features
 from peftbench.errors import PluginError, RequestError
 from peftbench.models import backbone, delta
 from peftbench.models.backbone import Source
 from peftbench.models.compiled import compiled
 from peftbench.models.gradient_probe import Batch, GradientProbe
-from peftbench.models.head import Classifier, Head
+from peftbench.models.head import Classifier
 from peftbench.models.method import NoProbe
 from peftbench.models.plan import Plan, Tuned
-from peftbench.profiling import counting, hardware, history
-from peftbench.profiling.counting import Alone, Counted
+from peftbench.profiling import hardware, history
 from peftbench.profiling.history import Latency, Measured
 from peftbench.study.defaults import refuse_graph
 from peftbench.study.method_grid import SizedMethod, expand, sized_methods
-from peftbench.training import loop
-from peftbench.training.loop import Learner, Task
+from peftbench.training.loop import Learner, Progress, Task, fit
 from peftbench.training.step import WARM_UP
+from peftbench.training.trainee import Trainee, carry_out, count_step, make_classifier, make_probe
 
 CLASSES = 2
-PROBED = 2  # batches that a method may look at
-LATENCIES = (1, 64)  # images
-MOST = 200  # runs of one thing
+TRAIN_BATCHES = 2  # in an epoch, whose gradients a method may read
+LATENCY_BATCHES = (1, 64)  # images
+MAX_RUNS = 200  # of one thing
 REFERENCE = "full"
 BATCH: Mapping[str, int] = {"cpu": 8, "cuda": 64}  # rates hardly depend on it on a CPU
 
 
 @dataclass(frozen=True)
-class Bench:
+class Setup:
     """What is the same for every method of a table."""
 
     source: Source
@@ -64,19 +63,20 @@ class Bench:
 
     @property
     def autocast(self) -> torch.dtype | None:
-        """In which the network computes."""
+        """The type that the network computes in."""
         return hardware.PRECISIONS[self.recipe.precision]
 
-    def images(self, count: int) -> Images:
-        """Random ones."""
-        side = self.source.preprocessing.size
-        pixels = np.random.default_rng(0).integers(0, 256, (count, 3, side, side), dtype=np.uint8)
-        device = torch.device(self.places.device)
-        return Images(pixels, self.source.preprocessing, device, resident=device.type == "cuda")
+    def task(self) -> Task:
+        """Return random images."""
+        return random_task(self.source.preprocessing, TRAIN_BATCHES * self.recipe.batch, CLASSES, self.places.device)
+
+    def model(self) -> Classifier:
+        """Return a copy of the pretrained network with a new head."""
+        return make_classifier(deepcopy(self.vit), CLASSES, self.recipe, seed=0).to(self.places.device)
 
 
 def table(asked: Study, places: Places, seconds: float = 2.0) -> Iterator[Measured]:
-    """One row a method and budget, full fine-tuning first; each is kept for `peftbench plan`.
+    """Yield one row per method and budget, full fine-tuning first; each is stored for `peftbench plan`.
 
     Raises RequestError, WeightsError.
     """
@@ -86,21 +86,21 @@ def table(asked: Study, places: Places, seconds: float = 2.0) -> Iterator[Measur
     rows = sized_methods(asked, source)
     if idle := [row.name for row in rows if not row.method.trains]:
         raise RequestError(f"--methods {idle[0]}: it trains nothing, so there is nothing to measure; leave it out.")
-    bench = _bench(asked, source, places, seconds)
+    setup = _set_up(asked, source, places, seconds)
     before = torch.get_num_threads()
     torch.set_num_threads(asked.threads)
     try:
         for row in rows:
-            found = _row(row, bench)
-            key = forecast.key(row, places.device, asked.threads, bench.recipe)
-            with suppress(OSError):  # no place to keep them in; they are shown anyway
+            found = _measured(row, setup)
+            key = forecast.key(row, places.device, asked.threads, setup.recipe)
+            with suppress(OSError):  # a cache that cannot be written; the row is shown anyway
                 history.remember(places.cache, key, found)
             yield found
     finally:
         torch.set_num_threads(before)
 
 
-def _bench(asked: Study, source: Source, places: Places, seconds: float) -> Bench:
+def _set_up(asked: Study, source: Source, places: Places, seconds: float) -> Setup:
     auto = hardware.auto_precision(places.device)
     precision: Precision = auto if asked.precision == "auto" else asked.precision
     batch = asked.batch or BATCH[places.device]
@@ -109,115 +109,96 @@ def _bench(asked: Study, source: Source, places: Places, seconds: float) -> Benc
     recipe = replace(recipe, compile=asked.compile, graph=asked.graph)
     vit = source.build(0)
     backbone.choose_attention(vit, places.device, hardware.PRECISIONS[precision])
-    return Bench(source, vit.to(places.device), recipe, places, asked.threads, seconds)
+    return Setup(source, vit.to(places.device), recipe, places, asked.threads, seconds)
 
 
 # --- one method ------------------------------------------------------------------------------------------------------
 
 
-def _row(row: SizedMethod, bench: Bench) -> Measured:
-    _bring_in(row)
-    with hardware.peak_memory(bench.places.device) as peak:
-        model, task = _model(bench), _task(bench)
-        looked: list[int] = []
+def _measured(row: SizedMethod, setup: Setup) -> Measured:
+    _import_all(row)
+    with hardware.peak_memory(setup.places.device) as peak:
+        model, task = setup.model(), setup.task()
+        probe, probed = _counting_probe(model, task, setup.recipe)
         started = time.perf_counter()
-        plan = row.method.plan(model.vit, _probe(bench, model, task, looked))
+        plan = row.method.plan(model.vit, probe)
         selection_seconds = time.perf_counter() - started
-        tuned = plan.carry_out(model.vit)
-        tuned.cast_frozen(bench.autocast)
-        learner, task, alone = _learner(bench, model, tuned, task)
-        with compiled(model.vit, enabled=bench.recipe.compile):
-            progress = _train(bench, learner, task)
-    counted = _count(bench, model, alone)
-    size = _delta_bytes(plan, learner)
-    latency = _latencies(bench, row, model, tuned)
+        trainee = carry_out(model, plan, task, setup.autocast)
+        if trainee.freezes_features:
+            trainee = trainee.on_features(_random_features(model, task))
+        with compiled(model.vit, enabled=setup.recipe.compile):
+            progress = _train(trainee, setup)
+    counted = count_step(
+        model, setup.recipe, setup.source.preprocessing.size, setup.places.device, head_only=trainee.head_only
+    )
+    size = _delta_bytes(plan, trainee.learner)
+    latency = _latencies(setup, row, model, trainee.tuned)
     whole = latency.get("64 merged", latency["64"])
     return Measured(
         method=row.label,
         target=row.targets[0] if row.targets else None,
-        trainable=plan.count(bench.vit),
+        trainable=plan.count(setup.vit),
         head=sum(p.numel() for p in model.head.parameters()),
-        batch=bench.recipe.batch,
+        batch=setup.recipe.batch,
         steps=progress.step,
         stored=counted.stored,
         flops_forward=counted.forward,
         flops_training=counted.training,
         memory=counted.memory,
         peak_memory=peak.bytes,
-        images_per_second=progress.step * bench.recipe.batch / progress.train_seconds,
-        predicted_per_second=LATENCIES[-1] / whole.p50,
+        images_per_second=progress.step * setup.recipe.batch / progress.train_seconds,
+        predicted_per_second=LATENCY_BATCHES[-1] / whole.p50,
         latency=latency,
         selection_seconds=selection_seconds,
-        selection_images=sum(looked),
+        selection_images=sum(probed),
         delta_bytes=size,
     )
 
 
-def _bring_in(row: SizedMethod) -> None:
-    """What the method imports when it is first carried out is no part of its peak."""
+def _import_all(row: SizedMethod) -> None:
+    """Carry out the plan once on the meta device, so that what the method imports does not count as its memory."""
     blank = row.source.blank()
-    with suppress(PluginError, RuntimeError):  # it asks for gradients, or for weights that are not there
+    with suppress(PluginError, RuntimeError):  # it needs gradients, or weights that are missing
         row.method.plan(blank, NoProbe()).carry_out(blank)
 
 
-def _model(bench: Bench) -> Classifier:
-    head = Head(bench.vit.num_features, CLASSES, "plain", 1.0, seed=0)
-    return Classifier(deepcopy(bench.vit), head).to(bench.places.device)
-
-
-def _task(bench: Bench) -> Task:
-    images = bench.images(PROBED * bench.recipe.batch)
-    labels = torch.arange(len(images), device=bench.places.device) % CLASSES
-    return Task(images, labels, {}, CLASSES)
-
-
-def _probe(bench: Bench, model: Classifier, task: Task, looked: list[int]) -> GradientProbe:
-    """Two batches; `looked` gets the size of each that was asked for."""
+def _counting_probe(model: Classifier, task: Task, recipe: Recipe) -> tuple[GradientProbe, list[int]]:
+    """Return a probe, and a list that gets the size of each batch that was read from it."""
+    probe, sizes = make_probe(model, task, recipe, seed=0), list[int]()
 
     def batches() -> Iterator[Batch]:
-        for index in np.split(np.arange(len(task.train)), PROBED):
-            looked.append(len(index))
-            yield task.train.batch(index), task.labels[torch.from_numpy(index).to(task.labels.device)]
+        for images, labels in probe.batches():
+            sizes.append(len(images))
+            yield images, labels
 
-    return GradientProbe(model, batches, F.cross_entropy, bench.autocast)
-
-
-def _learner(bench: Bench, model: Classifier, tuned: Tuned, task: Task) -> tuple[Learner, Task, Alone | None]:
-    """What trains and on what: features once, where only the head does."""
-    head = {f"head/{name}": tensor for name, tensor in model.head.state_dict(keep_vars=True).items()}
-    if not tuned.plan.empty:
-        return Learner(model, {**tuned.tensors, **head}, tuned.callback), task, None
-    width = model.head.linear.in_features
-    features = Features(torch.randn(len(task.train), width, device=bench.places.device))
-    return Learner(model.head, head), replace(task, train=features), Alone(model.head, (bench.recipe.batch, width))
+    return replace(probe, batches=batches), sizes
 
 
-def _train(bench: Bench, learner: Learner, task: Task) -> loop.Progress:
-    """As many steps as fit into the time, behind first ones; what is compiled or captured is not in their seconds."""
-    once = WARM_UP + 1 if bench.recipe.graph else 1  # steps until all that happens once has happened
+def _random_features(model: Classifier, task: Task) -> Task:
+    """Return the task with random features in place of images."""
+    features = torch.randn(len(task.train), model.head.linear.in_features, device=task.labels.device)
+    return replace(task, train=Features(features))
 
-    def fit(steps: int) -> loop.Progress:
-        return loop.fit(learner, task, replace(bench.recipe, steps=steps), 0, bench.autocast)
 
-    if bench.recipe.compile or bench.places.device == "cuda":
-        fit(once)
-    first = fit(once)
-    steps = int(np.clip(bench.seconds * once / first.train_seconds, 1, MOST))
-    timed = fit(once + steps if bench.recipe.graph else steps)
-    if bench.recipe.graph:  # which is captured anew each time
+def _train(trainee: Trainee, setup: Setup) -> Progress:
+    """Train for as many steps as fit into the time, after first ones; compiling and capturing are not timed."""
+    once = WARM_UP + 1 if setup.recipe.graph else 1  # steps in which all that happens only once happens
+
+    def run(steps: int) -> Progress:
+        return fit(trainee.learner, trainee.task, replace(setup.recipe, steps=steps), 0, setup.autocast)
+
+    if setup.recipe.compile or setup.places.device == "cuda":
+        run(once)
+    first = run(once)
+    steps = int(np.clip(setup.seconds * once / first.train_seconds, 1, MAX_RUNS))
+    timed = run(once + steps if setup.recipe.graph else steps)
+    if setup.recipe.graph:  # each run captures a new graph
         timed = replace(timed, step=steps, train_seconds=timed.train_seconds - first.train_seconds)
     return timed
 
 
-def _count(bench: Bench, model: Classifier, alone: Alone | None) -> Counted:
-    side = bench.source.preprocessing.size
-    images = (bench.recipe.batch, 3, side, side)
-    pixels = counting.batch_bytes(alone.batch if alone else images)
-    return counting.count(model, images, bench.recipe, bench.places.device, bench.autocast, pixels, alone)
-
-
 def _delta_bytes(plan: Plan, learner: Learner) -> int:
-    about = {"method": {"name": "", "fields": {}}, "use": "none: a delta to be weighed"}
+    about = {"method": {"name": "", "fields": {}}, "use": "none: written to find its size"}
     with TemporaryDirectory() as folder:
         return delta.write(Path(folder), plan, learner.state(), about)
 
@@ -225,32 +206,32 @@ def _delta_bytes(plan: Plan, learner: Learner) -> int:
 # --- latency ---------------------------------------------------------------------------------------------------------
 
 
-def _latencies(bench: Bench, row: SizedMethod, model: Classifier, tuned: Tuned) -> dict[str, Latency]:
-    """Unmerged and, where merging changes the network and leaves it plain, merged."""
-    found = {str(size): _latency(bench, model, size) for size in LATENCIES}
+def _latencies(setup: Setup, row: SizedMethod, model: Classifier, tuned: Tuned) -> dict[str, Latency]:
+    """Return latencies by number of images, and also merged where merging changes the network and leaves it plain."""
+    found = {str(size): _latency(setup, model, size) for size in LATENCY_BATCHES}
     if row.method.merges and (tuned.plan.grafts or tuned.plan.entries) and tuned.merge():
-        found |= {f"{size} merged": _latency(bench, model, size) for size in LATENCIES}
+        found |= {f"{size} merged": _latency(setup, model, size) for size in LATENCY_BATCHES}
     return found
 
 
-def _latency(bench: Bench, model: nn.Module, images: int) -> Latency:
-    side, device = bench.source.preprocessing.size, bench.places.device
+def _latency(setup: Setup, model: nn.Module, images: int) -> Latency:
+    side, device = setup.source.preprocessing.size, setup.places.device
     batch = torch.randn(images, 3, side, side, device=device)
     model.eval()
 
     def predict() -> Tensor:
-        with torch.inference_mode(), torch.autocast(device, bench.autocast) if bench.autocast else nullcontext():
+        with torch.inference_mode(), torch.autocast(device, setup.autocast) if setup.autocast else nullcontext():
             logits: Tensor = model(batch)
             return logits.float().cpu()  # waits for the device
 
-    seconds = repeat(predict, bench.seconds)
+    seconds = repeat(predict, setup.seconds)
     return Latency(p50=float(np.percentile(seconds, 50)), p95=float(np.percentile(seconds, 95)), runs=len(seconds))
 
 
 def repeat(work: Callable[[], object], seconds: float) -> list[float]:
-    """The seconds of each run: a first one left out, unless it took all the time there was."""
+    """Return the seconds of each run, the first one left out unless it took all the time."""
     first, times = _timed(work), list[float]()
-    while first < seconds and sum(times) < seconds and len(times) < MOST:
+    while first < seconds and sum(times) < seconds and len(times) < MAX_RUNS:
         times.append(_timed(work))
     return times or [first]
 

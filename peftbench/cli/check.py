@@ -109,7 +109,7 @@ def _in_short(findings: Sequence[Finding]) -> str:
     if broken:
         return f"FAILED {'; '.join(broken)}"
     held = sum(finding.verdict == "passed" for finding in findings)
-    return f"all {held} rules hold" if held else f"not checked: {findings[0].says}"
+    return f"all {held} rules hold" if held else f"not checked: {findings[0].message}"
 
 
 def check_one(name: str, data: Path, *, compiled: bool = False) -> list[Finding]:
@@ -207,7 +207,7 @@ def _show_one(findings: Sequence[Finding]) -> None:
     rules = dict.fromkeys(finding.rule for finding in findings)
     rows = [[rule, *(cells.get((rule, network), "") for network in networks)] for rule in rules]
     show(make_table(["rule", *(network or "holds" for network in networks)], rows))
-    for line in dict.fromkeys(f"- {f.rule}: {f.says}" for f in findings if f.verdict == "skipped"):
+    for line in dict.fromkeys(f"- {f.rule}: {f.message}" for f in findings if f.verdict == "skipped"):
         say(line)
     for line in failed(findings):
         say(f"NO {line}")

@@ -69,7 +69,7 @@ def run_study(study: Study, places: Places, jobs: int, *, skip_broken: bool) -> 
         raise
     for line in resolved.says:
         say(line)
-    workers = jobs or (hardware.cards() if places.device == "cuda" else hardware.cores())
+    workers = jobs or (hardware.gpus() if places.device == "cuda" else hardware.cores())
     trials = list({trial.id: trial for draft in resolved.drafts for trial in draft.trials}.values())
     _run_jobs("trials", trials, store, places, workers)
     finals = [draft.final(store) for draft in resolved.drafts]

@@ -118,7 +118,7 @@ class _Pool:
                 manager.start(ignore_sigterm)
                 ticks = stack.enter_context(manager).Queue()
                 others = set(multiprocessing.active_children())  # the manager among them
-                gpus = gpu_queue(context, count, hardware.cards() if self.places.device == "cuda" else 0)
+                gpus = gpu_queue(context, count, hardware.gpus() if self.places.device == "cuda" else 0)
                 pool = stack.enter_context(ProcessPoolExecutor(count, context, start_worker, (gpus,)))
                 pending = {pool.submit(_work, job, self.places, ticks): job for job in jobs}
             started = set(multiprocessing.active_children()) - others

@@ -1,7 +1,7 @@
-"""What a training step holds and computes, counted: bytes by kind, and floating-point operations an image.
+"""Count what a training step holds and computes: bytes by kind, and floating-point operations per image.
 
-The pass that is counted runs on fake tensors: shapes, storages and kernels without values. It takes no memory, reads no
-weight and draws no random number, so a job's bits are the same whether its cost is counted or not.
+The counted pass runs on fake tensors, which have shapes and storages but no values. It takes no memory, reads no weight
+and draws no random number, so a job's bits do not depend on whether its cost is counted.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def _attention_backward(
     return int(sdpa_backward_flop_count(out, query, key, value))
 
 
-_OURS = MappingProxyType(
+_FLOPS = MappingProxyType(
     {
         torch.ops.peftbench.sampled: sparse.sampled_flops,
         # These two are not counted by torch 2.11 itself.
@@ -51,19 +51,19 @@ _STEP_COUNTER = 4  # bytes: AdamW counts the steps of each tensor in a float32
 class Passes:
     """One forward and backward pass over a batch, counted.
 
-    A multiply-add is two operations; matrix products, convolutions and attention are counted (fused attention with what
-    its backward computes anew), sums and activation functions are not: torch.utils.flop_counter.
+    A multiply-add is two operations. Matrix products, convolutions and attention are counted (fused attention with what
+    its backward recomputes), sums and activation functions are not: see torch.utils.flop_counter.
     """
 
     images: int
-    activations: int  # bytes that forward keeps for backward, casts of weights among them, weights and input not
+    activations: int  # bytes that forward keeps for backward, with casts of weights, without weights and input
     forward: float  # FLOPs an image
     both: float  # FLOPs an image, backward included
 
 
 @dataclass(frozen=True)
 class Alone:
-    """A head that trains on stored features while the network rests."""
+    """A head that trains on stored features, without the backbone."""
 
     head: nn.Module
     batch: tuple[int, ...]  # shape of its input: (B, D)
@@ -71,12 +71,12 @@ class Alone:
 
 @dataclass(frozen=True)
 class Counted:
-    """What the record of a job says of its training step."""
+    """The counted cost of a training step."""
 
     memory: Memory
-    forward: float  # FLOPs of an image through the whole network, as when predicting
+    forward: float  # FLOPs of an image through the whole network, as in prediction
     training: float  # FLOPs of an image in a training step, forward and backward
-    stored: bool = False  # the step saw stored features
+    stored: bool = False  # the step runs on stored features
 
 
 def count(
@@ -88,9 +88,9 @@ def count(
     pixels: int = 0,
     alone: Alone | None = None,
 ) -> Counted:
-    """The cost of a step on a batch of the shape `images` (B, 3, H, W); `pixels`: bytes of the images themselves.
+    """Count the cost of a step on a batch of the shape `images` (B, 3, H, W); `pixels` are the images' own bytes.
 
-    The model may lie on the meta device; then nothing is allocated.
+    The model may be on the meta device; nothing is allocated then.
     """
     learner = alone.head if alone else model
     trained = [p for p in learner.parameters() if p.requires_grad]
@@ -107,23 +107,23 @@ def count(
 
 
 def passes(model: nn.Module, batch: Sequence[int], device: str = "cpu", autocast: torch.dtype | None = None) -> Passes:
-    """Count one pass in training mode; nothing of the model changes.
+    """Count one pass in training mode; the model does not change.
 
-    A method whose forward looks at values cannot be faked: it computes in earnest, on a few random images.
+    A method whose forward depends on values cannot run on fake tensors; it runs on a few random images instead.
     """
-    was = model.training
+    was_training = model.training
     model.train()
     try:
-        return _faked(model, batch, device, autocast)
+        return _on_fake_tensors(model, batch, device, autocast)
     except Exception:
         if any(p.is_meta for p in model.parameters()):
             raise
-        return _in_earnest(model, batch, device, autocast)
+        return _on_random_images(model, batch, device, autocast)
     finally:
-        model.train(was)
+        model.train(was_training)
 
 
-def _faked(model: nn.Module, batch: Sequence[int], device: str, autocast: torch.dtype | None) -> Passes:
+def _on_fake_tensors(model: nn.Module, batch: Sequence[int], device: str, autocast: torch.dtype | None) -> Passes:
     with FakeTensorMode(allow_non_fake_inputs=True):
         fakes = {name: _like(tensor, device) for name, tensor in _tensors(model).items()}
         return _run(model, fakes, torch.empty(tuple(batch), device=device), autocast)
@@ -134,20 +134,23 @@ def _like(tensor: Tensor, device: str) -> Tensor:
     return fake.requires_grad_(tensor.requires_grad)
 
 
-def _in_earnest(model: nn.Module, batch: Sequence[int], device: str, autocast: torch.dtype | None) -> Passes:
-    """From passes over two and over three images: what a batch costs grows by the same with each image."""
+def _on_random_images(model: nn.Module, batch: Sequence[int], device: str, autocast: torch.dtype | None) -> Passes:
+    """Extrapolate from passes over two and over three images, as costs are linear in the number of images."""
     images, *shape = batch
     with torch.random.fork_rng(range(torch.cuda.device_count()) if device == "cuda" else ()):
-        two, three = (_real(model, (few, *shape), device, autocast) for few in (2, 3))
+        two, three = (_pass_on_copies(model, (few, *shape), device, autocast) for few in (2, 3))
 
-    def grown(get: Callable[[Passes], float]) -> float:
+    def extrapolated(get: Callable[[Passes], float]) -> float:
         return get(two) + (images - 2) * (get(three) - get(two))
 
-    whole = (grown(lambda found: found.forward * found.images), grown(lambda found: found.both * found.images))
-    return Passes(images, round(grown(lambda found: found.activations)), *(flops / images for flops in whole))
+    whole = (
+        extrapolated(lambda found: found.forward * found.images),
+        extrapolated(lambda found: found.both * found.images),
+    )
+    return Passes(images, round(extrapolated(lambda found: found.activations)), *(flops / images for flops in whole))
 
 
-def _real(model: nn.Module, batch: Sequence[int], device: str, autocast: torch.dtype | None) -> Passes:
+def _pass_on_copies(model: nn.Module, batch: Sequence[int], device: str, autocast: torch.dtype | None) -> Passes:
     trainable = dict(model.named_parameters())
     copies = {name: t if name in trainable else t.clone() for name, t in _tensors(model).items()}
     return _run(model, copies, torch.randn(tuple(batch), device=device), autocast)
@@ -158,11 +161,11 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _run(model: nn.Module, tensors: Mapping[str, Tensor], inputs: Tensor, autocast: torch.dtype | None) -> Passes:
-    """Forward and backward of the summed output, with `tensors` in the places of the model's own."""
+    """Run forward and backward of the summed output, with `tensors` in place of the model's own."""
     trained = [t for t in tensors.values() if t.requires_grad]
     amp = torch.autocast(inputs.device.type, autocast) if autocast else nullcontext()
     with (
-        FlopCounterMode(display=False, custom_mapping=dict(_OURS)) as flops,
+        FlopCounterMode(display=False, custom_mapping=dict(_FLOPS)) as flops,
         _saved([inputs, *tensors.values()]) as saved,
     ):
         with amp:
@@ -176,7 +179,7 @@ def _run(model: nn.Module, tensors: Mapping[str, Tensor], inputs: Tensor, autoca
 
 @contextmanager
 def _saved(known: Iterable[Tensor]) -> Iterator[dict[StorageWeakRef, int]]:
-    """Fills with the bytes of every storage, but those of `known`, that is kept for backward, each once."""
+    """Yield a dict that fills with the bytes of every storage kept for backward, each once, without `known`."""
     others = {StorageWeakRef(tensor.untyped_storage()) for tensor in known}
     saved: dict[StorageWeakRef, int] = {}
 
@@ -194,13 +197,13 @@ def _saved(known: Iterable[Tensor]) -> Iterator[dict[StorageWeakRef, int]]:
 
 
 def storage_bytes(tensors: Iterable[Tensor]) -> int:
-    """Of all storages behind some tensors, each once; on the meta device, those it would have."""
+    """Return the bytes of the storages of some tensors, each once; on the meta device, as if they were allocated."""
     storages = {StorageWeakRef(s): s.nbytes() for s in (tensor.untyped_storage() for tensor in tensors)}
     return sum(storages.values())
 
 
 def optimizer_bytes(trained: Iterable[Tensor], recipe: Recipe) -> int:
-    """AdamW: two moments and a step counter a tensor; SGD: the momentum, if it has one."""
+    """Return the bytes of AdamW's two moments and its step counter per tensor, or of SGD's momentum, if any."""
     sizes = [tensor.nbytes for tensor in trained]
     if recipe.optimizer == "adamw":
         return 2 * sum(sizes) + _STEP_COUNTER * len(sizes)
@@ -208,15 +211,15 @@ def optimizer_bytes(trained: Iterable[Tensor], recipe: Recipe) -> int:
 
 
 def batch_bytes(batch: Sequence[int]) -> int:
-    """A float32 batch and, of images (B, 3, H, W), the uint8 batch that it was made from."""
+    """Return the bytes of a float32 batch and, for images (B, 3, H, W), of the uint8 batch that it is made from."""
     images = len(batch) == 4  # noqa: PLR2004
     return math.prod(batch) * (5 if images else 4)
 
 
 def mapped_bytes(file: Path) -> int:
-    """How much of a memory-mapped file lies in this process's memory; all of it where the system does not tell.
+    """Return the bytes of a memory-mapped file in this process's memory; all of it where the system has no maps.
 
-    Several mappings of one file share their pages, so it is never more than the file.
+    Several mappings of one file share their pages, so it is at most the size of the file.
     """
     size = file.stat().st_size
     try:

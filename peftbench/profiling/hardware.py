@@ -1,4 +1,4 @@
-"""What the machine is and what a job takes of it."""
+"""The machine: versions, devices, precision, memory."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ _CLEAR = Path("/proc/self/clear_refs")  # Linux: writing 5 forgets the peak of t
 
 
 def environment(device: str) -> dict[str, str]:
-    """Versions and hardware, for the record."""
+    """Return versions and hardware, as records hold them."""
     packages = {name: version(name) for name in ("torch", "timm", "peft", "numpy", "peftbench")}
-    card = torch.cuda.get_device_name() if device == "cuda" else _processor()
+    name = torch.cuda.get_device_name() if device == "cuda" else _processor()
     return {
         "python": platform.python_version(),
         "system": platform.system(),
         "device": device,
-        "hardware": card,
+        "hardware": name,
         **packages,
     }
 
 
 def _processor() -> str:
-    """The processor's model name, as far as the system tells."""
+    """Return the processor's model name, or its architecture where the system does not report one."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -47,22 +47,22 @@ def _processor() -> str:
 
 
 def cores() -> int:
-    """Processors that this process may use."""
+    """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def cards() -> int:
-    """CUDA cards that this process may use."""
+def gpus() -> int:
+    """Return the number of GPUs that this process may use."""
     return torch.cuda.device_count()
 
 
 def auto_device() -> str:
-    """CUDA where there is a card."""
+    """Return `cuda` where there is a GPU, else `cpu`."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def auto_precision(device: str) -> Literal["fp32", "bf16"]:
-    """bf16 where the hardware multiplies it natively, else fp32."""
+    """Return bf16 where the hardware has native products in it, else fp32."""
     if device == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     try:
@@ -73,14 +73,14 @@ def auto_precision(device: str) -> Literal["fp32", "bf16"]:
 
 @contextmanager
 def repeatable(*, asked: bool) -> Iterator[None]:
-    """Within, a card computes the same bits each time where `asked`; what it can do in no such way raises.
+    """If `asked`, let a GPU compute the same bits each time; an operation that has no such kernel raises.
 
-    Raises JobError where this process used a card before and cuBLAS, asked by its first product, chose otherwise.
+    Raises JobError if this process has used the GPU before without the setting that cuBLAS reads at its first product.
     """
     before = torch.are_deterministic_algorithms_enabled()
     if asked:
         if CUBLAS not in os.environ and torch.cuda.is_initialized():
-            raise JobError(f"--deterministic: set {CUBLAS}=:4096:8 first, as this process used the card without it.")
+            raise JobError(f"--deterministic: this process has used the GPU without {CUBLAS}=:4096:8; set it first.")
         os.environ.setdefault(CUBLAS, ":4096:8")
         torch.use_deterministic_algorithms(mode=True)
     try:
@@ -91,14 +91,14 @@ def repeatable(*, asked: bool) -> Iterator[None]:
 
 @dataclass
 class Peak:
-    """Filled when the measured block ends."""
+    """The peak of a measured block, set when it ends."""
 
     bytes: int = 0
 
 
 @contextmanager
 def peak_memory(device: str) -> Iterator[Peak]:
-    """The most memory a block takes: the allocator's peak on a GPU, the growth of the resident set on CPU."""
+    """Measure the peak memory of a block: the allocator's on a GPU, the growth of the resident set on a CPU."""
     peak, before = Peak(), _reset(device)
     try:
         yield peak
@@ -108,7 +108,7 @@ def peak_memory(device: str) -> Iterator[Peak]:
 
 def _reset(device: str) -> int:
     if device == "cuda":
-        free()  # what earlier jobs left in cycles is not this one's
+        free()  # not what earlier jobs left in reference cycles
         torch.cuda.reset_peak_memory_stats()
         return 0
     gc.collect()
@@ -140,23 +140,23 @@ def _highest_elsewhere() -> int:
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What there was not enough memory for."""
+class OutOfMemory:
+    """An allocation that failed."""
 
-    words: str
+    message: str
 
 
-def wanted(error: Exception) -> Wanted | None:
-    """What an error says of missing memory, on a card or off it; None where it says something else."""
+def out_of_memory(error: Exception) -> OutOfMemory | None:
+    """Return the failed allocation that an error reports, on a GPU or a CPU, or None for any other error."""
     first = next(iter(str(error).splitlines()), "") or "no more"
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return Wanted(first)
-    told = isinstance(error, RuntimeError) and any(words in first for words in ("allocate memory", "enough memory"))
-    return Wanted(first.rpartition("] ")[2]) if told else None
+        return OutOfMemory(first)
+    on_cpu = isinstance(error, RuntimeError) and any(words in first for words in ("allocate memory", "enough memory"))
+    return OutOfMemory(first.rpartition("] ")[2]) if on_cpu else None
 
 
 def free() -> None:
-    """Give back what nobody holds any more."""
+    """Collect garbage and return unused GPU memory to the system."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

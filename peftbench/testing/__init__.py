@@ -1,9 +1,9 @@
-"""The rules that every plug-in must keep, for any test runner and for `peftbench check`.
+"""Conformance rules for plug-ins, for any test runner and for `peftbench check`.
 
     def test_my_method():
         assert not failed(check_method(MyMethod))
 
-Each rule is a small function; a finding names the rule, the network it looked at, and what it saw.
+Each rule is a small function; a finding holds the rule, the network it was tested on, and a message.
 """
 
 from peftbench.testing.backbones import check_backbone

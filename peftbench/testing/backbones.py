@@ -1,4 +1,4 @@
-"""check_backbone: a bare vision transformer of timm, buildable without memory, filled from its own file only."""
+"""check_backbone: a plain vision transformer of timm that builds on the meta device and loads its own file only."""
 
 from __future__ import annotations
 
@@ -11,45 +11,50 @@ from timm.models.vision_transformer import VisionTransformer
 
 from peftbench.core.contract import Backbone
 from peftbench.errors import WeightsError
-from peftbench.testing.findings import Broken, Finding, Rule, Skipped, demand, judge
+from peftbench.testing.findings import Broken, Finding, Rule, Skipped, listed, require, run_rules
 
 
 def it_builds_on_the_meta_device(backbone: Backbone) -> str:
-    """A VisionTransformer without a head, of which no tensor takes memory."""
+    """Under torch.device("meta") it builds a VisionTransformer without a head whose tensors take no memory."""
     with torch.device("meta"):
         vit = backbone.network(None)
-    demand(isinstance(vit, VisionTransformer), f"It built a {type(vit).__name__}, not timm's VisionTransformer.")
+    require(
+        isinstance(vit, VisionTransformer), f"network() must build timm's VisionTransformer, got {type(vit).__name__}."
+    )
     real = [name for name, tensor in vit.state_dict().items() if tensor.device.type != "meta"]
-    demand(not real, f"Under torch.device('meta'), {real[0] if real else ''} takes memory.")
-    demand(isinstance(vit.head, torch.nn.Identity), "It has a head of its own: build it with num_classes=0.")
+    require(not real, f"Under torch.device('meta'), {listed(real)} must not take memory.")
+    require(isinstance(vit.head, torch.nn.Identity), "network() must have no head; build it with num_classes=0.")
     return f"{sum(p.numel() for p in vit.parameters()):,} weights."
 
 
 def it_gives_one_row_of_features_an_image(backbone: Backbone) -> str:
-    """(B, 3, size, size) -> (B, width), at its own size and at the double."""
+    """(B, 3, size, size) -> (B, width), at its default image size and at twice that."""
     size = backbone.preprocessing(None).size
     for asked in (None, 2 * size):
         side = backbone.preprocessing(asked).size
-        demand(side == (asked or size), f"Asked for {asked} pixels, its preprocessing makes {side}.")
+        require(side == (asked or size), f"preprocessing({asked}) must give that size, got {side} px.")
         with torch.device("meta"):
             vit = backbone.network(asked)
             shape = tuple(vit(torch.empty(2, 3, side, side)).shape)
-        demand(shape == (2, vit.num_features), f"At {side} pixels the features have the shape {shape}.")
-    return f"{size} pixels, and {2 * size}."
+        require(
+            shape == (2, vit.num_features),
+            f"At {side} px, features must have the shape {(2, vit.num_features)}, got {shape}.",
+        )
+    return f"{size} px and {2 * size} px."
 
 
 def the_card_is_complete(backbone: Backbone) -> str:
-    """Title, source and licence; a mean and a spread for pixels in 0..1."""
-    card, told = backbone.card, backbone.preprocessing(None)
+    """The card has title, source and licence; mean and standard deviation are those of pixels in 0..1."""
+    card, scale = backbone.card, backbone.preprocessing(None)
     empty = [name for name in ("title", "source", "licence") if not getattr(card, name).strip()]
-    demand(not empty, f"The card leaves {', '.join(empty)} empty.")
-    inside = all(0 <= m <= 1 for m in told.mean) and all(0 < s <= 1 for s in told.std)
-    demand(inside, f"Mean {told.mean} and spread {told.std} are not those of pixels in 0..1.")
+    require(not empty, f"The card must have a {listed(empty)}.")
+    inside = all(0 <= m <= 1 for m in scale.mean) and all(0 < s <= 1 for s in scale.std)
+    require(inside, f"mean and std must lie in 0..1, got {scale.mean} and {scale.std}.")
     return f"{card.title}; {card.licence}"
 
 
 def weights_of_another_network_are_refused(backbone: Backbone) -> str:
-    """A file that lacks tensors, and a pickled one, raise WeightsError."""
+    """Loading a file that lacks tensors, or a pickle, raises WeightsError."""
     vit = _empty(backbone)
     with TemporaryDirectory() as folder:
         lacking, pickled = Path(folder) / "lacking.safetensors", Path(folder) / "pickled.pt"
@@ -60,12 +65,12 @@ def weights_of_another_network_are_refused(backbone: Backbone) -> str:
                 backbone.load(vit, file)
             except WeightsError:
                 continue
-            raise Broken(f"It took the file {file.name}, which does not fit.")
-    return "A file that lacks tensors and a pickled one are refused."
+            raise Broken(f"load() must raise WeightsError for the file {file.name}.")
+    return "A file that lacks tensors and a pickle raise WeightsError."
 
 
 def its_weights_fill_it(backbone: Backbone) -> str:
-    """Every tensor is set by its file, to finite numbers."""
+    """Its file sets every tensor to finite numbers."""
     try:
         file = backbone.weights(None)
     except WeightsError as error:
@@ -76,7 +81,7 @@ def its_weights_fill_it(backbone: Backbone) -> str:
             parameter.fill_(float("nan"))
     backbone.load(vit, file)
     unset = [name for name, parameter in vit.named_parameters() if not parameter.isfinite().all()]
-    demand(not unset, f"Its file leaves {unset[0] if unset else ''} unset or not finite.")
+    require(not unset, f"Its file must set {listed(unset)} to finite numbers.")
     return f"{file.name}: {file.stat().st_size:,} bytes."
 
 
@@ -96,5 +101,5 @@ RULES: tuple[Rule[Backbone], ...] = (
 
 
 def check_backbone(backbone: Backbone) -> list[Finding]:
-    """Every rule's finding; its weights are skipped, with the way to get them, where they are not on this machine."""
-    return list(judge(RULES, backbone))
+    """Return every rule's finding; without the weights on this machine, that rule is skipped with how to get them."""
+    return list(run_rules(RULES, backbone))

@@ -1,4 +1,4 @@
-"""check_dataset: a card to believe in, parts that do not overlap, labels that mean what the card says."""
+"""check_dataset: a complete card, parts that do not overlap, labels as the card describes them."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from numpy.typing import NDArray
 from peftbench.core.contract import Dataset, DatasetCard, Part, Splits
 from peftbench.data.image_io import open_picture
 from peftbench.errors import MissingDataError
-from peftbench.testing.findings import Finding, Rule, Skipped, demand, judge, refuse_torch
+from peftbench.testing.findings import Finding, Rule, Skipped, listed, refuse_torch, require, run_rules
 
 
-class Shelf:
-    """A data set, where its files lie, and its parts once they were read."""
+class DatasetFixture:
+    """A data set, the folder of its files, and its parts, read once."""
 
     def __init__(self, dataset: Dataset, root: Path) -> None:
         self.dataset, self.root = dataset, root
 
     @cached_property
     def splits(self) -> Splits:
-        """Of seed 0. Skips the rule where the files are not on this machine."""
+        """The parts at seed 0. Skips the rule where the files are not on this machine."""
         try:
             return self.dataset.load(self.root, 0)
         except MissingDataError as error:
@@ -30,87 +30,95 @@ class Shelf:
 
     @property
     def card(self) -> DatasetCard:
-        """What is said of it."""
+        """The data set's card."""
         return self.dataset.card
 
 
-def it_loads(shelf: Shelf) -> str:
-    """Three parts, train the one that is never empty; images, labels, names and groups of one length."""
-    parts = shelf.splits.parts
+def it_loads(fixture: DatasetFixture) -> str:
+    """Each part has as many labels, names and groups as images; train is not empty."""
+    parts = fixture.splits.parts
     for name, part in parts.items():
         lengths = {len(part.images), len(part.labels), len(part.names), len(part.groups)}
-        demand(len(lengths) == 1, f"Images, labels, names and groups of {name} differ in number: {sorted(lengths)}.")
-    demand(len(parts["train"]), "Its train part is empty.")
-    demand(shelf.splits.rule, "It does not say by what rule its parts came about.")
+        require(
+            len(lengths) == 1, f"{name}: images, labels, names and groups must be equally many, got {sorted(lengths)}."
+        )
+    require(len(parts["train"]), "train must not be empty.")
+    require(fixture.splits.rule, "Splits.rule must describe how the parts were made.")
     return ", ".join(f"{len(part):,} {name}" for name, part in parts.items())
 
 
-def the_card_is_complete(shelf: Shelf) -> str:
-    """Title, modality, licence, source and two classes or more, none twice."""
-    card = shelf.card
+def the_card_is_complete(fixture: DatasetFixture) -> str:
+    """The card has title, modality, licence, source and at least two classes, without repetition."""
+    card = fixture.card
     empty = [name for name in ("title", "modality", "licence", "source") if not getattr(card, name).strip()]
-    demand(not empty, f"The card leaves {', '.join(empty)} empty.")
+    require(not empty, f"The card must have a {listed(empty)}.")
     least = 1 if card.task == "multi_label" else 2
-    demand(len(card.classes) >= least, f"The card names {len(card.classes)} classes.")
-    demand(len(set(card.classes)) == len(card.classes), "The card names a class twice.")
+    require(len(card.classes) >= least, f"The card must have at least {least} classes, got {len(card.classes)}.")
+    require(len(set(card.classes)) == len(card.classes), "The card must name each class once.")
     return f"{card.title}: {len(card.classes)} classes, {card.licence}"
 
 
-def labels_are_in_range(shelf: Shelf) -> str:
-    """Whole numbers below the number of classes, each of them in train; of several labels an image, 0 or 1."""
-    count, several = len(shelf.card.classes), shelf.card.task == "multi_label"
-    for name, part in shelf.splits.parts.items():
+def labels_are_in_range(fixture: DatasetFixture) -> str:
+    """Labels are integers below the number of classes, each of them in train; multi-label ones are 0 or 1."""
+    count, several = len(fixture.card.classes), fixture.card.task == "multi_label"
+    for name, part in fixture.splits.parts.items():
         labels, bound = part.labels, 2 if several else count
-        demand(np.issubdtype(labels.dtype, np.integer), f"The labels of {name} are {labels.dtype}, not integers.")
+        require(np.issubdtype(labels.dtype, np.integer), f"{name}: labels must be integers, got {labels.dtype}.")
         shape = (len(part), count) if several else (len(part),)
-        demand(labels.shape == shape, f"The labels of {name} have the shape {labels.shape}, not {shape}.")
+        require(labels.shape == shape, f"{name}: labels must have the shape {shape}, got {labels.shape}.")
         inside = not labels.size or (labels.min() >= 0 and labels.max() < bound)
-        demand(inside, f"The labels of {name} lie outside of 0..{bound - 1}.")
-    train = shelf.splits.train.labels
-    met = set(np.flatnonzero(train.max(0)).tolist()) if several else set(train.tolist())
-    absent = sorted(set(range(count)) - met)
-    demand(not absent, f"Class {shelf.card.classes[absent[0]] if absent else ''!r} has no image in train.")
-    return f"All of {count} classes in train."
+        require(inside, f"{name}: labels must lie in 0..{bound - 1}.")
+    train = fixture.splits.train.labels
+    seen = set(np.flatnonzero(train.max(0)).tolist()) if several else set(train.tolist())
+    absent = sorted(set(range(count)) - seen)
+    require(
+        not absent,
+        f"train must have images of every class, has none of {listed([fixture.card.classes[i] for i in absent])}.",
+    )
+    return f"All {count} classes in train."
 
 
-def no_image_lies_in_two_parts(shelf: Shelf) -> str:
-    """Names are unique over all parts."""
-    names = [name for part in shelf.splits.parts.values() for name in part.names]
+def no_image_lies_in_two_parts(fixture: DatasetFixture) -> str:
+    """Image names are unique over all parts."""
+    names = [name for part in fixture.splits.parts.values() for name in part.names]
     twice = len(names) - len(set(names))
-    demand(not twice, f"{twice} names occur more than once.")
-    return f"{len(names):,} names, each once."
+    require(not twice, f"Image names must be unique, {twice} occur again.")
+    return f"{len(names):,} unique names."
 
 
-def groups_do_not_cross(shelf: Shelf) -> str:
-    """Images of one patient lie in one part, or a note says how many do not."""
-    key = shelf.card.group_key
+def groups_do_not_cross(fixture: DatasetFixture) -> str:
+    """All images of a group are in one part, or a note gives the number of exceptions."""
+    key = fixture.card.group_key
     if not key:
-        raise Skipped("Nothing is known of what belongs together (group_key is empty).")
-    held = [set(part.groups) for part in shelf.splits.parts.values()]
+        raise Skipped("The data set has no groups (group_key is empty).")
+    held = [set(part.groups) for part in fixture.splits.parts.values()]
     crossing = (held[0] & held[1]) | (held[0] & held[2]) | (held[1] & held[2])
-    said = [note for note in shelf.splits.notes if key in note]
-    demand(said or not crossing, f"{len(crossing)} groups ({key}) lie in two parts, and no note says so.")
-    return said[0] if crossing else f"No {key} lies in two parts."
+    noted = [note for note in fixture.splits.notes if key in note]
+    require(noted or not crossing, f"{len(crossing)} groups ({key}) are in two parts; a note must state that.")
+    return noted[0] if crossing else f"Each {key} is in one part."
 
 
-def the_same_seed_gives_the_same_parts(shelf: Shelf) -> str:
-    """Loaded again, names, labels, groups and their order are the same."""
-    again = shelf.dataset.load(shelf.root, 0)
-    differ = [name for name, part in shelf.splits.parts.items() if _told(part) != _told(again.parts[name])]
-    demand(not differ, f"Loaded again with the same seed, {', '.join(differ)} differs.")
-    demand(again.rule == shelf.splits.rule, "Loaded again with the same seed, the rule of its parts differs.")
-    return "Names, labels, groups and order agree."
+def the_same_seed_gives_the_same_parts(fixture: DatasetFixture) -> str:
+    """Loading again with the same seed gives the same names, labels and groups in the same order."""
+    again = fixture.dataset.load(fixture.root, 0)
+    differ = [
+        name for name, part in fixture.splits.parts.items() if _comparable(part) != _comparable(again.parts[name])
+    ]
+    require(not differ, f"Loaded twice with the same seed, {listed(differ)} must be equal.")
+    require(again.rule == fixture.splits.rule, "Loaded twice with the same seed, Splits.rule must be equal.")
+    return "Equal names, labels, groups and order."
 
 
-def its_images_open(shelf: Shelf) -> str:
-    """The first and the last image of each part are eight-bit RGB."""
+def its_images_open(fixture: DatasetFixture) -> str:
+    """The first and the last image of each part are 8-bit RGB."""
     opened = 0
-    for name, part in shelf.splits.parts.items():
+    for name, part in fixture.splits.parts.items():
         for place in {0, len(part) - 1} if len(part) else ():
             shape = _pixels(part, place).shape
-            demand(len(shape) == 3 and shape[2] == 3, f"Image {place} of {name} has the shape {shape}.")  # noqa: PLR2004
+            rgb = len(shape) == 3 and shape[2] == 3  # noqa: PLR2004 - (height, width, 3)
+            require(rgb, f"{name}: image {place} must have the shape (height, width, 3), got {shape}.")
             opened += 1
-    return f"{opened} of them."
+    return f"{opened} images opened."
 
 
 def _pixels(part: Part, place: int) -> NDArray[np.uint8]:
@@ -118,16 +126,16 @@ def _pixels(part: Part, place: int) -> NDArray[np.uint8]:
     return image if isinstance(image, np.ndarray) else np.asarray(open_picture(image))
 
 
-def _told(part: Part) -> tuple[object, ...]:
+def _comparable(part: Part) -> tuple[object, ...]:
     return part.names, part.labels.tolist(), part.groups
 
 
-def importing_it_needs_no_torch(shelf: Shelf) -> str:
-    """`peftbench list` and the reports load data sets and must answer at once."""
-    return refuse_torch(type(shelf.dataset).__module__)
+def importing_it_needs_no_torch(fixture: DatasetFixture) -> str:
+    """Importing the module does not import torch, as `peftbench list` and the reports load every data set."""
+    return refuse_torch(type(fixture.dataset).__module__)
 
 
-RULES: tuple[Rule[Shelf], ...] = (
+RULES: tuple[Rule[DatasetFixture], ...] = (
     it_loads,
     the_card_is_complete,
     labels_are_in_range,
@@ -140,5 +148,5 @@ RULES: tuple[Rule[Shelf], ...] = (
 
 
 def check_dataset(dataset: Dataset, root: Path) -> list[Finding]:
-    """Every rule's finding; all skipped, with the sentence that says why, where its files are not under `root`."""
-    return list(judge(RULES, Shelf(dataset, root)))
+    """Return every rule's finding; without the files under `root`, all are skipped with how to get them."""
+    return list(run_rules(RULES, DatasetFixture(dataset, root)))

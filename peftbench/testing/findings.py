@@ -1,4 +1,4 @@
-"""What a rule found, and how rules are run: an exception is a failed rule, never the end of the check."""
+"""Run rules and collect findings; an exception in a rule is a failed finding and does not end the check."""
 
 from __future__ import annotations
 
@@ -11,45 +11,46 @@ from typing import Literal, TypeVar
 
 T = TypeVar("T")
 Verdict = Literal["passed", "failed", "skipped"]
-Rule = Callable[[T], str]  # says what it saw; raises Broken or Skipped with a sentence
+VERBS = {"failed": "failed", "skipped": "was skipped"}
+Rule = Callable[[T], str]  # returns what it measured; raises Broken or Skipped with a message
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One rule on one network, or on one part of a plug-in."""
+    """The result of one rule on one network."""
 
     rule: str
-    network: str  # "plain", "clip", "dinov2"; "" where the rule looks at none
+    network: str  # "plain", "clip", "dinov2"; "" for a rule without a network
     verdict: Verdict
-    says: str
+    message: str
 
 
-class Broken(Exception):  # noqa: N818 - a verdict, not a mishap
+class Broken(Exception):  # noqa: N818 - a verdict, not an error
     """The rule does not hold."""
 
 
-class Skipped(Exception):  # noqa: N818 - likewise
+class Skipped(Exception):  # noqa: N818 - the same
     """The rule does not apply."""
 
 
-def judge(rules: Iterable[Rule[T]], subject: T, network: str = "") -> Iterator[Finding]:
-    """Each rule's finding. Unless the first one holds the others are skipped: it is what they stand on."""
+def run_rules(rules: Iterable[Rule[T]], subject: T, network: str = "") -> Iterator[Finding]:
+    """Yield each rule's finding. Unless the first one passes the others are skipped, as they depend on it."""
     first: Finding | None = None
     for rule in rules:
         if first is not None and first.verdict != "passed":
-            yield Finding(name(rule), network, "skipped", f"Not looked at, for `{first.rule}` {first.verdict}.")
+            yield Finding(name(rule), network, "skipped", f"Not run, because `{first.rule}` {VERBS[first.verdict]}.")
             continue
-        finding = _judged(rule, subject, network)
+        finding = _run(rule, subject, network)
         first = first or finding
         yield finding
 
 
 def name(rule: Rule[T]) -> str:
-    """As a table shows it."""
+    """Return the rule's name as tables show it."""
     return rule.__name__.replace("_", " ")
 
 
-def _judged(rule: Rule[T], subject: T, network: str) -> Finding:
+def _run(rule: Rule[T], subject: T, network: str) -> Finding:
     try:
         return Finding(name(rule), network, "passed", rule(subject))
     except Broken as broken:
@@ -58,30 +59,36 @@ def _judged(rule: Rule[T], subject: T, network: str) -> Finding:
         return Finding(name(rule), network, "skipped", str(skipped))
     except Exception as error:  # noqa: BLE001 - a plug-in may raise anything, and the other rules go on
         words = " ".join(str(error).split())
-        return Finding(name(rule), network, "failed", f"It raised {type(error).__name__}: {words[:300]}")
+        return Finding(name(rule), network, "failed", f"Raised {type(error).__name__}: {words[:300]}")
 
 
-def demand(holds: object, sentence: str) -> None:
-    """Raise Broken with the sentence unless it holds."""
+def require(holds: object, message: str) -> None:
+    """Raise Broken with the message unless `holds` is true."""
     if not holds:
-        raise Broken(sentence)
+        raise Broken(message)
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return the first of some names and the number of the others; "" for none."""
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return f"{names[0]}{more}" if names else ""
 
 
 def failed(findings: Sequence[Finding]) -> list[str]:
-    """One line for each rule that does not hold; empty when all is well."""
-    return [f"{f.rule}{f' [{f.network}]' if f.network else ''}: {f.says}" for f in findings if f.verdict == "failed"]
+    """Return one line for each failed rule; an empty list when none failed."""
+    return [f"{f.rule}{f' [{f.network}]' if f.network else ''}: {f.message}" for f in findings if f.verdict == "failed"]
 
 
 def refuse_torch(module: str) -> str:
-    """Raise Broken if importing a module brings torch."""
+    """Raise Broken if importing a module imports torch."""
     if module.partition(".")[0] == "peftbench":
-        raise Skipped("peftbench's own imports are watched by its layers (pyproject.toml).")
-    demand(not brings_torch(module), f"Importing {module} brings torch, which takes seconds.")
+        raise Skipped("Imports of peftbench itself are checked by its layers (pyproject.toml).")
+    require(not imports_torch(module), f"Importing {module} must not import torch, which takes seconds.")
     return f"{module} does not import torch."
 
 
-def brings_torch(module: str) -> bool:
-    """Whether importing a module imports torch, in a process of its own."""
+def imports_torch(module: str) -> bool:
+    """Return whether importing a module imports torch, tested in a new process."""
     code = f"import importlib, sys; importlib.import_module({module!r}); sys.exit('torch' in sys.modules)"
     paths = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     return subprocess.run([sys.executable, "-c", code], env=paths, check=False).returncode != 0  # noqa: S603

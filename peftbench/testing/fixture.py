@@ -1,4 +1,4 @@
-"""A method on one tiny network: planned, carried out and trained the way `run.py` does it."""
+"""The fixture that the rules of a method share: the method planned, carried out and trained on one tiny network."""
 
 from __future__ import annotations
 
@@ -21,13 +21,15 @@ from peftbench.models.gradient_probe import GradientProbe
 from peftbench.models.head import Classifier
 from peftbench.models.method import Method
 from peftbench.models.plan import Plan, Tuned
+from peftbench.results.store import JobFolder
 from peftbench.testing.networks import CLASSES, batch, batches, classifier
 from peftbench.training.checkpoint import Checkpoint
-from peftbench.training.loop import Learner, Outside, Progress, Task, fit
+from peftbench.training.loop import Outside, Progress, Task, fit
+from peftbench.training.trainee import Trainee, carry_out
 
 SEED = 3
 RATES = {"sgd": 0.05, "adamw": 0.01}
-STEPS = 4  # with a checkpoint behind half of them
+STEPS = 4  # with a checkpoint after half of them
 Begun = tuple[Progress, dict[str, Tensor], dict[str, Tensor]]
 
 
@@ -35,21 +37,25 @@ Begun = tuple[Progress, dict[str, Tensor], dict[str, Tensor]]
 class Carried:
     """A classifier whose backbone carries the plan."""
 
-    model: Classifier
-    tuned: Tuned
+    trainee: Trainee
     pretrained: dict[str, Tensor]  # the live tensors of the backbone before that, by name
 
     @property
-    def head(self) -> dict[str, Tensor]:
-        """The head's live tensors under the names that a learner gives them."""
-        return {f"head/{name}": tensor for name, tensor in self.model.head.state_dict(keep_vars=True).items()}
+    def model(self) -> Classifier:
+        """The classifier."""
+        return self.trainee.model
+
+    @property
+    def tuned(self) -> Tuned:
+        """The backbone and its trainable tensors."""
+        return self.trainee.tuned
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """What requires a gradient in the backbone."""
+        """Return what requires a gradient in the backbone."""
         return {name: p for name, p in self.model.vit.named_parameters() if p.requires_grad}
 
     def frozen(self) -> dict[str, Tensor]:
-        """Every live tensor once that training must leave alone: what no name of `Tuned.tensors` holds."""
+        """Return every live tensor that training must not change, once: all that `Tuned.tensors` does not hold."""
         seen = {id(tensor) for tensor in self.tuned.tensors.values()}
         left = {}
         for name, tensor in (*self.pretrained.items(), *_tensors(self.model.vit)):
@@ -59,7 +65,7 @@ class Carried:
         return left
 
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:
-        """What one step of the engine minimises."""
+        """Return the loss that a training step minimizes."""
         penalty = self.tuned.callback.penalty() if self.tuned.callback else None
         loss = F.cross_entropy(self.model(images), labels)
         return loss if penalty is None else loss + penalty
@@ -67,7 +73,7 @@ class Carried:
 
 @dataclass(frozen=True)
 class Trained:
-    """The same after some steps, and the frozen tensors as they were before them."""
+    """The same after STEPS steps, and the frozen tensors as they were before."""
 
     carried: Carried
     before: dict[str, Tensor]
@@ -76,18 +82,19 @@ class Trained:
     @property
     def state(self) -> dict[str, Tensor]:
         """Everything that training may change, head included."""
-        return self.carried.tuned.state() | _copied(self.carried.head)
+        return self.carried.tuned.state() | _copied(self.carried.trainee.head)
 
 
-class Scene:
-    """Everything that the rules of one method on one network share, made when first asked for."""
+class MethodFixture:
+    """Everything that the rules of one method on one network share, made when it is first needed."""
 
     def __init__(self, method: Method, style: str) -> None:
         self.method, self.style = method, style
         self.images, self.labels = batch()
+        self.task = Task(Features(self.images), self.labels, {}, CLASSES)
 
     def model(self) -> Classifier:
-        """A new classifier with the pretrained weights."""
+        """Return a new classifier with the pretrained weights."""
         return classifier(self.style)
 
     @cached_property
@@ -96,73 +103,72 @@ class Scene:
         return self.model().vit.to("meta")
 
     def planned(self, model: Classifier, disturbance: int = 0) -> Plan:
-        """What the method decides for this classifier, whatever state the generators are in."""
+        """Return the method's plan for this classifier, with the global random generators seeded by `disturbance`."""
         torch.manual_seed(disturbance)
-        np.random.seed(disturbance)  # noqa: NPY002 - those who use it must be found out
+        np.random.seed(disturbance)  # noqa: NPY002 - a method that uses it must be found
         random.seed(disturbance)
         return self.method.plan(model.vit, GradientProbe(model, batches, F.cross_entropy))
 
     @cached_property
     def plan(self) -> Plan:
-        """Decided once; rules that decide again use `planned`."""
+        """The plan, made once; rules that need another one call `planned`."""
         return self.planned(self.model())
 
     @cached_property
     def pretrained(self) -> Tensor:
-        """The features (B, D) of the network before anything was done to it."""
+        """The features (B, D) of the pretrained network."""
         with torch.no_grad():
             features: Tensor = self.model().vit.eval()(self.images)
         return features
 
     def carried(self, plan: Plan | None = None) -> Carried:
-        """A new classifier that carries the plan, in evaluation mode."""
+        """Return a new classifier that carries the plan, in evaluation mode."""
         return self.carry_out(self.model(), plan)
 
     def carry_out(self, model: Classifier, plan: Plan | None = None) -> Carried:
-        """Let this classifier carry the plan."""
+        """Carry out the plan on this classifier."""
         before = dict(_tensors(model.vit))
         torch.manual_seed(SEED)
-        tuned = (plan or self.plan).carry_out(model.vit)
-        return Carried(model.eval(), tuned, before)
+        trainee = carry_out(model, plan or self.plan, self.task)
+        model.eval()
+        return Carried(trainee, before)
 
-    def stirred(self, times: float = 1) -> Carried:
-        """The same with noise, so many times, on all that trains, as if training had taken it somewhere."""
+    def perturbed(self, times: float = 1) -> Carried:
+        """Return the same with noise, multiplied by `times`, on all that trains, as if it had been trained."""
         carried, draw = self.carried(), torch.Generator().manual_seed(SEED)
         with torch.no_grad():
             for parameter in carried.trainable().values():
                 parameter.add_(0.1 * times * torch.randn(parameter.shape, generator=draw))
         return carried
 
-    @lru_cache  # noqa: B019 - a scene is gone with its check
+    @lru_cache  # noqa: B019 - the fixture ends with its check
     def trained(self, optimizer: str) -> Trained:
-        """After a short training."""
+        """Return the result of a short training."""
         return self.train(self.carried(), optimizer)
 
     def train(self, carried: Carried, optimizer: str, begun: Begun | None = None) -> Trained:
         """Train with momentum and weight decay, from a checkpoint if given."""
         before = _copied(carried.frozen())
-        learner = Learner(carried.model, {**carried.tuned.tensors, **carried.head}, carried.tuned.callback)
-        task = Task(Features(self.images), self.labels, {}, CLASSES)
         halfway = Halfway()
-        fit(learner, task, recipe(optimizer), SEED, begun=begun, outside=Outside(save=halfway))
+        fit(carried.trainee.learner, self.task, recipe(optimizer), SEED, begun=begun, outside=Outside(save=halfway))
         return Trained(carried, before, halfway)
 
 
 @dataclass
 class Halfway:
-    """What the checkpoint behind half of the steps holds; on disk only when it is asked for."""
+    """The checkpoint after half of the steps, written to disk only when it is read."""
 
     held: Begun | None = None
 
     def __call__(self, progress: Progress, learner: Mapping[str, Tensor], optimizer: Mapping[str, Tensor]) -> None:
-        """As the engine calls it."""
+        """Keep a copy, as `Outside.save`."""
         if progress.step == STEPS // 2:
             self.held = deepcopy(progress), _copied(learner), _copied(optimizer)
 
     def read(self) -> Begun | None:
-        """Written to disk and read back."""
+        """Write it to disk and read it back."""
         with TemporaryDirectory() as folder:
-            checkpoint = Checkpoint(Path(folder))
+            checkpoint = Checkpoint(JobFolder(Path(folder)))
             if self.held:
                 checkpoint.write(*self.held)
             return checkpoint.read()
@@ -177,7 +183,7 @@ def _tensors(vit: nn.Module) -> list[tuple[str, Tensor]]:
 
 
 def recipe(optimizer: str) -> Recipe:
-    """Few steps, large ones, and much decay, so that whatever leaks is seen."""
+    """Return a recipe of few large steps with strong weight decay, so that any unwanted change is seen."""
     return Recipe(
         "check",
         optimizer="sgd" if optimizer == "sgd" else "adamw",
@@ -192,7 +198,7 @@ def recipe(optimizer: str) -> Recipe:
 
 
 def differing(one: dict[str, Tensor], other: dict[str, Tensor]) -> list[str]:
-    """The names whose tensors differ in a bit, or that only one of them has."""
+    """Return the names whose tensors differ in any bit, or that are in one mapping only."""
     return [
         name
         for name in sorted(one.keys() | other.keys())
@@ -200,12 +206,7 @@ def differing(one: dict[str, Tensor], other: dict[str, Tensor]) -> list[str]:
     ]
 
 
-def listed(names: list[str]) -> str:
-    """The first of many names."""
-    return f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}"
-
-
-def relative(found: Tensor, wanted: Tensor) -> float:
-    """The distance of two tensors as a share of the wanted one's length."""
-    one, other = found.detach().double(), wanted.detach().double()
+def relative(found: Tensor, expected: Tensor) -> float:
+    """Return the norm of the difference of two tensors over the norm of the expected one."""
+    one, other = found.detach().double(), expected.detach().double()
     return float((one - other).norm() / other.norm())

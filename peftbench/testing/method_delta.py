@@ -1,4 +1,4 @@
-"""Rules about what is left of a training: the saved delta, the merged network, the bare one."""
+"""Rules about the result of training: the saved delta, the merged network, the restored one."""
 
 from __future__ import annotations
 
@@ -11,79 +11,85 @@ import torch
 from torch import nn
 
 from peftbench.models import delta, sparse
-from peftbench.testing.findings import Skipped, demand
-from peftbench.testing.fixture import Scene, listed, relative
+from peftbench.testing.findings import Skipped, listed, require
+from peftbench.testing.fixture import MethodFixture, relative
 from peftbench.testing.method_plan import structure, tensor_hooks
 
 BASE = "0" * 64  # the digest of the base weights
-TIGHT = 1e-6  # float64; some tuners compute inner constants in float32
+FLOAT64 = 1e-6  # relative tolerance; some tuners compute inner constants in float32
 
 
-def a_delta_brings_it_back(scene: Scene) -> str:
-    """Saved after training and restored on a fresh network, it computes the same bits."""
-    run = scene.trained("adamw")
-    wanted = run.carried.model.eval()(scene.images)
+def a_delta_restores_it(fixture: MethodFixture) -> str:
+    """Its delta, saved after training and restored on a new network, gives the same logits, bit for bit."""
+    run = fixture.trained("adamw")
+    expected = run.carried.model.eval()(fixture.images)
     about = {"base": BASE, "method": {"name": "linear", "version": 1, "fields": {}}}  # any name that is installed
-    fresh = scene.model()
+    fresh = fixture.model()
     with TemporaryDirectory() as folder:
-        size = delta.write(Path(folder), scene.plan, run.state, about)
+        size = delta.write(Path(folder), fixture.plan, run.state, about)
         torch.manual_seed(77)
         _, head = delta.restore(fresh.vit, Path(folder), BASE)
     fresh.head.load_state_dict(head)
-    gap = relative(fresh.eval()(scene.images), wanted)
-    demand(torch.equal(fresh(scene.images), wanted), f"Restored from its delta, the logits are off by {gap:.1e}.")
-    plan = scene.plan
+    gap = relative(fresh.eval()(fixture.images), expected)
+    require(
+        torch.equal(fresh(fixture.images), expected),
+        f"Restored from its delta, logits must be equal; relative difference {gap:.1e}.",
+    )
+    plan = fixture.plan
     sizes = [dict(sizes) for _, sizes in (*plan.grafts.values(), *plan.shared.values())]
-    demand(json.loads(json.dumps(sizes)) == sizes, "The sizes of its grafts change when they are written as JSON.")
+    require(
+        json.loads(json.dumps(sizes)) == sizes,
+        "The sizes of its adapters must be equal after a round trip through JSON.",
+    )
     return f"{size:,} bytes, bit for bit."
 
 
-def merged_computes_the_same(scene: Scene) -> str:
-    """In float64, the network with the change folded in computes what it computed with the grafts."""
-    carried, images = scene.stirred(), scene.images.double()
+def merged_computes_the_same(fixture: MethodFixture) -> str:
+    """In float64, the merged network computes the same features as the one with adapters."""
+    carried, images = fixture.perturbed(), fixture.images.double()
     vit = carried.model.double().vit
     with torch.no_grad():
-        wanted = vit(images)
+        expected = vit(images)
         plain = carried.tuned.merge()
-        gap = relative(vit(images), wanted)
-    if not scene.method.merges:
-        demand(not plain or scene.plan.empty, "It says merges = False, yet everything folds.")
-        raise Skipped("It says that it cannot (merges = False).")
-    demand(plain, "It promises to merge, but a graft has no plain form.")
-    demand(gap < TIGHT, f"Merged, the features are off by {gap:.1e} of their length.")
-    return f"Off by {gap:.0e}."
+        gap = relative(vit(images), expected)
+    if not fixture.method.merges:
+        require(not plain or fixture.plan.empty, "The method declares merges = False, but all of it can be merged.")
+        raise Skipped("The method declares merges = False.")
+    require(plain, "The method declares merges = True, but merged() of an adapter returns None.")
+    require(gap < FLOAT64, f"Merged, features must be the same; relative difference {gap:.1e}.")
+    return f"Relative difference {gap:.0e}."
 
 
-def nothing_is_left_behind(scene: Scene) -> str:
-    """Once merged, or its grafts taken off, the network is made of the modules it was made of, without a hook."""
-    wanted = _left(scene.model().vit)
-    ways = {"its grafts taken off": _taken_off} | ({"all merged": _merged} if scene.method.merges else {})
+def the_network_is_restored(fixture: MethodFixture) -> str:
+    """Once merged, or its adapters removed, the network has the pretrained modules, without added hooks."""
+    expected = _outline(fixture.model().vit)
+    ways = {"adapters removed": _without_adapters} | ({"adapters merged": _merged} if fixture.method.merges else {})
     for words, way in ways.items():
-        found = _left(way(scene))
-        places = sorted(name for name in wanted | found if wanted.get(name) != found.get(name))
-        demand(not places, f"With {words}, the network differs at {listed(places or [''])} from what it was.")
+        found = _outline(way(fixture))
+        places = sorted(name for name in expected | found if expected.get(name) != found.get(name))
+        require(not places, f"With {words}, the network must be as before; {listed(places)} differs.")
     return "Types, hooks, attributes and shapes are the pretrained network's."
 
 
-def _merged(scene: Scene) -> nn.Module:
-    carried = scene.carried()
-    carried.loss(scene.images, scene.labels).backward()
+def _merged(fixture: MethodFixture) -> nn.Module:
+    carried = fixture.carried()
+    carried.loss(fixture.images, fixture.labels).backward()
     carried.tuned.merge()
     return carried.model.vit
 
 
-def _taken_off(scene: Scene) -> nn.Module:
-    """The modules that stood at the sites back in their places, outer ones first."""
-    model, plan = scene.model(), scene.plan
+def _without_adapters(fixture: MethodFixture) -> nn.Module:
+    """Put the original modules back in place of the adapters, outer ones first."""
+    model, plan = fixture.model(), fixture.plan
     originals = {site: model.vit.get_submodule(site) for site in sorted(plan.grafts, key=lambda name: name.count("."))}
-    carried = scene.carry_out(model)
-    carried.loss(scene.images, scene.labels).backward()
+    carried = fixture.carry_out(model)
+    carried.loss(fixture.images, fixture.labels).backward()
     sparse.unpack(model.vit)
     for site, module in originals.items():
         model.vit.set_submodule(site, module)
     return model.vit
 
 
-def _left(vit: nn.Module) -> dict[str, tuple[Any, ...]]:
+def _outline(vit: nn.Module) -> dict[str, tuple[Any, ...]]:
     marks = {name or "the network": structure(module) for name, module in vit.named_modules()}
     return marks | {name: (tuple(p.shape), tensor_hooks(p)) for name, p in vit.named_parameters()}

@@ -1,4 +1,4 @@
-"""Rules about training: what moves, what may not, and that the same seed gives the same bits."""
+"""Rules about training: what changes, what must not change, and that the same seed gives the same bits."""
 
 from __future__ import annotations
 
@@ -8,140 +8,147 @@ import torch
 from torch import Tensor
 
 from peftbench.data.batches import Features
-from peftbench.testing.findings import Skipped, demand
-from peftbench.testing.fixture import Carried, Scene, Trained, differing, listed, relative
+from peftbench.testing.findings import Skipped, listed, require
+from peftbench.testing.fixture import Carried, MethodFixture, Trained, differing, relative
 from peftbench.training.loop import forward
 
-HALF = 0.5  # share of a tensor's values that may go without a gradient, as a skew-symmetric matrix's diagonal does
-CLOSE = 1e-4  # float32, different order of sums
-NEAR = 0.1  # bfloat16 has 8 bits; a network of two blocks loses two or three of them
+HALF = 0.5  # share of a tensor's values that may lack a gradient, as the diagonal of a skew-symmetric matrix does
+FLOAT32 = 1e-4  # relative tolerance, for sums in another order
+BFLOAT16 = 0.1  # relative tolerance: of 8 bits, a network of two blocks loses two or three
 
 
-def it_starts_as_the_pretrained_network(scene: Scene) -> str:
-    """Step 0 computes what the pretrained network computes."""
-    if not scene.method.identity:
-        raise Skipped("It does not promise that (identity = False).")
-    gap = relative(scene.carried().model.vit(scene.images), scene.pretrained)
-    demand(gap < CLOSE, f"Before the first step the features are off by {gap:.1e} of their length.")
-    return f"Off by {gap:.0e}."
+def it_starts_as_the_pretrained_network(fixture: MethodFixture) -> str:
+    """Before the first step, the features are those of the pretrained network."""
+    if not fixture.method.identity:
+        raise Skipped("The method declares identity = False.")
+    gap = relative(fixture.carried().model.vit(fixture.images), fixture.pretrained)
+    require(
+        gap < FLOAT32, f"Before the first step, features must be the pretrained ones; relative difference {gap:.1e}."
+    )
+    return f"Relative difference {gap:.0e}."
 
 
-def frozen_tensors_stay(scene: Scene) -> str:
-    """No bit of a tensor that is not trained changes, with SGD, AdamW, momentum and weight decay."""
+def frozen_tensors_stay(fixture: MethodFixture) -> str:
+    """No bit of a frozen tensor changes under SGD and AdamW with momentum and weight decay."""
     for optimizer in ("sgd", "adamw"):
-        run = scene.trained(optimizer)
-        moved = [name for name, tensor in run.carried.frozen().items() if _moved(scene, run, name, tensor)]
-        demand(not moved, f"Under {optimizer}, {listed(moved or [''])} changed though it is frozen.")
-    return f"{len(scene.trained('sgd').before)} tensors, bit for bit."
+        run = fixture.trained(optimizer)
+        moved = [name for name, tensor in run.carried.frozen().items() if _moved(fixture, run, name, tensor)]
+        require(not moved, f"Under {optimizer}, {listed(moved)} must not change, as it is frozen.")
+    return f"{len(fixture.trained('sgd').before)} tensors, bit for bit."
 
 
-def _moved(scene: Scene, run: Trained, name: str, tensor: Tensor) -> bool:
-    """Whether a tensor changed at any place that was not chosen."""
+def _moved(fixture: MethodFixture, run: Trained, name: str, tensor: Tensor) -> bool:
+    """Return whether a tensor changed at any entry that the plan does not train."""
     if name not in run.before:
-        return False  # made by a forward pass
+        return False  # created by a forward pass
     now, was = tensor.detach().flatten().clone(), run.before[name].flatten()
-    if name in scene.plan.entries:
-        chosen = scene.plan.entries[name]
+    if name in fixture.plan.entries:
+        chosen = fixture.plan.entries[name]
         now[chosen] = was[chosen]
     return not torch.equal(now, was)
 
 
-def every_value_learns(scene: Scene) -> str:
-    """Each trained tensor gets a gradient; key biases, which softmax ignores, and `idle` tensors are let off."""
+def every_value_learns(fixture: MethodFixture) -> str:
+    """Each trained tensor gets a gradient, except key biases, which softmax ignores, and `idle` tensors."""
     still: dict[str, Tensor] = {}  # which values got none
-    for times in (1, -1):  # a ReLU that the noise puts to sleep is awake under its opposite
-        carried = scene.stirred(times)
-        carried.loss(scene.images, scene.labels).backward()
+    for times in (1, -1):  # a ReLU that the noise turns off is on under its opposite
+        carried = fixture.perturbed(times)
+        carried.loss(fixture.images, fixture.labels).backward()
         for name, parameter in carried.trainable().items():
-            if not _let_off(scene, carried, parameter):
+            if not _exempt(fixture, carried, parameter):
                 still[name] = still.get(name, torch.tensor(True)) & _without_gradient(parameter)  # noqa: FBT003 - a value
     dead = {name: float(values.double().mean()) for name, values in still.items()}
     silent = [name for name, share in dead.items() if share > HALF]
-    demand(
-        not silent, f"{listed(silent or [''])} gets no gradient in {max(dead.values(), default=0):.0%} of its values."
+    require(
+        not silent, f"{listed(silent)} must get a gradient; {max(dead.values(), default=0):.0%} of its values get none."
     )
-    return f"{len(dead)} tensors; at most {max(dead.values(), default=0):.0%} of a tensor's values go without."
+    return f"{len(dead)} tensors; at most {max(dead.values(), default=0):.0%} of a tensor's values lack a gradient."
 
 
 def _without_gradient(parameter: Tensor) -> Tensor:
     return torch.ones_like(parameter, dtype=torch.bool) if parameter.grad is None else parameter.grad == 0
 
 
-def _let_off(scene: Scene, carried: Carried, parameter: Tensor) -> bool:
+def _exempt(fixture: MethodFixture, carried: Carried, parameter: Tensor) -> bool:
     names = [name for name, tensor in carried.tuned.tensors.items() if tensor is parameter]
-    return any(name.endswith(("qkv.bias", *scene.method.idle)) for name in names)
+    return any(name.endswith(("qkv.bias", *fixture.method.idle)) for name in names)
 
 
-def the_same_seed_gives_the_same_bits(scene: Scene) -> str:
-    """Planned, carried out and trained again: nothing differs."""
-    again = scene.train(scene.carried(scene.planned(scene.model(), disturbance=5)), "sgd")
-    changed = differing(scene.trained("sgd").state, again.state)
-    demand(not changed, f"A second run with the same seed ends with another {listed(changed or [''])}.")
+def the_same_seed_gives_the_same_bits(fixture: MethodFixture) -> str:
+    """Planning, carrying out and training twice gives equal tensors."""
+    again = fixture.train(fixture.carried(fixture.planned(fixture.model(), disturbance=5)), "sgd")
+    changed = differing(fixture.trained("sgd").state, again.state)
+    require(not changed, f"Two runs with the same seed must end with the same {listed(changed)}.")
     return f"{len(again.state)} tensors, bit for bit."
 
 
-def a_resumed_run_ends_with_the_same_bits(scene: Scene) -> str:
-    """Stopped half-way and gone on from the file, as after a power cut."""
-    whole = scene.trained("adamw")
+def a_resumed_run_ends_with_the_same_bits(fixture: MethodFixture) -> str:
+    """Resuming from the checkpoint after half of the steps gives the same tensors."""
+    whole = fixture.trained("adamw")
     torch.manual_seed(99)
-    resumed = scene.train(scene.carried(), "adamw", whole.halfway.read())
+    resumed = fixture.train(fixture.carried(), "adamw", whole.halfway.read())
     changed = differing(whole.state, resumed.state)
-    demand(not changed, f"Gone on from a checkpoint, it ends with another {listed(changed or [''])}.")
+    require(not changed, f"Resumed from a checkpoint, it must end with the same {listed(changed)}.")
     return f"{len(whole.state)} tensors, bit for bit."
 
 
-def evaluation_draws_nothing(scene: Scene) -> str:
-    """In evaluation mode the same images give the same bits, with and without gradients; dropout is for training."""
-    vit = scene.stirred().model.vit
+def evaluation_is_deterministic(fixture: MethodFixture) -> str:
+    """In evaluation mode the same images give the same bits, with and without gradients."""
+    vit = fixture.perturbed().model.vit
     torch.manual_seed(1)
-    one = vit(scene.images).detach()
+    one = vit(fixture.images).detach()
     torch.manual_seed(2)
-    demand(torch.equal(one, vit(scene.images)), "In evaluation mode, the same images give other features each time.")
-    demand(torch.equal(one, forward(vit, Features(scene.images))), "Without gradients, the features are others.")
-    return "Two passes agree bit for bit."
+    require(torch.equal(one, vit(fixture.images)), "In evaluation mode, the same images must give the same features.")
+    require(
+        torch.equal(one, forward(vit, Features(fixture.images))),
+        "Features must be the same with and without gradients.",
+    )
+    return "Two passes are equal, bit for bit."
 
 
-def images_stay_apart(scene: Scene) -> str:
+def images_are_independent(fixture: MethodFixture) -> str:
     """An image's features do not depend on the other images of its batch."""
-    vit = scene.stirred().model.vit
+    vit = fixture.perturbed().model.vit
     with torch.no_grad():
-        gap = relative(vit(scene.images[:1]), vit(scene.images)[:1])
-    demand(gap < CLOSE, f"Alone, an image's features are off by {gap:.1e} of their length from those within a batch.")
-    return f"Alone or in a batch, off by {gap:.0e}."
+        gap = relative(vit(fixture.images[:1]), vit(fixture.images)[:1])
+    require(gap < FLOAT32, f"An image's features must not depend on its batch; relative difference {gap:.1e}.")
+    return f"Relative difference {gap:.0e}, alone and in a batch."
 
 
-def it_works_under_bf16(scene: Scene) -> str:
-    """Under bfloat16 autocast a step is finite and the features are near those of float32."""
-    carried = scene.stirred()
-    wanted = carried.model.vit(scene.images).detach()
+def it_works_under_bf16(fixture: MethodFixture) -> str:
+    """Under bfloat16 autocast gradients are finite and the features close to those in float32."""
+    carried = fixture.perturbed()
+    expected = carried.model.vit(fixture.images).detach()
     with torch.autocast("cpu", torch.bfloat16):
-        gap = relative(carried.model.vit(scene.images).detach(), wanted)
-        loss = carried.loss(scene.images, scene.labels)
+        gap = relative(carried.model.vit(fixture.images).detach(), expected)
+        loss = carried.loss(fixture.images, fixture.labels)
     loss.backward()
-    demand(gap < NEAR, f"Under bfloat16 the features are off by {gap:.2f} of their length.")
+    require(gap < BFLOAT16, f"Under bfloat16, features must be close to float32's; relative difference {gap:.2f}.")
     grads = {name: p.grad for name, p in carried.trainable().items() if p.grad is not None}
     strange = [name for name, grad in grads.items() if not grad.isfinite().all()]
-    demand(not strange, f"Under bfloat16 the gradient of {listed(strange or [''])} is not finite.")
-    return f"Off by {gap:.3f}."
+    require(not strange, f"Under bfloat16, the gradient of {listed(strange)} must be finite.")
+    return f"Relative difference {gap:.3f}."
 
 
-def it_compiles(scene: Scene) -> str:
-    """torch.compile (backend aot_eager) gives the features and gradients of the eager network."""
-    if not scene.method.compiles:
-        raise Skipped("It says that it does not (compiles = False).")
-    carried = scene.stirred()
-    step = partial(_step, carried, scene)
+def it_compiles(fixture: MethodFixture) -> str:
+    """With torch.compile (backend aot_eager), features and gradients are those of the eager network."""
+    if not fixture.method.compiles:
+        raise Skipped("The method declares compiles = False.")
+    carried = fixture.perturbed()
+    step = partial(_step, carried, fixture)
     features, grads = step(carried.model.vit)
     torch.compiler.reset()
     compiled, theirs = step(torch.compile(carried.model.vit, backend="aot_eager"))
-    gap = max([relative(compiled, features), *(relative(theirs[n], g) for n, g in grads.items() if g.norm() > CLOSE)])
-    demand(gap < 10 * CLOSE, f"Compiled, features or gradients are off by {gap:.1e} of their length.")
-    return f"Off by {gap:.0e}."
+    gap = max([relative(compiled, features), *(relative(theirs[n], g) for n, g in grads.items() if g.norm() > FLOAT32)])
+    require(
+        gap < 10 * FLOAT32, f"Compiled, features and gradients must be the eager ones; relative difference {gap:.1e}."
+    )
+    return f"Relative difference {gap:.0e}."
 
 
-def _step(carried: Carried, scene: Scene, vit: object) -> tuple[Tensor, dict[str, Tensor]]:
-    features: Tensor = vit(scene.images)  # type: ignore[operator]
+def _step(carried: Carried, fixture: MethodFixture, vit: object) -> tuple[Tensor, dict[str, Tensor]]:
+    features: Tensor = vit(fixture.images)  # type: ignore[operator]
     carried.model.zero_grad()
-    carried.model.head(features).square().sum().backward()  # through the head: a linear probe trains nothing below it
+    carried.model.head(features).square().sum().backward()  # through the head, as a linear probe trains nothing else
     grads = {name: p.grad.clone() for name, p in carried.trainable().items() if p.grad is not None}
     return features.detach(), grads

@@ -1,4 +1,4 @@
-"""Three tiny vision transformers of timm, of the kinds that matter to methods, and images for them.
+"""Three tiny vision transformers of timm, with the differences that matter to methods, and images for them.
 
 All have 32 px images, patches of 8 px, width 32, 2 blocks of 2 heads: 17 tokens.
 """
@@ -27,7 +27,7 @@ STYLES: dict[str, dict[str, Any]] = {
 
 
 def classifier(style: str) -> Classifier:
-    """A new one in float32, the same each time, no tensor of its backbone all zeros or ones."""
+    """Return a new classifier in float32, the same at each call; no backbone tensor is all zeros or ones."""
     with torch.random.fork_rng(devices=[]):
         vit = VisionTransformer(
             img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=2, num_classes=0, **STYLES[style]
@@ -41,12 +41,12 @@ def classifier(style: str) -> Classifier:
 
 
 def batch(images: int = 8, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Images (n, 3, 32, 32) in float32 and labels (n,)."""
+    """Return images (n, 3, 32, 32) in float32 and labels (n,)."""
     draw = np.random.default_rng([seed, images])
     x = torch.from_numpy(draw.standard_normal((images, 3, 32, 32)).astype(np.float32))
     return x, torch.from_numpy(draw.integers(CLASSES, size=images))
 
 
 def batches() -> Iterator[tuple[Tensor, Tensor]]:
-    """What a probe sees: three batches, the last one smaller."""
+    """Yield three batches for a probe, the last one smaller."""
     return (batch(images, seed) for seed, images in enumerate((8, 8, 5), start=1))

@@ -1,4 +1,4 @@
-"""check_report: writes where it may, repeatably, and copes with failures; on a small faked study."""
+"""check_report: writes into its folder only, reproducibly, with failed jobs and none, on a small made-up study."""
 
 from __future__ import annotations
 
@@ -15,92 +15,97 @@ from numpy.typing import NDArray
 from peftbench.core.contract import Report, Result
 from peftbench.core.record import SCHEMA, Record
 from peftbench.results.store import JobFolder
-from peftbench.testing.findings import Finding, Rule, demand, judge, refuse_torch
+from peftbench.testing.findings import Finding, Rule, listed, refuse_torch, require, run_rules
 
-PRIVATE = "patient_0017.png"  # an image's name: stands in a job's private file and in a failure's reason
+PRIVATE = "patient_0017.png"  # an image's name, in a job's private file and in the reason of a failure
 RULES_OF_CHOICE = ("validation", "last", "oracle")
 
 
 @dataclass(frozen=True)
-class Desk:
-    """A report, a store of faked jobs and a folder to write into."""
+class ReportFixture:
+    """A report, a store of made-up jobs and a folder to write into."""
 
     report: Report
     store: Path
     out: Path
 
     def results(self) -> list[Result]:
-        """Two methods on two data sets, and one job that failed."""
+        """Return jobs of two methods on two data sets, and one that failed."""
         done = [_job(self.store, method, data) for method in ("linear", "lora") for data in ("busi", "phantom_ct")]
         return [*done, self.failure()]
 
     def failure(self) -> Result:
-        """Only the one that failed."""
+        """Return the job that failed."""
         return _job(self.store, "ssf", "busi", f"Out of memory; the last image was {PRIVATE!r}.")
 
 
 @contextmanager
-def desk(report: Report) -> Iterator[Desk]:
-    """In folders that are gone afterwards."""
+def report_fixture(report: Report) -> Iterator[ReportFixture]:
+    """Yield a fixture in temporary folders."""
     with TemporaryDirectory() as folder:
         store, out = Path(folder) / "store", Path(folder) / "out"
         store.mkdir()
         out.mkdir()
-        yield Desk(report, store, out)
+        yield ReportFixture(report, store, out)
 
 
 def it_writes_files(report: Report) -> str:
-    """Some, all in the folder it was given, each of them named in its answer, one of them of its suffix."""
-    with desk(report) as here:
+    """It writes files into the given folder only, returns all their paths, and one has its suffix."""
+    with report_fixture(report) as here:
         files = report.write(here.results(), here.out)
-        demand(files, "It wrote nothing.")
+        require(files, "write() must write a file.")
         found = sorted(file for file in here.out.rglob("*") if file.is_file())
-        demand(sorted(files) == found, f"It says it wrote {_names(files)}, there is {_names(found)}.")
-        demand(any(file.suffix == report.suffix for file in files), f"None of {_names(files)} ends in {report.suffix}.")
+        require(
+            sorted(files) == found,
+            f"write() must return the files that it wrote, got {_names(files)} for {_names(found)}.",
+        )
+        require(
+            any(file.suffix == report.suffix for file in files), f"One of {_names(files)} must end in {report.suffix}."
+        )
         return _names(files)
 
 
 def the_store_stays_as_it_was(report: Report) -> str:
-    """A report reads; it writes nowhere but into its folder."""
-    with desk(report) as here:
+    """It changes nothing in the store and writes nothing outside its folder."""
+    with report_fixture(report) as here:
         results = here.results()
         before = _contents(here.store)
         report.write(results, here.out)
-        demand(_contents(here.store) == before, "It changed the store.")
+        require(_contents(here.store) == before, "write() must not change the store.")
         stray = [path.name for path in here.store.parent.iterdir() if path not in {here.store, here.out}]
-        demand(not stray, f"It wrote {stray[0] if stray else ''} outside of the folder it was given.")
-        return "Nothing changed beside its folder."
+        require(not stray, f"write() must not write {listed(stray)} outside the given folder.")
+        return "Nothing changed outside its folder."
 
 
 def written_twice_it_is_the_same(report: Report) -> str:
-    """The same results give the same bytes: a published report can be checked."""
-    with desk(report) as here:
+    """The same results give the same bytes."""
+    with report_fixture(report) as here:
         results = here.results()
         first = _contents(here.out, report.write(results, here.out))
         second = _contents(here.out, report.write(results, here.out))
         differ = sorted(name for name in first | second if first.get(name) != second.get(name))
-        demand(not differ, f"Written again, {differ[0] if differ else ''} differs.")
+        require(not differ, f"Written twice, {listed(differ)} must be equal.")
         return "The same bytes."
 
 
 def failures_are_no_error(report: Report) -> str:
-    """A store with nothing but a failed job, and an empty one."""
-    with desk(report) as here:
+    """A store with only a failed job, and an empty one, can be reported."""
+    with report_fixture(report) as here:
         report.write([here.failure()], here.out)
         report.write([], here.out)
-        return "A failed job alone and no job at all are told."
+        return "A failed job alone, and no job."
 
 
 def no_image_is_named(report: Report) -> str:
-    """Image names stay in a job's private file."""
-    with desk(report) as here:
-        told = [file.name for file in report.write(here.results(), here.out) if PRIVATE.encode() in file.read_bytes()]
-        demand(not told, f"{told[0] if told else ''} names an image.")
-        return "No name of an image in any file."
+    """No file of the report holds an image name."""
+    with report_fixture(report) as here:
+        found = [file.name for file in report.write(here.results(), here.out) if PRIVATE.encode() in file.read_bytes()]
+        require(not found, f"{listed(found)} must not hold an image name.")
+        return "No image name in any file."
 
 
 def importing_it_needs_no_torch(report: Report) -> str:
-    """`peftbench list` and `peftbench report` answer at once."""
+    """Importing the module does not import torch, so that `peftbench report` starts fast."""
     return refuse_torch(type(report).__module__)
 
 
@@ -115,8 +120,8 @@ RULES: tuple[Rule[Report], ...] = (
 
 
 def check_report(report: Report) -> list[Finding]:
-    """Every rule's finding."""
-    return list(judge(RULES, report))
+    """Return every rule's finding."""
+    return list(run_rules(RULES, report))
 
 
 def _names(files: Sequence[Path]) -> str:

@@ -1,4 +1,4 @@
-"""The state of an interrupted job: one safetensors file, replaced in one piece."""
+"""The checkpoint of a running job: one safetensors file, replaced atomically."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from peftbench.results.store import JobFolder
 from peftbench.storage import checked_tensors
 from peftbench.storage.checked_tensors import DAMAGE
 from peftbench.training.loop import Chosen, Progress
@@ -22,14 +23,14 @@ OPTIMIZER = "optimiser"  # as checkpoints have spelled it since version 0.1.0
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Of the job in `folder`."""
+    """The checkpoint in a job's folder."""
 
-    folder: Path
+    folder: JobFolder
 
     @property
     def file(self) -> Path:
-        """Where it lies."""
-        return self.folder / "state" / "checkpoint.safetensors"
+        """The path of the checkpoint."""
+        return self.folder.checkpoint_file
 
     def write(self, progress: Progress, learner: Mapping[str, Tensor], optimizer: Mapping[str, Tensor]) -> None:
         """Save everything that the rest of the run depends on."""
@@ -40,18 +41,18 @@ class Checkpoint:
         tensors = {
             f"{g}|{n}": t.detach().cpu().contiguous().clone() for g, named in groups.items() for n, t in named.items()
         }
-        plain = {k: v for k, v in vars(progress).items() if k not in {"chosen", "kept"}} | {"job": self.folder.name}
+        plain = {k: v for k, v in vars(progress).items() if k not in {"chosen", "kept"}} | {"job": self.folder.id}
         chosen = {rule: {"step": c.step, "score": c.score} for rule, c in progress.chosen.items()}
         if self.file.is_dir() or self.file.parent.is_file():
             self.clear()
         checked_tensors.write(self.file, tensors, json.dumps(plain | {"chosen": chosen}))
 
     def read(self) -> tuple[Progress, dict[str, Tensor], dict[str, Tensor]] | None:
-        """Progress, the learner's tensors and the optimizer's; None where there is nothing sound to go on from."""
+        """Return the progress and the tensors of learner and optimizer, or None without an intact checkpoint."""
         try:
             tensors, text = checked_tensors.read(self.file)
             facts = json.loads(text)
-            if facts.pop("job") != self.folder.name:
+            if facts.pop("job") != self.folder.id:
                 return None
             progress = _progress(facts, tensors)
         except DAMAGE:
@@ -59,10 +60,10 @@ class Checkpoint:
         return progress, _under(tensors, "learner|"), _under(tensors, f"{OPTIMIZER}|")
 
     def clear(self) -> None:
-        """The job is done, or what lies there is of no use."""
+        """Remove the checkpoint."""
         shutil.rmtree(self.file.parent, ignore_errors=True)
         with suppress(OSError):
-            self.file.parent.unlink()  # somebody's file in the place of the folder
+            self.file.parent.unlink()  # a file in place of the folder
 
 
 def _progress(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Progress:

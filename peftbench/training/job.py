@@ -1,289 +1,339 @@
-"""ONE job from start to end. Read this file first.
+"""One job, from its images to its record. Read this file first.
 
-data -> network -> plan -> carry out -> fit -> logits -> delta -> record, the record last and in one piece.
+`run` claims the job, follows STEPS and writes the record last. Every step reads from the `Run` what earlier steps put
+there and adds its own result.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, replace
-from typing import Any, TypeAlias
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from peftbench.core.fields import build
 from peftbench.core.record import Counts, Record
 from peftbench.core.registry import registry
 from peftbench.core.spec import Job, Places
 from peftbench.data import augmentation, pixel_cache
-from peftbench.data.batches import Features, Images, fits_on_device
+from peftbench.data.batches import Images
 from peftbench.data.pixel_cache import Data
 from peftbench.errors import PeftbenchError, StoreError
 from peftbench.models import backbone, delta
 from peftbench.models.compiled import compiled
-from peftbench.models.gradient_probe import Batch, GradientProbe
-from peftbench.models.head import Classifier, Head
+from peftbench.models.head import Classifier
 from peftbench.models.method import Method
+from peftbench.models.plan import Plan
 from peftbench.profiling import counting, hardware
-from peftbench.profiling.counting import Alone, Counted
-from peftbench.profiling.hardware import PRECISIONS
-from peftbench.results.store import Store
-from peftbench.storage.checked_tensors import cached
+from peftbench.profiling.hardware import PRECISIONS, OutOfMemory
+from peftbench.results.store import JobFolder, Store
 from peftbench.storage.files import is_disk_full, sha256_json
+from peftbench.training import record_writer, trainee
 from peftbench.training.checkpoint import Checkpoint
-from peftbench.training.loop import Chosen, Inputs, Learner, Outside, Progress, Task, fit, forward
-from peftbench.training.model_card import about
-from peftbench.training.optimizer import make_loss
-from peftbench.training.record_writer import Outcome, make_record, write_results
+from peftbench.training.loop import Begun, Chosen, Outside, Progress, Task, fit
+from peftbench.training.model_card import model_card
+from peftbench.training.record_writer import Outcome, make_record
+from peftbench.training.trainee import Trainee
 
-LONGEST = 300  # letters of a reason
-Tensors: TypeAlias = Mapping[str, torch.Tensor]
-PIECES = 4  # into which a batch is cut when there was not enough memory for the whole
+REASON_LENGTH = 300  # characters of a foreign error message that a record keeps
+PIECES = 4  # into which a batch is cut when the whole does not fit into memory
+
+
+@dataclass
+class Run:
+    """A job that is running: what was asked for, and what the steps have made so far."""
+
+    job: Job
+    places: Places
+    folder: JobFolder
+    data: Data
+    outside: Outside
+    pieces: int = 1  # that a batch is cut into
+    begun: Begun | None = None  # the checkpoint to resume from
+    outcome: Outcome = field(default_factory=Outcome)
+    model: Classifier = field(init=False, repr=False)
+    task: Task = field(init=False, repr=False)
+    plan: Plan = field(init=False, repr=False)
+    trainee: Trainee = field(init=False, repr=False)
+
+    @property
+    def autocast(self) -> torch.dtype | None:
+        """The type that the network computes in, None for float32."""
+        return PRECISIONS[self.job.recipe.precision]
+
+    @property
+    def evaluated(self) -> tuple[str, ...]:
+        """The parts that are predicted: a trial never sees test."""
+        parts = ("val",) if self.job.role == "trial" else ("val", "test")
+        return tuple(part for part in parts if self.data.sizes[part])
+
+
+# --- the steps -------------------------------------------------------------------------------------------------------
+
+
+def resume(run: Run) -> None:
+    """Read the checkpoint, if there is one; a run that was cut into pieces stays so."""
+    run.begun = Checkpoint(run.folder).read()
+    if run.begun:
+        run.pieces = run.begun[0].parts
+
+
+def build_model(run: Run) -> None:
+    """Build the pretrained backbone and the head on top of it."""
+    job, device = run.job, run.places.device
+    weights = None if job.digest.startswith("random:") else run.places.weights
+    vit = backbone.locate(job.backbone, job.image_size, weights).build(job.seed)
+    backbone.choose_attention(vit, device, run.autocast)
+    run.model = trainee.make_classifier(vit, len(run.data.card.classes), job.recipe, job.seed).to(device)
+
+
+def build_task(run: Run) -> None:
+    """Open the images and labels to train on and to predict; in pieces, images go to the GPU batch by batch."""
+    job = run.job
+    augment = augmentation.augmentation_for(job.recipe.augmentation, job.policy, job.preprocessing)
+    whole = run.pieces == 1
+    run.task = trainee.make_task(run.data, job.preprocessing, run.places.device, run.evaluated, augment, resident=whole)
+
+
+def select(run: Run) -> None:
+    """Let the method choose what will train."""
+    job, vit = run.job, run.model.vit
+    probe = trainee.make_probe(run.model, run.task, job.recipe, job.seed, _probe_cache(job, run.places))
+    started = time.perf_counter()
+    run.plan = make_method(job.method, job.fields).plan(vit, probe)
+    run.outcome.selection_seconds = time.perf_counter() - started
+    run.outcome.facts = run.plan.facts
+    run.outcome.counts = Counts(trainable=run.plan.count(vit), head=sum(p.numel() for p in run.model.head.parameters()))
+
+
+def carry_out(run: Run) -> None:
+    """Change the network as planned; where the backbone stays as it is, its features are computed once."""
+    torch.manual_seed(run.job.seed)
+    run.trainee = trainee.carry_out(run.model, run.plan, run.task, run.autocast)
+    if run.trainee.freezes_features:
+        cache = _feature_cache(run.job, run.places)
+        run.trainee = run.trainee.on_features(trainee.stored_features(run.model, run.task, run.job.recipe, cache))
+
+
+def train(run: Run) -> None:
+    """Train to the last step, or from the checkpoint to the last step."""
+    recipe, learner, task = run.job.recipe, run.trainee.learner, run.trainee.task
+    with compiled(run.model.vit, enabled=recipe.compile and not run.trainee.head_only):
+        run.outcome.progress = fit(
+            learner, task, recipe, run.job.seed, run.autocast, run.begun, run.outside, run.pieces
+        )
+
+
+def write_results(run: Run) -> None:
+    """Write the learning curve and the predictions of the chosen steps."""
+    record_writer.write_results(run.folder, run.data, run.outcome.progress)
+
+
+def write_delta(run: Run) -> None:
+    """Write what was trained, with all that prediction needs; trials leave none."""
+    if run.job.role == "final":
+        card = model_card(run.job, run.data, run.outcome.progress)
+        run.outcome.delta_bytes = delta.write(run.folder.path, run.plan, run.outcome.progress.kept, card)
+
+
+def count_cost(run: Run) -> None:
+    """Count the memory and the FLOPs of a training step; a job does not fail where that is impossible."""
+    if run.job.role == "trial":
+        return
+    side, pixels = run.job.preprocessing.size, _pixels_in_memory(run)
+    try:
+        run.outcome.counted = trainee.count_step(
+            run.model,
+            run.job.recipe,
+            side,
+            run.places.device,
+            pixels,
+            run.pieces,
+            head_only=run.trainee.head_only,
+        )
+    except Exception:  # noqa: BLE001 - the job is done, and a cost that cannot be counted must not undo it
+        run.outcome.counted = None
+
+
+def predict_majority(run: Run) -> None:
+    """Predict for every image the log frequency of each class in train, or the log odds of each label."""
+    labels, classes = run.data.labels["train"], len(run.data.card.classes)
+    if run.data.card.task == "multi_label":
+        share = labels.mean(0).clip(0.5 / len(labels), 1 - 0.5 / len(labels))  # finite odds
+        row = np.log(share / (1 - share)).astype(np.float32)
+    else:
+        row = np.log(np.bincount(labels, minlength=classes) / len(labels)).astype(np.float32)
+    logits = {part: np.tile(row, (run.data.sizes[part], 1)) for part in run.evaluated}
+    rules = {"last": "", "validation": "val", "oracle": "test"}  # and the part that each looks at
+    chosen = {rule: Chosen(0, 0.0, logits) for rule, part in rules.items() if not part or part in logits}
+    run.outcome.progress = Progress(chosen=chosen)
+
+
+Step: TypeAlias = Callable[[Run], None]
+STEPS: tuple[Step, ...] = (
+    resume,
+    build_model,
+    build_task,
+    select,
+    carry_out,
+    train,
+    write_results,
+    write_delta,
+    count_cost,
+)
+UNTRAINED: tuple[Step, ...] = (predict_majority, write_results)
+
+
+# --- from claim to record --------------------------------------------------------------------------------------------
 
 
 def run(job: Job, places: Places, outside: Outside | None = None) -> Record | None:
-    """Do a job that is not done, or go on with it; its record, or None where another process is at it.
+    """Run a job, or resume it; return its record, or None where another process is running it.
 
-    Whatever goes wrong within the job becomes a failed record, so that the rest of a study goes on. Raises
-    KeyboardInterrupt, behind a checkpoint, when `outside` asks to stop.
+    Any error within the job becomes a failed record, so that the rest of a study goes on. Raises KeyboardInterrupt,
+    after a checkpoint, when `outside` asks to stop, and StoreError when the disk is full.
     """
-    here = Store(places.store)
-    with here.job(job.id).claim() as mine:
-        if not mine:
+    folder = Store(places.store).job(job.id)
+    with folder.claim() as claimed:
+        if not claimed:
             return None
-        done = here.job(job.id).record()
-        if done is not None and done.status == "done":
-            Checkpoint(here.job(job.id).path).clear()  # a process may have died between the record and this
-            return done
-        here.job(job.id).sweep()
-        if done is not None:
-            here.job(job.id).forget()
-        with _room(places):
-            return _do(job, places, outside or Outside())
+        record = folder.record()
+        if record is not None and record.status == "done":
+            Checkpoint(folder).clear()  # a process may have died between the record and this
+            return record
+        folder.sweep()
+        if record is not None:
+            folder.forget()
+        with _full_disk_is_no_failure(places):
+            return _run_claimed(job, places, folder, outside or Outside())
+
+
+def give_up(job: Job, places: Places, reason: str) -> Record | None:
+    """Write a failed record for a job whose worker died; None where another process has taken the job over."""
+    data, folder = _open_data(job, places.cache), Store(places.store).job(job.id)
+    with folder.claim() as claimed:
+        if not claimed:
+            return None
+        record = folder.record()
+        if record is not None and record.status == "done":
+            return record
+        record = folder.write_record(make_record(job, places, data, reason))
+        Checkpoint(folder).clear()
+    return record
+
+
+def make_method(name: str, fields: Mapping[str, object]) -> Method:
+    """Return the method with its hyper-parameters."""
+    kind: type[Method] = registry("methods").get(name)
+    return build(kind, fields, name)
 
 
 @contextmanager
-def _room(places: Places) -> Iterator[None]:
-    """A full disk is nobody's failure: the job stays as it is at its last checkpoint. Raises StoreError."""
+def _full_disk_is_no_failure(places: Places) -> Iterator[None]:
+    """Leave the job at its last checkpoint when the disk is full. Raises StoreError."""
     try:
         yield
     except Exception as error:
         if not is_disk_full(error):
             raise
         where = f"{places.store} (results) or {places.cache} (cache)"
-        raise StoreError(f"The disk is full: {where}; make room, and the same command goes on.") from None
+        raise StoreError(f"The disk is full: {where}. Free some space and run the same command to resume.") from None
 
 
-def _do(job: Job, places: Places, outside: Outside) -> Record:
-    """Do a job that this process holds, or go on with it, and write its record."""
-    started, here = time.perf_counter(), Store(places.store)
-    here.job(job.id).write_request(asdict(job) | {"identity": job.identity(), "id": job.id})
+def _run_claimed(job: Job, places: Places, folder: JobFolder, outside: Outside) -> Record:
+    """Run a job that this process has claimed, and write its record."""
+    started = time.perf_counter()
+    folder.write_request(asdict(job) | {"identity": job.identity(), "id": job.id})
     if job.threads:
         torch.set_num_threads(job.threads)
-    data, checkpoint = _data(job, places), Checkpoint(here.job(job.id).path)
+    data, checkpoint = _open_data(job, places.cache), Checkpoint(folder)
 
-    def taken(before: float) -> float:
-        return before + time.perf_counter() - started
-
-    def save(progress: Progress, learner: Tensors, optimizer: Tensors) -> None:
-        checkpoint.write(replace(progress, seconds=taken(progress.seconds)), learner, optimizer)
+    def save(progress: Progress, learner: Mapping[str, Tensor], optimizer: Mapping[str, Tensor]) -> None:
+        seconds = progress.seconds + time.perf_counter() - started
+        checkpoint.write(replace(progress, seconds=seconds), learner, optimizer)
 
     with hardware.repeatable(asked=job.recipe.deterministic), hardware.peak_memory(places.device) as peak:
-        outcome = _guarded(job, places, data, replace(outside, save=save))
-    before = outcome.progress.seconds if isinstance(outcome, Outcome) else 0.0
-    record = make_record(job, places, data, outcome, taken(before), peak.bytes)
-    record = here.job(record.id).write_record(record)
+        outcome = _retried(job, places, folder, data, replace(outside, save=save))
+    if isinstance(outcome, Outcome):
+        outcome.seconds = outcome.progress.seconds + time.perf_counter() - started
+        outcome.peak_memory = peak.bytes
+    record = folder.write_record(make_record(job, places, data, outcome))
     checkpoint.clear()
     return record
 
 
-def give_up(job: Job, places: Places, reason: str) -> Record | None:
-    """Write down that a job failed without being able to say so itself; None where another process is at it by now."""
-    data, here = _data(job, places), Store(places.store)
-    with here.job(job.id).claim() as mine:
-        if not mine:
-            return None
-        done = here.job(job.id).record()
-        if done is not None and done.status == "done":
-            return done
-        record = make_record(job, places, data, reason, 0.0, 0)
-        record = here.job(record.id).write_record(record)
-        Checkpoint(here.job(job.id).path).clear()
-    return record
+def _retried(job: Job, places: Places, folder: JobFolder, data: Data, outside: Outside) -> Outcome | str:
+    """Follow the steps, once more in smaller pieces when memory runs out; the outcome, or the reason of the failure."""
+    outcome = _followed(job, places, folder, data, outside, 1)
+    if isinstance(outcome, OutOfMemory):
+        Checkpoint(folder).clear()
+        outcome = _followed(job, places, folder, data, outside, PIECES)
+    if not isinstance(outcome, OutOfMemory):
+        return outcome
+    return f"Out of memory, also with every batch in {PIECES} pieces ({outcome.message}); try a smaller --batch."
 
 
-def _guarded(job: Job, places: Places, data: Data, outside: Outside) -> Outcome | str:
-    """The outcome, or the reason of the failure in a sentence. For want of memory, one more try in smaller pieces."""
-    checkpoint = Checkpoint(Store(places.store).job(job.id).path)
-    outcome = _tried(job, places, data, outside, 1)
-    if isinstance(outcome, hardware.Wanted):
-        checkpoint.clear()
-        outcome = _tried(job, places, data, outside, PIECES)
-    if isinstance(outcome, hardware.Wanted):
-        return f"Out of memory, also with every batch in {PIECES} pieces ({outcome.words}); a smaller --batch may do."
-    return outcome
-
-
-def _tried(job: Job, places: Places, data: Data, outside: Outside, pieces: int) -> Outcome | str | hardware.Wanted:
+def _followed(
+    job: Job, places: Places, folder: JobFolder, data: Data, outside: Outside, pieces: int
+) -> Outcome | str | OutOfMemory:
+    """Follow the steps once."""
+    run = Run(job, places, folder, data, outside, pieces)
     try:
         hardware.free()
-        return _work(job, places, data, outside, pieces)
+        for step in STEPS if make_method(job.method, job.fields).trains else UNTRAINED:
+            step(run)
     except PeftbenchError as error:
         return str(error)
     except Exception as error:  # a plug-in may raise anything, and the study must go on
         if is_disk_full(error):
             raise
-        return hardware.wanted(error) or _in_a_line(error)
+        return hardware.out_of_memory(error) or _first_line(error)
+    return run.outcome
 
 
-def _in_a_line(error: Exception) -> str:
-    """What a plug-in or torch raised, without the frames that some put behind their sentence."""
+def _first_line(error: Exception) -> str:
+    """Return the first line of a foreign error, without the stack frames that some messages hold."""
     first = next((line for line in str(error).splitlines() if line.strip()), "")
-    return f"{type(error).__name__}: {first[:LONGEST]}"
+    return f"{type(error).__name__}: {first[:REASON_LENGTH]}"
 
 
-def _work(job: Job, places: Places, data: Data, outside: Outside, pieces: int) -> Outcome:
-    """The job itself."""
-    method, folder = make_method(job), Store(places.store).job(job.id).path
-    if not method.trains:
-        progress = _untrained(job, data)
-        write_results(job, places, data, progress)
-        return Outcome(progress, Counts(trainable=0, head=0), {}, 0.0, 0)
-
-    begun = Checkpoint(folder).read()
-    pieces = begun[0].parts if begun else pieces
-    weights = None if job.digest.startswith("random:") else places.weights
-    vit = backbone.locate(job.backbone, job.image_size, weights).build(job.seed)
-    autocast = PRECISIONS[job.recipe.precision]
-    backbone.choose_attention(vit, places.device, autocast)
-    model = Classifier(vit, _head(job, vit, data)).to(places.device)
-    task = _task(job, places, data, pieces)
-
-    started = time.perf_counter()
-    plan = method.plan(vit, _probe(job, places, model, task))
-    selection_seconds = time.perf_counter() - started
-    counts = Counts(trainable=plan.count(vit), head=sum(p.numel() for p in model.head.parameters()))
-
-    torch.manual_seed(job.seed)
-    tuned = plan.carry_out(vit)
-    head = {f"head/{name}": tensor for name, tensor in model.head.state_dict(keep_vars=True).items()}
-    learner = Learner(model, {**tuned.tensors, **head}, tuned.callback)
-    tuned.cast_frozen(autocast)
-    if plan.empty and job.recipe.augmentation == "none":  # nothing before the head changes: look at each image once
-        learner, task = Learner(model.head, head), _features(job, places, model, task)
-    with compiled(vit, enabled=job.recipe.compile and learner.model is model):
-        progress = fit(learner, task, job.recipe, job.seed, autocast, begun, outside, pieces)
-
-    write_results(job, places, data, progress)
-    size = delta.write(folder, plan, progress.kept, about(job, data, progress)) if job.role == "final" else 0
-    held = _held(places, data, task)
-    counted = _count(job, places, held, model, learner, pieces) if job.role == "final" else None
-    return Outcome(progress, counts, plan.facts, selection_seconds, size, counted)
-
-
-def _held(places: Places, data: Data, task: Task) -> int:
-    """Bytes of decoded images in memory: mapped from the disk, or on the card for good."""
-    if places.device == "cpu":
-        return counting.mapped_bytes(data.folder / "pixels.npy")
-    inputs = [task.train, *(images for images, _ in task.parts.values())]
-    return sum(images.pixels.nbytes for images in inputs if isinstance(images, Images) and images.resident)
-
-
-def _count(job: Job, places: Places, held: int, model: Classifier, learner: Learner, pieces: int) -> Counted | None:
-    """What a pass of its training holds and computes, or None where it cannot be counted."""
-    side, batch = job.preprocessing.size, -(-job.recipe.batch // pieces)
-    alone = Alone(model.head, (batch, model.head.linear.in_features)) if learner.model is model.head else None
-    images = (batch, 3, side, side)
-    pixels = held + counting.batch_bytes(alone.batch if alone else images)
-    autocast = PRECISIONS[job.recipe.precision]
-    try:
-        return counting.count(model, images, job.recipe, places.device, autocast, pixels, alone)
-    except Exception:  # noqa: BLE001 - the job is done; a figure that cannot be had must not undo it
-        return None
-
-
-# --- what a job is made of -------------------------------------------------------------------------------------------
-
-
-def make_method(job: Job) -> Method:
-    """The method with the job's hyper-parameters."""
-    kind: type[Method] = registry("methods").get(job.method)
-    return build(kind, job.fields, job.method)
-
-
-def _data(job: Job, places: Places) -> Data:
-    """The decoded images; what is said of them is the job's, for another cut or name may have the same images."""
-    found = pixel_cache.open_prepared(job.fingerprint, job.preprocessing, places.cache)
+def _open_data(job: Job, cache: Path) -> Data:
+    """Return the decoded images with the job's own card and notes, as other jobs may describe the same images."""
+    found = pixel_cache.open_prepared(job.fingerprint, job.preprocessing, cache)
     card, notes = job.about or (found.card, found.notes)
     return replace(found, card=card, notes=notes, rule=job.split)
 
 
-def _head(job: Job, vit: Any, data: Data) -> Head:  # noqa: ANN401 - a timm VisionTransformer
-    return Head(vit.num_features, len(data.card.classes), job.recipe.head, job.recipe.head_scale, job.seed)
+def _pixels_in_memory(run: Run) -> int:
+    """Return the bytes of decoded images that are mapped from the disk, or that lie on the GPU for good."""
+    if run.places.device == "cpu":
+        return counting.mapped_bytes(run.data.folder / "pixels.npy")
+    inputs = [run.task.train, *(images for images, _ in run.task.parts.values())]
+    return sum(images.pixels.nbytes for images in inputs if isinstance(images, Images) and images.resident)
 
 
-def _task(job: Job, places: Places, data: Data, pieces: int) -> Task:
-    """Images and labels; a trial never holds test, and where memory was wanting once the images come batch by batch."""
-    device = torch.device(places.device)
-    pixels = {part: data.pixels(part) for part, size in data.sizes.items() if size}
-    resident = pieces == 1 and fits_on_device(sum(raw.nbytes for raw in pixels.values()), device)
-    images = {part: Images(raw, job.preprocessing, device, resident=resident) for part, raw in pixels.items()}
-    seen = ("val",) if job.role == "trial" else ("val", "test")
-    parts = {part: (images[part], data.labels[part]) for part in seen if part in images}
-    labels = torch.from_numpy(data.labels["train"]).to(device)
-    augment = augmentation.augmentation_for(job.recipe.augmentation, job.policy, job.preprocessing)
-    return Task(images["train"], labels, parts, len(data.card.classes), augment)
-
-
-def _probe(job: Job, places: Places, model: Classifier, task: Task) -> GradientProbe:
-    """One pass over train in the order of the first epoch, in training batches."""
-
-    def batches() -> Iterator[Batch]:
-        first = np.random.default_rng([job.seed, 7, 0]).permutation(len(task.train))
-        for index in np.split(first, range(job.recipe.batch, len(first), job.recipe.batch)):
-            yield task.train.batch(index), task.labels[torch.from_numpy(index).to(task.labels.device)]
-
-    decides = {
+def _probe_cache(job: Job, places: Places) -> Path:
+    """Return the folder of the job's gradient estimates; its name holds everything that decides them."""
+    recipe = job.recipe
+    key = {
         **job.identity(),
         "method": "probe",
-        "recipe": [job.recipe.batch, job.recipe.head, job.recipe.head_scale],
-    }
-    decides |= {
-        "precision": job.recipe.precision,
-        "loss": job.recipe.class_weights,
+        "recipe": [recipe.batch, recipe.head, recipe.head_scale],
+        "precision": recipe.precision,
+        "loss": recipe.class_weights,
         "role": "",
         "device": places.device,
     }
-    keep = places.cache / "probes" / sha256_json(decides)[:24]
-    loss = make_loss(replace(job.recipe, label_smoothing=0.0), task.labels, task.classes)
-    return GradientProbe(model, batches, loss, PRECISIONS[job.recipe.precision], keep, job.seed)
+    return places.cache / "probes" / sha256_json(key)[:24]
 
 
-def _features(job: Job, places: Places, model: Classifier, task: Task) -> Task:
-    """The task with every image replaced by the frozen backbone's features of it, which all jobs of a sweep share."""
-    decides = {key: job.identity()[key] for key in ("data", "backbone", "threads")}
-    folder = places.cache / "features" / sha256_json([decides, job.recipe.precision, places.device])[:24]
-
-    def features(part: str, images: Inputs) -> Features:
-        make = lambda: {"features": forward(model.vit, images, PRECISIONS[job.recipe.precision]).cpu().clone()}  # noqa: E731
-        return Features(cached(folder / f"{part}.safetensors", make)["features"].to(task.labels.device))
-
-    parts = {name: (features(name, images), labels) for name, (images, labels) in task.parts.items()}
-    return replace(task, train=features("train", task.train), parts=parts)
-
-
-def _untrained(job: Job, data: Data) -> Progress:
-    """The log frequency of each class in train, or the log odds of each label, for every image."""
-    labels = data.labels["train"]
-    if data.card.task == "multi_label":
-        seen = labels.mean(0).clip(0.5 / len(labels), 1 - 0.5 / len(labels))  # never sure
-        row = np.log(seen / (1 - seen)).astype(np.float32)
-    else:
-        row = np.log(np.bincount(labels, minlength=len(data.card.classes)) / len(labels)).astype(np.float32)
-    parts = [part for part in (("val",) if job.role == "trial" else ("val", "test")) if data.sizes[part]]
-    logits = {part: np.tile(row, (data.sizes[part], 1)) for part in parts}
-    rules = ["last", *(["validation"] if "val" in parts else []), *(["oracle"] if "test" in parts else [])]
-    return Progress(chosen={rule: Chosen(0, 0.0, logits) for rule in rules})
+def _feature_cache(job: Job, places: Places) -> Path:
+    """Return the folder of the frozen backbone's features, which all jobs of a sweep share."""
+    key = {name: job.identity()[name] for name in ("data", "backbone", "threads")}
+    return places.cache / "features" / sha256_json([key, job.recipe.precision, places.device])[:24]

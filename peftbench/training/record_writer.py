@@ -1,10 +1,10 @@
-"""What a job found out, and how it is written down: curve, predictions, the record."""
+"""Write what a job produced: learning curve, predictions, the record."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,29 +20,30 @@ from peftbench.data.pixel_cache import Data
 from peftbench.models import backbone
 from peftbench.profiling import hardware
 from peftbench.profiling.counting import Counted
-from peftbench.results.store import Store
+from peftbench.results.store import JobFolder
 from peftbench.storage.files import sha256_json
 from peftbench.training.loop import Chosen, Progress
 from peftbench.training.optimizer import loss_range
 
-UNCONVERGED = 0.9  # of the loss of one prediction for all images: who is above it has learnt next to nothing
+UNCONVERGED = 0.9  # of the loss of one constant prediction: above it, next to nothing was learned
 
 
-@dataclass(frozen=True)
+@dataclass
 class Outcome:
-    """What a job found out, before it is written down."""
+    """What a job produced, filled step by step and then written into its record."""
 
-    progress: Progress
-    counts: Counts
-    facts: Mapping[str, float]
-    selection_seconds: float
-    delta_bytes: int
-    counted: Counted | None = None
+    progress: Progress = field(default_factory=Progress)
+    counts: Counts = field(default_factory=lambda: Counts(trainable=0, head=0))
+    facts: Mapping[str, float] = field(default_factory=dict)  # of the plan
+    selection_seconds: float = 0.0
+    delta_bytes: int = 0
+    counted: Counted | None = None  # the cost of a training step
+    seconds: float = 0.0  # of the whole job, interruptions left out
+    peak_memory: int = 0  # bytes
 
 
-def write_results(job: Job, places: Places, data: Data, progress: Progress) -> None:
-    """Curve, predictions and, apart from them, what may name a patient."""
-    folder = Store(places.store).job(job.id)
+def write_results(folder: JobFolder, data: Data, progress: Progress) -> None:
+    """Write the curve, the predictions and, in a file for the owner only, the names of images and groups."""
     arrays: dict[str, NDArray[Any]] = {}
     for part in next(iter(progress.chosen.values())).logits:
         arrays[f"{part}/labels"] = data.labels[part]
@@ -54,8 +55,8 @@ def write_results(job: Job, places: Places, data: Data, progress: Progress) -> N
     folder.write_private({"names": data.names, "groups": data.groups})
 
 
-def make_record(job: Job, places: Places, data: Data, outcome: Outcome | str, seconds: float, peak: int) -> Record:
-    """The record of a job that ended, well or not."""
+def make_record(job: Job, places: Places, data: Data, outcome: Outcome | str) -> Record:
+    """Return the record of a job that has ended: its outcome, or the reason of its failure."""
     blank = backbone.locate(job.backbone, job.image_size, blank=True).blank()
     facts: dict[str, Any] = {
         "id": job.id,
@@ -68,7 +69,7 @@ def make_record(job: Job, places: Places, data: Data, outcome: Outcome | str, se
             sizes=data.sizes,
             groups={part: len(set(keys)) for part, keys in data.groups.items()},
             card=asdict(data.card),
-            notes=[*data.notes, *_about_groups(data)],
+            notes=[*data.notes, *_group_notes(data)],
             variant=job.variant,
             test=sha256_json([data.names["test"], data.labels["test"].tolist()])[:16],
             balance={part: audit.class_counts(labels, len(data.card.classes)) for part, labels in data.labels.items()},
@@ -89,11 +90,11 @@ def make_record(job: Job, places: Places, data: Data, outcome: Outcome | str, se
     }
     if isinstance(outcome, str):
         return Record(status="failed", reason=outcome, **facts)
-    return Record(status="done", **facts, **_found(job, data, outcome, seconds, peak))
+    return Record(status="done", **facts, **_results(job, data, outcome))
 
 
-def _found(job: Job, data: Data, outcome: Outcome, seconds: float, peak: int) -> dict[str, Any]:
-    """What only a finished job can say."""
+def _results(job: Job, data: Data, outcome: Outcome) -> dict[str, Any]:
+    """Return the fields that only the record of a finished job has."""
     progress, reached = outcome.progress, outcome.counts.trainable
     rate = progress.step * job.recipe.batch / progress.train_seconds if progress.train_seconds else None
     return {
@@ -101,12 +102,12 @@ def _found(job: Job, data: Data, outcome: Outcome, seconds: float, peak: int) ->
         "counts": outcome.counts,
         "choices": {rule: _choice(chosen, data) for rule, chosen in progress.chosen.items()},
         "costs": Costs(
-            seconds=seconds,
+            seconds=outcome.seconds,
             selection_seconds=outcome.selection_seconds,
             train_seconds=progress.train_seconds,
             evaluation_seconds=progress.evaluation_seconds,
             images_per_second=rate,
-            peak_memory=peak,
+            peak_memory=outcome.peak_memory,
             delta_bytes=outcome.delta_bytes,
             **_counted(progress, outcome.counted),
         ),
@@ -116,7 +117,7 @@ def _found(job: Job, data: Data, outcome: Outcome, seconds: float, peak: int) ->
 
 
 def _counted(progress: Progress, counted: Counted | None) -> dict[str, Any]:
-    """What was counted, and how fast images were predicted: each evaluation of the curve saw every part once."""
+    """Return the counted costs and the rate of prediction; each evaluation of the curve predicts every part once."""
     if counted is None:
         return {}
     seen = sum(len(logits) for logits in progress.chosen["last"].logits.values()) * len(progress.curve)
@@ -135,17 +136,17 @@ def _choice(chosen: Chosen, data: Data) -> Choice:
 
 
 def _scores(logits: Logits, part: str, data: Data) -> dict[str, float | None]:
-    """Of the images, and under `<metric>_per_group` of the groups where they are known."""
+    """Return the metrics over images and, where groups are known, as `<metric>_per_group` over groups."""
     labels, task = data.labels[part], data.card.task
-    found = score(logits, labels, task)
+    found = compute_metrics(logits, labels, task)
     if data.card.group_key:
-        means, truth, _ = by_group(logits, labels, data.groups[part])
-        found |= {f"{name}_per_group": value for name, value in score(means, truth, task).items()}
+        means, truth, _ = mean_by_group(logits, labels, data.groups[part])
+        found |= {f"{name}_per_group": value for name, value in compute_metrics(means, truth, task).items()}
     return found
 
 
-def score(logits: Logits, labels: Labels, task: Task = "single") -> dict[str, float | None]:
-    """Every registered metric that has a meaning for the task; None where it is undefined."""
+def compute_metrics(logits: Logits, labels: Labels, task: Task = "single") -> dict[str, float | None]:
+    """Return every registered metric that is defined for the task; None where its value is undefined."""
     scores: dict[str, float | None] = {}
     for name in registry("metrics").names():
         metric = registry("metrics").get(name)
@@ -156,10 +157,10 @@ def score(logits: Logits, labels: Labels, task: Task = "single") -> dict[str, fl
     return scores
 
 
-def by_group(logits: Logits, labels: Labels, groups: Sequence[str]) -> tuple[Logits, Labels, int]:
-    """The mean logits (groups, classes) and the label of each group, and how many groups were left out.
+def mean_by_group(logits: Logits, labels: Labels, groups: Sequence[str]) -> tuple[Logits, Labels, int]:
+    """Return the mean logits (groups, classes) and the label of each group, and the number of groups left out.
 
-    Those are left out whose images do not agree in their label: what would be right of them?
+    Groups whose images have different labels are left out, as no prediction of them could be right.
     """
     names, first, member = np.unique(np.asarray(groups, np.str_), return_index=True, return_inverse=True)
     sums = np.zeros((len(names), logits.shape[1]))
@@ -171,16 +172,16 @@ def by_group(logits: Logits, labels: Labels, groups: Sequence[str]) -> tuple[Log
 
 
 def _notes(job: Job, progress: Progress, data: Data) -> list[str]:
-    """What a reader of the row must know."""
-    best, blind = loss_range(job.recipe, data.labels["train"], len(data.card.classes))
-    stuck = progress.curve and progress.curve[-1]["train_loss"] - best > UNCONVERGED * (blind - best)
+    """Return what a reader of the row must know: convergence, memory, undefined metrics, unsupported settings."""
+    best, constant = loss_range(job.recipe, data.labels["train"], len(data.card.classes))
+    stuck = progress.curve and progress.curve[-1]["train_loss"] - best > UNCONVERGED * (constant - best)
     pieces = [f"each batch in {progress.parts} pieces, for want of memory"] if progress.parts > 1 else []
     left_out = official_recipes.left_out(job.method) if job.recipe.name == "official" else []
     return [*(["not converged"] if stuck else []), *pieces, *_undefined(data), *left_out]
 
 
 def _frequencies(data: Data, part: str) -> NDArray[np.float64]:
-    """The share of each class (classes,), or of each label's absence and presence (labels, 2)."""
+    """Return the share of each class (classes,), or of each label's absence and presence (labels, 2)."""
     labels = data.labels[part]
     if data.card.task == "multi_label":
         present = labels.mean(0)
@@ -189,7 +190,7 @@ def _frequencies(data: Data, part: str) -> NDArray[np.float64]:
 
 
 def _undefined(data: Data) -> list[str]:
-    """Why the test set leaves a metric without a value."""
+    """Return why a metric is undefined on the test set."""
     if not data.sizes["test"]:
         return []
     share = _frequencies(data, "test")
@@ -198,11 +199,11 @@ def _undefined(data: Data) -> list[str]:
     return [f"AUC undefined: no test images {what} {', '.join(absent)}"] if absent else []
 
 
-def _about_groups(data: Data) -> list[str]:
-    """How many groups have no score."""
+def _group_notes(data: Data) -> list[str]:
+    """Return how many groups are left out of the metrics per group."""
     if not data.card.group_key or not data.sizes["test"]:
         return []
     labels, groups = data.labels["test"], data.groups["test"]
-    *_, left_out = by_group(np.zeros((len(labels), 1), np.float32), labels, groups)
+    *_, left_out = mean_by_group(np.zeros((len(labels), 1), np.float32), labels, groups)
     several = f"{left_out} of {len(set(groups))} test groups ({data.card.group_key})"
     return [f"per group: {several} have images of several labels and are left out"] if left_out else []

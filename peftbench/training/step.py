@@ -1,8 +1,7 @@
-"""One training step: forward, backward and update, either as they come or captured once as a CUDA graph and replayed.
+"""One training step: forward, backward and update, run eagerly or as a captured CUDA graph.
 
-A graph (opt-in, `--graph`) spares the processor what it does for every kernel of a step: several hundred launches are
-one. All that a replay computes with must stay where it was captured, so a batch is copied into the captured one, and
-the learning rate is a number on the card.
+With a graph (opt-in, `--graph`) one launch takes the place of several hundred kernel launches. A replay reads from the
+memory that was captured, so each batch is copied there, and the learning rate is a tensor on the GPU.
 """
 
 from __future__ import annotations
@@ -19,26 +18,26 @@ from torch import Tensor, nn
 from peftbench.errors import JobError
 from peftbench.models.plan import Callback
 
-WAITED = "called a synchronizing"  # what torch says of an operation that waits for the card
-WARM_UP = 3  # steps before a capture: libraries, optimizer and autograd allocate what they keep
+SYNC_WARNING = "called a synchronizing"  # part of torch's message for an operation that waits for the GPU
+WARM_UP = 3  # eager steps before a capture, in which libraries, optimizer and autograd allocate what they keep
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # logits, labels -> the batch's mean
 
 
 @dataclass(frozen=True)
 class Step:
-    """What a training step is made of, but for its batch."""
+    """All that a training step needs except its batch."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
     loss_of: Loss
     autocast: torch.dtype | None = None
-    clip: float = 0.0  # the largest norm of the gradient; 0: any
-    pieces: int = 1  # go through the network one after the other, for want of memory; their gradients add up
+    clip: float = 0.0  # the largest norm of the gradient; 0: no limit
+    pieces: int = 1  # of a batch, which go through the network in turn; their gradients are summed
     callback: Callback | None = None
 
     def __call__(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        """Train on inputs (B, ...) and labels (B, ...); the batch's mean loss before that, a float64 scalar."""
+        """Train on inputs (B, ...) and labels (B, ...); return the batch's mean loss, a float64 scalar."""
         self.optimizer.zero_grad(set_to_none=True)
         chunks = zip(inputs.chunk(self.pieces), labels.chunk(self.pieces), strict=True)
         losses = [self._backward(x, y, len(y) / len(labels)) for x, y in chunks]
@@ -48,7 +47,7 @@ class Step:
         return torch.stack(losses).sum()
 
     def _backward(self, inputs: Tensor, labels: Tensor, share: float) -> Tensor:
-        """Add the gradients of one piece, `share` of a batch; its part of the batch's mean loss."""
+        """Add the gradients of one piece, a `share` of the batch; return its part of the batch's mean loss."""
         with torch.autocast(labels.device.type, self.autocast, enabled=self.autocast is not None):
             logits = self.model(inputs)
         loss = share * self.loss_of(logits, labels)
@@ -58,7 +57,7 @@ class Step:
 
 
 class Captured:
-    """A step whose first calls run as they come, in earnest, and whose further ones replay a graph of it."""
+    """A step that runs WARM_UP times eagerly, then captures a CUDA graph and replays it."""
 
     def __init__(self, step: Callable[[Tensor, Tensor], Tensor]) -> None:
         self.step, self.calls = step, 0
@@ -66,10 +65,10 @@ class Captured:
         self.inputs, self.labels = torch.empty(0), torch.empty(0)
 
     def __call__(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        """As the step does; every batch must have the shape of the first."""
+        """Take the step; every batch must have the shape of the first."""
         self.calls += 1
         if self.calls <= WARM_UP:
-            return aside(lambda: self.step(inputs, labels), last=self.calls == WARM_UP)
+            return on_side_stream(lambda: self.step(inputs, labels), last=self.calls == WARM_UP)
         if self.replay is None:
             self.inputs, self.labels = inputs.clone(), labels.clone()
             self.replay = capture(lambda: self.step(self.inputs, self.labels))
@@ -79,53 +78,53 @@ class Captured:
 
 
 @cache
-def _side() -> torch.cuda.Stream:
-    """One for all: what was allocated on a stream is used again on the same one only."""
+def _side_stream() -> torch.cuda.Stream:
+    """Return one stream for all captures: memory of a stream is reused on the same stream only."""
     return torch.cuda.Stream()
 
 
-def aside(work: Callable[[], Tensor], *, last: bool) -> Tensor:
-    """Do work on a stream of its own, as what is captured later must have been done once.
+def on_side_stream(work: Callable[[], Tensor], *, last: bool) -> Tensor:
+    """Do work on the stream of the captures, which must see it once before a capture.
 
-    Raises JobError where the `last` time before a capture waits for the card.
+    Raises JobError if `last`, the last call before a capture, waits for the GPU.
     """
-    here, side = torch.cuda.current_stream(), _side()
+    here, side = torch.cuda.current_stream(), _side_stream()
     side.wait_stream(here)
-    with torch.cuda.stream(side), _without_waiting() if last else nullcontext():
-        made = work()
+    with torch.cuda.stream(side), _refuse_waiting() if last else nullcontext():
+        result = work()
     here.wait_stream(side)
-    return made
+    return result
 
 
 @contextmanager
-def _without_waiting() -> Iterator[None]:
-    """Within, waiting for the card raises: a capture that fails may leave torch unusable in this process."""
+def _refuse_waiting() -> Iterator[None]:
+    """Raise JobError for an operation that waits for the GPU: a failed capture may leave torch unusable."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch calls the mode a prototype
         torch.cuda.set_sync_debug_mode("error")
     try:
         yield
     except RuntimeError as error:
-        if WAITED not in str(error):
+        if SYNC_WARNING not in str(error):
             raise
-        why = "a step of this method waits for the card, which a CUDA graph cannot hold"
-        raise JobError(f"--graph: {why}; leave --graph out.") from error
+        why = "a training step of this method waits for the GPU, which a CUDA graph cannot capture"
+        raise JobError(f"--graph: {why}; run it without --graph.") from error
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
 
 def capture(work: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    """Record work as a CUDA graph, without doing it; each call of what is returned does it and gives its result."""
+    """Capture work as a CUDA graph without running it; return a function that replays it and returns its result."""
     graph, here = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
     try:
-        with torch.cuda.graph(graph, stream=_side()):
-            made = work()
+        with torch.cuda.graph(graph, stream=_side_stream()):
+            result = work()
     except BaseException:
-        torch.cuda.set_stream(here)  # older torch stays on the other one
+        torch.cuda.set_stream(here)  # older torch stays on the side stream
         raise
 
     def replay() -> Tensor:
         graph.replay()
-        return made
+        return result
 
     return replay

@@ -25,13 +25,13 @@ def tiny() -> VisionTransformer:
 @pytest.fixture
 def rig(monkeypatch: pytest.MonkeyPatch) -> Rig:
     """Two ways: as it comes, and captured by a stand-in for a card."""
-    monkeypatch.setattr(steps, "aside", lambda work, **_: work())
+    monkeypatch.setattr(steps, "on_side_stream", lambda work, **_: work())
     monkeypatch.setattr(steps, "capture", lambda work: work)
-    ways = {"": Recipe(), "--graph": Recipe(graph=True)}
-    return Rig(torch.device("cpu"), tiny, 16, batch=4, product=64, few=5, many=7, ways=ways)
+    modes = {"": Recipe(), "--graph": Recipe(graph=True)}
+    return Rig(torch.device("cpu"), tiny, 16, batch=4, product=64, few=5, many=7, modes=modes)
 
 
-def test_every_way_is_timed_and_held_against_the_plain_one(rig: Rig) -> None:
+def test_every_mode_is_timed_and_held_against_the_plain_one(rig: Rig) -> None:
     found = {gate.name.partition(" (")[0]: gate for gate in run(rig)}
     assert list(found) == [
         "TFLOP/s of a 64 x 64 bf16 product",
@@ -52,7 +52,7 @@ def test_every_way_is_timed_and_held_against_the_plain_one(rig: Rig) -> None:
     assert found["losses with --graph against without: largest gap"].passed
 
 
-def test_a_way_that_computes_something_else_fails(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mode_that_computes_something_else_fails(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(work: Callable[[], Tensor]) -> Callable[[], Tensor]:
         return lambda: work() + 1
 

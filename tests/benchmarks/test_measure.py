@@ -65,7 +65,7 @@ def test_a_delta_weighs_its_tensors_and_little_more(rows: dict[str, Measured]) -
 def test_only_a_method_that_asks_looks_at_images(rows: dict[str, Measured]) -> None:
     assert {name: row.selection_images for name, row in rows.items()} == {
         **dict.fromkeys(rows, 0),
-        "shpeft": measure.PROBED * 2,
+        "shpeft": measure.TRAIN_BATCHES * 2,
     }
 
 
@@ -101,7 +101,7 @@ def test_the_threads_are_as_before(here: Places) -> None:
     assert torch.get_num_threads() == before
 
 
-@pytest.mark.parametrize(("seconds", "runs"), [(0.0, 1), (1e9, measure.MOST)])
+@pytest.mark.parametrize(("seconds", "runs"), [(0.0, 1), (1e9, measure.MAX_RUNS)])
 def test_a_first_run_is_left_out_unless_it_took_all_the_time(seconds: float, runs: int) -> None:
     calls: list[int] = []
     assert len(measure.repeat(lambda: calls.append(1), seconds)) == runs

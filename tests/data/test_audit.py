@@ -177,7 +177,7 @@ def test_a_run_tells_and_its_record_holds_counts_and_names_no_image(images: Path
     assert f"`peftbench data check folder:{images}` says which." in found.says[-1]
     job, where = found.drafts[0].job, studies.places(tmp_path)
     data = pixel_cache.open_prepared(job.fingerprint, job.preprocessing, where.cache)
-    record = make_record(job, where, data, "stopped before it began", 0.0, 0)
+    record = make_record(job, where, data, "stopped before it began")
     assert record.data.audit["contradicting_pairs"] == 1
     assert record.data.balance["test"] == [4, 5]
     assert "secret" not in record.model_dump_json()

@@ -24,7 +24,7 @@ from peftbench.execution.local import LocalExecutor
 from peftbench.results.store import Store
 from peftbench.training.checkpoint import Checkpoint
 from peftbench.training.loop import Chosen, Progress
-from peftbench.training.optimizer import SAVE
+from peftbench.training.optimizer import SAVE_EVERY
 from tests import records, studies
 
 METHODS = ("linear", "bitfit")
@@ -175,7 +175,7 @@ def test_the_first_ctrl_c_stops_behind_a_checkpoint(jobs: list[Job], home: Path,
     with pytest.raises(KeyboardInterrupt):
         LocalExecutor(2).run(long, where, Kept(once))
     for job in long:
-        found = Checkpoint(Store(tmp_path).job(job.id).path).read()
+        found = Checkpoint(Store(tmp_path).job(job.id)).read()
         assert found is not None
         assert found[0].step >= steps[job.id]
 
@@ -192,7 +192,7 @@ def test_a_worker_without_a_job_does_not_take_the_others_with_it(
     asked_at: list[int] = []
 
     def press(tick: Tick) -> None:
-        if ended and not asked_at and tick.job_id == long.id and tick.step % SAVE:
+        if ended and not asked_at and tick.job_id == long.id and tick.step % SAVE_EVERY:
             asked_at.append(tick.step)
             children = psutil.Process().children(recursive=True) if to == "everybody" else []
             for process in (*children, psutil.Process()):
@@ -201,7 +201,7 @@ def test_a_worker_without_a_job_does_not_take_the_others_with_it(
     with pytest.raises(KeyboardInterrupt):
         LocalExecutor(2).run([linear, long], where, Kept(press, lambda job, _: ended.append(job.id)))
     assert ended == [linear.id]
-    found = Checkpoint(Store(tmp_path).job(long.id).path).read()
+    found = Checkpoint(Store(tmp_path).job(long.id)).read()
     assert found is not None
     assert found[0].step >= asked_at[0]
 

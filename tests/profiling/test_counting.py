@@ -106,8 +106,8 @@ def test_what_two_layers_keep_of_one_tensor_counts_once() -> None:
 def test_activations_are_those_of_a_real_pass() -> None:
     model = everything(classifier(dtype=torch.float32))
     found = counting.passes(model, IMAGES)
-    assert found == counting._real(model.train(), IMAGES, "cpu", None)
-    assert found == counting._in_earnest(model, IMAGES, "cpu", None)
+    assert found == counting._pass_on_copies(model.train(), IMAGES, "cpu", None)
+    assert found == counting._on_random_images(model, IMAGES, "cpu", None)
 
 
 @pytest.mark.parametrize(("share", "way"), [(0.001, "block"), (0.01, "sampled"), (0.2, "dense")])
@@ -121,7 +121,7 @@ def test_single_weights_cost_what_their_product_does(share: float, way: Way) -> 
     block = len(single.pattern.rows) * len(single.pattern.columns)
     products = {"block": block, "sampled": len(places), "dense": 64 * 64}[way]
     assert found.both - found.forward == 2 * products
-    assert found == counting._real(single, (8, 64), "cpu", None)
+    assert found == counting._pass_on_copies(single, (8, 64), "cpu", None)
 
 
 def test_a_network_without_values_is_counted_like_one_with() -> None:
@@ -214,7 +214,7 @@ def test_backward_stops_below_what_trains() -> None:
 @pytest.mark.parametrize("way", ["faked", "in earnest"])
 def test_counting_changes_neither_network_nor_random_state(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if way == "in earnest":
-        monkeypatch.setattr(counting, "_faked", None)
+        monkeypatch.setattr(counting, "_on_fake_tensors", None)
     model = everything(classifier(dtype=torch.float32, kind="batchnorm")).eval()
     vars(model.vit.get_submodule("blocks.0.mlp.drop1"))["p"] = 0.5
     before, random = values(model), torch.random.get_rng_state()

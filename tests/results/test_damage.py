@@ -20,7 +20,7 @@ from peftbench.data import audit, pixel_cache
 from peftbench.errors import DeltaError, StoreError
 from peftbench.models import delta
 from peftbench.models.plan import Plan
-from peftbench.results.store import Store
+from peftbench.results.store import JobFolder, Store
 from peftbench.storage.checked_tensors import cached
 from peftbench.training.checkpoint import Checkpoint
 from peftbench.training.loop import Chosen, Progress
@@ -143,7 +143,7 @@ def test_a_job_with_a_strange_file_is_listed(content: bytes, tmp_path: Path) -> 
 def checkpoint(folder: Path) -> Checkpoint:
     logits = {"test": np.arange(4, dtype=np.float32).reshape(2, 2)}
     progress = Progress(step=3, loss_sum=0.5, curve=[{"step": 3.0}], chosen={"last": Chosen(3, 0.5, logits)})
-    written = Checkpoint(folder)
+    written = Checkpoint(JobFolder(folder))
     written.write(progress, TENSORS, {"0/step": torch.tensor(3.0)})
     return written
 

@@ -48,7 +48,7 @@ def patch() -> Iterator[pytest.MonkeyPatch]:
 @pytest.fixture(scope="module")
 def first_rows(home: Path) -> list[dict[str, float]]:
     """The learning curve as far as version 0.1.0 came with the interrupted job."""
-    begun = Checkpoint(Store(home / "store").job(INTERRUPTED).path).read()
+    begun = Checkpoint(Store(home / "store").job(INTERRUPTED)).read()
     assert begun is not None
     return begun[0].curve
 

@@ -249,14 +249,14 @@ TRAINS = "the count is what trains"
 STARTS = "it starts as the pretrained network"
 STAYS = "frozen tensors stay"
 LEARNS = "every value learns"
-EVALUATES = "evaluation draws nothing"
-APART = "images stay apart"
+EVALUATES = "evaluation is deterministic"
+APART = "images are independent"
 BF16 = "it works under bf16"
 SEEDED = "the same seed gives the same bits"
 RESUMES = "a resumed run ends with the same bits"
-DELTA = "a delta brings it back"
+DELTA = "a delta restores it"
 MERGES = "merged computes the same"
-CLEAN = "nothing is left behind"
+CLEAN = "the network is restored"
 FIELDS = "its fields come back"
 BUDGET = "the budget is met"
 
@@ -316,9 +316,9 @@ def test_a_count_that_data_decide_may_be_an_aim() -> None:
     assert failed(check_method(Aims, ("plain",))) == []
 
 
-def test_when_it_does_not_run_nothing_else_is_looked_at() -> None:
+def test_when_it_does_not_run_the_other_rules_are_skipped() -> None:
     first, *others = check_method(PlanRaises, ("clip",))
-    assert first == Finding(RUNS, "clip", "failed", "It raised ZeroDivisionError: by a width of zero")
+    assert first == Finding(RUNS, "clip", "failed", "Raised ZeroDivisionError: by a width of zero")
     assert {finding.verdict for finding in others} == {"skipped"}
 
 

@@ -21,12 +21,12 @@ from peftbench.errors import MissingDataError
 from peftbench.reports.csv import Csv
 from peftbench.testing import Finding, check_backbone, check_dataset, check_metric, check_report, failed, findings
 
-BRINGS_TORCH = findings.brings_torch
+IMPORTS_TORCH = findings.imports_torch
 
 
 @pytest.fixture(autouse=True)
 def _this_file_imports_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(findings, "brings_torch", lambda _module: False)
+    monkeypatch.setattr(findings, "imports_torch", lambda _module: False)
 
 
 def caught(found: Sequence[Finding]) -> set[str]:
@@ -130,7 +130,7 @@ def test_a_sound_metric_keeps_every_rule() -> None:
 @pytest.mark.parametrize(
     ("metric", "meant"),
     [
-        (lambda x, y: float((x.argmax(1) == y).mean()), {"what is undefined is nan"}),  # warns of an empty mean
+        (lambda x, y: float((x.argmax(1) == y).mean()), {"undefined values are nan"}),  # warns of an empty mean
         (lambda x, y: "good", {"it gives numbers"}),
         (sorts_its_input, {"it gives numbers"}),
         (mistakes, {"better predictions score better"}),
@@ -145,7 +145,7 @@ def test_a_metric_that_imports_torch_is_caught(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "heavy_metric.py").write_text("import torch\n")
     (tmp_path / "torch.py").touch()  # one that is imported at once
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(findings, "brings_torch", BRINGS_TORCH)
+    monkeypatch.setattr(findings, "imports_torch", IMPORTS_TORCH)
 
     def heavy(logits: Logits, labels: Labels) -> float:
         return hits(logits, labels)

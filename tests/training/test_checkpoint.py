@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from peftbench.results.store import JobFolder
 from peftbench.training.checkpoint import Checkpoint
 from peftbench.training.loop import Chosen, Progress
 
@@ -27,7 +28,7 @@ def progress() -> Progress:
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Checkpoint:
-    return Checkpoint(tmp_path)
+    return Checkpoint(JobFolder(tmp_path))
 
 
 def test_what_was_written_is_read_bit_for_bit(checkpoint: Checkpoint) -> None:
@@ -72,15 +73,15 @@ def test_a_cleared_checkpoint_leaves_no_folder(checkpoint: Checkpoint) -> None:
     checkpoint.write(progress(), {}, {})
     checkpoint.clear()
     checkpoint.clear()
-    assert list(checkpoint.folder.iterdir()) == []
+    assert list(checkpoint.folder.path.iterdir()) == []
 
 
 @pytest.mark.parametrize("place", ["state", "state/checkpoint.safetensors"])
 def test_what_stands_in_its_place_gives_way(place: str, checkpoint: Checkpoint) -> None:
     if place == "state":
-        (checkpoint.folder / place).touch()
+        (checkpoint.folder.path / place).touch()
     else:
-        (checkpoint.folder / place).mkdir(parents=True)
+        (checkpoint.folder.path / place).mkdir(parents=True)
     assert checkpoint.read() is None
     checkpoint.write(progress(), {}, {})
     assert checkpoint.read() is not None

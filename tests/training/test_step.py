@@ -17,7 +17,7 @@ from peftbench.errors import JobError
 from peftbench.models.plan import Callback
 from peftbench.training import step as steps
 from peftbench.training.loop import Learner, Task, fit
-from peftbench.training.optimizer import make_optimizer, set_rate
+from peftbench.training.optimizer import make_optimizer, set_learning_rate
 from peftbench.training.step import WARM_UP, Captured
 
 IMAGES, WIDTH, CLASSES = 12, 6, 3
@@ -44,7 +44,7 @@ def card(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         return replay
 
-    monkeypatch.setattr(steps, "aside", aside)
+    monkeypatch.setattr(steps, "on_side_stream", aside)
     monkeypatch.setattr(steps, "capture", capture)
     return diary
 
@@ -113,7 +113,7 @@ def test_replays_compute_with_the_tensors_that_were_captured() -> None:
 def test_a_captured_steps_rates_are_tensors_of_their_own(optimizer: Literal["adamw", "sgd"]) -> None:
     made = make_optimizer(network(), Recipe("tiny", optimizer=optimizer, graph=True))
     rates = [group["lr"] for group in made.param_groups]
-    set_rate(made, 0.25)
+    set_learning_rate(made, 0.25)
     assert len(rates) == len({rate.data_ptr() for rate in rates})
     assert [float(group["lr"]) for group in made.param_groups] == [0.25] * len(rates)
     assert all(now["lr"] is rate for now, rate in zip(made.param_groups, rates, strict=True))
@@ -122,7 +122,7 @@ def test_a_captured_steps_rates_are_tensors_of_their_own(optimizer: Literal["ada
 def test_a_method_that_acts_beside_its_steps_is_refused() -> None:
     model = network()
     learner = Learner(model, model.state_dict(keep_vars=True), Callback())
-    with pytest.raises(JobError, match="--graph: a CUDA graph cannot hold"):
+    with pytest.raises(JobError, match="--graph: this method computes outside"):
         fit(learner, task(), GRAPH, 0)
     assert all(torch.equal(t, network().state_dict()[n]) for n, t in model.state_dict().items())
 

@@ -104,6 +104,7 @@ class Plan:
     )  # NAME -> module for the adapters with the size shared=NAME
     callback: tuple[type[Callback], Sizes] | None = None
     decay_entries: bool = True  # False: no weight decay on single entries of matrices, as on vectors
+    lr_multipliers: Mapping[str, float] = field(default_factory=dict)  # tensor of `tune` -> multiple of the rate
     facts: Mapping[str, float] = field(default_factory=dict)  # numbers for the record
 
     @property
@@ -159,6 +160,8 @@ class Plan:
             _get(vit.get_parameter, name)
         for site in self.grafts:
             _get(vit.get_submodule, site)
+        if strange := sorted(self.lr_multipliers.keys() - self.tune):
+            raise PluginError(f"The plan's lr_multipliers name {strange[0]}, which it does not train as a whole tensor.")
         for name, index in self.entries.items():
             size = _get(vit.get_parameter, name).numel()
             if name in self.tune:
@@ -218,6 +221,11 @@ class Tuned:
     tensors: Mapping[str, Tensor]  # "tune/NAME", "values/NAME", "graft/SITE/NAME", "shared/..." -> the tensor in use
     grafts: tuple[Graft, ...]  # inner modules first
     callback: Callback | None = None
+
+    @property
+    def lr_multipliers(self) -> dict[Tensor, float]:
+        """The multiples of the recipe's learning rate by live tensor, where they are not 1."""
+        return {self.tensors[f"tune/{name}"]: factor for name, factor in self.plan.lr_multipliers.items()}
 
     def state(self) -> dict[str, Tensor]:
         """Return a copy of every tensor that training may change."""

@@ -136,7 +136,8 @@ def its_fields_come_back(fixture: MethodFixture) -> str:
 
 def plan_summary(plan: Plan) -> tuple[Any, ...]:
     """Return all of a plan except its tensors, for comparison."""
-    return plan.tune, dict(plan.grafts), dict(plan.shared), plan.callback, dict(plan.facts), sorted(plan.entries)
+    named = (plan.grafts, plan.shared, plan.lr_multipliers, plan.facts)
+    return plan.tune, *map(dict, named), plan.callback, sorted(plan.entries)
 
 
 def outline(root: nn.Module) -> dict[str, tuple[Any, ...]]:

@@ -66,6 +66,7 @@ class Learner:
     model: nn.Module
     tensors: Mapping[str, Tensor]
     callback: Callback | None = None
+    lr_multipliers: Mapping[Tensor, float] = field(default_factory=dict)  # of the recipe's learning rate; else 1
 
     def state(self) -> dict[str, Tensor]:
         """Return a copy of the tensors."""
@@ -144,7 +145,7 @@ def fit(  # noqa: PLR0913 - what a run is made of
     after a checkpoint, when `outside` asks to stop.
     """
     outside = outside or Outside()
-    optimizer = make_optimizer(learner.model, recipe)
+    optimizer = make_optimizer(learner.model, recipe, learner.lr_multipliers)
     progress = _resume(learner, optimizer, begun, parts)
     loss_of = make_loss(recipe, task.labels, task.classes)
     step = Step(learner.model, optimizer, loss_of, autocast, recipe.clip, progress.parts, learner.callback)

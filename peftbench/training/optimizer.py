@@ -43,21 +43,21 @@ def pauses(recipe: Recipe, done: int) -> list[int]:
     return sorted(s for s in {*evaluation_steps(recipe), *range(SAVE_EVERY, recipe.steps, SAVE_EVERY)} if s > done)
 
 
-def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+def make_optimizer(
+    model: nn.Module, recipe: Recipe, lr_multipliers: Mapping[Tensor, float] | None = None
+) -> torch.optim.Optimizer:
     """Return an optimizer of what requires a gradient; weight decay acts on matrices, not on vectors.
 
-    Each group holds an `lr_multiplier` of the recipe's learning rate. The head learns at `recipe.head_lr` if that is
-    higher, unless it is trained alone, as in a linear probe.
+    Each group holds an `lr_multiplier` of the recipe's learning rate: that of its parameters in `lr_multipliers`, else
+    1. The head learns at `recipe.head_lr` if that is higher, unless it is trained alone, as in a linear probe.
     """
-    sorted_ = _sort_parameters(model, max(1.0, recipe.head_lr / recipe.lr))
-    head_only = not any(parameters for (multiplier, _), parameters in sorted_.items() if multiplier == 1.0)
-    groups = [
+    groups: list[dict[str, Any]] = [
         {
             "params": parameters,
             "weight_decay": recipe.weight_decay if decays else 0.0,
-            "lr_multiplier": 1.0 if head_only else multiplier,
+            "lr_multiplier": multiplier,
         }
-        for (multiplier, decays), parameters in sorted_.items()
+        for (multiplier, decays), parameters in _sort_parameters(model, recipe, lr_multipliers or {}).items()
     ]
     if recipe.graph:  # a captured step reads its rate from the GPU
         device = next(model.parameters()).device
@@ -76,17 +76,21 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
             group["lr"] = group["lr_multiplier"] * rate
 
 
-def _sort_parameters(model: nn.Module, head_multiplier: float) -> dict[tuple[float, bool], list[nn.Parameter]]:
+def _sort_parameters(
+    model: nn.Module, recipe: Recipe, lr_multipliers: Mapping[Tensor, float]
+) -> dict[tuple[float, bool], list[nn.Parameter]]:
     """Return the trainable parameters by the multiplier of their learning rate and by whether they decay."""
-    free: dict[tuple[float, bool], list[nn.Parameter]] = {(1.0, True): [], (1.0, False): []}
+    sorted_: dict[tuple[float, bool], list[nn.Parameter]] = {(1.0, True): [], (1.0, False): []}
     heads = {module for head in model.modules() if isinstance(head, Head) for module in head.modules()}
-    for module in model.modules():
-        for leaf, parameter in module.named_parameters(recurse=False):
-            if parameter.requires_grad:
-                packed = isinstance(module, (sparse.Packed, sparse.SparseLinear)) and leaf == "values"
-                decays = bool(module.decays) if packed else sparse.decays(leaf, parameter)
-                free.setdefault((head_multiplier if module in heads else 1.0, decays), []).append(parameter)
-    return free
+    trained = [(m, n, p) for m in model.modules() for n, p in m.named_parameters(recurse=False) if p.requires_grad]
+    head_only = all(module in heads for module, _, _ in trained)
+    head_multiplier = 1.0 if head_only else max(1.0, recipe.head_lr / recipe.lr)
+    for module, leaf, parameter in trained:
+        packed = isinstance(module, (sparse.Packed, sparse.SparseLinear)) and leaf == "values"
+        decays = bool(module.decays) if packed else sparse.decays(leaf, parameter)
+        multiplier = head_multiplier if module in heads else lr_multipliers.get(parameter, 1.0)
+        sorted_.setdefault((multiplier, decays), []).append(parameter)
+    return sorted_
 
 
 def make_loss(recipe: Recipe, labels: Tensor, classes: int) -> Callable[[Tensor, Tensor], Tensor]:

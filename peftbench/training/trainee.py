@@ -91,7 +91,7 @@ class Trainee:
         """What the training loop trains."""
         if self.head_only:
             return Learner(self.model.head, self.head)
-        return Learner(self.model, {**self.tuned.tensors, **self.head}, self.tuned.callback)
+        return Learner(self.model, {**self.tuned.tensors, **self.head}, self.tuned.callback, self.tuned.lr_multipliers)
 
     @property
     def freezes_features(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from dataclasses import replace
 from typing import Literal, TypeAlias
 
@@ -310,6 +311,21 @@ def test_the_head_learns_at_its_own_rate_where_the_recipe_s_is_lower() -> None:
     assert {group["lr_multiplier"] for group in make_optimizer(model.head, slow).param_groups} == {
         1.0
     }  # a linear probe
+
+
+def test_tensors_learn_at_the_multiples_of_the_rate_that_the_plan_gives_them() -> None:
+    """As layer-wise decay does; under plain SGD a step is the rate times its multiplier times the gradient."""
+    recipe = replace(RECIPE, optimizer="sgd", momentum=0.0, weight_decay=0.0, warmup=0.0, steps=1, evaluations=1)
+    model = network()
+    before = {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
+    whole = deepcopy(model)
+    fit(learner(whole), task("val"), recipe, SEED)
+    decayed = {model.get_parameter("0.weight"): 0.5, model.get_parameter("0.bias"): 0.0}
+    fit(replace(learner(model), lr_multipliers=decayed), task("val"), recipe, SEED)
+    for name, factor in {"0.weight": 0.5, "0.bias": 0.0, "3.weight": 1.0, "3.bias": 1.0}.items():
+        step = whole.get_parameter(name) - before[name]
+        torch.testing.assert_close(model.get_parameter(name) - before[name], factor * step, rtol=1e-4, atol=1e-7)
+        assert step.norm() > 0
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])

@@ -161,7 +161,7 @@ class Plan:
         for site in self.grafts:
             _get(vit.get_submodule, site)
         if strange := sorted(self.lr_multipliers.keys() - self.tune):
-            raise PluginError(f"The plan's lr_multipliers name {strange[0]}, which it does not train as a whole tensor.")
+            raise PluginError(f"The plan's lr_multipliers name {strange[0]}, which does not train whole.")
         for name, index in self.entries.items():
             size = _get(vit.get_parameter, name).numel()
             if name in self.tune:

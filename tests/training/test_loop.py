@@ -320,7 +320,7 @@ def test_tensors_learn_at_the_multiples_of_the_rate_that_the_plan_gives_them() -
     before = {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
     whole = deepcopy(model)
     fit(learner(whole), task("val"), recipe, SEED)
-    decayed = {model.get_parameter("0.weight"): 0.5, model.get_parameter("0.bias"): 0.0}
+    decayed: dict[Tensor, float] = {model.get_parameter("0.weight"): 0.5, model.get_parameter("0.bias"): 0.0}
     fit(replace(learner(model), lr_multipliers=decayed), task("val"), recipe, SEED)
     for name, factor in {"0.weight": 0.5, "0.bias": 0.0, "3.weight": 1.0, "3.bias": 1.0}.items():
         step = whole.get_parameter(name) - before[name]

@@ -48,7 +48,9 @@ def compare(
 
 
 def _show(group: Compared) -> None:
-    """Print the pairs and the tiers of one group of data sets."""
+    """Print the pairs, tiers and ranks of one group of data sets."""
+    from peftbench.results.comparison import rank, rank_remarks
+
     network = group.block.setting.network
     say(f"{', '.join(group.datasets)}: {group.metric}; {network}", style="bold")
     show(make_table(COLUMNS, [_cells(pair) for pair in group.pairs], right=RIGHT, ruled=True))
@@ -56,6 +58,11 @@ def _show(group: Compared) -> None:
         say(f"Tier {number}: {', '.join(name for name, tier in group.tiers.items() if tier == number)}")
     for line in group.remarks():
         say(line)
+    if not group.against and (ranked := rank(group)):
+        order = sorted(zip(ranked.average, ranked.methods, strict=True))
+        say(f"Average ranks: {', '.join(f'{name} {place:.2f}' for place, name in order)}")
+        for line in rank_remarks(ranked):
+            say(line)
     say("")
 
 

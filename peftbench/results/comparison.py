@@ -23,8 +23,9 @@ from peftbench.results import summary
 from peftbench.results.summary import Block, MethodRow
 from peftbench.statistics import paired
 from peftbench.statistics.paired import Comparison, Jackknife
+from peftbench.statistics.ranks import Ranks, ranks
 from peftbench.statistics.scores import STATISTICS
-from peftbench.statistics.tiers import holm, tiers, verdict
+from peftbench.statistics.tiers import ALPHA, holm, tiers, verdict
 
 if TYPE_CHECKING:
     import pandas  # noqa: ICN001 - by its full name the run-time type checks of the tests find it
@@ -151,6 +152,29 @@ class Compared:
 def compared(block: Block, datasets: tuple[str, ...], metric: str = METRIC, against: str = "") -> Compared:
     """Return the comparison of a group of data sets, computed once for all tables and formats of a report."""
     return Compared(block, datasets, metric, against)
+
+
+def rank(found: Compared) -> Ranks | None:
+    """Rank the methods of a group over its data sets; None for fewer than two data sets or methods."""
+    if len(found.datasets) < 2 or len(found.rows) < 2:  # noqa: PLR2004 - nothing to rank over, or nothing to rank
+        return None
+    sign = -1 if lower_is_better(found.metric) else 1
+    scores = [[sign * row.replicates[name].mean(found.metric) for row in found.rows] for name in found.datasets]
+    return None if np.isnan(scores).any() else ranks([row.name for row in found.rows], np.asarray(scores))
+
+
+def rank_remarks(found: Ranks) -> list[str]:
+    """Return what average ranks show, and how little so few data sets can show, in sentences."""
+    apart = [f"{one} and {other} (p {p:.3f})" for one, other, p in found.wilcoxon if p < ALPHA]
+    friedman = (
+        f"Friedman's test over {found.datasets} data sets: p {found.friedman:.3f}; average ranks that differ by less "
+        f"than {found.critical:.2f} are not shown to differ (Nemenyi)."
+    )
+    signed = (
+        f"Signed-rank test, adjusted by Holm: {', '.join(apart) or 'no pair differs'}; with {found.datasets} data sets "
+        f"its p-value cannot be below {found.least_p:.3g}."
+    )
+    return [signed] if math.isnan(found.friedman) else [friedman, signed]
 
 
 def compare(results: Iterable[Result], metric: str = METRIC, against: str = "") -> list[Compared]:

@@ -19,7 +19,7 @@ from peftbench.core.contract import INCOMPLETE, Result
 from peftbench.core.recipe import IN_BRACKETS, RECIPES
 from peftbench.core.record import Cut, Record
 from peftbench.results import formatting, summary
-from peftbench.results.comparison import Compared, compared
+from peftbench.results.comparison import Compared, compared, rank, rank_remarks
 from peftbench.results.formatting import Cell
 from peftbench.results.summary import Block, MethodRow
 from peftbench.results.text import printable
@@ -174,10 +174,12 @@ def _tier_table(block: Block, title: str, names: tuple[str, ...]) -> Table:
         "less than the first": [Cell(formatting.NONE), *(formatting.gap_cell(pairs.get(name)) for name in others)],
         "p (Holm)": [Cell(formatting.NONE), *(formatting.p_cell(pairs.get(name)) for name in others)],
     }
-    text = (
-        f"{title}: methods in tiers by macro F1{_synthetic(block, names)}; {block.setting.network}. {TIERS_MEAN} "
-        f"{' '.join(found.remarks())}"
-    )
+    if ranked := rank(found):
+        places = dict(zip(ranked.methods, ranked.average, strict=True))
+        facts["average rank"] = [Cell(f"{places[row.name]:.2f}") for row in ordered]
+    remarks = " ".join([*found.remarks(), *(rank_remarks(ranked) if ranked else [])])
+    what = f"{title}: methods in tiers by macro F1{_synthetic(block, names)}; {block.setting.network}"
+    text = f"{what}. {TIERS_MEAN} {remarks}"
     return Table(f"tiers_{_stem(title)}", f"{title}: tiers", block.setting.short, text, *_transposed(facts))
 
 

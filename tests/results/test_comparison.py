@@ -8,7 +8,7 @@ import pytest
 
 from peftbench.core.contract import Result
 from peftbench.errors import RequestError
-from peftbench.results.comparison import compare, frame
+from peftbench.results.comparison import compare, frame, rank, rank_remarks
 from tests.records import Fake
 
 CLEAR, CLOSE, POOR = 4.0, 3.9, 0.5
@@ -93,3 +93,16 @@ def test_unknown_metrics_and_methods_are_refused(tmp_path: Path) -> None:
         compare(results, "nothing")
     with pytest.raises(RequestError, match=r"--against gps: no such method in this store; it has bitfit, lora"):
         compare(results, against="gps")
+
+
+def test_ranks_over_data_sets_say_how_little_they_can_show(tmp_path: Path) -> None:
+    sets = ("busi", "covid_ct", "chest_xray")
+    fakes = [fake for name in sets for fake in jobs(("lora", CLEAR), ("ssf", 2.0), ("bitfit", POOR), dataset=name)]
+    *alone, average = compare(study(tmp_path, fakes))
+    assert [rank(one) for one in alone] == [None] * 3
+    found = rank(average)
+    assert found is not None
+    assert dict(zip(found.methods, found.average, strict=True)) == {"lora": 1.0, "ssf": 2.0, "bitfit": 3.0}
+    text = " ".join(rank_remarks(found))
+    assert "Friedman's test over 3 data sets: p 0.050" in text
+    assert "no pair differs; with 3 data sets its p-value cannot be below 0.25." in text

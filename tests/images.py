@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from peftbench.core.contract import DatasetCard, Part, Preprocessing, Splits
+from peftbench.data.image_io import open_picture
 
 SMALL = Preprocessing(8, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
 CARD = DatasetCard("Drawn", "none", ("a", "b"), "none", "drawn for a test")
@@ -34,3 +35,10 @@ def splits(folder: Path, images: tuple[int, int, int] = (4, 2, 3)) -> Splits:
         Image.fromarray(photo(i)).save(file)
     first, second = images[0], images[0] + images[1]
     return Splits(part(files[:first]), part(files[first:second]), part(files[second:]), "as drawn", ("a note",))
+
+
+def shown(file: Path) -> NDArray[np.uint8]:
+    """The first channel of a decoded file, all three being equal."""
+    rgb = np.asarray(open_picture(file))
+    assert (rgb == rgb[..., :1]).all()
+    return rgb[..., 0]

@@ -128,6 +128,7 @@ class Splits:
     rule: str  # "official", "70/10/20 stratified, grouped by lesion": part of a job's identity
     notes: tuple[str, ...] = ()  # what differs from the published set, what was left out
     carved: bool = False  # val was cut from the published train part: recipe `paper` trains on both
+    left_out: tuple[str, ...] = ()  # names of images that were found and belong to no class
 
     def __post_init__(self) -> None:
         names = [set(part.names) for part in self.parts.values()]

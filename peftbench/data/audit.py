@@ -17,6 +17,7 @@ import numpy as np
 from peftbench.core.contract import DatasetCard, Labels, Splits
 from peftbench.data.image_scan import ImageScan
 from peftbench.data.near_duplicates import ALIKE, SIDE, SIMILAR
+from peftbench.data.splits import missing_classes
 from peftbench.storage import checked_json
 
 MAX_FILES = 10_000  # above it `run` skips the audit, which would take minutes; `data check` has no such limit
@@ -33,6 +34,7 @@ DESCRIPTIONS = {
     "broken": "images that cannot be decoded",
     "misnamed": "files whose format differs from their suffix",
     "classes_missing": "classes missing in a part",
+    "left_out": "images outside of the class folders, left out",
 }
 
 
@@ -48,10 +50,11 @@ class Audit:
     def found(self) -> dict[str, tuple[str, ...]]:
         """Kind of finding (a key of DESCRIPTIONS) -> one text per case, which may name files and patients."""
         cases = {"groups_across_parts": self._groups(), "classes_missing": self._missing()}
+        cases["left_out"] = self.splits.left_out
         if self.scan:
             cases |= self._duplicates(self.scan)
             here = set(self._part_of)
-            cases["broken"] = tuple(name for name in self.scan.broken if name in here)
+            cases["broken"] = tuple(f"{name} ({reason})" for name, reason in self.scan.broken.items() if name in here)
             cases["misnamed"] = tuple(case for case in self.scan.misnamed if case.rpartition(" is ")[0] in here)
         return {kind: cases[kind] for kind in DESCRIPTIONS if kind in cases}
 
@@ -110,14 +113,10 @@ class Audit:
         return tuple(" = ".join(f"{name} ({self._part_of[name]})" for name in names) for names in sets)
 
     def _missing(self) -> tuple[str, ...]:
-        filled = {part: images for part, images in self.balance.items() if len(self.splits.parts[part])}
-        absent = [
-            (name, part)
-            for part, images in filled.items()
-            for name, n in zip(self.card.classes, images, strict=True)
-            if not n
-        ]
-        return tuple(f"{name} in {part}" for name, part in absent)
+        filled = {name: part for name, part in self.splits.parts.items() if len(part)}
+        return tuple(
+            f"{label} in {name}" for name, part in filled.items() for label in missing_classes(part, self.card)
+        )
 
 
 def class_counts(labels: Labels, classes: int) -> list[int]:

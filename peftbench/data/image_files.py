@@ -12,23 +12,26 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from peftbench.data import image_io
+from peftbench.data import dicom
 from peftbench.errors import DataError
 
-EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}) | image_io.DICOM
+EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}) | dicom.SUFFIXES
 SUFFIXES_SHOWN = 3  # the most frequent ones in the note about skipped files
 
 
 def images_in(folder: Path) -> list[Path]:
     """Return the image files in `folder` and its subfolders, sorted by path, without hidden ones."""
-    found = [f"{place}{os.sep}{name}" for place, names in _walk(folder) for name in names if _is_image(name)]
+    found = [f"{place}{os.sep}{name}" for place, names, _ in _walk(folder) for name in names if _is_image(name)]
     return [Path(file) for file in sorted(found, key=lambda file: file.split(os.sep))]  # noqa: PTH206 - sorts as Path does, but faster
 
 
 def other_files(folders: Iterable[Path]) -> tuple[str, ...]:
     """Return a note that counts the visible files in these folders without an image suffix; () if there are none."""
-    names = (name for folder in folders for _, found in _walk(folder) for name in found)
-    kinds = Counter(_kind(name) for name in names if not _is_image(name))
+    kinds = Counter[str]()
+    for folder in folders:
+        for _, names, special in _walk(folder):
+            kinds.update(_kind(name) for name in names if not _is_image(name))
+            kinds.update("not a regular file" for _ in special)
     most = sorted(kinds.items(), key=lambda pair: (-pair[1], pair[0]))[:SUFFIXES_SHOWN]
     listed = ", ".join(f"{count} {kind}" for kind, count in most)
     return (f"Files left out because of their names: {sum(kinds.values())} ({listed}).",) if kinds else ()
@@ -36,7 +39,13 @@ def other_files(folders: Iterable[Path]) -> tuple[str, ...]:
 
 def count_images(home: Path, folders: Sequence[str]) -> int:
     """Return the number of image files in these subfolders of `home`."""
-    return sum(_is_image(name) for folder in folders for _, names in _walk(home / folder) for name in names)
+    return sum(_is_image(name) for folder in folders for _, names, _ in _walk(home / folder) for name in names)
+
+
+def images_directly_in(folder: Path) -> list[Path]:
+    """Return the image files in `folder` itself, without its subfolders, sorted."""
+    found = (one for one in _visible(str(folder)) if not one.is_dir() and not _is_special(one) and _is_image(one.name))
+    return sorted(Path(one.path) for one in found)
 
 
 def subfolders(folder: Path) -> list[Path]:
@@ -45,19 +54,40 @@ def subfolders(folder: Path) -> list[Path]:
         return sorted(Path(child.path) for child in children if child.is_dir() and not _is_hidden(child.name))
 
 
-def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
-    """Yield each folder with the names of its visible files, without a system call for each file."""
+def _walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Yield each folder with the names of its visible files and of its pipes, sockets and devices.
+
+    The type of an entry comes with its name, so that there is no system call for each file but links.
+    """
     seen = {*map(str, folder.resolve().parents)}  # a link to one of these would be a cycle
-    waiting = [str(folder)]
-    while waiting:  # links come after the real folders
-        for place, below, names in os.walk(waiting.pop(0), onerror=_refuse):
-            real = os.path.realpath(place)
-            below[:] = [] if real in seen else sorted(name for name in below if not _is_hidden(name))
-            if real not in seen:
-                seen.add(real)
-                yield place, [name for name in names if not _is_hidden(name)]
-            inside = (f"{place}{os.sep}{name}" for name in below)
-            waiting += [path for path in inside if os.path.islink(path)]  # noqa: PTH114
+    waiting, links = [str(folder)], list[str]()
+    while waiting or links:  # links come after the real folders
+        place = waiting.pop() if waiting else links.pop(0)
+        if (real := os.path.realpath(place)) in seen:
+            continue
+        seen.add(real)
+        names, special = list[str](), list[str]()
+        for entry in _visible(place):
+            if entry.is_dir():
+                (links if entry.is_symlink() else waiting).append(entry.path)
+            else:
+                (special if _is_special(entry) else names).append(entry.name)
+        yield place, names, special
+
+
+def _visible(place: str) -> list[os.DirEntry[str]]:
+    """Return the visible entries of a folder, the last by name first; none if it does not exist."""
+    try:
+        with os.scandir(place) as entries:
+            return sorted((one for one in entries if not _is_hidden(one.name)), key=lambda one: one.name, reverse=True)
+    except OSError as error:
+        _refuse(error)
+        return []
+
+
+def _is_special(entry: os.DirEntry[str]) -> bool:
+    """Return whether an entry is neither a regular file nor a broken link, which is reported when it is decoded."""
+    return not entry.is_file() and not (entry.is_symlink() and not os.path.exists(entry.path))  # noqa: PTH110
 
 
 def _refuse(error: OSError) -> None:

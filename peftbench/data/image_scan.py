@@ -19,19 +19,21 @@ from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from pydantic import TypeAdapter
 
 from peftbench.core.contract import Splits
-from peftbench.data.image_io import is_dicom, open_picture
+from peftbench.data.dicom import is_dicom
+from peftbench.data.image_io import open_picture, quiet_decoders
 from peftbench.data.near_duplicates import ALIKE, SIDE, SIMILAR, Thumbnails, alike, thumbnail
+from peftbench.data.raster import UndecodableError
 from peftbench.data.splits import cached_file_digest
 from peftbench.storage import checked_json
 
-VERSION = 1  # of the stored result
+VERSION = 2  # of the stored result
 
 Pair: TypeAlias = tuple[str, str]
-Seen: TypeAlias = tuple[str, tuple[int, int], str]  # digest, size, format
+Seen: TypeAlias = tuple[str, tuple[int, int], str, str]  # digest, size, format, why it cannot be decoded
 Progress: TypeAlias = Callable[[int, int], None]  # images read, images in all
 NamedImage: TypeAlias = tuple[str, Path | NDArray[np.uint8]]  # name within the data set, file or pixels
 
@@ -44,6 +46,7 @@ class ImageScan:
     digests: tuple[str, ...]  # sha256 of the bytes
     sizes: tuple[tuple[int, int], ...]  # width, height; (0, 0) if it cannot be decoded
     formats: tuple[str, ...]  # Pillow's name; "" for pixels, DICOM and broken files
+    reasons: tuple[str, ...]  # why it cannot be decoded; "" if it can
     alike: tuple[tuple[int, int, float], ...]  # i < j and the correlation of their thumbnails, above SIMILAR
 
     @cached_property
@@ -71,9 +74,9 @@ class ImageScan:
         return tuple(dict.fromkeys((*same, *self.near)))
 
     @property
-    def broken(self) -> tuple[str, ...]:
-        """Names of images that cannot be decoded."""
-        return tuple(name for name, size in zip(self.names, self.sizes, strict=True) if size == (0, 0))
+    def broken(self) -> dict[str, str]:
+        """Name -> reason of images that cannot be decoded."""
+        return {name: reason for name, reason in zip(self.names, self.reasons, strict=True) if reason}
 
     @property
     def misnamed(self) -> tuple[str, ...]:
@@ -104,27 +107,28 @@ def scan(splits: Splits, cache: Path, most: int | None = None, progress: Progres
 def scan_images(images: Sequence[NamedImage], progress: Progress | None = None) -> ImageScan:
     """Read every image once; broken files are recorded, not raised. Raises DataError for DICOM without pydicom."""
     thumbnails, facts = np.zeros((len(images), SIDE * SIDE), np.float32), list[Seen]()
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    with quiet_decoders(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         for i, (fact, grey) in enumerate(pool.map(_scan_image, (image for _, image in images))):
             thumbnails[i] = grey
             facts.append(fact)
             if progress:
                 progress(i + 1, len(images))
-    digests, sizes, formats = zip(*facts, strict=True) if facts else ((), (), ())
-    return ImageScan(tuple(map(_name, images)), digests, sizes, formats, tuple(alike(thumbnails)))
+    digests, sizes, formats, reasons = zip(*facts, strict=True) if facts else ((), (), (), ())
+    return ImageScan(tuple(map(_name, images)), digests, sizes, formats, reasons, tuple(alike(thumbnails)))
 
 
 def _scan_image(image: Path | NDArray[np.uint8]) -> tuple[Seen, Thumbnails]:
-    """Return digest, size and format of one image, and its thumbnail."""
+    """Return digest, size, format and fault of one image, and its thumbnail."""
     if isinstance(image, np.ndarray):
         picture = Image.fromarray(image)
-        return (hashlib.sha256(np.ascontiguousarray(image).data).hexdigest(), picture.size, ""), thumbnail(picture)
+        digest = hashlib.sha256(np.ascontiguousarray(image).data).hexdigest()
+        return (digest, picture.size, "", ""), thumbnail(picture)
     digest = cached_file_digest(image)
     try:
         picture = open_picture(image)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return (digest, (0, 0), ""), np.zeros(SIDE * SIDE, np.float32)
-    return (digest, picture.size, _format(image)), thumbnail(picture)
+    except UndecodableError as error:
+        return (digest, (0, 0), "", str(error)), np.zeros(SIDE * SIDE, np.float32)
+    return (digest, picture.size, _format(image), ""), thumbnail(picture)
 
 
 def _name(image: NamedImage) -> str:
@@ -135,8 +139,11 @@ def _format(image: Path) -> str:
     """Return Pillow's name for the format of a readable file; MPO, a JPEG with further pictures, counts as JPEG."""
     if is_dicom(image):
         return ""
-    with Image.open(image) as picture:
-        return str(picture.format).replace("MPO", "JPEG")
+    try:
+        with Image.open(image) as picture:
+            return str(picture.format).replace("MPO", "JPEG")
+    except UnidentifiedImageError:
+        return "TIFF"  # of a kind that only tifffile reads
 
 
 def _key(images: Sequence[NamedImage]) -> str:

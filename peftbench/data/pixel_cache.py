@@ -2,15 +2,15 @@
 
     pixels.npy    uint8 (n, 3, S, S): train, then val, then test
     parts.json    labels, names and groups of every image, with the size, time and SHA-256 of pixels.npy
-    broken.json   in place of both: which images cannot be decoded
+    broken.json   in place of both: which images cannot be decoded, and why
 
 An entry whose files do not match their digests is decoded again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from peftbench.core.contract import PARTS, DatasetCard, Preprocessing, Splits
 from peftbench.data.decode import decode
-from peftbench.data.splits import fingerprint
+from peftbench.data.image_io import broken_sentence
+from peftbench.data.splits import check_parts, fingerprint, missing_class_notes
 from peftbench.errors import BrokenImagesError, DataError
 from peftbench.storage import cache as cache_folder
 from peftbench.storage import checked_json
@@ -27,9 +28,9 @@ from peftbench.storage.cache import Hold
 from peftbench.storage.files import PRIVATE_FILE, sha256_file, sha256_json
 
 CHUNK = 256  # images copied at a time
-SHOWN = 5  # names of broken images in an error
+DECODER = 2  # version of decode.py and what it uses; another one decodes everything again
 
-Broken = Mapping[str, Sequence[int]]  # part -> positions of the images that cannot be decoded
+Broken = Mapping[str, Mapping[int, str]]  # part -> position -> why the image cannot be decoded
 Progress = Callable[[int, int], None]  # images decoded, images in all
 
 
@@ -75,8 +76,10 @@ def prepare(
     """Return the decoded splits, decoding what is not cached yet, and evict old entries above `limit` bytes.
 
     Of several processes one decodes and the others wait. Raises BrokenImagesError for images that cannot be decoded,
-    unless `skip_broken` leaves them out with a note, and DataError when the disk is full.
+    unless `skip_broken` leaves them out with a note, SplitError if a part or a class of train is empty then, and
+    DataError when the disk is full.
     """
+    check_parts(card, splits)
     print_ = fingerprint(splits)
     folder, facts = _entry_folder(print_, preprocessing, cache), _facts(card, splits, print_)
     hold = Hold(folder)
@@ -84,7 +87,7 @@ def prepare(
     if not broken and not is_whole(folder, thorough=True):  # thorough once per study; its jobs check size and time
         broken = _build(card, splits, preprocessing, cache, progress)
     if broken:
-        rest = _without(splits, broken, skip=skip_broken)
+        rest = _without(card, splits, broken, skip=skip_broken)
         return prepare(card, rest, preprocessing, cache, progress=progress, limit=limit)
     cache_folder.shrink(cache, limit)
     if sha256_json(read_manifest(folder)["facts"]) != sha256_json(facts):  # the card or a note has changed
@@ -103,7 +106,7 @@ def open_prepared(print_: str, preprocessing: Preprocessing, cache: Path) -> Dat
 
 def _entry_folder(print_: str, preprocessing: Preprocessing, cache: Path) -> Path:
     key = {"data": print_, "side": preprocessing.size, "by": preprocessing.interpolation, "fit": preprocessing.fit}
-    return cache / "pixels" / sha256_json(key)[:24]
+    return cache / "pixels" / sha256_json(key | {"decoder": DECODER})[:24]
 
 
 def _data(folder: Path, hold: Hold) -> Data:
@@ -166,7 +169,7 @@ def _decode_parts(
     splits: Splits, preprocessing: Preprocessing, out: NDArray[np.uint8], progress: Progress | None
 ) -> Broken:
     """Fill `out` with the images of one part after another."""
-    done, broken = 0, dict[str, list[int]]()
+    done, broken = 0, dict[str, dict[int, str]]()
 
     def tick(images: int) -> None:
         nonlocal done
@@ -176,8 +179,8 @@ def _decode_parts(
 
     for name, part in splits.parts.items():
         start = done
-        _, bad = decode(part, preprocessing, out[start : start + len(part)], tick)
-        broken |= {name: bad} if bad else {}
+        _, failed = decode(part, preprocessing, out[start : start + len(part)], tick)
+        broken |= {name: failed} if failed else {}
     return broken
 
 
@@ -193,9 +196,9 @@ def _build_rest(
     starts: dict[str, int] = dict(zip(PARTS, np.cumsum([0, *map(len, splits.parts.values())]).tolist(), strict=False))
     bad = [starts[name] + i for name, positions in broken.items() for i in positions]
     good = np.delete(np.arange(len(pixels)), bad)
-    if not len(good):
-        return
-    rest = _without(splits, broken, skip=True)
+    if any(len(failed) == len(splits.parts[name]) for name, failed in broken.items()):
+        return  # nothing to train or to test with
+    rest = _without(card, splits, broken, skip=True)
     print_ = fingerprint(rest)
     folder = _entry_folder(print_, preprocessing, cache)
     with cache_folder.making(folder) as draft:
@@ -210,24 +213,29 @@ def _build_rest(
 def known_broken(folder: Path, splits: Splits, preprocessing: Preprocessing) -> Broken:
     """Return the images listed in `broken.json` if all of them still fail; a decoder may have been installed since."""
     try:
-        known: dict[str, list[int]] = checked_json.read(folder / "broken.json")
-        suspects = {name: splits.parts[name].take(positions) for name, positions in known.items()}
-    except (OSError, ValueError, KeyError, IndexError):
+        stored: dict[str, dict[str, str]] = checked_json.read(folder / "broken.json")
+        known = {name: {int(i): str(why) for i, why in failed.items()} for name, failed in stored.items()}
+        suspects = {name: splits.parts[name].take(list(failed)) for name, failed in known.items()}
+    except (OSError, ValueError, KeyError, IndexError, AttributeError, TypeError):
         return {}
     still = all(len(decode(part, preprocessing)[1]) == len(part) for part in suspects.values())
     return known if still else {}
 
 
-def _without(splits: Splits, broken: Broken, *, skip: bool) -> Splits:
-    """Return the splits without broken images. Raises BrokenImagesError unless `skip`, or if nothing would be left."""
-    names = [splits.parts[part].names[i] for part, bad in broken.items() for i in bad]
-    if not skip or len(names) == sum(map(len, splits.parts.values())):
-        what = "1 image" if len(names) == 1 else f"{len(names)} images"
-        shown = ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
-        raise BrokenImagesError(f"Cannot decode {what}: {shown}. Fix or remove them, or pass --skip-broken.")
-    kept = {n: p.take([i for i in range(len(p)) if i not in set(broken.get(n, []))]) for n, p in splits.parts.items()}
-    notes = (*splits.notes, f"{len(names)} broken images left out")
-    return Splits(**kept, rule=splits.rule, notes=notes, carved=splits.carved)
+def _without(card: DatasetCard, splits: Splits, broken: Broken, *, skip: bool) -> Splits:
+    """Return the splits without broken images. Raises BrokenImagesError unless `skip`, or if a part would be empty."""
+    reasons = {splits.parts[part].names[i]: why for part, failed in broken.items() for i, why in failed.items()}
+    emptied = [part for part, failed in broken.items() if len(failed) == len(splits.parts[part])]
+    if not skip:
+        raise BrokenImagesError(broken_sentence(reasons, ", or pass --skip-broken"))
+    if emptied:
+        what = f"{card.title}: --skip-broken would leave no image in {' and '.join(emptied)}. "
+        raise BrokenImagesError(what + broken_sentence(reasons))
+    parts = {n: p.take([i for i in range(len(p)) if i not in broken.get(n, {})]) for n, p in splits.parts.items()}
+    stale = missing_class_notes(splits.parts, card)
+    kept = (note for note in splits.notes if note not in stale)
+    note = f"Images left out because they cannot be decoded: {len(reasons)}."
+    return replace(splits, **parts, notes=(*kept, note, *missing_class_notes(parts, card)))
 
 
 # --- integrity of an entry -------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import stat
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -18,10 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from peftbench.core.contract import DatasetCard, Labels, Part, Splits
+from peftbench.data.image_io import facts
 from peftbench.errors import DataError, SplitError
 from peftbench.storage.files import sha256_file
 
 Index = NDArray[np.int64]  # positions of images
+DECODED = "/2"  # after the digest of images that version 0.1.0 decoded otherwise: their jobs are others
 SETTLED = 2 * 10**9  # nanoseconds since the last change, after which any further change shows in a file's times
 
 
@@ -173,6 +176,36 @@ def drop_unknown_group_key(card: DatasetCard, splits: Splits) -> DatasetCard:
     return card if known else replace(card, group_key="")
 
 
+# --- checks --------------------------------------------------------------------------------------------------------
+
+
+def check_parts(card: DatasetCard, splits: Splits) -> None:
+    """Raise SplitError if train or test has no image, or a class no training image.
+
+    The last step before decoded images are used, after images have been left out for whatever reason.
+    """
+    for name in ("train", "test"):
+        if not len(splits.parts[name]):
+            outside = sum(Path(file).parts[0].lower().startswith(name) for file in splits.left_out)
+            why = f"; {outside} images in it are outside of class folders" if outside else ""
+            raise SplitError(f"{card.title}: the part {name} has no image{why}. Add images or remove the part.")
+    if absent := missing_classes(splits.train, card):
+        raise SplitError(f"{card.title}: no training image of class {', '.join(map(repr, absent))}. Add some.")
+
+
+def missing_classes(part: Part, card: DatasetCard) -> list[str]:
+    """Return the classes without an image in a part."""
+    return [name for label, name in enumerate(card.classes) if label not in part.seen]
+
+
+def missing_class_notes(splits_parts: Mapping[str, Part], card: DatasetCard) -> tuple[str, ...]:
+    """Return a note for each class without an image in a part that has images."""
+    filled = {name: part for name, part in splits_parts.items() if len(part)}
+    return tuple(
+        f"No image of class {c!r} in {name}." for name, part in filled.items() for c in missing_classes(part, card)
+    )
+
+
 # --- contents ------------------------------------------------------------------------------------------------------
 
 
@@ -180,6 +213,8 @@ def cached_file_digest(file: Path) -> str:
     """Return the SHA-256 of a file; an unchanged file is read once per process. Raises DataError if unreadable."""
     try:
         now = file.stat()
+        if not stat.S_ISREG(now.st_mode):
+            raise DataError(f"Cannot read {file}: not a regular file. Remove it.")
         if time.time_ns() - max(now.st_mtime_ns, now.st_ctime_ns) < SETTLED:
             return sha256_file(file)
         return _remembered(str(file), now.st_size, now.st_mtime_ns, now.st_ctime_ns, now.st_ino)
@@ -196,12 +231,12 @@ def fingerprint(splits: Splits) -> str:
     """Return a SHA-256 over the names, labels, groups and image contents of each part."""
     total = hashlib.sha256()
     for name, part in splits.parts.items():
-        facts = [name, part.names, part.labels.tolist(), part.groups, _contents(part)]
-        total.update(json.dumps(facts).encode())
+        content = [name, part.names, part.labels.tolist(), part.groups, _contents(part)]
+        total.update(json.dumps(content).encode())
     return total.hexdigest()
 
 
 def _contents(part: Part) -> list[str]:
     if isinstance(part.images, np.ndarray):
         return [hashlib.sha256(np.ascontiguousarray(image).data).hexdigest() for image in part.images]
-    return [cached_file_digest(file) for file in part.images]
+    return [cached_file_digest(file) + DECODED * facts(file).changed for file in part.images]

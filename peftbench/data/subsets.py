@@ -94,7 +94,7 @@ def _replaced(splits: Splits, parts: Mapping[str, Part], rule: str, note: str, k
     stale = crossings(splits.parts, key)
     changed = splits.parts | dict(parts)
     notes = (*(old for old in splits.notes if old not in stale), note, *crossings(changed, key))
-    return Splits(changed["train"], changed["val"], changed["test"], rule, notes, splits.carved)
+    return Splits(changed["train"], changed["val"], changed["test"], rule, notes, splits.carved, splits.left_out)
 
 
 # --- subsets of train ----------------------------------------------------------------------------------------------

@@ -10,9 +10,9 @@ import numpy as np
 
 from peftbench.core.catalogue import dataset_entry
 from peftbench.core.contract import INCOMPLETE, PARTS, DatasetCard, Part, Presence, Splits
-from peftbench.data import image_files
-from peftbench.data.splits import cached_file_digest, crossings
-from peftbench.errors import DataError, MissingDataError, SplitError
+from peftbench.data import image_files, image_io
+from peftbench.data.splits import cached_file_digest, crossings, missing_class_notes
+from peftbench.errors import DataError, MissingDataError
 from peftbench.storage import archives
 
 DEPTH = 3  # levels below root/<name> searched for an unpacked download
@@ -115,20 +115,23 @@ def contradicting(labels: Sequence[Hashable], keys: Sequence[str]) -> list[str]:
 
 
 def assemble(
-    parts: Mapping[str, Part], card: DatasetCard, rule: str, notes: Sequence[str] = (), *, carved: bool = False
+    parts: Mapping[str, Part],
+    card: DatasetCard,
+    rule: str,
+    notes: Sequence[str] = (),
+    *,
+    carved: bool = False,
+    left_out: Sequence[str] = (),
 ) -> Splits:
-    """Return splits with notes on groups that cross parts and on classes missing in val or test.
+    """Return splits with notes on how files are shown, groups that cross parts and classes that a part lacks.
 
-    `carved`: val was split off a published train part. Raises SplitError for a class without a training image.
+    `carved`: val was split off a published train part. `left_out`: images found that belong to no class.
     """
     key = card.group_key or "byte-identical picture"
     parts = {name: parts[name] for name in PARTS}
-    absent = {name: _absent(found, card.classes) for name, found in parts.items()}
-    if absent["train"]:
-        raise SplitError(f"{card.title}: no training image of class {', '.join(map(repr, absent['train']))}. Add some.")
-    lacks = [f"No image of class {label!r} in {name}." for name, classes in absent.items() for label in classes]
-    all_notes = (*notes, *crossings(parts, key), *lacks)
-    return Splits(parts["train"], parts["val"], parts["test"], rule, all_notes, carved)
+    files = [file for part in parts.values() if not isinstance(part.images, np.ndarray) for file in part.images]
+    all_notes = (*notes, *image_io.notes(files), *crossings(parts, key), *missing_class_notes(parts, card))
+    return Splits(parts["train"], parts["val"], parts["test"], rule, all_notes, carved, tuple(left_out))
 
 
 def size_notes(name: str, parts: Mapping[str, Part]) -> tuple[str, ...]:
@@ -158,7 +161,3 @@ def folders(top: Path) -> Iterator[Path]:
     for _ in range(DEPTH + 1):
         yield from level
         level = [child for folder in level for child in image_files.subfolders(folder)]
-
-
-def _absent(found: Part, classes: Sequence[str]) -> list[str]:
-    return [name for label, name in enumerate(classes) if label not in found.seen]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from peftbench.core.contract import PARTS, DatasetCard, Part, Splits
-from peftbench.data import image_io
+from peftbench.data import dicom
 from peftbench.data.splits import carve, join_duplicates, split
 from peftbench.datasets import _files
 from peftbench.errors import DataError
@@ -27,6 +27,7 @@ class Given:
     classes: tuple[str, ...]
     parts: Mapping[str, Part]
     notes: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()  # images found outside of the class folders
 
 
 def resolve_path(path: str) -> Path:
@@ -47,9 +48,9 @@ def make_splits(given: Given, card: DatasetCard, seed: int) -> Splits:
     same = _files.digests(files)
     parts, rule = _complete(_joined(given.parts, same), seed)
     rule += f", grouped by {card.group_key}" if card.group_key and rule != "as given" else ""
-    notes = (*given.notes, *image_io.notes(files), *_contradicting(given.parts, same))
+    notes = (*given.notes, *_contradicting(given.parts, same))
     carved = "train" in given.parts and "val" not in given.parts
-    return _files.assemble(parts, card, rule, notes, carved=carved)
+    return _files.assemble(parts, card, rule, notes, carved=carved, left_out=given.left_out)
 
 
 def grouped_by_patient(given: Given) -> Given:
@@ -59,7 +60,7 @@ def grouped_by_patient(given: Given) -> Given:
 
 def _by_patient(part: Part) -> Part:
     files = [Path(file) for file in part.images]
-    known = [image_io.patient(file) if image_io.is_dicom(file) else "" for file in files]
+    known = [dicom.patient(file) if dicom.is_dicom(file) else "" for file in files]
     groups = tuple(f"patient {one}" if one else name for one, name in zip(known, part.names, strict=True))
     return replace(part, groups=groups)
 

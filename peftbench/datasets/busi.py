@@ -15,6 +15,7 @@ from peftbench.core.contract import DatasetCard, Presence, Splits
 from peftbench.data import image_files
 from peftbench.data.image_io import open_picture
 from peftbench.data.near_duplicates import ALIKE, Thumbnails, alike, thumbnail
+from peftbench.data.raster import UndecodableError
 from peftbench.data.splits import join_duplicates, join_pairs, split
 from peftbench.datasets import _files
 from peftbench.errors import BrokenImagesError
@@ -64,7 +65,7 @@ def _images(folder: Path) -> list[Path]:
 def _thumbnail(file: Path) -> Thumbnails:
     try:
         return thumbnail(open_picture(file))
-    except (OSError, ValueError) as error:
+    except UndecodableError as error:
         raise BrokenImagesError(f"Cannot decode {file}: {error}. Download it again.") from None
 
 

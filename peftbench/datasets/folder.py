@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from peftbench.core.contract import DatasetCard, Part, Splits
-from peftbench.data import image_files, image_io
+from peftbench.data import dicom, image_files
 from peftbench.datasets import _files, _own
 from peftbench.errors import DataError, MissingDataError, SplitError
 
@@ -61,7 +61,7 @@ def key_of(home: Path) -> str:
     """Return the group key: the patient if DICOM files state several, else ""."""
     folders, _ = _layout(home)
     files = (file for folder in folders.values() for file in image_files.images_in(folder))
-    return _own.PATIENT if image_io.states_patients(list(files)) else ""
+    return _own.PATIENT if dicom.states_patients(list(files)) else ""
 
 
 def read(home: Path, classes: tuple[str, ...]) -> _own.Given:
@@ -70,8 +70,17 @@ def read(home: Path, classes: tuple[str, ...]) -> _own.Given:
     beside = (f"Folders beside the parts are left out: {len(ignored)}.",) if ignored else ()
     of_classes = [folder / label for folder in folders.values() for label in classes]
     notes = (*beside, *image_files.other_files(of_classes), *_ambiguous_layout(of_classes))
-    given = _own.Given(classes, {name: _part(home, folder, classes) for name, folder in folders.items()}, notes)
+    outside = _outside(home, list(folders.values()), ignored)
+    notes += (f"Images outside of the class folders, left out: {len(outside)}.",) if outside else ()
+    parts = {name: _part(home, folder, classes) for name, folder in folders.items()}
+    given = _own.Given(classes, parts, notes, tuple(file.relative_to(home).as_posix() for file in outside))
     return _own.grouped_by_patient(given) if key_of(home) else given
+
+
+def _outside(home: Path, parts: Sequence[Path], ignored: Sequence[Path]) -> list[Path]:
+    """Return the images outside of the class folders: in `home`, in the parts themselves and in ignored folders."""
+    beside = [file for folder in dict.fromkeys((home, *parts)) for file in image_files.images_directly_in(folder)]
+    return beside + [file for folder in ignored for file in image_files.images_in(folder)]
 
 
 def _ambiguous_layout(folders: Sequence[Path]) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from peftbench.core.contract import DatasetCard, Part, Splits
-from peftbench.data import image_io
+from peftbench.data import dicom
 from peftbench.datasets import _own
 from peftbench.errors import DataError, MissingDataError, SplitError
 
@@ -112,7 +112,7 @@ def key_of(file: Path, lines: Sequence[Line]) -> str:
     """What groups the images: the column, without one the patients that DICOM files state, else nothing."""
     if lines[0].group:
         return "group"
-    return _own.PATIENT if image_io.states_patients([file.parent / line.image for line in lines]) else ""
+    return _own.PATIENT if dicom.states_patients([file.parent / line.image for line in lines]) else ""
 
 
 def labels_of(line: Line) -> list[str]:

@@ -19,6 +19,7 @@ from peftbench.core.contract import Part
 from peftbench.data import image_files
 from peftbench.data.batches import Images
 from peftbench.data.decode import decode
+from peftbench.data.image_io import broken_sentence
 from peftbench.errors import BrokenImagesError, RequestError
 from peftbench.inference.model import Model
 from peftbench.training.model_card import brightness, is_grey
@@ -67,8 +68,7 @@ def predict(model: Model, files: Sequence[Path]) -> Iterator[Prediction]:
         names = tuple(map(str, batch))
         pixels, bad = decode(Part(batch, np.zeros(len(batch), np.int64), names, names), model.preprocessing)
         if bad:
-            more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
-            raise BrokenImagesError(f"Cannot decode {batch[bad[0]]}{more}; leave out files that are not images.")
+            raise BrokenImagesError(broken_sentence({names[i]: reason for i, reason in bad.items()}))
         size = model.preprocessing.size
         found = zip(batch, probabilities(model, pixels), differences(model, pixels), strict=True)
         for file, row, unlike in found:

@@ -23,7 +23,7 @@ WRITES_WHAT_IT_READS = pytest.mark.skipif(
 def opened(file: Path) -> Pixels:
     """As decoded (3, 8, 8); the file must open."""
     found, bad = decode(part([file]), SMALL)
-    assert bad == []
+    assert bad == {}
     first: Pixels = found[0]
     return first
 

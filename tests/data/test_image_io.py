@@ -1,50 +1,19 @@
-"""How files of more than eight bits a channel are shown. DICOM files are written here by pydicom."""
+"""Images of more than eight bits, of odd layouts and orientations; reasons of those that cannot be decoded."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pydicom
 import pytest
-from numpy.typing import NDArray
 from PIL import Image
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import UID, ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
 from peftbench.data import image_io
-from peftbench.data.image_io import open_picture
-from peftbench.errors import DataError
-
-RAMP = np.arange(4096, dtype=np.uint16).reshape(64, 64)  # twelve bits
-
-
-def write_dicom(file: Path, pixels: NDArray[Any], **tags: Any) -> Path:
-    scan = Dataset()
-    scan.file_meta = FileMetaDataset()
-    scan.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    scan.file_meta.MediaStorageSOPClassUID = scan.SOPClassUID = SecondaryCaptureImageStorage
-    scan.file_meta.MediaStorageSOPInstanceUID = scan.SOPInstanceUID = UID("1.2.3")
-    scan.Rows, scan.Columns = pixels.shape[:2]
-    scan.SamplesPerPixel = 3 if pixels.ndim == 3 else 1
-    scan.PhotometricInterpretation = "RGB" if pixels.ndim == 3 else "MONOCHROME2"
-    scan.BitsAllocated = scan.BitsStored = 8 * pixels.itemsize
-    scan.HighBit, scan.PixelRepresentation = scan.BitsStored - 1, int(pixels.dtype.kind == "i")
-    scan.PlanarConfiguration = 0
-    for name, value in tags.items():
-        setattr(scan, name, value)
-    scan.PixelData = pixels.tobytes()
-    pydicom.dcmwrite(file, scan, enforce_file_format=True)
-    return file
-
-
-def shown(file: Path) -> NDArray[np.uint8]:
-    """Its first channel, all three being equal."""
-    rgb = np.asarray(open_picture(file))
-    assert (rgb == rgb[..., :1]).all()
-    return rgb[..., 0]
-
+from peftbench.data.image_io import broken_sentence, open_picture
+from peftbench.data.raster import UndecodableError
+from tests.data.test_dicom import RAMP, write_dicom
+from tests.images import shown
 
 # --- sixteen bits ----------------------------------------------------------------------------------------------------
 
@@ -94,104 +63,10 @@ def test_eight_bits_stay_as_they_are(tmp_path: Path) -> None:
 def test_a_stack_of_pages_is_refused_and_a_preview_passed_over(tmp_path: Path) -> None:
     pages = [Image.new("L", (8, 8), grey) for grey in (10, 200)]
     pages[0].save(tmp_path / "stack.tif", save_all=True, append_images=pages[1:])
-    with pytest.raises(ValueError, match="holds several pages; export the one to classify"):
+    with pytest.raises(UndecodableError, match=r"^several pages; export the one to classify$"):
         open_picture(tmp_path / "stack.tif")
     pages[0].save(tmp_path / "preview.tif", save_all=True, append_images=[pages[1].resize((4, 4))])
     assert (shown(tmp_path / "preview.tif") == 10).all()
-
-
-# --- DICOM -----------------------------------------------------------------------------------------------------------
-
-
-def test_dicom_is_shown_in_its_own_first_window(tmp_path: Path) -> None:
-    """Of 100 values around 1000: 950.0 to 1049.0, by PS3.3 C.11.2.1.2."""
-    file = write_dicom(tmp_path / "x.dcm", RAMP, WindowCenter=[1000, 40], WindowWidth=[100, 400])
-    grey = shown(file).ravel()
-    assert grey[950] == 0
-    assert grey[1049] == 255
-    assert grey[1000] == round(255 * 50 / 99)
-
-
-def test_a_window_of_width_1_is_a_step(tmp_path: Path) -> None:
-    grey = shown(write_dicom(tmp_path / "x.dcm", RAMP, WindowCenter=1000, WindowWidth=1)).ravel()
-    assert (grey[999], grey[1000]) == (0, 255)
-
-
-def test_a_window_counts_rescaled_values(tmp_path: Path) -> None:
-    tags = {"RescaleSlope": 2, "RescaleIntercept": -1024, "WindowCenter": 0, "WindowWidth": 101}
-    grey = shown(write_dicom(tmp_path / "x.dcm", RAMP, **tags)).ravel()
-    assert grey[512] == round(255 * 50.5 / 100)  # Hounsfield 0
-    assert grey[400] == 0
-    assert grey[600] == 255
-
-
-def test_dicom_without_a_window_is_shown_by_percentile(tmp_path: Path) -> None:
-    grey = shown(write_dicom(tmp_path / "x.dcm", RAMP))
-    assert (grey.min(), grey.max()) == (0, 255)
-    assert abs(grey.mean() - 127.5) < 1
-
-
-def test_padding_outside_of_the_scan_does_not_set_the_window(tmp_path: Path) -> None:
-    scan = RAMP.astype(np.int16)
-    scan[:8] = -2000
-    grey = shown(write_dicom(tmp_path / "x.dcm", scan, PixelPaddingValue=-2000))
-    assert (grey[:8] == 0).all()
-    assert grey[9].max() < 20  # 512 to 640 of 512 to 4095
-
-
-def test_monochrome1_is_inverted(tmp_path: Path) -> None:
-    plain = shown(write_dicom(tmp_path / "a.dcm", RAMP))
-    inverted = shown(write_dicom(tmp_path / "b.dcm", RAMP, PhotometricInterpretation="MONOCHROME1"))
-    assert np.array_equal(inverted.astype(int), 255 - plain.astype(int))
-
-
-def test_coloured_dicom(tmp_path: Path) -> None:
-    rgb = np.random.default_rng(0).integers(256, size=(6, 8, 3), dtype=np.uint8)
-    assert np.array_equal(np.asarray(open_picture(write_dicom(tmp_path / "x.dcm", rgb))), rgb)
-
-
-def test_dicom_is_known_by_its_content_where_no_suffix_tells(tmp_path: Path) -> None:
-    file = write_dicom(tmp_path / "IM000001", RAMP)
-    assert image_io.is_dicom(file)
-    assert shown(file).max() == 255
-
-
-@pytest.mark.parametrize("case", ["no dicom", "no pixels", "several frames"])
-def test_dicom_that_cannot_be_shown_does_not_open(case: str, tmp_path: Path) -> None:
-    file = tmp_path / "x.dcm"
-    if case == "no dicom":
-        file.write_bytes(b"nothing of the kind")
-    else:
-        write_dicom(file, RAMP, **({"NumberOfFrames": 2, "Rows": 32} if case == "several frames" else {}))
-    if case == "no pixels":
-        scan = pydicom.dcmread(file)
-        del scan.PixelData
-        scan.save_as(file)
-    with pytest.raises(ValueError, match=r"x\.dcm"):
-        open_picture(file)
-
-
-def test_dicom_without_the_extra_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_io, "find_spec", lambda _: None)
-    for ask in (lambda: open_picture(tmp_path / "x.dcm"), lambda: image_io.notes([tmp_path / "x.dcm"])):
-        with pytest.raises(DataError, match=r"needs pydicom: pip install 'peftbench\[dicom\]'"):
-            ask()
-
-
-# --- patients ---------------------------------------------------------------------------------------------------------
-
-
-def test_patients_are_read_from_dicom_files_that_tell_them_apart(tmp_path: Path) -> None:
-    files = [write_dicom(tmp_path / f"{i}.dcm", RAMP[:8, :8], PatientID=f"P{i // 2} ") for i in range(4)]
-    assert [image_io.patient(file) for file in files] == ["P0", "P0", "P1", "P1"]
-    assert image_io.states_patients(files)
-    assert not image_io.states_patients(files[:2])  # as where all were given one name
-
-
-def test_what_is_no_dicom_states_no_patient(tmp_path: Path) -> None:
-    (tmp_path / "x.dcm").write_text("x")
-    assert image_io.patient(tmp_path / "x.dcm") == ""
-    assert not image_io.states_patients([tmp_path / "x.dcm", tmp_path / "y.png"])
 
 
 # --- notes -----------------------------------------------------------------------------------------------------------
@@ -203,7 +78,76 @@ def test_notes_say_how_deep_images_are_shown(tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_text("x")
     write_dicom(tmp_path / "x.dcm", RAMP)
     assert image_io.notes(sorted(tmp_path.iterdir())) == (
-        "1 DICOM images are shown in their own first window, without one from percentile 0.5 to 99.5 of each image.",
-        "1 grey images of more than 8 bits are shown from percentile 0.5 to 99.5 of each image.",
+        "DICOM images, shown through their first VOI LUT or window, else from percentile 0.5 to 99.5 of each image: 1.",
+        "Images of more than 8 bits per channel, shown from percentile 0.5 to 99.5 of each image: 1.",
     )
     assert image_io.notes([tmp_path / "plain.png"]) == ()
+
+
+def test_notes_count_turned_and_inverted_images(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for name in ("a.jpg", "b.webp", "c.png"):
+        Image.new("RGB", (8, 4)).save(tmp_path / name, exif=exif)
+    Image.fromarray(RAMP).save(tmp_path / "d.tif", tiffinfo={262: 0})
+    found = image_io.notes(sorted(tmp_path.iterdir()))
+    assert found[1:] == (
+        "Images turned upright as their metadata state: 3.",
+        "Images of more than 8 bits whose lowest value is white, inverted: 1.",
+    )
+
+
+# --- reasons ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("x.png", b"", "empty file"),
+        ("x.png", b"name,label\n", "not an image: text"),
+        ("x.jpg", b"version https://git-lfs.github.com/spec/v1\noid sha256:12", "not an image: a Git LFS pointer; run"),
+        ("x.jpg", b"<!DOCTYPE html><html>", "not an image: an HTML page"),
+        ("x.tif", bytes(range(256)), "not an image: unknown content"),
+    ],
+)
+def test_a_file_that_is_no_image_says_what_it_is(name: str, content: bytes, reason: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UndecodableError, match=f"^{reason}"):
+        open_picture(tmp_path / name)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".bmp", ".tif", ".webp"])
+def test_a_truncated_image_says_where_it_ends(suffix: str, tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(256, size=(64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / f"x{suffix}")
+    content = (tmp_path / f"x{suffix}").read_bytes()
+    (tmp_path / f"x{suffix}").write_bytes(content[: len(content) // 2])
+    with pytest.raises(UndecodableError, match=f"^truncated at byte {len(content) // 2:,}$"):
+        open_picture(tmp_path / f"x{suffix}")
+
+
+def test_the_pixel_limit_is_a_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("L", (1500, 1000)).save(tmp_path / "x.png")
+    monkeypatch.setenv("PEFTBENCH_MAX_MEGAPIXELS", "1.2")
+    with pytest.raises(UndecodableError, match=r"^2 megapixels exceed the limit of 1, see PEFTBENCH_MAX_MEGAPIXELS$"):
+        open_picture(tmp_path / "x.png")
+    monkeypatch.setenv("PEFTBENCH_MAX_MEGAPIXELS", "2")
+    assert open_picture(tmp_path / "x.png").size == (1500, 1000)
+
+
+def test_a_pipe_or_a_device_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "device.png").symlink_to("/dev/zero")
+    for name in ("pipe.png", "device.png"):
+        with pytest.raises(UndecodableError, match=r"^not a regular file$"):
+            open_picture(tmp_path / name)
+        assert image_io.notes([tmp_path / name]) == ()
+
+
+def test_reasons_are_grouped_where_there_are_many() -> None:
+    assert broken_sentence({"a.png": "empty file"}) == "Cannot decode 1 image: a.png (empty file). Fix or remove it."
+    many = {f"{i}.png": f"truncated at byte {i}" for i in range(9)} | {"z.png": "empty file"}
+    assert broken_sentence(many, ", or pass --skip-broken") == (
+        "Cannot decode 10 images: 0.png, 1.png, 2.png, 3.png, 4.png, ... (truncated at byte 0, for the first); "
+        "z.png (empty file). Fix or remove them, or pass --skip-broken."
+    )

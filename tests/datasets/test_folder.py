@@ -7,10 +7,10 @@ import pytest
 from PIL import Image
 
 from peftbench.core.contract import Splits
-from peftbench.data import image_io
+from peftbench.data import dicom
 from peftbench.datasets.folder import plugin
 from peftbench.errors import DataError, MissingDataError, SplitError
-from tests.data.test_image_io import write_dicom
+from tests.data.test_dicom import write_dicom
 
 
 def fill(home: Path, images: int, *folders: str, suffix: str = ".png") -> None:
@@ -237,7 +237,7 @@ def test_dicom_without_the_extra_is_refused_before_anything_is_decoded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill(tmp_path, 20, "a", "b", suffix=".dcm")
-    monkeypatch.setattr(image_io, "find_spec", lambda _: None)
+    monkeypatch.setattr(dicom, "find_spec", lambda _: None)
     with pytest.raises(DataError, match="needs pydicom"):
         load(tmp_path)
 

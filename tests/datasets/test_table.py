@@ -9,7 +9,7 @@ from PIL import Image
 from peftbench.core.contract import Splits
 from peftbench.datasets.table import plugin
 from peftbench.errors import DataError, MissingDataError, SplitError
-from tests.data.test_image_io import write_dicom
+from tests.data.test_dicom import write_dicom
 
 
 def write(home: Path, lines: list[str], header: str = "image,label") -> Path:

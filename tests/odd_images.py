@@ -11,7 +11,7 @@ import struct
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import tifffile
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
-from pydicom.pixels.encoders import RLELosslessEncoder
+from pydicom.pixels.encoders.base import RLELosslessEncoder
 from pydicom.uid import (
     UID,
     ExplicitVRLittleEndian,
@@ -205,7 +205,7 @@ def tiff(rng: Rng) -> Case:
         pixels, options["planarconfig"] = np.moveaxis(pixels, -1, 0), "separate"
     out = io.BytesIO()
     tags = [(ORIENTATION, "H", 1, turn, True)]
-    order = str(rng.choice(["<", ">"]))
+    order: Literal["<", ">"] = "<" if rng.random() < 0.5 else ">"
     with tifffile.TiffWriter(out, byteorder=order) as writer:
         writer.write(np.ascontiguousarray(pixels), extratags=tags, metadata=None, **options)
     what = f"TIFF {'RGB' if coloured else 'grey'} {dtype} {order} {options} turned {turn}"

@@ -184,8 +184,8 @@ def _grey(header: Header, pixels: NDArray[Any]) -> Values:
     from pydicom.pixels.processing import apply_modality_lut  # noqa: PLC0415
 
     values = apply_modality_lut(pixels, header).astype(np.float64)
-    if _lut(header) is not None:
-        return _through_lut(header, values)
+    if (lut := _lut(header)) is not None:
+        return _through_lut(header, lut, values)
     window = _window(header)
     return window.apply(values) if window else stretch(_without_padding(header, pixels, values))
 
@@ -193,13 +193,13 @@ def _grey(header: Header, pixels: NDArray[Any]) -> Values:
 def _lut(header: Header) -> Header | None:
     """Return the first VOI LUT, None if it is missing or incomplete."""
     found = list(header.get("VOILUTSequence") or [])[:1]
-    return next((item for item in found if item.get("LUTDescriptor") and item.get("LUTData") is not None), None)
+    return next((one for one in found if one.get("LUTDescriptor") and one.get("LUTData") is not None), None)
 
 
-def _through_lut(header: Header, values: Values) -> Values:
+def _through_lut(header: Header, lut: Header, values: Values) -> Values:
     from pydicom.pixels.processing import apply_voi  # noqa: PLC0415
 
-    entries, first, bits = map(int, _lut(header).LUTDescriptor)
+    entries, first, bits = map(int, lut.LUTDescriptor)
     index = np.floor(values).clip(first, first + (entries or 1 << 16) - 1).astype(np.int64)
     return np.asarray(apply_voi(index, header), np.float64) / (2**bits - 1)
 

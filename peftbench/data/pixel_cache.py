@@ -235,7 +235,8 @@ def _without(card: DatasetCard, splits: Splits, broken: Broken, *, skip: bool) -
     stale = missing_class_notes(splits.parts, card)
     kept = (note for note in splits.notes if note not in stale)
     note = f"Images left out because they cannot be decoded: {len(reasons)}."
-    return replace(splits, **parts, notes=(*kept, note, *missing_class_notes(parts, card)))
+    notes = (*kept, note, *missing_class_notes(parts, card))
+    return replace(splits, train=parts["train"], val=parts["val"], test=parts["test"], notes=notes)
 
 
 # --- integrity of an entry -------------------------------------------------------------------------------------------

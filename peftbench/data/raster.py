@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
+from PIL.ImageFile import ImageFile
 
 from peftbench.data.intensity import stretch, to_picture
 from peftbench.errors import RequestError
@@ -89,7 +90,7 @@ def facts(file: Path) -> ImageFacts:
 
 
 @contextmanager
-def _opened(file: Path) -> Iterator[Image.Image | None]:
+def _opened(file: Path) -> Iterator[ImageFile | None]:
     """Open a file with Pillow; None for a TIFF file that only tifffile can read."""
     with file.open("rb") as stream:  # Pillow maps TIFF files that it opens by name, and then turns some wrong
         picture = _identified(file, stream)
@@ -101,7 +102,7 @@ def _opened(file: Path) -> Iterator[Image.Image | None]:
             yield picture
 
 
-def _identified(file: Path, stream: BinaryIO) -> Image.Image | None:
+def _identified(file: Path, stream: BinaryIO) -> ImageFile | None:
     limit = pixel_limit()
     try:
         return Image.open(stream)
@@ -195,7 +196,7 @@ def _orientation(picture: Image.Image) -> int:
         return 1
 
 
-def _was_mapped(picture: Image.Image, orientation: int) -> bool:
+def _was_mapped(picture: ImageFile, orientation: int) -> bool:
     """Return whether Pillow scrambles a TIFF file of this orientation if it opens it by name and maps its pixels."""
     tile = picture.tile[0]
     raw = tile[3][0] if isinstance(tile[3], tuple) else tile[3]
@@ -228,7 +229,7 @@ def _png_has_metadata(file: Path) -> bool:
 # --- more than eight bits, by other readers --------------------------------------------------------------------------
 
 
-def _is_deep_png(picture: Image.Image) -> bool:
+def _is_deep_png(picture: ImageFile) -> bool:
     """Return whether Pillow would drop the low byte of a PNG file's 16 bits: of all but plain grey."""
     return (
         picture.format == "PNG"
@@ -302,7 +303,7 @@ def _grey_or_rgb(page: Any) -> NDArray[np.float64]:  # noqa: ANN401 - tifffile's
     if PREMULTIPLIED in page.extrasamples:
         raise UndecodableError("colours of more than 8 bits multiplied by alpha; export it without transparency")
     try:
-        values = page.asarray().astype(np.float64)
+        values: NDArray[np.float64] = page.asarray().astype(np.float64)
     except ValueError as error:
         needs = "needs a decoder: pip install 'peftbench[tiff]'"
         if "imagecodecs" not in str(error):

@@ -10,9 +10,15 @@ import pydicom
 import pytest
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.pixels import pixel_array
 from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_voi_lut
-from pydicom.uid import UID, ExplicitVRLittleEndian, SecondaryCaptureImageStorage
+from pydicom.pixels.utils import pixel_array
+from pydicom.uid import (
+    UID,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    SecondaryCaptureImageStorage,
+)
 
 from peftbench.data import dicom, image_io
 from peftbench.data.image_io import open_picture
@@ -147,6 +153,11 @@ def test_what_is_no_dicom_states_no_patient(tmp_path: Path) -> None:
 # --- against pydicom -------------------------------------------------------------------------------------------------
 
 SHIPPED = sorted(Path(pydicom.data.__file__).with_name("test_files").rglob("*.dcm"))  # more would be downloaded
+SYNTAXES = {
+    (True, True): ImplicitVRLittleEndian,
+    (False, True): ExplicitVRLittleEndian,
+    (False, False): ExplicitVRBigEndian,
+}
 FRAMES = r"^\d+ frames; export the one to classify$"
 REFUSED = {  # of pydicom's test files that hold pixels
     "JPEG-lossy.dcm": "JPEG Extended.*|RuntimeError",  # twelve bits, which the extra's decoder does not know
@@ -191,6 +202,6 @@ def test_pydicoms_own_files_are_shown_as_pydicom_shows_them_or_refused_with_a_re
         with pytest.raises(UndecodableError, match=reason):
             open_picture(file)
         return
-    if "TransferSyntaxUID" not in header.get("file_meta", header.file_meta):
-        header.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian if not header.original_encoding[0] else None
+    if "TransferSyntaxUID" not in header.file_meta:
+        header.file_meta.TransferSyntaxUID = SYNTAXES[header.original_encoding]
     assert np.abs(np.asarray(open_picture(file)).astype(int) - expected(header)).max() <= 1  # of rounding

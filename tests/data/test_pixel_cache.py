@@ -50,7 +50,7 @@ def test_broken_images_are_left_out_on_wish_and_that_is_noted(tmp_path: Path) ->
     assert data.sizes == {"train": 3, "val": 1, "test": 2}
     assert data.names["train"] == ["0.png", "2.png", "3.png"]
     assert data.labels["train"].tolist() == [0, 0, 1]
-    assert data.notes == ("a note", "3 broken images left out")
+    assert data.notes == ("a note", "Images left out because they cannot be decoded: 3.")
     assert np.array_equal(data.pixels("test")[1], photo(7).transpose(2, 0, 1))
     assert open_prepared(data.fingerprint, SMALL, tmp_path / "c").sizes == data.sizes
 
@@ -60,7 +60,7 @@ def test_broken_images_are_tried_again_and_nothing_else_is(tmp_path: Path, monke
     first = prepare(CARD, whole, SMALL, tmp_path / "c", skip_broken=True)
     tried: list[int] = []
 
-    def watched(part: Part, *rest: Any) -> tuple[NDArray[np.uint8], list[int]]:
+    def watched(part: Part, *rest: Any) -> tuple[NDArray[np.uint8], dict[int, str]]:
         tried.append(len(part))
         return decode(part, *rest)
 

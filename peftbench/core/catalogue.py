@@ -130,6 +130,10 @@ class OwnEntry(DatasetEntry):
     classes: Texts = ()  # names of the class folders in label order; none = sorted
     licence: str = "the user's own"
     sources: Texts = ("the user's own",)
+    image_column: str = "image"  # of a table: the columns that hold path, label, part and group of an image
+    label_column: str = "label"
+    split_column: str = "split"
+    group_column: str = "group"
     group: str = ""  # regular expression on an image's path; its match, or its first group, is the group's key
 
 

@@ -201,7 +201,8 @@ def _through_lut(header: Header, lut: Header, values: Values) -> Values:
 
     entries, first, bits = map(int, lut.LUTDescriptor)
     index = np.floor(values).clip(first, first + (entries or 1 << 16) - 1).astype(np.int64)
-    return np.asarray(apply_voi(index, header), np.float64) / (2**bits - 1)
+    shown: Values = np.asarray(apply_voi(index, header), np.float64) / (2**bits - 1)
+    return shown
 
 
 def _window(header: Header) -> Window | None:

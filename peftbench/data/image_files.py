@@ -26,7 +26,7 @@ def images_in(folder: Path) -> list[Path]:
 
 
 def other_files(folders: Iterable[Path]) -> tuple[str, ...]:
-    """Return a note that counts the visible files in these folders without an image suffix; () if there are none."""
+    """Return a note that counts the visible files in these folders that are not image files; () if there are none."""
     kinds = Counter[str]()
     for folder in folders:
         for _, names, special in _walk(folder):
@@ -34,7 +34,7 @@ def other_files(folders: Iterable[Path]) -> tuple[str, ...]:
             kinds.update("not a regular file" for _ in special)
     most = sorted(kinds.items(), key=lambda pair: (-pair[1], pair[0]))[:SUFFIXES_SHOWN]
     listed = ", ".join(f"{count} {kind}" for kind, count in most)
-    return (f"Files left out because of their names: {sum(kinds.values())} ({listed}).",) if kinds else ()
+    return (f"Files left out because they are not image files: {sum(kinds.values())} ({listed}).",) if kinds else ()
 
 
 def count_images(home: Path, folders: Sequence[str]) -> int:

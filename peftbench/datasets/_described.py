@@ -49,8 +49,8 @@ class Described:
         """The card as described, with classes and group key filled in from the files. Raises as `load` does."""
         card = dataset_card(self.name)
         if self._is_table:
-            lines = table.lines_of(self.home, several=self._several)
-            classes, key = table.classes_of(lines), table.key_of(self.home, lines)
+            listing = self._listing
+            classes, key = table.classes_of(listing), table.key_of(listing)
         else:
             classes, key = folder.classes_of(self.home), folder.key_of(self.home)
         key = card.group_key or ("group" if self.entry.group else key)
@@ -60,10 +60,7 @@ class Described:
         """Return how many images were found, of the total stated under `sizes`."""
         if not self.home.exists():
             return Presence()
-        if self._is_table:
-            found = len(table.lines_of(self.home, several=self._several))
-        else:
-            found = image_files.count_images(self.home, ["."])
+        found = len(self._listing.lines) if self._is_table else image_files.count_images(self.home, ["."])
         return Presence(found, self.entry.sizes.get("total", found))
 
     def load(self, root: Path, seed: int) -> Splits:  # noqa: ARG002  likewise
@@ -75,7 +72,13 @@ class Described:
         return _own.make_splits(given, card, seed)
 
     def _table(self, classes: tuple[str, ...]) -> _own.Given:
-        return table.read(self.home, classes, several=self._several)
+        return table.read(self._listing, classes, several=self._several)
+
+    @property
+    def _listing(self) -> table.Listing:
+        entry = self.entry
+        columns = table.Columns(entry.image_column, entry.label_column, entry.split_column, entry.group_column)
+        return table.read_table(self.home, columns, several=self._several)
 
     def _folder(self, classes: tuple[str, ...]) -> _own.Given:
         if sorted(classes) != sorted(folder.classes_of(self.home)):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ NAMES = {"train": "train", "training": "train", "test": "test", "testing": "test
     ("val", "valid", "validation"), "val"
 )
 PATIENT = "patient"
+NUMBER = 20  # digits to which numbers in class names are padded before they are compared
 SHARES = (0.7, 0.1, 0.2)  # train, val, test if no part is given
 VAL_SHARE, TEST_SHARE = SHARES[1], SHARES[2]  # of train if only that part is missing
 
@@ -28,6 +30,19 @@ class Given:
     parts: Mapping[str, Part]
     notes: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()  # images found outside of the class folders
+
+
+def class_name(label: str) -> str:
+    """Return a label as the name of its class: `1.0`, as programs write whole numbers, is the class `1`."""
+    return re.sub(r"^([+-]?\d+)\.0+$", r"\1", label)
+
+
+def in_order(names: Iterable[str]) -> tuple[str, ...]:
+    """Return class names in natural order: numbers by value, other names with the numbers in them by value."""
+    found = sorted(names)
+    if all(re.fullmatch(r"[+-]?\d+(\.\d+)?", name) for name in found):
+        return tuple(sorted(found, key=float))
+    return tuple(sorted(found, key=lambda name: re.sub(r"\d+", lambda run: run[0].zfill(NUMBER), name)))
 
 
 def resolve_path(path: str) -> Path:

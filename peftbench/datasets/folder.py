@@ -3,12 +3,14 @@
     PATH/benign/*.png                PATH/train/benign/*.png
     PATH/malignant/*.dcm             PATH/val/benign/*.png, PATH/test/...
 
-Classes are labelled in sorted order. Given parts are kept; missing parts are split off, stratified by class. Files with
-the same bytes stay together, and so do the images of a patient if DICOM files state one.
+Classes are labelled in natural order, grade 2 before grade 10. Given parts are kept; missing parts are split off,
+stratified by class. Files with the same bytes stay together, and so do the images of a patient if DICOM files state
+one.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +55,7 @@ class Folder:
 
 
 def classes_of(home: Path) -> tuple[str, ...]:
-    """Return the class folders in sorted order. Raises as `Folder.load` does."""
+    """Return the class folders in natural order. Raises as `Folder.load` does."""
     return _classes(_layout(home)[0])
 
 
@@ -124,7 +126,9 @@ def _classes(folders: Mapping[str, Path]) -> tuple[str, ...]:
             raise SplitError(
                 f"{folders[part]} holds class {unknown[0]!r}, which {folders['train']} lacks. Add or remove it."
             )
-    return tuple(train)
+    if doubles := [name for name, times in Counter(map(_own.class_name, train)).items() if times > 1]:
+        raise DataError(f"{next(iter(folders.values()))} holds two folders of the class {doubles[0]!r}. Merge them.")
+    return _own.in_order(train)
 
 
 def _part(home: Path, folder: Path, classes: tuple[str, ...]) -> Part:

@@ -1,12 +1,12 @@
-"""`table:FILE.csv`: anybody's own images, listed in a table with a line an image.
+"""`table:FILE.csv`: the user's own images, listed in a table with one line per image.
 
     image,label,split,group
     scans/001.png,benign,train,patient 1
 
-`image` is relative to the table's folder; `split` (train, val, test) and `group` (what may never cross parts) may be
-left out; DICOM files that state patients are then grouped by them. Commas, semicolons or tabs separate the columns;
-others beside these four are not read. Several labels an image, `effusion|mass`, need a description
-(`datasets/NAME.toml`) that says `task = "multi_label"`.
+`image` is relative to the table's folder; `split` (train, val, test) and `group` (what must not cross parts) are
+optional, and without `group` DICOM files are grouped by the patient they state. Other columns are ignored; a
+description (`datasets/NAME.toml`) can give the four other names, and `task = "multi_label"` for several labels per
+image, `effusion|mass`. Commas, semicolons or tabs separate the cells, in UTF-8, UTF-16 or Latin-1, as Excel saves them.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -25,13 +26,31 @@ from peftbench.data import dicom
 from peftbench.datasets import _own
 from peftbench.errors import DataError, MissingDataError, SplitError
 
-LONGEST = 1000  # characters of a cell: what holds more is no name, and floods an error
+LONGEST = 1000  # characters of a cell; a longer one is not a name or a label
+MISSING = frozenset({"", "nan", "<na>", "#n/a", "nat"})  # labels, in lower case, that stand for none
+SHOWN = 5  # line numbers in an error
+UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+WORKBOOK = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")  # Excel's own formats
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The names of the columns that are read, in lower case."""
+
+    image: str = "image"
+    label: str = "label"
+    split: str = "split"
+    group: str = "group"
+
+
+DEFAULT = Columns()
 
 
 @dataclass(frozen=True)
 class Line:
     """An image of the table."""
 
+    number: int  # in the file, from 1
     image: str
     label: str
     split: str = ""
@@ -39,150 +58,248 @@ class Line:
 
 
 @dataclass(frozen=True)
+class Listing:
+    """The content of a table: its images, and notes on how it was read."""
+
+    file: Path
+    lines: tuple[Line, ...]
+    notes: tuple[str, ...] = field(default=())
+
+
+@dataclass(frozen=True)
 class Table:
-    """The images that the table `path` lists: what follows the colon, relative to the working folder or `~`."""
+    """The images listed in the table `path`, which is relative to the working folder or starts with `~`."""
 
     path: str
 
     @property
     def file(self) -> Path:
-        """The table itself."""
+        """The absolute path of the table."""
         return _own.resolve_path(self.path)
 
     @property
     def card(self) -> DatasetCard:
-        """Its classes are the labels; raises as `load` does."""
-        lines = lines_of(self.file)
+        """Its classes are the labels. Raises as `load` does."""
+        listing = read_table(self.file)
         return DatasetCard(
             title=f"table {self.file.name}",
             modality="unknown",
-            classes=classes_of(lines),
+            classes=classes_of(listing),
             licence="the user's own",
             source="a table of the user's",
-            group_key=key_of(self.file, lines),
+            group_key=key_of(listing),
         )
 
-    def load(self, root: Path, seed: int) -> Splits:  # noqa: ARG002  a path is no matter of the data folder
-        """Read the table, cut off what parts are missing.
+    def load(self, root: Path, seed: int) -> Splits:  # noqa: ARG002  the path does not depend on the data folder
+        """Read the table and split off missing parts.
 
-        Raises MissingDataError (no table, images that are not there), DataError (a line that cannot be used) and
-        SplitError (a class that training lacks).
+        Raises MissingDataError (no table, missing images), DataError (an invalid line) and SplitError (no training
+        images).
         """
         card = self.card
-        return _own.make_splits(read(self.file, card.classes), card, seed)
+        return _own.make_splits(read(read_table(self.file), card.classes), card, seed)
 
 
-def lines_of(file: Path, *, several: bool = False) -> list[Line]:
-    """The lines of a table; a split's other names are made one. With `several` labels an image, it may have none.
+# --- the file --------------------------------------------------------------------------------------------------------
+
+
+def read_table(file: Path, columns: Columns = DEFAULT, *, several: bool = False) -> Listing:
+    """Return the lines of a table with unified names of splits. With `several` labels per image, it may have none.
 
     Raises MissingDataError and DataError.
     """
     if not file.is_file():
         what = "is a folder" if file.is_dir() else "does not exist"
-        raise MissingDataError(f"{file} {what}; give a table with the columns image and label: table:FILE.csv.")
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-        rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=_separator(text), strict=True))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{file} is no table in UTF-8 ({error}); save it as CSV.") from None
-    if broken := next((row for row in rows for cell in row if "\n" in cell or "\r" in cell), None):
-        raise DataError(f"{file}: a cell in the line of {broken[0][:60]!r} holds a line break; close its quotes.")
-    columns = [name.strip().lower() for name in rows[0]] if rows else []
-    if longer := next((row for row in rows[1:] if any(cell.strip() for cell in row[len(columns) :])), None):
-        what = f"the line of {longer[0][:60]!r} holds more cells than the first line"
-        raise DataError(f"{file}: {what}; put quotes around a cell that holds a separator.")
-    if twice := [key for key in ("image", "label", "split", "group") if columns.count(key) > 1]:
-        raise DataError(f"{file} holds the column {twice[0]} twice; remove one.")
-    named = [dict(zip(columns, row, strict=False)) for row in rows[1:] if row]
-    if not named or not {"image", "label"} <= set(columns):
-        wants = "must hold the columns image and label and a line an image"
-        raise DataError(f"{file} {wants}; see `peftbench show dataset table`.")
-    lines = [Line(*(row.get(key, "").strip() for key in ("image", "label", "split", "group"))) for row in named]
+        raise MissingDataError(f"{file} {what}. Give a table with the columns image and label: table:FILE.csv.")
+    text, encoding = _decoded(file)
+    rows = _rows(file, text)
+    places = _places(file, next(rows, (1, []))[1], columns)
+    lines = [_line(file, number, row, places) for number, row in rows]
+    if not lines:
+        raise DataError(f"{file}: no line below the column names. Add a line per image.")
     _refuse_gaps(file, lines, several=several)
-    return [Line(line.image, line.label, _own.NAMES.get(line.split.lower(), ""), line.group) for line in lines]
+    return _with_slashes(file, [_unified(line) for line in lines], encoding)
 
 
-def classes_of(lines: Sequence[Line]) -> tuple[str, ...]:
-    """The labels in sorted order, numbers as numbers."""
-    found = sorted({label for line in lines for label in labels_of(line)})
-    return tuple(sorted(found, key=int) if all(label.isdecimal() for label in found) else found)
+def _decoded(file: Path) -> tuple[str, tuple[str, ...]]:
+    """Return the text of a file, and a note if it is not in UTF-8."""
+    content = file.read_bytes()
+    if content.startswith(WORKBOOK):
+        raise DataError(f"{file} is an Excel workbook. Save it as CSV.")
+    try:
+        if content.startswith(UTF_16):
+            return content.decode("utf-16"), ("The table is encoded in UTF-16.",)
+        if b"\0" not in content:
+            return content.decode("utf-8-sig"), ()
+    except UnicodeDecodeError:
+        if not content.startswith(UTF_16):
+            return content.decode("latin-1"), ("The table is not encoded in UTF-8 and was read as Latin-1.",)
+    raise DataError(f"{file} is not a text file. Save the table as CSV in UTF-8.")
 
 
-def key_of(file: Path, lines: Sequence[Line]) -> str:
-    """What groups the images: the column, without one the patients that DICOM files state, else nothing."""
-    if lines[0].group:
-        return "group"
-    return _own.PATIENT if dicom.states_patients([file.parent / line.image for line in lines]) else ""
+def _rows(file: Path, text: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield the number of the first line and the stripped cells of each row that is not empty."""
+    told = re.match(r"sep=(.)\r?\n", text)  # Excel's first line about its separator
+    separator = told[1] if told else max((",", ";", "\t"), key=re.split(r"[\r\n]", text, maxsplit=1)[0].count)
+    reader = csv.reader(io.StringIO(text[told.end() :] if told else text, newline=""), delimiter=separator, strict=True)
+    skipped, start = (1 if told else 0), 1
+    try:
+        for row in reader:
+            if any(cell.strip() for cell in row):
+                yield start + skipped, [cell.strip() for cell in row]
+            start = reader.line_num + 1
+    except csv.Error as error:
+        raise DataError(f"{file}, line {start + skipped}: {error}. Check its quotes.") from None
+
+
+def _places(file: Path, header: Sequence[str], columns: Columns) -> dict[str, int]:
+    """Return the position of each column that is read. Raises DataError without image or label, or for a double."""
+    names = [name.lower() for name in header]
+    wanted = {key: name.strip().lower() for key, name in vars(columns).items()}
+    if twice := next((name for name in wanted.values() if names.count(name) > 1), None):
+        raise DataError(f"{file}: the column {twice!r} occurs twice. Remove or rename one.")
+    if absent := [wanted[key] for key in ("image", "label") if wanted[key] not in names]:
+        found = ", ".join(map(repr, header)) or "none"
+        raise DataError(
+            f"{file}: no column {' and no column '.join(map(repr, absent))}, found {found}. Rename the columns, or set "
+            "image_column and label_column in a description (datasets/NAME.toml)."
+        )
+    return {key: names.index(name) for key, name in wanted.items() if name in names} | {"": len(names)}
+
+
+def _line(file: Path, number: int, row: Sequence[str], places: dict[str, int]) -> Line:
+    if any(row[places[""] :]):
+        raise DataError(f"{file}, line {number}: more cells than columns. Quote cells that contain the separator.")
+    cells = {key: row[place] if place < len(row) else "" for key, place in places.items() if key}
+    for cell in cells.values():
+        if len(cell) > LONGEST:
+            raise DataError(f"{file}, line {number}: a cell holds over {LONGEST} characters. Shorten or remove it.")
+        if "\n" in cell or "\r" in cell:
+            raise DataError(f"{file}, line {number}: {cell[:40]!r} goes on in the next line. Close its quotes.")
+    return Line(number, **cells)
+
+
+def _unified(line: Line) -> Line:
+    return Line(line.number, line.image, line.label, _own.NAMES.get(line.split.lower(), ""), line.group)
+
+
+def _with_slashes(file: Path, lines: Sequence[Line], notes: tuple[str, ...]) -> Listing:
+    """Return the listing with Windows' paths made portable where only so the image exists."""
+    fixed = [
+        Line(line.number, line.image.replace("\\", "/"), line.label, line.split, line.group)
+        if "\\" in line.image and not _is_file(file.parent, line.image)
+        else line
+        for line in lines
+    ]
+    changed = sum(old is not new for old, new in zip(lines, fixed, strict=True))
+    more = (f"Backslashes in paths of the table, read as slashes: {changed}.",) if changed else ()
+    return Listing(file, tuple(fixed), (*notes, *more))
+
+
+def _is_file(home: Path, name: str) -> bool:
+    return os.path.isfile(home / name)  # noqa: PTH113 - raises no OSError, whatever the name
+
+
+def _refuse_gaps(file: Path, lines: Sequence[Line], *, several: bool) -> None:
+    """Raise DataError for missing cells, unknown splits and images listed twice, with the numbers of their lines."""
+    _refuse(file, "no image", [line for line in lines if not line.image], "Fill or remove")
+    _refuse(file, "no label", [line for line in lines if _lacks_label(line, several=several)], "Fill or remove")
+    if many := [line for line in lines if len(labels_of(line)) > 1 and not several]:
+        fix = 'Keep one label, or write task = "multi_label" into a description (datasets/NAME.toml) for'
+        _refuse(file, "several labels", many, fix)
+    unknown = [line for line in lines if line.split and line.split.lower() not in _own.NAMES]
+    _refuse(file, f"a split {unknown[0].split!r} other than train, val and test" if unknown else "", unknown, "Correct")
+    for key in ("split", "group"):
+        empty = [line for line in lines if not getattr(line, key)]
+        _refuse(file, f"no {key}, which other lines state", empty if len(empty) < len(lines) else [], "Fill or remove")
+    first: dict[str, int] = {}
+    again = [line for line in lines if first.setdefault(line.image, line.number) != line.number]
+    _refuse(file, f"the image {again[0].image!r} again" if again else "", again, "Remove")
+
+
+def _refuse(file: Path, fault: str, lines: Sequence[Line], fix: str) -> None:
+    """Raise DataError if there are lines with a fault."""
+    if not lines:
+        return
+    numbers = ", ".join(str(line.number) for line in lines[:SHOWN])
+    more = f" and {len(lines) - SHOWN} more" if len(lines) > SHOWN else ""
+    where = f"line{'s' if len(lines) > 1 else ''} {numbers}{more}"
+    raise DataError(f"{file}, {where}: {fault}. {fix} {'it' if len(lines) == 1 else 'them'}.")
+
+
+# --- labels ----------------------------------------------------------------------------------------------------------
 
 
 def labels_of(line: Line) -> list[str]:
-    """What stands between the bars of `effusion|mass`."""
-    return [label.strip() for label in line.label.split("|") if label.strip()]
+    """Return the labels of a line: what `|` separates in `effusion|mass`; `1.0` is the label `1`."""
+    return [_own.class_name(label.strip()) for label in line.label.split("|") if label.strip()]
 
 
-def read(file: Path, classes: tuple[str, ...], *, several: bool = False) -> _own.Given:
-    """The images of a table, their labels numbered as in `classes`, or `several` each as 0 and 1 (n, classes)."""
-    lines = lines_of(file, several=several)
-    if unknown := sorted(set(classes_of(lines)) - set(classes)):
-        raise DataError(f"{file} holds the label {unknown[0]!r}, which is none of {', '.join(classes)}; mend one.")
-    _refuse_missing(file, lines)
-    given = _given(file.parent, lines, classes, several=several)
-    return _own.grouped_by_patient(given) if key_of(file, lines) == _own.PATIENT else given
+def _lacks_label(line: Line, *, several: bool) -> bool:
+    """Return whether the label is missing; with `several` labels an empty cell means none of them."""
+    found = labels_of(line)
+    return any(label.lower() in MISSING for label in found) or (not found and not several)
 
 
-def _given(home: Path, lines: Sequence[Line], classes: tuple[str, ...], *, several: bool) -> _own.Given:
-    """The images by part. Raises SplitError where parts are given and train is none of them."""
+def classes_of(listing: Listing) -> tuple[str, ...]:
+    """Return the labels in natural order, numbers by value."""
+    return _own.in_order({label for line in listing.lines for label in labels_of(line)})
+
+
+def key_of(listing: Listing) -> str:
+    """Return the group key: "group" if there is that column, the patient if DICOM files state several, else ""."""
+    if listing.lines[0].group:
+        return "group"
+    files = [listing.file.parent / line.image for line in listing.lines]
+    return _own.PATIENT if dicom.states_patients(files) else ""
+
+
+# --- parts -----------------------------------------------------------------------------------------------------------
+
+
+def read(listing: Listing, classes: tuple[str, ...], *, several: bool = False) -> _own.Given:
+    """Return the images, labelled by their position in `classes`, or with `several` labels as indicators (n, classes).
+
+    Raises DataError for a label that is not one of the classes, MissingDataError and SplitError.
+    """
+    known = [_own.class_name(name) for name in classes]
+    for line in listing.lines:
+        if unknown := [label for label in labels_of(line) if label not in known]:
+            listed = ", ".join(classes)
+            where = f"{listing.file}, line {line.number}"
+            raise DataError(f"{where}: the label {unknown[0]!r} is not one of the classes {listed}. Correct one.")
+    _refuse_missing(listing)
+    given = _given(listing, classes, several=several)
+    return _own.grouped_by_patient(given) if key_of(listing) == _own.PATIENT else given
+
+
+def _given(listing: Listing, classes: tuple[str, ...], *, several: bool) -> _own.Given:
+    """Return the images by part. Raises SplitError if parts are given without train."""
+    lines, notes = listing.lines, listing.notes
     splits = list(dict.fromkeys(line.split for line in lines))
     if splits in (["train"], [""]):
-        return _own.Given(classes, {"all": _part(home, lines, classes, several=several)})
+        return _own.Given(classes, {"all": _part(listing.file.parent, lines, classes, several=several)}, notes)
     if "train" not in splits:
-        raise SplitError(f"The table in {home} holds no image of the split train; add some.")
+        raise SplitError(f"{listing.file}: no line with the split train. Add some, or leave the column out.")
     by_part = {part: [line for line in lines if line.split == part] for part in splits}
-    return _own.Given(classes, {p: _part(home, own, classes, several=several) for p, own in by_part.items()})
-
-
-def _separator(text: str) -> str:
-    """Whichever of the three the first line holds most."""
-    first = text.partition("\n")[0]
-    return max((",", ";", "\t"), key=first.count)
+    parts = {part: _part(listing.file.parent, chosen, classes, several=several) for part, chosen in by_part.items()}
+    return _own.Given(classes, parts, notes)
 
 
 def _part(home: Path, lines: Sequence[Line], classes: tuple[str, ...], *, several: bool) -> Part:
     names = tuple(line.image for line in lines)
     groups = tuple(line.group or line.image for line in lines)
-    told = np.asarray([[label in labels_of(line) for label in classes] for line in lines], np.int64)
-    return Part([home / name for name in names], told if several else told.argmax(axis=1), names, groups)
+    known = [_own.class_name(name) for name in classes]
+    indicators = np.asarray([[label in labels_of(line) for label in known] for line in lines], np.int64)
+    return Part([home / name for name in names], indicators if several else indicators.argmax(axis=1), names, groups)
 
 
-def _refuse_gaps(file: Path, lines: Sequence[Line], *, several: bool) -> None:
-    """Raise DataError for what stands in some lines only, for splits of no known name and for doubles."""
-    seen: set[str] = set()
-    for number, line in enumerate(lines, start=2):
-        if any(len(cell) > LONGEST for cell in vars(line).values()):
-            raise DataError(f"{file}, line {number}: a cell holds over {LONGEST} characters; mend or remove the line.")
-        if len(labels_of(line)) > 1 and not several:
-            raise DataError(
-                f"{file}, line {number}: several labels an image need a description that says "
-                'task = "multi_label" (datasets/NAME.toml); keep one label, or write it.'
-            )
-        if not line.image or not (labels_of(line) or several):
-            raise DataError(f"{file}, line {number}: an image and one label are needed; fill or remove the line.")
-        if line.split and line.split.lower() not in _own.NAMES:
-            raise DataError(f"{file}, line {number}: the split {line.split!r} is none of train, val and test.")
-        for key in ("split", "group"):
-            if bool(getattr(line, key)) != bool(getattr(lines[0], key)):
-                raise DataError(f"{file}, line {number}: some lines state a {key} and some do not; fill all or none.")
-        if line.image in seen:
-            raise DataError(f"{file}, line {number}: the image {line.image!r} stands there twice; remove a line.")
-        seen.add(line.image)
-
-
-def _refuse_missing(file: Path, lines: Sequence[Line]) -> None:
-    missing = [line.image for line in lines if not os.path.isfile(file.parent / line.image)]  # noqa: PTH113 - not OSError, whatever the name
+def _refuse_missing(listing: Listing) -> None:
+    missing = [line for line in listing.lines if not _is_file(listing.file.parent, line.image)]
     if missing:
         raise MissingDataError(
-            f"{len(missing)} of {len(lines)} images of {file} are not there, the first is {missing[0]!r}; "
-            "paths are relative to the table's folder."
+            f"{listing.file}: {len(missing)} of {len(listing.lines)} images do not exist, the first is "
+            f"{missing[0].image!r} (line {missing[0].number}). Paths are relative to the table's folder."
         )
 
 

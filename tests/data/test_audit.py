@@ -88,7 +88,10 @@ def test_a_darker_and_smaller_copy_is_near_and_not_identical(images: Path, tmp_p
 def test_what_does_not_open_is_named_and_not_raised(images: Path, tmp_path: Path) -> None:
     (images / "val/benign/cut.png").write_bytes((images / "val/benign/0.png").read_bytes()[:200])
     (images / "val/benign/text.jpg").write_text("no image")
-    assert check(images, tmp_path).found["broken"] == ("val/benign/cut.png", "val/benign/text.jpg")
+    assert check(images, tmp_path).found["broken"] == (
+        "val/benign/cut.png (truncated at byte 200)",
+        "val/benign/text.jpg (not an image: text)",
+    )
 
 
 def test_a_jpeg_that_is_called_png(images: Path, tmp_path: Path) -> None:
@@ -114,7 +117,7 @@ def test_of_a_subset_only_what_lies_in_it_counts(images: Path, tmp_path: Path) -
 
 def test_without_evidence_labels_and_groups_still_tell(images: Path, tmp_path: Path) -> None:
     found = check(images, tmp_path)
-    assert Audit(found.card, found.splits).counts == {"groups_across_parts": 0, "classes_missing": 0}
+    assert Audit(found.card, found.splits).counts == {"groups_across_parts": 0, "classes_missing": 0, "left_out": 0}
 
 
 # --- what is kept ----------------------------------------------------------------------------------------------------

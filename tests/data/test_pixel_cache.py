@@ -21,7 +21,7 @@ from peftbench.core.contract import Part, Splits
 from peftbench.data import pixel_cache
 from peftbench.data.decode import decode
 from peftbench.data.pixel_cache import is_whole, open_prepared, prepare
-from peftbench.errors import BrokenImagesError, DataError
+from peftbench.errors import BrokenImagesError, DataError, SplitError
 from tests.images import CARD, SMALL, photo, splits
 
 ROOT = Path(__file__).parents[2]
@@ -40,8 +40,12 @@ def break_some(folder: Path) -> Splits:
 
 
 def test_broken_images_are_counted_and_named(tmp_path: Path) -> None:
-    with pytest.raises(BrokenImagesError, match=r"^Cannot decode 3 images: 1\.png, 5\.png, 8\.png\. .*--skip-broken"):
+    with pytest.raises(BrokenImagesError) as raised:
         prepare(CARD, break_some(tmp_path / "d"), SMALL, tmp_path / "c")
+    assert str(raised.value) == (
+        "Cannot decode 3 images: 1.png (not an image: text); 5.png (truncated at byte 60); 8.png (empty file). "
+        "Fix or remove them, or pass --skip-broken."
+    )
 
 
 def test_broken_images_are_left_out_on_wish_and_that_is_noted(tmp_path: Path) -> None:
@@ -50,7 +54,11 @@ def test_broken_images_are_left_out_on_wish_and_that_is_noted(tmp_path: Path) ->
     assert data.sizes == {"train": 3, "val": 1, "test": 2}
     assert data.names["train"] == ["0.png", "2.png", "3.png"]
     assert data.labels["train"].tolist() == [0, 0, 1]
-    assert data.notes == ("a note", "Images left out because they cannot be decoded: 3.")
+    assert data.notes == (
+        "a note",
+        "Images left out because they cannot be decoded: 3.",
+        "No image of class 'b' in val.",
+    )
     assert np.array_equal(data.pixels("test")[1], photo(7).transpose(2, 0, 1))
     assert open_prepared(data.fingerprint, SMALL, tmp_path / "c").sizes == data.sizes
 
@@ -77,7 +85,9 @@ def test_what_opens_after_all_is_no_longer_left_out(tmp_path: Path, monkeypatch:
     whole, real = break_some(tmp_path / "d"), decode
     with monkeypatch.context() as patch:
         patch.setattr(
-            pixel_cache, "decode", lambda part, how, out=None, tick=None: (real(part, how, out, tick)[0], [0])
+            pixel_cache,
+            "decode",
+            lambda part, how, out=None, tick=None: (real(part, how, out, tick)[0], {0: "a fault"}),
         )
         assert prepare(CARD, splits(tmp_path / "d"), SMALL, tmp_path / "c", skip_broken=True).sizes["train"] == 3
     assert len(whole.train) == prepare(CARD, splits(tmp_path / "d"), SMALL, tmp_path / "c").sizes["train"] == 4
@@ -94,6 +104,23 @@ def test_a_list_of_broken_images_that_was_changed_is_made_anew(content: bytes, t
     told.write_bytes(content)
     with pytest.raises(BrokenImagesError, match="Cannot decode 3 images"):
         prepare(CARD, whole, SMALL, tmp_path / "c")
+
+
+@pytest.mark.parametrize("part", ["train", "val", "test"])
+def test_a_part_that_would_be_empty_is_not_left_out(part: str, tmp_path: Path) -> None:
+    found = splits(tmp_path / "d")
+    for file in found.parts[part].images:
+        Path(file).write_bytes(b"")
+    with pytest.raises(BrokenImagesError, match=rf"--skip-broken would leave no image in {part}\. Cannot decode"):
+        prepare(CARD, found, SMALL, tmp_path / "c", skip_broken=True)
+
+
+def test_a_class_that_loses_its_training_images_is_refused(tmp_path: Path) -> None:
+    found = splits(tmp_path / "d")
+    for file, label in zip(found.train.images, found.train.labels, strict=True):
+        Path(file).write_bytes(b"" if label else Path(file).read_bytes())
+    with pytest.raises(SplitError, match=r"Drawn: no training image of class 'b'\. Add some"):
+        prepare(CARD, found, SMALL, tmp_path / "c", skip_broken=True)
 
 
 def test_where_no_image_opens_there_is_nothing_to_go_on_with(tmp_path: Path) -> None:

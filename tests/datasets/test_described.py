@@ -113,6 +113,19 @@ def test_fewer_images_than_stated_are_incomplete(home: Path) -> None:
     assert availability.describe_presence("clinic", home) == "incomplete (40 of 50)"
 
 
+def test_a_description_names_the_columns_and_orders_the_classes(home: Path) -> None:
+    rows = [f"{i}.png,{('bad', 'good', 'worse')[i % 3]},p{i}" for i in range(60)]
+    for row in rows:
+        (home / row.split(",")[0]).write_text(row)
+    (home / "list.csv").write_text("\n".join(["File,DX,who", *rows]))
+    columns = 'image_column = "file"\nlabel_column = "dx"\ngroup_column = "who"\n'
+    describe('title = "Clinic"\npath = "list.csv"\nclasses = ["good", "bad", "worse"]\n' + columns)
+    splits = load()
+    assert splits.train.groups[0].startswith("p")
+    found = [pair for part in splits.parts.values() for pair in zip(part.names, part.labels.tolist(), strict=True)]
+    assert min(found) == ("0.png", 1)
+
+
 @pytest.mark.usefixtures("home")
 @pytest.mark.parametrize(
     ("text", "error", "message"),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ from PIL import Image
 
 from peftbench.core.contract import Splits
 from peftbench.data import dicom
+from peftbench.data.splits import check_parts
 from peftbench.datasets.folder import plugin
 from peftbench.errors import DataError, MissingDataError, SplitError
 from tests.data.test_dicom import write_dicom
@@ -133,14 +135,19 @@ def test_a_class_that_test_lacks_is_noted(tmp_path: Path) -> None:
 
 def test_folders_beside_the_parts_are_counted(tmp_path: Path) -> None:
     fill(tmp_path, 20, "train/a", "train/b", "test/a", "test/b", "masks")
-    assert load(tmp_path).notes == ("Folders beside the parts are left out: 1.",)
+    assert load(tmp_path).notes == (
+        "Folders beside the parts are left out: 1.",
+        "Images outside of the class folders, left out: 20.",
+    )
 
 
 def test_files_that_are_no_images_by_their_names_are_counted(tmp_path: Path) -> None:
     fill(tmp_path, 10, "a", "b/deep")
     for name in ("a/1.gif", "a/2.GIF", "b/deep/IM00001", "b/.hidden", "c.gif", "b/IM00002.Mueller"):
         (tmp_path / name).write_text(name)
-    assert load(tmp_path).notes == ("Files left out because of their names: 4 (2 .gif, 1 no suffix, 1 other).",)
+    assert load(tmp_path).notes == (
+        "Files left out because they are not image files: 4 (2 .gif, 1 no suffix, 1 other).",
+    )
 
 
 def test_folders_of_the_same_names_in_every_class_folder_are_told(tmp_path: Path) -> None:
@@ -222,14 +229,17 @@ def test_the_real_oct_sample_is_read_as_given(data_root: Path) -> None:
 
 
 def test_deep_images_and_dicom_are_read_and_noted(tmp_path: Path) -> None:
-    fill(tmp_path, 20, "a", "b", suffix=".dcm")
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for i in range(20):
+            write_dicom(tmp_path / name / f"{i}.dcm", np.full((2, 2), i + 20 * (name == "b"), np.uint8))
     deep = np.arange(64, dtype=np.uint16).reshape(8, 8)
     Image.fromarray(deep).save(tmp_path / "a" / "deep.png")
     splits = load(tmp_path)
     assert sum(len(part) for part in splits.parts.values()) == 41
-    assert [note.split(" are shown")[0] for note in splits.notes] == [
-        "40 DICOM images",
-        "1 grey images of more than 8 bits",
+    assert [(note.split(",")[0], note.rpartition(": ")[2]) for note in splits.notes] == [
+        ("DICOM images", "40."),
+        ("Images of more than 8 bits per channel", "1."),
     ]
 
 
@@ -254,3 +264,44 @@ def test_a_patient_of_dicom_files_stays_in_one_part(tmp_path: Path) -> None:
     assert sum(map(len, groups)) == len(set().union(*groups)) == 21
     assert plugin(str(tmp_path)).card.group_key == "patient"
     assert splits.rule == "70/10/20 stratified, grouped by patient"
+
+
+# --- what people's folders look like ---------------------------------------------------------------------------------
+
+
+def test_grades_are_in_the_order_of_numbers(tmp_path: Path) -> None:
+    fill(tmp_path, 10, *map(str, range(11)))
+    assert plugin(str(tmp_path)).card.classes == tuple(map(str, range(11)))
+    assert load(tmp_path).train.names[-1].startswith("10/")
+
+
+def test_two_folders_of_one_class_are_refused(tmp_path: Path) -> None:
+    fill(tmp_path, 10, "1", "1.0", "2")
+    with pytest.raises(DataError, match="holds two folders of the class '1'"):
+        load(tmp_path)
+
+
+def test_images_outside_of_the_class_folders_are_counted_and_named(tmp_path: Path) -> None:
+    fill(tmp_path, 10, "train/a", "train/b", "test/a", "test/b")
+    fill(tmp_path, 2, "test", ".", "old")
+    (tmp_path / "test/._0.png").write_text("hidden")
+    splits = load(tmp_path)
+    assert splits.left_out == ("0.png", "1.png", "test/0.png", "test/1.png", "old/0.png", "old/1.png")
+    assert "Images outside of the class folders, left out: 6." in splits.notes
+
+
+def test_a_test_folder_without_class_folders_is_an_empty_part(tmp_path: Path) -> None:
+    fill(tmp_path, 20, "train/a", "train/b")
+    fill(tmp_path, 5, "test")
+    splits = load(tmp_path)
+    card = plugin(str(tmp_path)).card
+    with pytest.raises(SplitError, match=r"the part test has no image; 5 images in it are outside of class folders"):
+        check_parts(card, splits)
+
+
+def test_a_pipe_is_left_out_and_noted(tmp_path: Path) -> None:
+    fill(tmp_path, 20, "a", "b")
+    os.mkfifo(tmp_path / "a/x.png")
+    splits = load(tmp_path)
+    assert sum(map(len, splits.parts.values())) == 40
+    assert splits.notes == ("Files left out because they are not image files: 1 (1 not a regular file).",)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -97,29 +98,33 @@ def test_a_patient_of_dicom_files_stays_in_one_part_without_a_column_for_it(tmp_
 def test_deep_images_are_noted(tmp_path: Path) -> None:
     file = write(tmp_path, PLAIN)
     Image.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8)).save(tmp_path / "scans/0.png")
-    assert load(file).notes[0].startswith("1 grey images of more than 8 bits are shown from percentile")
+    assert load(file).notes[0].startswith("Images of more than 8 bits per channel, shown from percentile")
 
 
 @pytest.mark.parametrize(
     ("text", "error", "message"),
     [
-        ("", DataError, "must hold the columns image and label"),
-        ("image\na.png\n", DataError, "must hold the columns image and label"),
+        ("", DataError, "no column 'image' and no column 'label', found none"),
+        ("image\na.png\n", DataError, "no column 'label', found 'image'\\. Rename"),
         (
             "image,label\na.png,in situ, invasive\n",
             DataError,
-            "the line of 'a.png' holds more cells than",
+            "line 2: more cells than columns",
         ),
-        ("image,label\n", DataError, "must hold the columns image and label and a line an image"),
-        ("image,label\na.png,\n", DataError, "line 2: an image and one label are needed"),
-        ("image,label\na.png,|\n", DataError, "line 2: an image and one label are needed"),
-        ("image,label\na.png,x|y\n", DataError, "line 2: several labels an image need a description"),
-        ("image,label,split\na.png,x,dev\n", DataError, "line 2: the split 'dev' is none of"),
-        ("image,label,group\na.png,x,1\nb.png,y,\n", DataError, "line 3: some lines state a group and some do not"),
+        ("image,label\n", DataError, "no line below the column names"),
+        ("image,label\na.png,\n", DataError, "line 2: no label. Fill"),
+        ("image,label\na.png,|\n", DataError, "line 2: no label. Fill"),
+        ("image,label\na.png,x|y\n", DataError, "line 2: several labels. Keep one"),
+        ("image,label,split\na.png,x,dev\n", DataError, "line 2: a split 'dev' other than train"),
+        ("image,label,group\na.png,x,1\nb.png,y,\n", DataError, "line 3: no group, which other lines state"),
         ("image,label\nx.png,x\nall.csv,x\n", DataError, "all images have the label 'x', but at least two classes"),
-        ("image,label\na.png,x\na.png,y\n", DataError, "line 3: the image 'a.png' stands there twice"),
-        ("image,label\na.png,x\nb.png,y\n", MissingDataError, "2 of 2 images .* the first is 'a.png'; paths are"),
-        ("image,label,split\nx.png,x,test\nall.csv,y,test\n", SplitError, "no image of the split train"),
+        ("image,label\na.png,x\na.png,y\n", DataError, "line 3: the image 'a.png' again"),
+        (
+            "image,label\na.png,x\nb.png,y\n",
+            MissingDataError,
+            r"2 of 2 images .* 'a.png' \(line 2\)\. Paths",
+        ),
+        ("image,label,split\nx.png,x,test\nall.csv,y,test\n", SplitError, "no line with the split train"),
     ],
 )
 def test_a_table_that_cannot_be_used_is_refused(
@@ -132,13 +137,70 @@ def test_a_table_that_cannot_be_used_is_refused(
 
 
 def test_no_such_table(tmp_path: Path) -> None:
-    with pytest.raises(MissingDataError, match=r"none\.csv does not exist; give a table"):
+    with pytest.raises(MissingDataError, match=r"none\.csv does not exist\. Give a table"):
         load(tmp_path / "none.csv")
-    with pytest.raises(MissingDataError, match=r"is a folder; give a table"):
+    with pytest.raises(MissingDataError, match=r"is a folder\. Give a table"):
         load(tmp_path)
 
 
 def test_a_table_that_is_no_text_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "all.csv").write_bytes(b"image,label\n\xff\xfe,x")
-    with pytest.raises(DataError, match="is no table in UTF-8"):
-        load(tmp_path / "all.csv")
+    for content, reason in ((b"image,label\n\0,x", "is not a text file"), (b"PK\x03\x04", "is an Excel workbook")):
+        (tmp_path / "all.csv").write_bytes(content)
+        with pytest.raises(DataError, match=reason):
+            load(tmp_path / "all.csv")
+
+
+@pytest.mark.parametrize(
+    ("change", "notes"),
+    [
+        (lambda text: text + ",\n,\n", ()),
+        (lambda text: "\ufeff" + text, ()),
+        (lambda text: text.replace(",", ";"), ()),
+        (lambda text: "sep=;\n" + text.replace(",", ";"), ()),
+        (lambda text: text.replace(",", "\t").replace("\n", "\r"), ()),
+        (lambda text: text.replace("\n", "\r\n\r\n"), ()),
+        (lambda text: text.replace("label", "label,notes").replace("a\n", 'a,"two\nlines"\n'), ()),
+        (lambda text: text.replace("/", "\\"), ("Backslashes in paths of the table, read as slashes: 40.",)),
+    ],
+)
+def test_tables_as_programs_write_them(change: Callable[[str], str], notes: tuple[str, ...], tmp_path: Path) -> None:
+    file = write(tmp_path, PLAIN)
+    file.write_bytes(change(file.read_text()).encode())
+    splits = load(file)
+    assert sizes(splits) == [[14, 14], [2, 2], [4, 4]]
+    assert splits.notes == notes
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+def test_tables_in_other_encodings(encoding: str, tmp_path: Path) -> None:
+    file = write(tmp_path, [f"scans/{i}.png,{('böse', 'gut')[i % 2]}" for i in range(40)])
+    file.write_bytes(file.read_text().encode(encoding))
+    assert plugin(str(file)).card.classes == ("böse", "gut")
+    assert encoding.upper()[:5] in load(file).notes[0].upper()
+
+
+def test_the_lines_of_a_refusal_are_those_of_the_file(tmp_path: Path) -> None:
+    file = write(tmp_path, PLAIN)
+    text = file.read_text().replace("3.png,b", "3.png,\n\n", 1).replace("scans/5.png,b", '"scans/5.png","nan"', 1)
+    file.write_text(text)
+    assert [i for i, line in enumerate(text.splitlines(), 1) if line in {"scans/3.png,", '"scans/5.png","nan"'}] == [
+        5,
+        9,
+    ]
+    with pytest.raises(DataError, match="lines 5, 9: no label"):
+        load(file)
+
+
+# --- classes ---------------------------------------------------------------------------------------------------------
+
+
+def test_whole_numbers_are_one_class_however_they_are_written(tmp_path: Path) -> None:
+    labels = ["10.0", "2", "0", "2.0", "10", "1.50", "0.0"]
+    file = write(tmp_path, [f"scans/{i}.png,{labels[i % 7]}" for i in range(140)])
+    assert plugin(str(file)).card.classes == ("0", "1.50", "2", "10")
+    assert np.sum(sizes(load(file)), axis=0).tolist() == [40, 20, 40, 40]
+
+
+def test_numbers_within_names_are_in_the_order_of_numbers(tmp_path: Path) -> None:
+    file = write(tmp_path, [f"scans/{i}.png,grade {i % 11}" for i in range(110)])
+    assert plugin(str(file)).card.classes == tuple(f"grade {i}" for i in range(11))

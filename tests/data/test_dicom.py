@@ -153,7 +153,7 @@ def test_what_is_no_dicom_states_no_patient(tmp_path: Path) -> None:
 # --- against pydicom -------------------------------------------------------------------------------------------------
 
 SHIPPED = sorted(Path(pydicom.data.__file__).with_name("test_files").rglob("*.dcm"))  # more would be downloaded
-SYNTAXES = {
+SYNTAXES: dict[Any, UID] = {
     (True, True): ImplicitVRLittleEndian,
     (False, True): ExplicitVRLittleEndian,
     (False, False): ExplicitVRBigEndian,

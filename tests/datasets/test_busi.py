@@ -96,7 +96,7 @@ def test_the_real_images(data_root: Path) -> None:
     assert counts == [[306, 147, 93], [44, 21, 13], [87, 42, 27]]
     assert part_of(splits, "benign (433)") == part_of(splits, "malignant (145)")
     assert splits.notes == (
-        "The SH-PEFT paper states train 559, val 79, test 160 images; here are 546/78/156.",
+        "The SH-PEFT paper states train 559, val 79, test 160 images; this copy has 546/78/156.",
         "Pairs of near duplicates, each kept in one part: 70, 5 of them across classes.",
         "Byte-identical images with contradicting labels, kept in one part: 1.",
     )

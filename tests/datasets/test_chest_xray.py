@@ -116,6 +116,6 @@ def test_the_real_images(data_root: Path) -> None:
     assert both.tolist() == [1341, 2530, 1345]
     assert np.bincount(splits.test.labels).tolist() == [234, 242, 148]
     assert np.abs(np.bincount(splits.val.labels) - 0.1 * both).max() < 1
-    assert splits.notes[0] == "5840 images are here, 5856 were published."
+    assert splits.notes[0] == "This copy has 5840 images; 5856 were published."
     assert splits.notes[1].startswith("The SH-PEFT paper states train 4708, val 524, test 1248 images; here are ")
     assert len(splits.notes) == 2

@@ -144,7 +144,7 @@ def test_images_that_are_left_out_are_said_once(tmp_path: Path) -> None:
     next((tmp_path / "images").rglob("*.png")).with_suffix(".heic").touch()
     said = [line for line in resolve(tmp_path, seeds=(0, 1)).says if "left out" in line]
     assert len(said) == 1
-    assert "Files left out because of their names: 1" in said[0]
+    assert "Files left out because they are not image files: 1" in said[0]
 
 
 def test_a_size_that_the_budgets_replace_is_said(home: Path) -> None:

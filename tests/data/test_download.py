@@ -342,7 +342,7 @@ def test_terms_are_accepted_first(
 def test_what_was_unpacked_before_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "chest_xray/ChestXRay2017").mkdir(parents=True)
     assert fetch_data(["chest_xray"], tmp_path, accept=False, keep=False) == 0
-    assert "ChestXRay2017 is here already; move it away to fetch it anew." in capsys.readouterr().out
+    assert "ChestXRay2017 exists; move it away to download it again." in capsys.readouterr().out
 
 
 def test_a_description_without_a_download_says_where_its_images_belong(

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 import torch
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 
 from peftbench.core.fields import NotNegative, checked
@@ -33,8 +33,25 @@ TASK = {
     "L1_sum_of_abs": ("absolutes", "same"),
     "L1_signed": ("sums", "same"),
 }
+EMBEDDINGS = ("patch_embed.", "cls_token", "reg_token", "pos_embed")  # prefixes of their tensors' names
+WORDS = {"L1": "L1_abs_of_sum", "L2": "L2_sum_of_sq"}  # the paper's words for td
 PIECE = 1 << 18  # entries processed at a time
 FUNCTIONS: Mapping[str, Callable[[Tensor], Tensor]] = {"same": torch.clone, "square": torch.square, "abs": torch.abs}
+
+Task: TypeAlias = Annotated[
+    Literal[
+        "L1",
+        "L2",
+        "L2_sum_of_sq",
+        "L2_sq_of_sum",
+        "L2_per_sample",
+        "L1_abs_of_sum",
+        "L1_sum_of_abs",
+        "L1_signed",
+        "none",
+    ],
+    AfterValidator(lambda td: WORDS.get(td, td)),
+]
 
 
 @checked
@@ -45,17 +62,17 @@ class SHPEFT(Masked):
     """
 
     lam: NotNegative = 1.0  # lambda
-    td: Literal[
-        "L2_sum_of_sq", "L2_sq_of_sum", "L2_per_sample", "L1_abs_of_sum", "L1_sum_of_abs", "L1_signed", "none"
-    ] = "L2_sum_of_sq"
-    ta: Literal["L2", "L1", "none"] = "L2"
-    candidates: Literal["all", "linear"] = "all"  # linear: weights of Linear layers only
+    td: Task = "L2_sum_of_sq"
+    ta: Literal["auto", "L1", "L2", "none"] = "auto"  # auto: L1 if td is an L1 estimate, else L2; then stored as such
+    candidates: Literal["all", "no_embeddings", "linear"] = "all"  # linear: weights of Linear layers only
     scaling: Literal["global", "tensor"] = "global"  # one ratio of sums for all tensors, or one for each
     batches: Annotated[int, Field(ge=2, le=LARGEST)] | None = None  # training batches used; None: one pass over train
 
     def __post_init__(self) -> None:
         if self.td == "none" and self.ta == "none":
             raise RequestError("shpeft: td and ta are both none, which leaves no importance; set one of them.")
+        if self.ta == "auto":
+            object.__setattr__(self, "ta", "L1" if self.td.startswith("L1") else "L2")
 
     def plan(self, vit: nn.Module, probe: Probe) -> Plan:
         """Select entries of every tensor, and compute how far the two halves of the batches agree on them."""
@@ -71,10 +88,12 @@ class SHPEFT(Masked):
         return Plan(entries=entries, facts={"mask_split_half_overlap": overlap(*halves)})
 
     def candidates_in(self, vit: nn.Module) -> list[str]:
-        """Return all tensors, or the weights of Linear layers only."""
+        """Return all tensors, all except those of the embeddings, or the weights of Linear layers."""
         names = super().candidates_in(vit)
         if self.candidates == "all":
             return names
+        if self.candidates == "no_embeddings":
+            return [name for name in names if not name.startswith(EMBEDDINGS)]
         linear = {f"{n}.weight" for n, m in vit.named_modules() if isinstance(m, nn.Linear)}
         return [name for name in names if name in linear]
 

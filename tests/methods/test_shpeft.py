@@ -14,13 +14,15 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from peftbench.core.fields import build
+from peftbench.core.syntax import parse
 from peftbench.errors import JobError, RequestError
 from peftbench.methods.shpeft import SHPEFT
 from peftbench.models.gradient_probe import GradientProbe
 from peftbench.models.method import NoProbe
 from peftbench.models.plan import Plan, Scores
 from peftbench.models.top_k import top
-from tests.networks import STYLES, batches, classifier, values
+from tests.networks import STYLES, batches, classifier, network, values
 
 # A network of four weights. By tensor: weight (1, 3), bias (1,).
 WEIGHTS = ([1.0, -2.0, 0.5], [0.1])  # squares 1, 4, .25 | .01: sum 5.26; absolute 1, 2, .5 | .1: sum 3.6
@@ -130,6 +132,54 @@ def test_magnitude_alone(ta: Any) -> None:
 )
 def test_both_terms_are_brought_to_one_scale_and_added(fields: dict[str, Any], k: int, expected: list[int]) -> None:
     assert k_of_4(k, **fields) == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "stored"),
+    [
+        ("td=none,ta=L1", ("none", "L1")),
+        ("td=none,ta=L2", ("none", "L2")),
+        ("td=L1,ta=none", ("L1_abs_of_sum", "none")),
+        ("td=L1", ("L1_abs_of_sum", "L1")),
+        ("td=L2,ta=none", ("L2_sum_of_sq", "none")),
+        ("td=L2", ("L2_sum_of_sq", "L2")),
+        ("td=L1_sum_of_abs", ("L1_sum_of_abs", "L1")),
+        ("td=L1,ta=L2", ("L1_abs_of_sum", "L2")),
+        ("lam=0.5", ("L2_sum_of_sq", "L2")),
+    ],
+)
+def test_the_estimators_of_table_4_in_the_papers_words(words: str, stored: tuple[str, str]) -> None:
+    method = build(SHPEFT, parse(f"shpeft[{words}]").fields, "shpeft")
+    assert (method.td, method.ta) == stored
+    assert method == build(SHPEFT, method.values(), "shpeft")
+
+
+def test_ta_is_stored_as_a_value_that_version_0_1_0_had() -> None:
+    """So that the id of every job with td L2 stays: `auto` is never among the fields of a job."""
+    assert SHPEFT().values() == {
+        "ratio": 0.01,
+        "lam": 1.0,
+        "td": "L2_sum_of_sq",
+        "ta": "L2",
+        "candidates": "all",
+        "scaling": "global",
+        "batches": None,
+    }
+    assert SHPEFT(td="L1").within(3, four_weights()).method.values()["ta"] == "L1"
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_candidates_without_embeddings_are_blocks_and_norms(style: str) -> None:
+    vit = network(style)
+    left_out = {n for n, _ in vit.named_parameters()} - set(SHPEFT(candidates="no_embeddings").candidates_in(vit))
+    kernel = {"patch_embed.proj.weight"} | ({"patch_embed.proj.bias"} if style != "clip" else set())
+    assert left_out == {"cls_token", "pos_embed"} | kernel
+    method = SHPEFT(ratio=0.5, candidates="no_embeddings")
+    assert method.ceiling(vit) == sum(p.numel() for n, p in vit.named_parameters() if n not in left_out)
+    model = classifier(style)
+    plan = method.plan(model.vit, GradientProbe(model, batches, F.cross_entropy))
+    assert plan.entries.keys().isdisjoint(left_out)
+    assert plan.count(vit) == method.count(vit)
 
 
 def test_scaling_tensor_by_tensor() -> None:

@@ -83,6 +83,8 @@ def build(kind: type[T], values: Mapping[str, Any], who: str, name: Callable[[st
     if not is_dataclass(kind):
         raise PluginError(f"{who}: a plug-in must be a dataclass, and {kind.__name__} is not one.")
     known = {f.name: f for f in fields(kind) if f.init}
+    aliases: Mapping[str, str] = getattr(kind, "aliases", {})
+    values = {aliases.get(key, key): value for key, value in values.items()}
     if unknown := sorted(set(values) - set(known)):
         has = f"its fields are {', '.join(known)}" if known else "it has no fields"
         raise RequestError(f"{who} has no field {unknown[0]!r}; {has}.")

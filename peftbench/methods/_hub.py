@@ -17,10 +17,10 @@ from torch import nn
 
 from peftbench.core.fields import AtLeast1, Positive, checked
 from peftbench.errors import RequestError
-from peftbench.methods._fields import Seed, Sites, Size
-from peftbench.methods._sites import PROJECTIONS, blocks, matrix
+from peftbench.methods._fields import LoRASites, Seed, Sites, Size
+from peftbench.methods._sites import ALIASES, PROJECTIONS, blocks, matrix, thirds
 from peftbench.models.method import Match, Method, nearest
-from peftbench.models.peft_tuners import HubShared, HubTuner
+from peftbench.models.peft_tuners import HubShared, HubTuner, LoRAThirds
 from peftbench.models.plan import Graft, Plan, Probe, Sizes
 
 UNFIT: Mapping[str, str] = MappingProxyType(
@@ -53,6 +53,7 @@ class HubMethod(Method):
     """A tuner of peft around chosen projections of every block."""
 
     kind: ClassVar[str]  # its name in peft.PeftType
+    aliases: ClassVar[Mapping[str, str]] = ALIASES
     rising: ClassVar[bool] = True  # the count grows with the knob
 
     sites: Sites = ("qkv",)
@@ -77,7 +78,11 @@ class HubMethod(Method):
     def plan(self, vit: nn.Module, probe: Probe) -> Plan:
         """Wrap every chosen projection of every block."""
         self.refuse_misfit(vit)
-        return Plan(grafts={f"{block}.{PROJECTIONS[s]}": self.graft(s) for block in blocks(vit) for s in self.sites})
+        return Plan(grafts={f"{block}.{layer}": one for block in blocks(vit) for layer, one in self.adapters().items()})
+
+    def adapters(self) -> dict[str, tuple[type[Graft], Sizes]]:
+        """Return the adapter for every chosen layer of a block."""
+        return {PROJECTIONS[site]: self.graft(site) for site in self.sites}
 
     def refuse_misfit(self, vit: nn.Module) -> None:
         """Raise RequestError if this network does not allow the value of the knob."""
@@ -132,6 +137,28 @@ class LowRank(HubMethod):
     def sizes(self, vit: nn.Module) -> Sequence[int]:
         """Return every rank that all layers can have."""
         return range(1, min(map(min, self.shapes(vit))) + 1)
+
+
+@checked
+class LoRAVariant(LowRank):
+    """A variant of LoRA: an option of peft's LoraConfig."""
+
+    kind: ClassVar[str] = "LORA"
+
+    alpha: AtLeast1 = 8
+    sites: LoRASites = ("qkv",)  # type: ignore[assignment]  # q, k, v: parts of the fused qkv, each with its own A
+
+    def adapters(self) -> dict[str, tuple[type[Graft], Sizes]]:
+        """Return the adapter for every chosen layer of a block, one for all parts of the fused qkv."""
+        whole = {PROJECTIONS[site]: self.graft(site) for site in self.sites if site in PROJECTIONS}
+        parts = thirds(self.sites)
+        return whole | ({PROJECTIONS["qkv"]: (LoRAThirds, {"parts": parts, **self.options()})} if parts else {})
+
+    def shapes(self, vit: nn.Module) -> Counter[tuple[int, int]]:
+        """Return the shapes (out, in) of the chosen layers and parts, and how many there are of each."""
+        weights = [matrix(vit, f"{b}.{PROJECTIONS.get(s, 'attn.qkv')}") for b in blocks(vit) for s in self.sites]
+        parts = [1 if site in PROJECTIONS else 3 for _ in blocks(vit) for site in self.sites]
+        return Counter((w.shape[0] // part, w.shape[1]) for w, part in zip(weights, parts, strict=True))
 
 
 @checked

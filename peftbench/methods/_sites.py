@@ -1,11 +1,15 @@
 """Names of the layers of timm's VisionTransformer, and the short names that options use for them."""
 
+from collections.abc import Sequence
+from types import MappingProxyType
+
 from timm.layers.norm import RmsNorm
 from torch import Tensor, nn
 
 from peftbench.errors import RequestError
 
 PROJECTIONS = {"qkv": "attn.qkv", "proj": "attn.proj", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}  # the matrices of a block
+ALIASES = MappingProxyType({"targets": "sites"})  # peft's word for the chosen layers
 NORMS = (nn.LayerNorm, nn.RMSNorm, RmsNorm)  # some networks have RMS norms
 
 
@@ -32,6 +36,11 @@ def has(vit: nn.Module, site: str) -> bool:
         return not isinstance(vit.get_submodule(site), nn.Identity)
     except AttributeError:
         return False
+
+
+def thirds(sites: Sequence[str]) -> str:
+    """Return which of q, k and v are among the sites, such as "qv"."""
+    return "".join(part for part in "qkv" if part in sites)
 
 
 def norms(vit: nn.Module) -> list[str]:

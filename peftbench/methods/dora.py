@@ -1,19 +1,13 @@
 """DoRA: LoRA on the direction of each output's weights, with a separate magnitude (Liu et al., ICML 2024)."""
 
-from typing import ClassVar
-
-from peftbench.core.fields import AtLeast1, checked
-from peftbench.methods._hub import LowRank
+from peftbench.core.fields import checked
+from peftbench.methods._hub import LoRAVariant
 from peftbench.models.plan import Sizes
 
 
 @checked
-class DoRA(LowRank):
+class DoRA(LoRAVariant):
     """W' = m (W + (alpha/r) B A) / |W + (alpha/r) B A|, norms per output; m (out) starts as |W|, B as zero."""
-
-    kind: ClassVar[str] = "LORA"
-
-    alpha: AtLeast1 = 8
 
     def options(self) -> Sizes:
         """Return LoRA's options with a magnitude per output."""

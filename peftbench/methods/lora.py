@@ -1,15 +1,16 @@
 """LoRA: a low-rank update of chosen projections (Hu et al., ICLR 2022), computed by Hugging Face peft."""
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 from torch import nn
 
 from peftbench.core.fields import AtLeast1, Fraction, checked
-from peftbench.methods._fields import Sites, Size
-from peftbench.methods._sites import PROJECTIONS, blocks
+from peftbench.methods._fields import LoRASites, Size
+from peftbench.methods._sites import ALIASES, PROJECTIONS, blocks, thirds
 from peftbench.methods._stepped import Stepped
-from peftbench.models.peft_tuners import LoRATuner
-from peftbench.models.plan import Plan, Probe
+from peftbench.models.peft_tuners import LoRAThirds, LoRATuner
+from peftbench.models.plan import Graft, Plan, Probe, Sizes
 
 
 @checked
@@ -20,18 +21,27 @@ class LoRA(Stepped):
     """
 
     knob: ClassVar[str | None] = "r"
+    aliases: ClassVar[Mapping[str, str]] = ALIASES
     tuner: ClassVar[type[LoRATuner]] = LoRATuner
 
     r: Size = 8
     alpha: AtLeast1 | Literal["r"] = 8  # "r": the scale alpha/r is 1 for every rank
-    sites: Sites = ("qkv",)
+    sites: LoRASites = ("qkv",)  # q, k, v: parts of the fused qkv, each with its own A
     dropout: Fraction = 0.0
 
     def plan(self, vit: nn.Module, probe: Probe) -> Plan:
         """Wrap every chosen projection of every block."""
         alpha = self.r if self.alpha == "r" else self.alpha
-        places = [f"{block}.{PROJECTIONS[site]}" for block in blocks(vit) for site in self.sites]
-        return Plan(grafts=dict.fromkeys(places, (self.tuner, {"r": self.r, "alpha": alpha, "dropout": self.dropout})))
+        whole: Sizes = {"r": self.r, "alpha": alpha, "dropout": self.dropout}
+        adapters: dict[str, tuple[type[Graft], Sizes]] = {
+            PROJECTIONS[site]: (self.tuner, whole) for site in self.sites if site in PROJECTIONS
+        }
+        if parts := thirds(self.sites):
+            options: Sizes = {"parts": parts, "r": self.r, "lora_alpha": alpha, "lora_dropout": self.dropout}
+            adapters[PROJECTIONS["qkv"]] = (LoRAThirds, options)
+        return Plan(
+            grafts={f"{block}.{layer}": adapter for block in blocks(vit) for layer, adapter in adapters.items()}
+        )
 
 
 plugin = LoRA

@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from peftbench.core.fields import checked
+from peftbench.methods._fields import Sites
 from peftbench.methods.lora import LoRA
 from peftbench.models.peft_tuners import LoRATuner
 
@@ -27,6 +28,8 @@ class LoRAFA(LoRA):
     """Backward needs A x (r numbers per token) of a layer instead of x, which LoRA keeps in memory."""
 
     tuner: ClassVar[type[LoRATuner]] = FrozenDown
+
+    sites: Sites = ("qkv",)
 
 
 plugin = LoRAFA

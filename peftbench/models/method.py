@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal, Self
 
 from torch import nn
@@ -33,6 +34,7 @@ class Method:
     identity: ClassVar[bool] = True  # at step 0 the network computes what the pretrained one computes
     merges: ClassVar[bool] = True  # what was trained can be folded into the backbone's own tensors
     compiles: ClassVar[bool] = True  # torch.compile supports a network with this plan
+    aliases: ClassVar[Mapping[str, str]] = MappingProxyType({})  # other names of fields on the command line
     idle: ClassVar[tuple[str, ...]] = ()  # suffixes of trained tensors that may get no gradient, beside key biases
 
     def plan(self, vit: nn.Module, probe: Probe) -> Plan:

@@ -86,6 +86,8 @@ class HubTuner(Graft):
         layer = deepcopy(self.base)
         if not isinstance(layer, BaseTunerLayer):
             raise PluginError(f"peft created a {type(layer).__name__} instead of a tuner layer.")
+        if isinstance(layer.base_layer, Third):
+            layer.base_layer = layer.base_layer.copied()
         layer.merge(safe_merge=True)
         plain: nn.Module = layer.get_base_layer()
         return plain
@@ -102,3 +104,68 @@ class LoRATuner(HubTuner):
         """Return r (in + out)."""
         rows, columns = base.get_parameter("weight").shape
         return int(sizes["r"]) * (rows + columns)
+
+
+class Third(nn.Linear):
+    """The queries, keys or values of a fused qkv layer, as a Linear layer without tensors of its own."""
+
+    def __init__(self, fused: nn.Module, part: str) -> None:
+        nn.Module.__init__(self)  # not Linear's, which makes tensors
+        outputs, self.in_features = fused.get_parameter("weight").shape
+        self.out_features = outputs // 3
+        self.fused = (fused,)  # a tuple, so that the layer is no submodule
+        self.rows = slice("qkv".index(part) * self.out_features, ("qkv".index(part) + 1) * self.out_features)
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]  # read from the fused layer in every pass
+        """The rows of the fused weight, (out / 3, in)."""
+        return self.fused[0].get_parameter("weight")[self.rows]
+
+    @property
+    def bias(self) -> Tensor | None:  # type: ignore[override]  # likewise
+        """The part of the fused bias, if there is one."""
+        fused: Any = self.fused[0]
+        return None if fused.bias is None else fused.bias[self.rows]
+
+    def copied(self) -> nn.Linear:
+        """Return a Linear layer with copies of the values."""
+        layer = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
+        layer.load_state_dict(
+            {n: t.detach().clone() for n in ("weight", "bias") if (t := getattr(self, n)) is not None}, assign=True
+        )
+        return layer
+
+
+class LoRAThirds(Graft):
+    """peft's LoRA around some of the parts q, k and v of a fused layer, each with its own factors."""
+
+    def __init__(self, base: nn.Module, parts: str, **options: Any) -> None:  # noqa: ANN401 - as in HubTuner
+        """`parts`: some letters of qkv; `options` are passed to LoraConfig."""
+        super().__init__(base)
+        thirds = {part: Third(base, part) for part in parts}
+        self.tuners = nn.ModuleDict(
+            {part: HubTuner(third.copied(), "LORA", **options) for part, third in thirds.items()}
+        )
+        for part, third in thirds.items():
+            self.get_submodule(f"tuners.{part}.base").base_layer = third  # peft needs a layer with tensors until here
+
+    @classmethod
+    def size(cls, base: nn.Module, **sizes: Any) -> int:  # noqa: ANN401
+        """Return r (in + out / 3) for each part, plus out / 3 magnitudes with DoRA."""
+        rows, columns = base.get_parameter("weight").shape
+        each = int(sizes["r"]) * (rows // 3 + columns) + (rows // 3 if sizes.get("use_dora") else 0)
+        return len(sizes["parts"]) * each
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out)."""
+        thirds = {part: self.tuners[part] if part in self.tuners else Third(self.base, part) for part in "qkv"}
+        return torch.cat([third(x) for third in thirds.values()], dim=-1)
+
+    @torch.no_grad()
+    def merged(self) -> nn.Module:
+        """Return the fused layer with the updates in its weight."""
+        layer = deepcopy(self.base)
+        for part, tuner in self.tuners.items():
+            plain = tuner.merged() if isinstance(tuner, HubTuner) else tuner
+            layer.get_parameter("weight")[Third(layer, part).rows] = plain.get_parameter("weight")
+        return layer

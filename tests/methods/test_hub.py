@@ -349,7 +349,10 @@ def test_what_cannot_be_planned_is_not_counted(method: HubMethod) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: DoRA(sites=cast("Any", ("head",))), r"dora: sites must be 'qkv', 'proj', 'fc1' or 'fc2', got head"),
+        (
+            lambda: DoRA(sites=cast("Any", ("head",))),
+            "dora: sites must be 'qkv', 'q', 'k', 'v', 'proj', 'fc1' or 'fc2', got head",
+        ),
         (lambda: OFT(sites=()), "oft: sites must not be empty"),
         (lambda: HRA(sites=("qkv", "qkv")), r"hra: sites must not repeat a name, got qkv\+qkv"),
         (lambda: WaveFT(n=0), "waveft: n must be at least 1, got 0"),

@@ -82,10 +82,27 @@ class JobFolder:
         return self.path / "record.json"
 
     def state(self) -> State:
-        """Return the state as the files show it. Raises StoreError when the record cannot be read."""
-        record = self.record()
-        if record is not None and not self.checkpoint_file.parent.exists():
-            return "damaged" if self._missing(record) else record.status
+        """Return the state of the job, as `look` does."""
+        return self.look()[0]
+
+    def look(self) -> tuple[State, Record | None]:
+        """Return the state as the files show it, and the record if there is one.
+
+        Fast, for stores of thousands of jobs: the record's seal and the contents of the files beside it are not
+        checked, which `record` and `damage` do. A record that cannot be read is damaged.
+        """
+        try:
+            record = _parsed(self.record_file)
+        except StoreError:
+            return "damaged", None
+        if record is None:
+            return self._unfinished(), None
+        if self.checkpoint_file.parent.exists():
+            return self._unfinished(), record
+        whole = record.id == self.id and all((self.path / name).exists() for name in record.files)
+        return record.status if whole else "damaged", record
+
+    def _unfinished(self) -> State:
         if not self.path.exists():
             return "new"
         if not os.access(self.path, os.W_OK):  # the reader of this store could not run the job
@@ -93,9 +110,13 @@ class JobFolder:
         with self.claim() as claimed:
             return "interrupted" if claimed else "running"
 
-    def _missing(self, record: Record) -> bool:
-        """Return whether a file that the record names is gone; `Result.damage` also compares contents."""
-        return not all((self.path / name).exists() for name in record.files)
+    def damage(self) -> str:
+        """Return what is wrong with the record of an ended job or with the files beside it; empty if all is whole."""
+        try:
+            result = self.result()
+        except StoreError as error:
+            return str(error)
+        return result.damage if result else ""
 
     def record(self) -> Record | None:
         """Return the record of a finished or failed job, None before. Raises StoreError when it cannot be read."""
@@ -234,15 +255,19 @@ class Store:
 
 def read_record(file: Path) -> Record | None:
     """Return the content of a record.json, None without such a file. Raises StoreError when it was changed."""
+    record = _parsed(file)
+    if record is not None and not record.intact:
+        raise StoreError(f"The record {file} was changed after it was written; {AGAIN}")
+    return record
+
+
+def _parsed(file: Path) -> Record | None:
     try:
-        record = Record.model_validate_json(file.read_bytes())
+        return Record.model_validate_json(file.read_bytes())
     except FileNotFoundError:
         return None
     except (ValidationError, OSError) as error:
         raise StoreError(f"The record {file} cannot be read ({type(error).__name__}); {AGAIN}") from None
-    if not record.intact:
-        raise StoreError(f"The record {file} was changed after it was written; {AGAIN}")
-    return record
 
 
 def _unwritable(folder: Path, error: OSError) -> str:

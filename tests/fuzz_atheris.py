@@ -201,7 +201,7 @@ def job(home: Path) -> Target:
     store = Store(home)
     store.job("abc").path.mkdir(parents=True)
     store.job("abc").write_request({"alias": "", "method": "lora", "dataset": "busi", "seed": 0})
-    return replacing(store.job("abc").request_file, lambda: job_row(store.job("abc"), "interrupted"))
+    return replacing(store.job("abc").request_file, lambda: job_row(store.job("abc"), "interrupted", None))
 
 
 def replacing(file: Path, check: Callable[[], object]) -> Target:

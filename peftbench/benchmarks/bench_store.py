@@ -8,15 +8,18 @@ from __future__ import annotations
 import resource
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from peftbench.benchmarks.gates import Gate
+from peftbench.core.fields import build
 from peftbench.core.record import BackboneFacts, Choice, Costs, Counts, DataFacts, MethodFacts, Record
 from peftbench.core.spec import Job, Places, Study
 from peftbench.data.pixel_cache import Data
@@ -36,11 +39,11 @@ def run(jobs: int = JOBS) -> Iterator[Gate]:
     """Yield the gates of a store with so many jobs."""
     with TemporaryDirectory() as folder:
         home = Path(folder)
-        study, places = _study(home, jobs), Places(home / "store", home / "data", home / "cache")
-        made = fill(study, places)
-        for verb, arguments in _commands(study, places, home).items():
+        options, places = study_options(home, jobs), Places(home / "store", home / "data", home / "cache")
+        made = fill(build(Study, options, "bench"), places)
+        for verb, arguments in commands(options, places).items():
             name = f"CPU seconds of `{verb}`, {made:,} finished jobs"
-            yield Gate(name, _cpu_seconds([verb, *arguments], home), BOUNDS[verb])
+            yield Gate(name, cpu_seconds([verb, *arguments], home), BOUNDS[verb])
 
 
 def fill(study: Study, places: Places) -> int:
@@ -54,21 +57,22 @@ def fill(study: Study, places: Places) -> int:
     return len(found.drafts)
 
 
-def _study(home: Path, jobs: int) -> Study:
-    variants = max(1, jobs // (DATASETS * SEEDS * BUDGETS))
+def study_options(home: Path, jobs: int) -> dict[str, Any]:
+    """Return the options of a study of about so many jobs, its images drawn in `home`."""
+    methods = max(1, jobs // (DATASETS * SEEDS * BUDGETS))
     datasets = [_draw(home / f"images_{number}", number) for number in range(DATASETS)]
-    return Study(
-        methods=tuple(f"shpeft[lam={1 + number / 100}]" for number in range(variants)),
-        datasets=tuple(f"folder:{folder}" for folder in datasets),
-        ratios=tuple(f"{0.1 * (number + 1):.1f}%" for number in range(BUDGETS)),
-        seeds=tuple(range(SEEDS)),
-        backbone="mini",
-        recipe="standard",
-        tune=0,
-        lr=0.001,
-        precision="fp32",
-        baselines=False,
-    )
+    return {
+        "methods": tuple(f"shpeft[lam={1 + number / 100}]" for number in range(methods)),
+        "datasets": tuple(f"folder:{folder}" for folder in datasets),
+        "ratios": tuple(f"{0.1 * (number + 1):.1f}%" for number in range(BUDGETS)),
+        "seeds": tuple(range(SEEDS)),
+        "backbone": "mini",
+        "recipe": "standard",
+        "tune": 0,
+        "lr": 0.001,
+        "precision": "fp32",
+        "baselines": False,
+    }
 
 
 def _draw(folder: Path, seed: int) -> Path:
@@ -91,15 +95,18 @@ def _finish(store: Store, job: Job, data: Data) -> None:
     folder.write_request(asdict(job) | {"identity": job.identity(), "id": job.id})
     folder.write_curve([{"step": float(step), "train_loss": 1 / step} for step in range(1, 6)])
     labels = data.labels["test"]
-    arrays = {"test/labels": labels, "test/groups": np.arange(len(labels))}
-    choices = {}
+    arrays: dict[str, NDArray[Any]] = {"test/labels": labels, "test/groups": np.arange(len(labels))}
+    choices: dict[str, Choice] = {}
     for rule in RULES:
         logits = draw.normal(size=(len(labels), len(CLASSES))).astype(np.float32)
         logits[np.arange(len(labels)), labels] += 1
         arrays[f"test/{rule}/logits"] = logits
         table = scores.confusion(logits, labels)
-        value = {"macro_f1": scores.macro_f1(table).item(), "accuracy": scores.accuracy(table).item()}
-        choices[rule] = Choice(step=5, val=dict(value), test=value)
+        value: dict[str, float | None] = {
+            "macro_f1": scores.macro_f1(table).item(),
+            "accuracy": scores.accuracy(table).item(),
+        }
+        choices[rule] = Choice(step=5, val=value, test=value)
     folder.write_predictions(arrays)
     folder.write_record(_record(job, data, choices))
 
@@ -147,21 +154,20 @@ def _record(job: Job, data: Data, choices: dict[str, Choice]) -> Record:
 # --- commands --------------------------------------------------------------------------------------------------------
 
 
-def _commands(study: Study, places: Places, home: Path) -> dict[str, list[str]]:
+def commands(options: Mapping[str, Any], places: Places) -> dict[str, list[str]]:
     """Return the arguments of each verb."""
+    asked = [f"--{name}={','.join(map(str, value))}" for name, value in options.items() if isinstance(value, tuple)]
+    asked += [f"--{name}={options[name]}" for name in ("backbone", "recipe", "tune", "lr", "precision")]
     folders = [f"--cache={places.cache}", f"--data={places.data}", f"--store={places.store}"]
-    asked = [
-        f"--{name}={','.join(map(str, getattr(study, name)))}" for name in ("methods", "datasets", "ratios", "seeds")
-    ]
-    asked += ["--backbone=mini", "--recipe=standard", "--tune=0", "--lr=0.001", "--precision=fp32", "--no-baselines"]
     return {
         "status": [str(places.store)],
-        "report": [str(places.store), f"--out={home / 'report'}"],
-        "run": [*asked, *folders, "--device=cpu", "--jobs=1"],
+        "report": [str(places.store), f"--out={places.store.parent / 'report'}"],
+        "run": [*asked, *folders, "--no-baselines", "--device=cpu", "--jobs=1"],
     }
 
 
-def _cpu_seconds(words: Sequence[str], home: Path) -> float:
+def cpu_seconds(words: Sequence[str], home: Path) -> float:
+    """Run the program and return its CPU seconds. Raises CalledProcessError if it fails."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     with (home / "output.txt").open("w") as out:
         subprocess.run([sys.executable, "-m", "peftbench", *words], stdout=out, check=True, cwd=home)  # noqa: S603 - ourselves

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Self
 
-from peftbench.cli.console import make_progress, printable, say
+from peftbench.cli.console import make_progress, say
+from peftbench.results.text import printable
 
 if TYPE_CHECKING:
     from rich.console import Console

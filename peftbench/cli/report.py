@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from peftbench.cli.console import say
+from peftbench.cli.console import say, warn
 from peftbench.cli.options import STORE, StoreArgument
-from peftbench.errors import RequestError
+from peftbench.errors import RequestError, StoreError
+
+if TYPE_CHECKING:
+    from peftbench.core.contract import Result
 
 DEFAULT_FORMATS = ["markdown,latex,csv,figure,html"]
 SHORT_NAMES: Mapping[str, str] = MappingProxyType({"md": "markdown", "tex": "latex", "png": "figure"})
@@ -20,26 +23,54 @@ FormatOption = Annotated[list[str], typer.Option("--format", help="Some of markd
 OutOption = Annotated[Path | None, typer.Option("--out", help="Folder to write to; default: reports/STORE.")]
 
 
-def report(store: StoreArgument = STORE, formats: FormatOption = DEFAULT_FORMATS, out: OutOption = None) -> None:
+AnonymousOption = Annotated[
+    bool, typer.Option("--anonymous", help="Number data sets and classes; leave out their names, titles and sources.")
+]
+
+
+def report(
+    store: StoreArgument = STORE,
+    formats: FormatOption = DEFAULT_FORMATS,
+    out: OutOption = None,
+    anonymous: AnonymousOption = False,
+) -> None:
     """Write tables and figures from finished jobs. Nothing is trained."""
     names = [name.strip() for text in formats for name in text.split(",") if name.strip()]
-    write_report(store, names, out or Path("reports") / store.resolve().name)
+    write_report(store, names, out or Path("reports") / store.resolve().name, anonymous=anonymous)
 
 
-def write_report(root: Path, formats: Sequence[str], out: Path) -> None:
-    """Write the formats into the folder `out` and print each file's name. Raises RequestError."""
+def write_report(root: Path, formats: Sequence[str], out: Path, *, anonymous: bool = False) -> None:
+    """Write the formats into the folder `out` and print each file's name.
+
+    A job that cannot be read is left out, one with damaged files is shown as damaged; each is named on stderr. Raises
+    RequestError, StoreError.
+    """
     from peftbench.core.registry import registry
+    from peftbench.results.redaction import publish
     from peftbench.results.store import Store
 
-    results = Store(root).results()
+    problems: list[str] = []
+    results = publish(Store(root).results(problems.append), anonymous=anonymous)
     if not any(result.record.role == "final" for result in results):
+        if problems:
+            raise StoreError(problems[0])
         raise RequestError(f"{root} holds no finished job; `peftbench status {root}` lists the unfinished ones.")
     writers = [registry("reports").get(SHORT_NAMES.get(name, name)) for name in formats]
     if not writers:
         raise RequestError(f"--format names no format; choose from {', '.join(registry('reports').names())}.")
     if out.exists() and not out.is_dir():
         raise RequestError(f"--out {out} is a file; name a folder for the report.")
+    for problem in (*problems, *_damages(results)):
+        warn(problem)
     out.mkdir(parents=True, exist_ok=True)
     for writer in writers:
         for file in writer.write(results, out):
             say(str(file))
+
+
+def _damages(results: Sequence[Result]) -> Iterator[str]:
+    from peftbench.core.contract import AGAIN
+
+    for result in results:
+        if result.damage:
+            yield f"{result.folder} is shown as damaged: {result.damage}; {AGAIN}"

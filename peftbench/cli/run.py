@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Self
 
 import typer
 
-from peftbench.cli.console import bare_table, output, printable, say, show, styled
+from peftbench.cli.console import bare_table, output, say, show, styled
 from peftbench.cli.options import PlaceOptions, StudyArgument, StudyOptions, grouped
+from peftbench.results.text import printable
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -81,9 +82,12 @@ def run_study(study: Study, places: Places, jobs: int, *, skip_broken: bool) -> 
 def _run_jobs(what: str, jobs: Sequence[Job], store: Store, places: Places, workers: int) -> None:
     from peftbench.execution.local import LocalExecutor
 
-    pending = [job for job in jobs if store.job(job.id).state() != "done"]
-    if len(pending) < len(jobs):
-        say(f"{len(jobs) - len(pending)} of {len(jobs)} {what} were done before.")
+    states = {job.id: store.job(job.id).state() for job in jobs}
+    for name in (name for name, state in states.items() if state == "damaged"):
+        say(f"DAMAGED {name}: {store.job(name).damage()}")
+    if done := sum(state == "done" for state in states.values()):
+        say(f"{done} of {len(jobs)} {what} were done before.")
+    pending = [job for job in jobs if states[job.id] not in {"done", "damaged"}]
     if not pending:
         return
     with Board(what, pending) as board:
@@ -151,20 +155,23 @@ def _conclude(finals: Sequence[Job], store: Store, seconds: float) -> int:
     from peftbench.core.registry import registry
     from peftbench.results import tables
 
-    ids = {job.id for job in finals}
-    results = [result for job in finals if (result := store.job(job.id).result()) is not None]
+    ids, problems = {job.id for job in finals}, list[str]()
+    results = store.results(problems.append, ids)
     failed = [r.record for r in results if r.record.status == "failed"]
+    done = sum(r.record.status == "done" and not r.damage for r in results)
     show(result_table(results))
     for line in tables.caption(results):
         say(line)
     for record in failed:
         say(f"FAILED {record.label} on {record.data.name}: {record.reason}")
-    figures = registry("reports").get("figure").write(results, store.root) if len(failed) < len(results) else []
+    for problem in problems:
+        say(f"DAMAGED {problem}")
+    figures = registry("reports").get("figure").write(results, store.root) if done else []
     for file in figures:
         say(f"Figure: {file}")
-    say(f"{len(ids) - len(failed)} of {len(ids)} jobs done in {seconds:.0f} s; results in {store.root}.")
+    say(f"{done} of {len(ids)} jobs done in {seconds:.0f} s; results in {store.root}.")
     say(f"Next: peftbench report {shlex.quote(str(store.root))}")
-    return 1 if failed else 0
+    return 0 if done == len(ids) else 1
 
 
 def result_table(results: Sequence[Result]) -> Table:

@@ -8,55 +8,51 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from peftbench.cli.console import make_table, say, show, show_json
+from peftbench.cli.console import say, show_json, show_rows
 from peftbench.cli.options import STORE, JsonOption, StoreArgument
 
 if TYPE_CHECKING:
-    from peftbench.results.store import JobFolder
+    from peftbench.core.record import Record
+    from peftbench.results.store import JobFolder, State
 
 COLUMNS = ("job", "state", "method", "data set", "seed", "trained")
 Row = tuple[str, ...]  # a cell for each of COLUMNS
 
 
 def status(store: StoreArgument = STORE, json: JsonOption = False) -> None:
-    """List the jobs of a store with their states. States: done, running, interrupted, failed."""
+    """List the jobs of a store with their states. States: done, running, interrupted, failed, damaged."""
     from peftbench.results.store import Store
 
-    states: dict[JobFolder, str] = {folder: folder.state() for folder in Store(store).jobs()}
+    looks = {folder: folder.look() for folder in Store(store).jobs()}
     if json:
-        show_json({folder.id: state for folder, state in states.items()})
+        show_json({folder.id: state for folder, (state, _) in looks.items()})
     else:
-        show_states(states)
+        show_states(looks)
 
 
-def show_states(states: Mapping[JobFolder, str]) -> None:
+def show_states(looks: Mapping[JobFolder, tuple[State, Record | None]]) -> None:
     """Print the number of jobs in each state, why some failed, and a row for each job that is not a trial."""
-    for state, count in sorted(Counter(states.values()).items()):
+    for state, count in sorted(Counter(state for state, _ in looks.values()).items()):
         say(f"{count:5d} {state}")
-    for record in (folder.record() for folder, state in states.items() if state == "failed"):
-        if record is not None:
+    for folder, (state, record) in looks.items():
+        if state == "damaged":
+            say(f"{folder.id} {record.label if record else ''}: {folder.damage()}")
+        elif record is not None and state == "failed":
             say(f"{record.id} {record.label}: {record.reason}")
-    rows = sorted(
-        (job_row(folder, state) for folder, state in states.items() if not _is_trial(folder)), key=_by_data_set
-    )
-    if len(rows) < len(states):
-        say(f"{len(states) - len(rows)} of them are trials of learning rates and are not listed.")
-    if rows:
-        show(make_table(COLUMNS, rows), on_one_line=True)
+    listed = [(folder, *look) for folder, look in looks.items() if not (look[1] and look[1].role == "trial")]
+    if len(listed) < len(looks):
+        say(f"{len(looks) - len(listed)} of them are trials of learning rates and are not listed.")
+    if listed:
+        rows = sorted((job_row(*one) for one in listed), key=_by_data_set)
+        show_rows(COLUMNS, rows)
 
 
 def _by_data_set(row: Row) -> Row:
     return row[3], row[2], *row[4:]
 
 
-def _is_trial(folder: JobFolder) -> bool:
-    record = folder.record()
-    return record is not None and record.role == "trial"
-
-
-def job_row(folder: JobFolder, state: str) -> Row:
+def job_row(folder: JobFolder, state: State, record: Record | None) -> Row:
     """Return the cells of a job: its id, for `predict` and `merge`, and what it trains."""
-    record = folder.record()
     if record is None:
         return (folder.id, state, *_requested(folder.request_file))
     trained = f"{record.counts.trainable:,}" if record.counts else ""

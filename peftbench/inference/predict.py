@@ -22,6 +22,7 @@ from peftbench.data.decode import decode
 from peftbench.data.image_io import broken_sentence
 from peftbench.errors import BrokenImagesError, RequestError
 from peftbench.inference.model import Model
+from peftbench.results.text import csv_text, printable
 from peftbench.training.model_card import brightness, is_grey
 
 BATCH = 64
@@ -139,14 +140,18 @@ def header(model: Model) -> list[str]:
 
 
 def as_csv(model: Model, predictions: Sequence[Prediction]) -> str:
-    """Return comment lines that begin with #, then one line per image."""
+    """Return comment lines that begin with #, then one line per image.
+
+    A text that looks like a formula gets a leading apostrophe; `as_json` keeps every text as it is.
+    """
     out = io.StringIO()
-    out.writelines(f"# {line}\n" for line in header(model))
+    out.writelines(f"# {printable(line)}\n" for line in header(model))
     table = csv.writer(out, lineterminator="\n")
-    table.writerow(["image", "predicted", *model.classes, "warnings"])
+    table.writerow(["image", "predicted", *map(csv_text, model.classes), "warnings"])
     for one in predictions:
         shown = [f"{p:.6f}" for p in one.probabilities]
-        table.writerow([one.image, predicted_class(model, one), *shown, "; ".join(one.warnings)])
+        image, predicted = csv_text(one.image), csv_text(predicted_class(model, one))
+        table.writerow([image, predicted, *shown, csv_text("; ".join(one.warnings))])
     return out.getvalue()
 
 

@@ -9,20 +9,27 @@ from typing import ClassVar
 
 from peftbench.core.contract import Result
 from peftbench.results.frame import frame
+from peftbench.results.text import csv_text
 from peftbench.storage.files import write_text
 
 
 @dataclass(frozen=True)
 class Csv:
-    """`results.csv`: final jobs, failed ones with their reason."""
+    """`results.csv`: final jobs, failed ones with their reason; a text that looks like a formula starts with `'`."""
 
     suffix: ClassVar[str] = ".csv"
 
     def write(self, results: Sequence[Result], out: Path) -> list[Path]:
         """Write the table into the folder `out` and return its path; an undefined value is an empty field."""
         file = out / "results.csv"
-        write_text(file, frame(result for result in results if result.record.role == "final").to_csv(index=False))
+        table = frame(result for result in results if result.record.role == "final")
+        texts = table.select_dtypes(exclude=["number", "bool"]).map(_harmless)
+        write_text(file, table.assign(**texts).to_csv(index=False))
         return [file]
+
+
+def _harmless(value: object) -> object:
+    return csv_text(value) if isinstance(value, str) else value
 
 
 plugin = Csv()

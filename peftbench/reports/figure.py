@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 from peftbench.core.contract import Result
 from peftbench.results import summary
 from peftbench.results.summary import Block, MethodRow
+from peftbench.results.text import printable
 from peftbench.storage.files import replacing
 
 if TYPE_CHECKING:
@@ -116,13 +117,13 @@ def _draw(block: Block, canvas: matplotlib.figure.Figure) -> None:
     axes = canvas.subplots(rows, columns, squeeze=False).ravel()
     for number, (axis, (title, datasets)) in enumerate(zip(axes, panels.items(), strict=False)):
         _panel(axis, block, datasets)
-        axis.set_title(title, loc="left", fontsize=10, fontweight="bold")
+        axis.set_title(printable(title), loc="left", fontsize=10, fontweight="bold", parse_math=False)
         axis.set_ylabel("" if number % columns else "macro F1 (%)")
         axis.set_xlabel("trainable share of the backbone" if number + columns >= len(panels) else "")
     for axis in axes[len(panels) :]:
         axis.set_axis_off()
     title = f"{block.setting.network} · recipe {block.setting.recipe} · bars: 95% intervals"
-    canvas.suptitle(title, fontsize=9, color="#444444")
+    canvas.suptitle(printable(title), fontsize=9, color="#444444", parse_math=False)
     _legend(block, canvas, axes)
 
 
@@ -131,15 +132,17 @@ def _legend(block: Block, canvas: matplotlib.figure.Figure, axes: Iterable[matpl
     handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     names = [name for name in _names(block) if name in handles]
     columns = math.ceil(len(names) / _legend_lines(block, _size(block)[0]))
-    canvas.legend(
+    legend = canvas.legend(
         [handles[name] for name in names],
-        names,
+        [printable(name) for name in names],
         loc="outside lower center",
         ncols=columns,
         frameon=False,
         handlelength=2.6,
         columnspacing=1.6,
     )
+    for text in legend.get_texts():
+        text.set_parse_math(False)
 
 
 def _names(block: Block) -> list[str]:

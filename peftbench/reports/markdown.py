@@ -49,7 +49,7 @@ def _cell(cell: Cell) -> str:
 
 def escaped(text: str) -> str:
     """Return text that Markdown shows literally, on one line."""
-    return re.sub(r"([\\`*_|<>])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"([\\`*_|<>\[\]$~&])", r"\\\1", " ".join(text.split()))
 
 
 plugin = Markdown()

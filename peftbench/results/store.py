@@ -18,7 +18,7 @@ import io
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -236,14 +236,16 @@ class Store:
             (self.root / "jobs").rmdir()
             self.root.rmdir()
 
-    def results(self, on_problem: Callable[[str], object] | None = None) -> list[Result]:
-        """Return every finished or failed job, by id. Raises StoreError when this is not a store.
+    def results(
+        self, on_problem: Callable[[str], object] | None = None, ids: Iterable[str] | None = None
+    ) -> list[Result]:
+        """Return every finished or failed job, or those of `ids`, by id. Raises StoreError when this is not a store.
 
         A job whose record cannot be read is left out after a call of `on_problem` with the reason; without
         `on_problem` it raises StoreError.
         """
         found: list[Result] = []
-        for job in self.jobs():
+        for job in self.jobs() if ids is None else map(self.job, sorted(ids)):
             try:
                 found += [result] if (result := job.result()) is not None else []
             except StoreError as error:

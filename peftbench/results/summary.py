@@ -12,7 +12,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import get_args
 
 import numpy as np
@@ -219,12 +219,17 @@ class Block:
 
 
 def summarize(results: Iterable[Result]) -> list[Block]:
-    """Group final jobs into blocks; trials are left out."""
+    """Group final jobs into blocks; trials are left out. Blocks of the same results are made once."""
+    return list(_summarize(tuple(results)))
+
+
+@lru_cache(maxsize=1)  # each format of a report asks for the same blocks, whose intervals take most of its time
+def _summarize(results: tuple[Result, ...]) -> tuple[Block, ...]:
     settings: dict[Setting, list[Result]] = defaultdict(list)
     for result in results:
         if result.record.role == "final":
             settings[Setting.of(result.record)].append(result)
-    return [_block(setting, settings[setting]) for setting in sorted(settings, key=repr)]
+    return tuple(_block(setting, settings[setting]) for setting in sorted(settings, key=repr))
 
 
 def _block(setting: Setting, results: list[Result]) -> Block:

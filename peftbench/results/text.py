@@ -10,7 +10,7 @@ import unicodedata
 
 _HIDDEN = frozenset({"Cc", "Cf", "Cs"})  # control characters, invisible ones that reorder text, undecodable bytes
 _SPACE = frozenset("\t\n\v\f\r\x85\u2028\u2029")
-_FORMULA = frozenset("=+-@\t\r\uff1d\uff0b\uff0d\uff20")  # a spreadsheet takes such a cell for a formula
+_FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # ASCII and full width
 
 
 def printable(text: str) -> str:
@@ -30,7 +30,7 @@ def _shown(letter: str) -> str:
 def csv_text(text: str) -> str:
     """Return a text that no spreadsheet takes for a formula: one that starts with = + - @ gets a leading apostrophe.
 
-    Numbers must not pass through here. OWASP, "CSV injection".
+    Undecodable bytes of file names stay. Numbers must not pass through here. OWASP, "CSV injection".
     """
-    shown = printable(text)
-    return f"'{shown}" if text[:1] in _FORMULA or shown[:1] in _FORMULA else shown
+    shown = "".join(letter if unicodedata.category(letter) == "Cs" else _shown(letter) for letter in text)
+    return f"'{shown}" if text.lstrip().startswith(_FORMULA) else shown

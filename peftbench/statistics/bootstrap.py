@@ -2,8 +2,7 @@
 
 The interval is the percentile bootstrap of `scipy.stats.bootstrap` over groups (patients, lesions): images of one group
 are not independent, so whole groups are resampled. Every statistic here is a function of the confusion matrix, and the
-matrix of a resample is the sum of its groups' matrices. Groups with equal matrices are interchangeable, so it is enough
-to count how often each kind of group was drawn; thousands of resamples take about ten milliseconds.
+matrix of a resample is the sum of its groups' matrices, so all resamples are one matrix product of a millisecond.
 
 The interval covers the choice of test groups. It does not cover the choice of training images, nor, beyond averaging,
 the choice of seeds.
@@ -11,8 +10,9 @@ the choice of seeds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TypeAlias
 
 import numpy as np
@@ -128,33 +128,31 @@ def _resampled(tables: Values, metric: str, labels: Labels, together: Callable[[
 
 
 def _draws(tables: Values, statistic: Callable[[Values], Values]) -> Values:
-    """Return the bootstrap distribution (RESAMPLES,) of a statistic over groups; tables are (groups, runs, ...)."""
+    """Return the bootstrap distribution (RESAMPLES,) of a statistic over groups; tables are (groups, runs, ...).
+
+    These are the draws of `scipy.stats.bootstrap` with the same seed. As that seed is fixed, test sets of equal size
+    share their resamples, which are drawn once; the matrices of all resamples are then one product.
+    """
     groups = len(tables)
     if groups < 2:  # noqa: PLR2004
         return np.empty(0)
-    from scipy import stats  # noqa: PLC0415 - takes half a second to import
-
-    kinds, kind = np.unique(tables.reshape(groups, -1), axis=0, return_inverse=True)
-
-    def of_resamples(drawn: NDArray[np.int64], axis: int = -1) -> Values:
-        drawn = np.moveaxis(drawn, axis, -1)
-        total = _tally(drawn.reshape(-1, groups), len(kinds)) @ kinds
-        return statistic(total.reshape(*drawn.shape[:-1], *tables.shape[1:]))
-
-    done = stats.bootstrap(
-        (kind.reshape(-1),),
-        of_resamples,
-        n_resamples=RESAMPLES,
-        batch=max(1, _DRAWS_AT_ONCE // groups),
-        vectorized=True,
-        confidence_level=LEVEL,
-        method="percentile",
-        rng=np.random.default_rng(SEED),
-    )
-    return np.asarray(done.bootstrap_distribution, np.float64)
+    flat = tables.reshape(groups, -1).astype(np.float32)  # sums of whole numbers are exact up to 2^24
+    found = [
+        np.asarray(statistic((counts @ flat).astype(np.float64).reshape(-1, *tables.shape[1:])), np.float64)
+        for counts in (_known_resamples(groups) if RESAMPLES * groups <= _DRAWS_AT_ONCE else _resamples(groups))
+    ]
+    return np.concatenate(found)
 
 
-def _tally(drawn: NDArray[np.int64], kinds: int) -> Values:
-    """Return how often each kind was drawn (resamples, kinds); `drawn` is (resamples, groups)."""
-    rows = np.arange(len(drawn))[:, None] * kinds
-    return np.bincount((drawn + rows).ravel(), minlength=len(drawn) * kinds).reshape(-1, kinds).astype(np.float64)
+def _resamples(groups: int) -> Iterator[NDArray[np.float32]]:
+    """Yield how often each group is drawn (resamples, groups), in pieces of bounded memory."""
+    rng, at_once = np.random.default_rng(SEED), max(1, _DRAWS_AT_ONCE // groups)
+    for start in range(0, RESAMPLES, at_once):
+        drawn = rng.integers(0, groups, (min(at_once, RESAMPLES - start), groups))
+        rows = np.arange(len(drawn))[:, None] * groups
+        yield np.bincount((drawn + rows).ravel(), minlength=drawn.size).reshape(drawn.shape).astype(np.float32)
+
+
+@lru_cache(maxsize=4)
+def _known_resamples(groups: int) -> tuple[NDArray[np.float32], ...]:
+    return tuple(_resamples(groups))

@@ -163,7 +163,6 @@ MISTAKES: list[tuple[str, str, Callable[[Path], None]]] = [  # the command, what
     ("report runs --format word", "'word'", finished_store),
     ("report runs --format csv --out taken", "taken", finished_store),
     ("status nowhere", "nowhere", nothing),
-    ("status hurt", "abc/record.json cannot be read", damaged_record),
     ("list method", "'method'. Did you mean methods", nothing),
     ("show methods lora", "'methods'. Did you mean method", nothing),
     ("show method lorra", "Did you mean lora", nothing),
@@ -397,6 +396,34 @@ def test_status_counts_jobs_and_says_why_some_failed(
     listed = [line.split() for line in printed.splitlines()[5:]]  # the ids that predict and merge want
     assert {tuple(words[:2]) for words in listed} >= {(fakes[0].id, "done"), ("begun", "interrupted")}
     assert json.loads(answer(["status", "--json"], capsys, monkeypatch))["begun"] == "interrupted"
+
+
+def test_one_damaged_job_blocks_neither_status_nor_report(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good, unreadable, changed = (records.Fake(seed=seed).write(here / "runs") for seed in range(3))
+    (unreadable.folder / "record.json").write_text("{")
+    (changed.folder / "predictions.npz").write_bytes(b"")
+    printed = answer(["status"], capsys, monkeypatch)
+    assert [line.split() for line in printed.splitlines()[:2]] == [["1", "damaged"], ["2", "done"]]
+    assert f"{unreadable.folder / 'record.json'} cannot be read" in printed
+    assert peftbench(["report", "--format", "md", "--out", "out"], monkeypatch) == 0
+    said = capsys.readouterr().err.splitlines()
+    assert f"{unreadable.folder / 'record.json'} cannot be read" in said[0]
+    assert f"{changed.folder} is shown as damaged: predictions.npz cannot be read (EOFError)" in said[1]
+    text = (here / "out" / "tables.md").read_text()
+    assert "1 of 2 seeds damaged" in text
+    assert good.record.label in text
+
+
+def test_an_anonymous_report_names_no_data_set(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    records.Fake(dataset="folder:/home/dr_x/mine").write(here / "runs")
+    assert peftbench(["report", "--out", "named"], monkeypatch) == 0
+    assert peftbench(["report", "--anonymous", "--out", "out"], monkeypatch) == 0
+    named, hidden = ({f.name: f.read_bytes() for f in (here / name).iterdir()} for name in ("named", "out"))
+    assert not [name for name, content in (named | hidden).items() if b"dr_x" in content]
+    assert b"folder:mine" in named["tables.md"]
+    assert not [name for name, content in hidden.items() if b"mine" in content]
 
 
 def test_help_names_every_verb_and_nothing_said_is_help() -> None:

@@ -29,8 +29,10 @@ def test_a_cell_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_rows_that_must_be_read_by_programs_stay_on_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     long = "x" * 300
-    console.show(console.make_table(("a", "b"), [(long, long)]), on_one_line=True)
-    assert capsys.readouterr().out.splitlines()[1].split() == [long, long]
+    console.show_rows(("a", "b"), [(long, long), ("肺\n", "\x1b")])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split() == [long, long]
+    assert lines[2] == "肺" + 300 * " " + "\\x1b"
 
 
 def test_json_keeps_every_name(capsys: pytest.CaptureFixture[str]) -> None:

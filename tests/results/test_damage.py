@@ -134,7 +134,7 @@ def test_a_job_with_a_strange_file_is_listed(content: bytes, tmp_path: Path) -> 
     here = Store(tmp_path)
     here.job("abc").path.mkdir(parents=True)
     here.job("abc").request_file.write_bytes(content)
-    assert job_row(here.job("abc"), "interrupted")[:2] == ("abc", "interrupted")
+    assert job_row(here.job("abc"), "interrupted", None)[:2] == ("abc", "interrupted")
 
 
 # --- checkpoints -----------------------------------------------------------------------------------------------------

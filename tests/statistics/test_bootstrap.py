@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 from sklearn.metrics import f1_score
 
 from peftbench.core.contract import Labels, Logits
@@ -83,6 +84,19 @@ def test_a_score_that_cannot_vary_has_an_interval_of_no_width() -> None:
     _, labels = run()
     found = bootstrap.interval(10 * np.eye(3, dtype=np.float32)[labels], labels, range(120), "accuracy")
     assert (found.low, found.high) == (1.0, 1.0)
+
+
+def test_the_draws_are_those_of_scipy(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits, labels = run()
+    hits = (logits.argmax(1) == labels).astype(float)
+    expected = stats.bootstrap(
+        (hits,), np.mean, n_resamples=bootstrap.RESAMPLES, batch=500, rng=np.random.default_rng(bootstrap.SEED)
+    ).bootstrap_distribution
+    estimate = bootstrap.estimate([(logits, labels, range(120))], "accuracy")
+    np.testing.assert_allclose(estimate.draws, expected, rtol=1e-12)
+    monkeypatch.setattr(bootstrap, "_DRAWS_AT_ONCE", 50_000)  # a large test set is resampled in pieces
+    pieces = bootstrap.estimate([(logits, labels, range(120))], "accuracy")
+    np.testing.assert_array_equal(pieces.draws, estimate.draws)
 
 
 def test_a_metric_without_interval_is_refused_by_name() -> None:

@@ -17,7 +17,7 @@ def printable(text: str) -> str:
     r"""Return the text on one line, with control and invisible characters shown by their code, such as `\x1b`."""
     if text.isascii() and text.isprintable():
         return text
-    return "".join(_shown(letter) for letter in text)
+    return "".join(_shown(letter) for letter in text.replace("\r\n", "\n"))
 
 
 def _shown(letter: str) -> str:

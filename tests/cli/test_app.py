@@ -406,11 +406,11 @@ def test_one_damaged_job_blocks_neither_status_nor_report(
     (changed.folder / "predictions.npz").write_bytes(b"")
     printed = answer(["status"], capsys, monkeypatch)
     assert [line.split() for line in printed.splitlines()[:2]] == [["1", "damaged"], ["2", "done"]]
-    assert f"{unreadable.folder / 'record.json'} cannot be read" in printed
+    assert f"jobs/{unreadable.record.id}/record.json cannot be read" in printed
     assert peftbench(["report", "--format", "md", "--out", "out"], monkeypatch) == 0
     said = capsys.readouterr().err.splitlines()
-    assert f"{unreadable.folder / 'record.json'} cannot be read" in said[0]
-    assert f"{changed.folder} is shown as damaged: predictions.npz cannot be read (EOFError)" in said[1]
+    assert f"jobs/{unreadable.record.id}/record.json cannot be read" in said[0]
+    assert f"jobs/{changed.record.id} is shown as damaged: predictions.npz cannot be read (EOFError)" in said[1]
     text = (here / "out" / "tables.md").read_text()
     assert "1 of 2 seeds damaged" in text
     assert good.record.label in text

@@ -148,7 +148,7 @@ def atheris(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def calibration(session: nox.Session) -> None:
-    """False-positive rates, coverage and power of the comparison of methods, from simulated studies (20 minutes)."""
+    """Simulate studies: false-positive rates, coverage and power of the comparison of methods (20 minutes)."""
     session.install("-e", ".", *PINNED)
     out = ("--out", "reports/statistics/calibration.md")
     session.run("python", "tools/calibration.py", *out, *session.posargs, env=ONE_THREAD)

@@ -1,21 +1,21 @@
-"""Everything that can go wrong in a way a user can mend.
+"""Errors that a user can correct.
 
     PeftbenchError
-    +-- RequestError            what was asked for cannot be done as asked (exit code 2)
-    |   +-- UnknownNameError    no plug-in of that name; says the near ones and the list
-    |   +-- CatalogueError      a TOML file of methods/ or datasets/, or a study file, is not valid
+    +-- RequestError            an option or argument is invalid (exit code 2)
+    |   +-- UnknownNameError    no plug-in of that name; suggests similar names
+    |   +-- CatalogueError      an invalid TOML file of methods/ or datasets/
     +-- PluginError             a plug-in cannot be loaded or breaks its contract
-    +-- DataError               the images or labels
-    |   +-- MissingDataError    a data set is not (wholly) on this machine
-    |   +-- BrokenImagesError   images that do not open
-    |   +-- SplitError          splits that overlap, or a class missing in train
+    +-- DataError               invalid images or labels
+    |   +-- MissingDataError    a data set is missing or incomplete on this machine
+    |   +-- BrokenImagesError   images that cannot be decoded
+    |   +-- SplitError          parts that overlap, or a class missing in train
     +-- WeightsError            pretrained weights that are missing, unsafe or of another network
-    +-- DeltaError              a saved change that does not fit these weights
-    +-- StoreError              the folder of results
-    +-- JobError                one job failed; it becomes a failed record and the study goes on
-        +-- DivergedError       the loss is no longer a number
+    +-- DeltaError              a delta that is damaged or made for other weights
+    +-- StoreError              the folder of results cannot be read or written
+    +-- JobError                one job failed: it gets a failed record, and the study continues
+        +-- DivergedError       the loss or the logits are no longer finite
 
-Every message is one sentence or two: what is wrong, where, what to do.
+Every message is one or two sentences: the problem, the value, the fix.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ LISTED = 60  # names; a longer list is only counted
 
 
 class PeftbenchError(Exception):
-    """The root: the command line prints its message and no traceback."""
+    """Base class: the command line prints its message without a traceback."""
 
 
 class RequestError(PeftbenchError):
-    """What was asked for cannot be done as asked."""
+    """An option or argument is invalid."""
 
 
 class UnknownNameError(RequestError):
-    """No plug-in is called that."""
+    """No plug-in has this name."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
         names = sorted(known)
@@ -48,7 +48,7 @@ class UnknownNameError(RequestError):
 
 
 class CatalogueError(RequestError):
-    """A TOML file is not what it should be."""
+    """A TOML file of `methods/` or `datasets/` is invalid."""
 
 
 class PluginError(PeftbenchError):
@@ -56,31 +56,31 @@ class PluginError(PeftbenchError):
 
 
 class DataError(PeftbenchError):
-    """The images or their labels."""
+    """Images or labels are invalid."""
 
 
 class MissingDataError(DataError):
-    """A data set is not on this machine."""
+    """A data set is missing or incomplete on this machine."""
 
 
 class BrokenImagesError(DataError):
-    """Images that do not open."""
+    """Images cannot be decoded."""
 
 
 class SplitError(DataError):
-    """Parts that overlap, or a class that training never sees."""
+    """Parts overlap, or a class has no training image."""
 
 
 class WeightsError(PeftbenchError):
-    """Pretrained weights that are missing, unsafe to open or of another network."""
+    """Pretrained weights are missing, unsafe to open or of another network."""
 
 
 class DeltaError(PeftbenchError):
-    """A saved change that does not fit these weights."""
+    """A delta is damaged, or was made for other weights."""
 
 
 class StoreError(PeftbenchError):
-    """The folder of results."""
+    """The folder of results cannot be read or written."""
 
 
 class JobError(PeftbenchError):
@@ -88,12 +88,12 @@ class JobError(PeftbenchError):
 
 
 class DivergedError(JobError):
-    """The loss is no longer a finite number."""
+    """The loss or the logits are no longer finite."""
 
 
 @contextmanager
 def blaming(what: str) -> Iterator[None]:
-    """Whatever a plug-in raises within becomes a PluginError that begins with `what`; our own errors pass."""
+    """Turn any exception of a plug-in into a PluginError that begins with `what`; errors of this module pass."""
     try:
         yield
     except PeftbenchError:

@@ -30,7 +30,7 @@ SHIFT = 0.21  # of the latent level: about 5 points of macro F1
 
 
 def pairs(groups: int, seeds: int, studies: int, metric: str, shift: float = 0.0) -> NDArray[np.float64]:
-    """One row a study: p, low, high, difference of the better method minus the other."""
+    """Return a row per study: p, low, high, and the difference of the better method minus the other."""
     draw = np.random.default_rng([groups, seeds])
     found = []
     for _ in range(studies):
@@ -41,7 +41,7 @@ def pairs(groups: int, seeds: int, studies: int, metric: str, shift: float = 0.0
 
 
 def families(groups: int, seeds: int, studies: int) -> float:
-    """How often any pair of five equally good methods is called different after Holm."""
+    """Return how often any pair of five equally good methods is called different after Holm's adjustment."""
     draw = np.random.default_rng([groups, seeds, METHODS])
     wrong = 0
     for _ in range(studies):
@@ -52,7 +52,7 @@ def families(groups: int, seeds: int, studies: int) -> float:
 
 
 def row(groups: int, seeds: int, studies: int) -> dict[str, object]:
-    """All figures of one size of study."""
+    """Return all figures of one size of study."""
     f1, auc = (pairs(groups, seeds, studies, metric) for metric in ("macro_f1", "auc"))
     apart = pairs(groups, seeds, studies, "macro_f1", SHIFT)
     truth = apart[:, 3].mean()
@@ -69,7 +69,7 @@ def row(groups: int, seeds: int, studies: int) -> dict[str, object]:
 
 
 def main() -> None:
-    """Command line."""
+    """Run the simulations of every size and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--studies", type=int, default=2000)
     parser.add_argument("--out", type=Path, required=True)

@@ -1,12 +1,12 @@
-"""How `mini` was made: distil a large pretrained ViT into a small one, on natural images.
+"""Make `mini`: distil a large pretrained ViT into a small one, on natural images.
 
-The student sees 64 px views and learns, token by token, what the teacher's eighth, ninth and tenth block say of the
-same views at 112 px: both cut an image into 8 x 8 patches, so every patch token has its own target. Every view is drawn
-once (crop, flip, grey levels, contrast, CutMix), goes through the teacher once and is then used for `passes` epochs.
+The student sees views of 64 px and learns to predict the teacher's tokens after its eighth, ninth and tenth block for
+the same views at 112 px: both divide an image into 8 x 8 patches, so every patch token has its own target. Every view
+is drawn once (crop, flip, grey levels, contrast, CutMix), passes the teacher once and is used for `passes` epochs.
 
     python tools/distil.py --teacher vit_small_patch14_dinov2.safetensors --images natural64.tar
 
-The images are research-only; the weights that result are for the built-in demonstration backbone and its tests.
+The images are for research only; so are the weights, which serve demonstration and tests.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def read_images(archive: Path) -> Tensor:
-    """Every JPEG of a tar file as one uint8 tensor (n, 3, SIDE, SIDE), in the archive's sorted order."""
+    """Return every JPEG file of a tar archive, sorted by name, as one uint8 tensor (n, 3, SIDE, SIDE)."""
     with tarfile.open(archive) as tar:
         members = sorted((m for m in tar.getmembers() if m.isfile()), key=lambda m: m.name)
         files = [tar.extractfile(m) for m in members if m.name.lower().endswith((".jpg", ".jpeg"))]
@@ -50,7 +50,7 @@ def read_images(archive: Path) -> Tensor:
 
 
 def draw_view(images: Tensor) -> Tensor:
-    """One random view of every image: uint8 (n, 3, SIDE, SIDE) in, the same out."""
+    """Return one random view of every image: uint8 (n, 3, SIDE, SIDE) -> the same shape."""
     change = v2.Compose(
         [
             v2.RandomResizedCrop(SIDE, scale=(0.4, 1.0), antialias=True),
@@ -66,7 +66,7 @@ def draw_view(images: Tensor) -> Tensor:
 
 
 def cut_mix(view: Tensor, share: float) -> Tensor:
-    """Paste a random rectangle of another image into a `share` of the images: more scenes than photographs."""
+    """Paste a random rectangle of another image into a `share` of the images, for more variety."""
     mixed, other = view.clone(), view[torch.randperm(len(view))]
     for i in torch.randperm(len(view))[: int(share * len(view))].tolist():
         high, wide = (int(n) for n in torch.randint(SIDE // 4, SIDE // 2 + 1, (2,)))
@@ -76,7 +76,7 @@ def cut_mix(view: Tensor, share: float) -> Tensor:
 
 
 def pixels(images: Tensor, side: int) -> Tensor:
-    """Standardised float pixels at `side` px."""
+    """Return normalized float pixels at `side` px."""
     shown = images.float() / 255
     if side != SIDE:
         shown = F.interpolate(shown, size=(side, side), mode="bicubic", antialias=True).clamp(0, 1)
@@ -84,7 +84,7 @@ def pixels(images: Tensor, side: int) -> Tensor:
 
 
 def load_teacher(weights: Path) -> VisionTransformer:
-    """The teacher at TEACHER_SIDE px."""
+    """Return the teacher for images of TEACHER_SIDE px."""
     overlay = {"file": str(weights)}
     whole = timm.create_model(
         TEACHER, pretrained=True, pretrained_cfg_overlay=overlay, img_size=TEACHER_SIDE, num_classes=0
@@ -94,7 +94,7 @@ def load_teacher(weights: Path) -> VisionTransformer:
 
 @torch.inference_mode()
 def look(teacher: VisionTransformer, view: Tensor, batch: int) -> Tensor:
-    """The teacher's tokens for a view, its blocks side by side: float16 (n, 65, 3 x 384)."""
+    """Return the teacher's tokens for a view, those of its blocks concatenated: float16 (n, 65, 3 x 384)."""
     seen = torch.empty(len(view), 1 + (SIDE // PATCH) ** 2, TARGET, dtype=torch.float16)
     for part, out in zip(view.split(batch), seen.split(batch), strict=True):
         with torch.autocast("cpu", torch.bfloat16):
@@ -140,7 +140,7 @@ class Scale:
 
 
 def distil(images: Tensor, teacher: VisionTransformer, asked: argparse.Namespace) -> None:
-    """Train the student; prints a line a pass and saves after every view."""
+    """Train the student; print a line and save its weights after every view."""
     views, passes, batch, lr = asked.views, asked.passes, asked.batch, asked.lr
     student = Student()
     if asked.init:
@@ -169,7 +169,7 @@ def distil(images: Tensor, teacher: VisionTransformer, asked: argparse.Namespace
 
 
 def train_step(student: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, target: tuple[Tensor, Tensor]) -> float:
-    """One step on the mean smooth-L1 distance, class token and patches weighing the same."""
+    """Take one step on the mean smooth-L1 distance, with equal weight for class token and patches."""
     with torch.autocast("cpu", torch.bfloat16):
         of_class, of_patch = student(x)
     loss = F.smooth_l1_loss(of_class.float(), target[0]) + F.smooth_l1_loss(of_patch.float(), target[1])
@@ -181,12 +181,12 @@ def train_step(student: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, 
 
 
 def main() -> None:
-    """Command line."""
+    """Distil with the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--teacher", type=Path, required=True)
     parser.add_argument("--images", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=FILE)
-    parser.add_argument("--init", type=Path, help="go on from these weights, the heads drawn anew")
+    parser.add_argument("--init", type=Path, help="start from these weights, with new random heads")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--views", type=int, default=6)
     parser.add_argument("--passes", type=int, default=4)

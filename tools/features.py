@@ -1,10 +1,9 @@
-"""How good are a backbone's frozen features? k-NN and linear accuracy, without any training of the backbone.
+"""Measure how good a backbone's frozen features are: k-NN and linear accuracy, without training the backbone.
 
     python tools/features.py --data DATA --datasets covid_ct,busi mini mini@random
 
-Measured on the test part, and, with less noise, in five folds over all images, in which groups stay together.
-
-This is how `mini` was judged; its figures are in reports/mini.
+Accuracy is measured on the test part and, with less noise, in five grouped folds over all images. The figures of `mini`
+are in reports/mini.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ MOST = 2500  # images in folds: more would change the third decimal
 
 
 def judges() -> tuple[Any, Any]:
-    """The nearest images by cosine distance, weighted, and a logistic regression."""
+    """Return the two classifiers: weighted nearest neighbors by cosine distance, and a logistic regression."""
     return (
         KNeighborsClassifier(NEIGHBOURS, metric="cosine", weights="distance"),
         make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000)),
@@ -47,13 +46,13 @@ def judges() -> tuple[Any, Any]:
 
 
 def on_test(seen: Mapping[str, NDArray[np.float32]], data: Data) -> list[float]:
-    """Accuracy on test of each judge, fitted on train."""
+    """Return the test accuracy of each classifier, fitted on train."""
     labels = data.labels
     return [float(j.fit(seen["train"], labels["train"]).score(seen["test"], labels["test"])) for j in judges()]
 
 
 def in_folds(seen: Mapping[str, NDArray[np.float32]], data: Data) -> list[float]:
-    """Mean accuracy of each judge over grouped folds of all images, or of MOST drawn from them."""
+    """Return the mean accuracy of each classifier over grouped folds of all images, or of MOST drawn from them."""
     features, labels = (np.concatenate([part[name] for name in seen]) for part in (seen, data.labels))
     groups = np.unique([group for name in seen for group in data.groups[name]], return_inverse=True)[1]
     some = np.random.default_rng(0).permutation(len(labels))[:MOST]
@@ -69,8 +68,8 @@ def _features(vit: torch.nn.Module, data: Data, part: str, source: backbone.Sour
 
 
 def rows(name: str, datasets: Sequence[str], places: Places, image_size: int | None) -> tuple[list[str], list[str]]:
-    """A backbone's cells, on test and in folds; `places.weights` goes to those that need a file."""
-    small = name.startswith("mini")  # it brings its weights and knows one size
+    """Return a backbone's cells, on test and in folds; `places.weights` is used by backbones that need a file."""
+    small = name.startswith("mini")  # its weights ship with the package and have one size
     weights = None if small or name.endswith("@random") else places.weights
     source = backbone.locate(name, None if small else image_size, weights)
     vit = source.build(seed=0)
@@ -84,7 +83,7 @@ def rows(name: str, datasets: Sequence[str], places: Places, image_size: int | N
 
 
 def main() -> None:
-    """Command line."""
+    """Print both tables for the backbones and data sets given on the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("backbones", nargs="+")
     parser.add_argument("--data", type=Path, required=True)

@@ -47,7 +47,7 @@ Part = Callable[[int], Iterator[Gate]]  # some gates, from the number of rounds 
 
 
 def run(rounds: int = 5, *, timed: bool = True) -> list[Gate]:
-    """Return every gate, in about two minutes; without `timed` those that decide only."""
+    """Return every gate, in about two minutes; without `timed` only those that decide the exit code."""
     parts: tuple[Part, ...] = (equality, counted_memory)
     if timed:
         parts += (loop_overhead, method_steps, bf16_steps, head_step, data_epochs, importance_pass)
@@ -129,7 +129,7 @@ def ratios(variants: Mapping[str, Callable[[], object]], base: str, rounds: int)
 
 
 def equality(rounds: int) -> Iterator[Gate]:  # noqa: ARG001 - nothing is timed
-    """Sparse training against masked dense training: the largest gap of losses over ten steps."""
+    """Compare sparse with masked dense training: the largest difference of the losses over ten steps."""
     for name, clustered in (("random", False), ("clustered", True)):
         entries = random_mask(network().vit, 0.001, clustered=clustered)
         _, sparse = stepper(Plan(entries=entries))
@@ -139,7 +139,7 @@ def equality(rounds: int) -> Iterator[Gate]:  # noqa: ARG001 - nothing is timed
 
 
 def counted_memory(rounds: int) -> Iterator[Gate]:  # noqa: ARG001 - nothing is timed
-    """The memory that a sparse step holds over that of full fine-tuning, counted tensor by tensor."""
+    """Compare the memory of a sparse step with that of full fine-tuning, counted tensor by tensor."""
     whole = step_memory(everything())
     for share, bound in ((0.0001, 0.80), (0.001, 0.80)):
         ratio = step_memory(Plan(entries=random_mask(network().vit, share, clustered=False))) / whole
@@ -160,7 +160,7 @@ def step_memory(plan: Plan) -> int:
 
 
 def loop_overhead(rounds: int) -> Iterator[Gate]:
-    """The training loop against a plain one that computes the same."""
+    """Compare the training loop with a plain one that computes the same."""
     found = ratios(training_loops(network(), SIDE, replace(RECIPE, batch=BATCH, steps=4)), "plain", rounds)
     yield Gate("the engine's loop over a plain one of the same steps", found["engine"], 1.03)
 
@@ -203,7 +203,7 @@ def plain_loop(model: nn.Module, task: Task, batches: Sequence[NDArray[np.int64]
 
 
 def method_steps(rounds: int) -> Iterator[Gate]:
-    """Steps that train parts of the network over a step that trains all of it."""
+    """Compare steps that train parts of the network with a step that trains all of it."""
     names = [n for n, _ in network().vit.named_parameters()]
     tuned = {
         "full": names,
@@ -233,7 +233,7 @@ def method_steps(rounds: int) -> Iterator[Gate]:
 
 
 def bf16_steps(rounds: int) -> Iterator[Gate]:
-    """A full step in bf16, on CPUs that compute in it."""
+    """Compare a full step in bf16 with one in fp32, on CPUs that multiply bf16 natively."""
     if hardware.auto_precision("cpu") != "bf16":
         return
     plan = everything()
@@ -250,7 +250,7 @@ def bf16_steps(rounds: int) -> Iterator[Gate]:
 
 
 def head_step(rounds: int) -> Iterator[Gate]:
-    """Training the head on stored features over training it through the network."""
+    """Compare training the head on stored features with training it through the network."""
     model = network()
     Plan().carry_out(model.vit)
     features = Features(torch.randn(BATCH, 192))
@@ -272,14 +272,14 @@ def _train(model: nn.Module, x: Tensor) -> None:
 
 
 def data_epochs(rounds: int) -> Iterator[Gate]:
-    """Decoding JPEG files in every epoch over reading the cache of decoded images."""
+    """Compare decoding JPEG files in every epoch with reading the cache of decoded images."""
     with TemporaryDirectory() as folder:
         found = ratios(bench_data.epochs(Path(folder)), "cached", rounds)
     yield Gate("a DataLoader that decodes 512 px JPEGs over the cache", found["decoding"], 25, at_least=True)
 
 
 def importance_pass(rounds: int) -> Iterator[Gate]:
-    """The gradients that SH-PEFT selects by over an epoch of full training."""
+    """Compare computing SH-PEFT's gradients with an epoch of full training."""
     model = network()
     batches = [batch(i) for i in range(4)]
     probe = GradientProbe(deepcopy(model), lambda: iter(batches), F.cross_entropy)

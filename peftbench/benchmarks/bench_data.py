@@ -1,4 +1,4 @@
-"""Reading training images in the two ways that `peftbench bench` compares: a DataLoader that decodes, and the cache."""
+"""The two ways of reading training images that `peftbench bench` compares: a DataLoader that decodes, and the cache."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PREPROCESSING = Preprocessing(SIDE, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
 def photos(folder: Path) -> list[Path]:
-    """Smooth JPEG files, as cameras write them."""
+    """Write smooth JPEG files of the size of photographs; return their paths."""
     draw, files = np.random.default_rng(0), []
     for number in range(IMAGES):
         smooth = Image.fromarray(draw.integers(0, 255, (16, 16, 3), dtype=np.uint8)).resize((CAMERA, CAMERA))
@@ -33,7 +33,7 @@ def photos(folder: Path) -> list[Path]:
 
 @dataclass(frozen=True)
 class Decoded(Dataset[Tensor]):
-    """The usual way: every file decoded, resized and standardised each time."""
+    """The usual way: every file is decoded, resized and normalized each time."""
 
     files: Sequence[Path]
     transform: Callable[[Image.Image], Tensor]
@@ -47,7 +47,7 @@ class Decoded(Dataset[Tensor]):
 
 
 def epochs(folder: Path) -> dict[str, Callable[[], object]]:
-    """One pass over the same images in either way, in one process, one thread; `cached` once they are decoded."""
+    """Return `decoding` and `cached`: each reads the same images once, in one process with one thread."""
     files = photos(folder)
     steps = [
         v2.Resize((SIDE, SIDE), v2.InterpolationMode.BICUBIC),

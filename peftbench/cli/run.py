@@ -68,7 +68,7 @@ def run_study(study: Study, places: Places, jobs: int, *, skip_broken: bool) -> 
         if is_new:
             store.discard()
         raise
-    for line in resolved.says:
+    for line in resolved.notes:
         say(line)
     workers = jobs or (hardware.gpus() if places.device == "cuda" else hardware.cores())
     trials = list({trial.id: trial for draft in resolved.drafts for trial in draft.trials}.values())

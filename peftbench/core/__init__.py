@@ -1,1 +1,1 @@
-"""Contracts, the catalogue, the registry and what a study may say."""
+"""Contracts, the catalogue, the registry, and the fields and notation of a study."""

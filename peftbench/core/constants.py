@@ -1,4 +1,4 @@
-"""Names that several rooms share: each of them stands here and nowhere else."""
+"""Constants that several packages share."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ from typing import Literal, TypeAlias
 Precision: TypeAlias = Literal["fp32", "bf16"]
 PrecisionOption: TypeAlias = Literal["auto", "fp32", "bf16"]  # auto: what the hardware multiplies natively
 PAPER_DATASETS = ("chaoyang", "covid_ct", "busi", "chest_xray", "oct", "limuc")  # D1 to D6 of the SH-PEFT paper
-BASELINES = ("majority", "linear")  # methods that every study runs beside its own
+BASELINES = ("majority", "linear")  # methods that every study runs in addition
 QUICK_METHODS = ("bitfit", "lora", "shpeft", "full")  # of the study without arguments
 QUICK_DATASETS = ("phantom_ultrasound", "phantom_histology", "phantom_oct")

@@ -1,7 +1,7 @@
-"""What a plug-in is, without torch: data sets, metrics and reports.
+"""Contracts of the plug-ins that need no torch: data sets, backbones, metrics and reports.
 
-A plug-in is the module attribute `plugin` of a file in its folder (`peftbench/datasets/busi.py`), or whatever an entry
-point of the group `peftbench.datasets` names. The contract of methods is in `method.py`: it needs torch.
+A plug-in is the attribute `plugin` of a module in its folder (`peftbench/datasets/busi.py`), or the object that an
+entry point of the group `peftbench.datasets` names. The contract of methods, which needs torch, is `models/method.py`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Labels: TypeAlias = NDArray[np.int64]  # (n,) class indices; task multi_label: (
 Logits: TypeAlias = NDArray[np.float32]  # (n, classes)
 Images: TypeAlias = Sequence[Path] | NDArray[np.uint8]  # files, or pixels (n, height, width, 3)
 PARTS = ("train", "val", "test")  # of every data set, in the order in which they are stored
-INCOMPLETE = "Incomplete copy"  # how the note begins that every table shows
+INCOMPLETE = "Incomplete copy"  # the beginning of a note that every table shows
 
 
 # --- data sets -----------------------------------------------------------------------------------------------------
@@ -36,22 +36,22 @@ INCOMPLETE = "Incomplete copy"  # how the note begins that every table shows
 
 @dataclass(frozen=True)
 class DatasetCard:
-    """What a reader must know about a data set before believing a number on it."""
+    """The facts about a data set that a reader needs to judge a score on it."""
 
     title: str
     modality: str  # "breast ultrasound"
     classes: tuple[str, ...]  # in label order
     licence: str
-    source: str  # where it comes from: a URL or "drawn from a seed"
+    source: str  # a URL or "drawn from a seed"
     citation: str = ""
     task: Task = "single"
-    group_key: str = ""  # what may never cross parts: "patient", "source paper"; "" = nothing known
+    group_key: str = ""  # "patient", "source paper": no group may be in two parts; "" = unknown
     synthetic: bool = False
 
 
 @dataclass(frozen=True)
 class Presence:
-    """How much of a data set lies on this machine, told without opening an image."""
+    """How much of a data set is on this machine, found without opening an image."""
 
     found: int = 0  # images
     whole: int = 0  # images of a complete copy
@@ -63,7 +63,7 @@ class Presence:
         return 0 < self.whole <= self.found
 
     def __str__(self) -> str:
-        """One phrase for a table."""
+        """Return a phrase for a table."""
         if self.complete:
             return "complete"
         if self.packed:
@@ -90,7 +90,7 @@ class Part:
         return frozenset(found.tolist())
 
     def take(self, index: Sequence[int] | NDArray[np.int64]) -> Self:
-        """The images at `index`, in that order."""
+        """Return the images at `index`, in that order."""
         chosen = [int(i) for i in index]
         if chosen == list(range(len(self))):
             return self
@@ -101,7 +101,7 @@ class Part:
         return type(self)(images, self.labels[chosen], names, groups)
 
     def joined(self, other: Part) -> Part:
-        """This part's images, then the other's."""
+        """Return this part's images followed by the other's."""
         if isinstance(self.images, np.ndarray) and isinstance(other.images, np.ndarray):
             images: Images = np.concatenate([self.images, other.images])
         else:
@@ -112,7 +112,7 @@ class Part:
 
 
 def _rows(pixels: NDArray[np.uint8], chosen: list[int]) -> NDArray[np.uint8]:
-    """A copy of these images; of greys that stand there three times over, of one channel."""
+    """Return a copy of these images; of three equal channels (broadcast grey values) only one is copied."""
     if pixels.strides[-1]:
         return pixels[chosen]
     return np.broadcast_to(pixels[..., :1][chosen], (len(chosen), *pixels.shape[1:]))
@@ -120,7 +120,7 @@ def _rows(pixels: NDArray[np.uint8], chosen: list[int]) -> NDArray[np.uint8]:
 
 @dataclass(frozen=True)
 class Splits:
-    """The three parts and how they came about."""
+    """The three parts of a data set and how they were made."""
 
     train: Part
     val: Part
@@ -134,7 +134,7 @@ class Splits:
         names = [set(part.names) for part in self.parts.values()]
         twice = (names[0] & names[1]) | (names[0] & names[2]) | (names[1] & names[2])
         if twice:
-            raise SplitError(f"{len(twice)} images lie in two parts, the first is {min(twice)!r}; each may lie in one.")
+            raise SplitError(f"{len(twice)} images are in two parts, the first is {min(twice)!r}; keep each in one.")
 
     @property
     def parts(self) -> dict[str, Part]:
@@ -144,20 +144,20 @@ class Splits:
 
 @runtime_checkable
 class Dataset(Protocol):
-    """A data set: a card, and a way from a folder on this machine to three parts.
+    """A data set: a card, and a function that reads three parts from a folder on this machine.
 
-    It may also tell how much of it is there: `presence(root: Path) -> Presence`.
+    It may also have `presence(root: Path) -> Presence`, which finds how much of it is there.
     """
 
     @property
     def card(self) -> DatasetCard:
-        """What it is."""
+        """Facts about the data set."""
         ...
 
     def load(self, root: Path, seed: int) -> Splits:
-        """Find the files under `root` (the data folder that holds all data sets); `seed` decides what is not official.
+        """Read the files under `root`, the folder of all data sets; `seed` decides the parts that are not official.
 
-        Raises MissingDataError (what is missing, where it was sought, how to get it) and SplitError.
+        Raises MissingDataError (what is missing, where it was searched for, how to get it) and SplitError.
         """
         ...
 
@@ -167,7 +167,7 @@ class Dataset(Protocol):
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """From an image file to the network's input; all of it is part of a job's identity."""
+    """How an image file becomes the network's input; every field is part of a job's identity."""
 
     size: int  # pixels, square
     mean: tuple[float, float, float]  # of pixels in 0..1, per channel
@@ -178,10 +178,10 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class BackboneCard:
-    """Where a pretrained network comes from and on what terms."""
+    """Origin and licence of a pretrained network."""
 
     title: str
-    source: str  # what was pretrained on what, and where the weights are to be had
+    source: str  # the pretraining, its data, and where to get the weights
     licence: str
     notes: tuple[str, ...] = ()
 
@@ -190,27 +190,27 @@ class BackboneCard:
 class Backbone(Protocol):
     """A pretrained network.
 
-    Built by its plug-in from what follows the colon and stands in brackets: `timm:NAME[depth=8]`.
+    Its plug-in builds it from the text after the colon and the fields in brackets: `timm:NAME[depth=8]`.
     """
 
     @property
     def card(self) -> BackboneCard:
-        """Where it comes from."""
+        """Origin and licence."""
         ...
 
     def preprocessing(self, image_size: int | None) -> Preprocessing:
-        """What its pretraining used, at `image_size` pixels if given."""
+        """Return the preprocessing of its pretraining, at `image_size` pixels if given."""
         ...
 
     def network(self, image_size: int | None) -> VisionTransformer:
-        """The bare network (no head, `num_classes=0`) with fresh random values.
+        """Return the network without a head (`num_classes=0`), with new random values.
 
         Must work under `torch.device("meta")`.
         """
         ...
 
     def weights(self, given: Path | None) -> Path:
-        """The file of pretrained weights: `given` (the user's --weights), or its own.
+        """Return the file of pretrained weights: `given` (--weights), or its own.
 
         Raises WeightsError with the way to get it.
         """
@@ -228,12 +228,12 @@ class Backbone(Protocol):
 class Metric(Protocol):
     """A number, or several by name, from stored logits (n, classes); nan where it is undefined.
 
-    It is asked about single and ordinal labels (n,) unless `of_tasks` says otherwise. Where images belong to groups
-    (patients), it is asked a second time about the groups, each with its mean logits and its label.
+    It is called with single and ordinal labels (n,), or for the tasks that `of_tasks` declares. Where images belong to
+    groups (patients), it is called a second time with one row per group: its mean logits and its label.
     """
 
     def __call__(self, logits: Logits, labels: Labels) -> float | Mapping[str, float]:
-        """Higher is better unless the name says loss or error."""
+        """Return the value; higher is better unless the name contains loss or error."""
         ...
 
 
@@ -241,7 +241,7 @@ Scorer = TypeVar("Scorer", bound=Callable[[Logits, Labels], float | Mapping[str,
 
 
 def of_tasks(*tasks: Task) -> Callable[[Scorer], Scorer]:
-    """Says of a metric for which tasks it has a meaning: `@of_tasks("ordinal")`."""
+    """Declare the tasks for which a metric is defined: `@of_tasks("ordinal")`."""
 
     def marked(metric: Scorer) -> Scorer:
         vars(metric)["tasks"] = tasks
@@ -251,13 +251,13 @@ def of_tasks(*tasks: Task) -> Callable[[Scorer], Scorer]:
 
 
 def tasks_of(metric: Metric) -> tuple[Task, ...]:
-    """What `of_tasks` said of it, else the tasks with one label an image."""
+    """Return the tasks that `of_tasks` declares, by default those with one label per image."""
     tasks: tuple[Task, ...] = getattr(metric, "tasks", ("single", "ordinal"))
     return tasks
 
 
 def lower_is_better(metric: str) -> bool:
-    """By its name, as in `brier_score_loss_per_group`."""
+    """Return whether the metric's name contains loss or error, as `brier_score_loss_per_group` does."""
     return bool({"loss", "error"} & set(metric.split("_")))
 
 
@@ -278,7 +278,7 @@ class Result:
 
     @cached_property
     def damage(self) -> str:
-        """What is wrong with the files of a finished job; empty if they are those that its record was written for."""
+        """What is wrong with the files of a finished job; "" if they match the digests in its record."""
         if self.record.status == "failed":
             return ""
         problems = (_problem(self.folder / name, digest) for name, digest in sorted(self.record.files.items()))
@@ -286,7 +286,7 @@ class Result:
 
     @property
     def has_predictions(self) -> bool:
-        """Whether predictions of test images are stored; records may be published without."""
+        """Whether predictions of test images are stored; records may be published without them."""
         return (self.folder / PREDICTIONS).exists() and bool(self.record.data.sizes.get("test", 1))
 
     def predictions(self, rule: str, part: str = "test") -> tuple[Logits, Labels, tuple[int, ...]]:
@@ -332,5 +332,5 @@ class Report(Protocol):
     suffix: ClassVar[str]
 
     def write(self, results: Sequence[Result], out: Path) -> list[Path]:
-        """Write into the folder `out`; returns what was written."""
+        """Write into the folder `out` and return the paths of the files."""
         ...

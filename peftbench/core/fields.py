@@ -143,7 +143,7 @@ def _got(fault: ErrorDetails) -> str:
 
 
 def _plain(value: Any, *, several: bool) -> Any:  # noqa: ANN401 - typed by its field
-    """One value of many as a tuple, and true as a word, as on the command line: pydantic takes True for 1."""
+    """Return a single value of several as a tuple, and a boolean as a word, since pydantic accepts True as 1."""
     if isinstance(value, list | tuple):
         return tuple(_plain(item, several=False) for item in value)
     if isinstance(value, bool):

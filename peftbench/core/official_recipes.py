@@ -1,6 +1,6 @@
-"""Recipe `official`: every method as its authors train it, as far as the catalogue knows and our engine can.
+"""Recipe `official`: every method as its authors train it, as far as they state it and peftbench supports it.
 
-What a source does not state is the standard recipe's; what the engine does not offer is said in the record.
+What the authors do not state is taken from the standard recipe; what peftbench does not support is noted in the record.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ NOT_RUN: Mapping[str, str] = {
 
 
 def entry(method: str) -> Official:
-    """What the catalogue knows; nothing of a method from elsewhere."""
+    """Return the authors' recipe from the catalogue; an empty one for methods of other packages."""
     return catalogue.method_entry(method).official if method in catalogue_files.method_names() else Official()
 
 
 def recipe(method: str, base: Recipe, images: int, written: Mapping[str, Any]) -> Recipe:
-    """The authors' recipe for a train part of so many images; what the user has `written` wins.
+    """Return the authors' recipe for a train part of so many images; values that the user has `written` override it.
 
     The learning rate is the first of a grid; `rates` has all.
     """
@@ -49,7 +49,7 @@ def recipe(method: str, base: Recipe, images: int, written: Mapping[str, Any]) -
 
 
 def rates(method: str, made: Recipe) -> tuple[float, ...]:
-    """The authors' learning rates at the batch of `made`, a grid's ascending; the recipe's where none is stated."""
+    """Return the authors' learning rates, ascending, scaled to the batch of `made`; its own rate if none is stated."""
     theirs = entry(method)
     found = sorted(theirs.lr_grid) or ([theirs.lr] if theirs.lr else [made.lr])
     scale = made.batch / theirs.lr_batch if theirs.lr_batch else 1.0
@@ -57,24 +57,25 @@ def rates(method: str, made: Recipe) -> tuple[float, ...]:
 
 
 def by_epochs(method: str, made: Recipe) -> bool:
-    """Whether the number of steps follows from that of the training images."""
+    """Return whether the number of steps depends on the number of training images."""
     theirs = entry(method)
     return made.name == "official" and not theirs.steps and bool(theirs.epochs)
 
 
 def fields(method: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The authors' hyper-parameters where they are not our defaults; `given` ones win."""
+    """Return the authors' hyper-parameters that differ from the defaults, overridden by `given` ones."""
     return {**entry(method).fields, **given}
 
 
 def left_out(method: str) -> list[str]:
-    """What the authors do and this recipe does not."""
+    """Return notes on what the authors do and this recipe does not."""
     theirs = entry(method)
     names = [words for name, words in NOT_RUN.items() if getattr(theirs, name)]
-    names += ["warm-up"] if theirs.warmup_epochs and not theirs.epochs else []  # of how many, they do not say
-    unsaid = theirs.lr is None and not theirs.lr_grid
-    said = [f"official: without the authors' {', '.join(names)}"] if names else []
-    return said + (["official: the authors state no learning rate"] if unsaid else [])
+    names += ["warm-up"] if theirs.warmup_epochs and not theirs.epochs else []  # in epochs of an unknown number
+    notes = [f"official: without the authors' {', '.join(names)}"] if names else []
+    if theirs.lr is None and not theirs.lr_grid:
+        notes.append("official: the authors state no learning rate")
+    return notes
 
 
 def _steps(theirs: Official, made: Recipe, images: int) -> int:

@@ -1,4 +1,4 @@
-"""Name -> plug-in. Ours are files of five folders, other people's are entry points; loaded when asked for."""
+"""Find plug-ins by name: modules of five folders and entry points of installed packages, imported when needed."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ class Registry:
 
     @property
     def kind(self) -> str:
-        """What one of them is called in a sentence."""
+        """The word for one of them in a message."""
         return {"datasets": "data set"}.get(self.folder, self.folder.removesuffix("s"))
 
     def own(self) -> frozenset[str]:
-        """The built-in names: the stems of the files here. Imports nothing."""
+        """Return the built-in names: the stems of the files. Imports nothing."""
         here = Path(__file__).parents[1] / self.folder
         return frozenset(m.name for m in iter_modules([str(here)]) if not m.name.startswith("_"))
 
     def others(self) -> dict[str, EntryPoint]:
-        """The names that installed packages bring. Raises PluginError when one of them is taken."""
+        """Return the entry points of installed packages by name. Raises PluginError when a name is taken."""
         found: dict[str, EntryPoint] = {}
         for point in _points(f"peftbench.{self.folder}", tuple(sys.path)):
             rival = (
@@ -51,11 +51,11 @@ class Registry:
         return found
 
     def names(self) -> tuple[str, ...]:
-        """Every name, sorted. Imports no plug-in."""
+        """Return every name, sorted. Imports no plug-in."""
         return tuple(sorted(self.own() | self.others().keys() | self.described()))
 
     def described(self) -> frozenset[str]:
-        """Data sets that files of the working folder describe, without code. Raises PluginError for a taken name."""
+        """Return the data sets described by files of the working folder. Raises PluginError for a taken name."""
         found = frozenset(own_datasets()) if self.folder == "datasets" else frozenset()
         if twice := sorted(found & (self.own() | self.others().keys()) if found else ()):
             raise PluginError(f"A plug-in is called {twice[0]!r} already; rename the file datasets/{twice[0]}.toml.")
@@ -79,7 +79,7 @@ class Registry:
 
 
 def variant(name: str) -> tuple[str, dict[str, Any]]:
-    """The method that a name stands for, and the fields that a file of the user's own sets for it.
+    """Return the method that a name refers to, and the fields that a user's file of `methods/` sets for it.
 
     Raises CatalogueError for a file whose base is no method.
     """
@@ -94,11 +94,11 @@ def variant(name: str) -> tuple[str, dict[str, Any]]:
 
 @lru_cache
 def _points(group: str, path: tuple[str, ...]) -> tuple[EntryPoint, ...]:  # noqa: ARG001 - other packages on another path
-    """What the installed packages name in a group; to look through them all takes milliseconds."""
+    """Return the entry points of a group, cached, since searching all installed packages takes milliseconds."""
     return tuple(entry_points(group=group))
 
 
 @lru_cache
 def registry(folder: str) -> Registry:
-    """The registry of one of FOLDERS."""
+    """Return the registry of one of FOLDERS."""
     return Registry(folder)

@@ -40,7 +40,7 @@ def draw(cohort: Cohort) -> Pixels:
 
 
 def _lungs(cohort: Cohort, middle: tuple[Field, Field], high: Field, wide: Field) -> Field:
-    """Both lungs, with the heart cut out of them."""
+    """Draw both lungs, with the heart cut out of them."""
     y, x = middle
     apart = cohort.shared(0.46, 0.52)
     sides = [
@@ -58,7 +58,7 @@ def _lungs(cohort: Cohort, middle: tuple[Field, Field], high: Field, wide: Field
 
 
 def _air(cohort: Cohort, middle: tuple[Field, Field], high: Field) -> Field:
-    """Density within the lungs: vessels, nodules, gravity-dependent density, and the disease."""
+    """Draw the density within the lungs: vessels, nodules, gravity-dependent density and the disease."""
     vessels = 0.6 * ridges(cohort.noise(2.2), 0.2) * soft(cohort.noise(4), 1.5) * cohort.shared(0.6, 1)
     behind = np.clip((Y - middle[0]) / high, 0, 1) ** 2 * cohort.each(0, 0.25)
     lung = np.maximum(0.1 + 0.03 * cohort.noise(1.5) + behind, vessels)
@@ -70,7 +70,7 @@ def _air(cohort: Cohort, middle: tuple[Field, Field], high: Field) -> Field:
 
 
 def _diseased(cohort: Cohort, lung: Field, middle: tuple[Field, Field]) -> Field:
-    """Patches near the pleura: a haze over what is there, or dense tissue with air bronchograms in its place."""
+    """Draw patches near the pleura: a haze over the lung, or dense tissue with air bronchograms in its place."""
     bronchi = ridges(cohort.noise(1.8), 0.12)
     mottle = 1 + 0.25 * cohort.noise(1)
     for probability in (1.0, 1.0, 0.6):
@@ -86,13 +86,13 @@ def _diseased(cohort: Cohort, lung: Field, middle: tuple[Field, Field]) -> Field
 
 
 def _at_pleura(cohort: Cohort, middle: tuple[Field, Field]) -> tuple[Field, Field]:
-    """A place in the outer half of either lung."""
+    """Return a place (y, x) in the outer half of either lung."""
     side = np.where(cohort.chance(0.5), 1.0, -1.0)
     return middle[0] + cohort.each(-0.18, 0.2), middle[1] + side * cohort.each(0.15, 0.29)
 
 
 def _bones(cohort: Cohort, middle: tuple[Field, Field], high: Field, wide: Field) -> Field:
-    """The spine, the ribs around, and the table below."""
+    """Draw the spine, the ribs and the table below."""
     y, x = middle
     size = cohort.shared(0.045, 0.07)
     spine = soft(blob(y + 0.72 * high, x, size, size * 1.2), 0.4)

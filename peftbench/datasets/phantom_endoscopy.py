@@ -22,7 +22,7 @@ def draw(cohort: Cohort) -> Pixels:
 
 
 def _vessels(cohort: Cohort, severity: Field) -> Field:
-    """Branching vessels: clear in grade 0, blurred in 1, gone from 2."""
+    """Draw branching vessels: clear in grade 0, blurred in 1, gone from 2."""
     course = cohort.noise(3.4)
     sharp = np.maximum(ridges(course, 0.4), 0.8 * ridges(cohort.noise(2.2), 0.25))
     seen = np.clip(1.15 - 0.6 * severity, 0, 1)
@@ -31,7 +31,7 @@ def _vessels(cohort: Cohort, severity: Field) -> Field:
 
 
 def _ulcers(cohort: Cohort, severity: Field) -> Field:
-    """Pale spots with ragged rims: few and small from grade 2, large in 3."""
+    """Draw pale spots with ragged rims: few and small from grade 2, large in 3."""
     ulcers = np.zeros((len(cohort.labels), *Y.shape))
     size = 0.035 + 0.07 * np.clip(severity - 2, 0, 1)
     for first in (1.4, 1.4, 1.4, 1.6, 1.8, 2.4):
@@ -48,7 +48,7 @@ def _ulcers(cohort: Cohort, severity: Field) -> Field:
 
 
 def _stool(cohort: Cohort) -> Field:
-    """Remains of stool and foam, yellow as ulcers are but smooth and in any grade."""
+    """Draw remains of stool and foam: yellow like ulcers, but smooth, and in every grade."""
     stool = np.zeros((len(cohort.labels), *Y.shape))
     for probability in (0.5, 0.3):
         high = cohort.each(0.03, 0.11)
@@ -58,18 +58,18 @@ def _stool(cohort: Cohort) -> Field:
 
 
 def _reddening(cohort: Cohort, ulcers: Field, severity: Field) -> Field:
-    """Red halos of the ulcers and patches of redness, which grow from grade 1."""
+    """Draw red halos of the ulcers and patches of redness, which grow from grade 1."""
     patches = soft(cohort.noise(4), 1.5)
     return np.asarray(np.clip(severity, 0, 2) * 0.2 * patches + 0.6 * ridges(ulcers - 0.15, 0.15))
 
 
 def _granules(cohort: Cohort, severity: Field) -> Field:
-    """The coarse grain of an inflamed surface."""
+    """Draw the coarse grain of an inflamed surface."""
     return np.asarray((0.02 + 0.01 * severity) * cohort.noise(1.1) + 0.02 * cohort.noise(2.5))
 
 
 def _folds(cohort: Cohort) -> Field:
-    """The light of the endoscope on the haustral folds round a dark lumen, anywhere in the view."""
+    """Draw the light of the endoscope on the haustral folds around a dark lumen, anywhere in the view."""
     y, x = cohort.each(-0.1, 1.1), cohort.each(-0.1, 1.1)
     far = blob(y, x, cohort.each(0.3, 0.6), cohort.each(0.3, 0.6), cohort.outline(2, 3, 0.08)) + 1
     rings = far * cohort.each(0.7, 1.5) + cohort.each(0, 1)
@@ -78,7 +78,7 @@ def _folds(cohort: Cohort) -> Field:
 
 
 def _coloured(cohort: Cohort, hue: Field, light: Field) -> Pixels:
-    """Red to yellow by `hue` and dark to bright by `light`, both by rank; then reflections and the round mask."""
+    """Color from red to yellow by the rank of `hue`, light by that of `light`; add reflections and the round mask."""
     bright = grey_levels(light, cohort.shared(0.25, 0.45), cohort.shared(0.8, 1), cohort.shared(0.6, 1.2))[..., None]
     rank = grey_levels(hue, cohort.shared(-1, -0.8), cohort.shared(0.8, 1), cohort.shared(0.85, 1.1))[..., None]
     yellow = 0.2 * rank + 0.6 * rank**3  # most of the mucosa is of one hue
@@ -89,7 +89,7 @@ def _coloured(cohort: Cohort, hue: Field, light: Field) -> Pixels:
 
 
 def _reflections(cohort: Cohort) -> Field:
-    """White gleams of the lamp on wet mucosa, in any grade."""
+    """Draw white reflections of the lamp on wet mucosa, in every grade."""
     gleams = np.zeros((len(cohort.labels), *Y.shape))
     for probability in (0.9, 0.7, 0.5):
         high = cohort.each(0.01, 0.03)
@@ -99,7 +99,7 @@ def _reflections(cohort: Cohort) -> Field:
 
 
 def _mask(cohort: Cohort) -> Field:
-    """The dark corners of the view, which depend on the patient's endoscope."""
+    """Draw the dark corners of the view, which depend on the patient's endoscope."""
     middle, reach = np.full((len(cohort.labels), 1, 1), 0.5), cohort.shared(0.52, 0.75)
     return soft(blob(middle, middle, reach, reach), 0.06)
 

@@ -44,7 +44,7 @@ def draw(cohort: Cohort) -> Pixels:
 
 
 def _gland(cohort: Cohort, middle: tuple[Field, Field], tissue: Field, nuclei: Field, size: Field) -> Field:
-    """Draw one gland's nuclei into `nuclei`; returns the tissue with its cytoplasm and lumen."""
+    """Draw one gland's nuclei into `nuclei`; return the tissue with its cytoplasm and lumen."""
     radius = cohort.each(0.19, 0.29)
     bent = cohort.outline(2, 4, cohort.by_class(0.1, 0.1, 0.12))
     distance = blob(*middle, radius, radius, bent)
@@ -58,7 +58,7 @@ def _gland(cohort: Cohort, middle: tuple[Field, Field], tissue: Field, nuclei: F
 def _epithelium(
     cohort: Cohort, nuclei: Field, middle: tuple[Field, Field], radius: Field, bent: Field, size: Field
 ) -> None:
-    """Nuclei along the rim of a gland: in one row, in several, or in none."""
+    """Draw nuclei along the rim of a gland into `nuclei`: in one row, in several, or in none."""
     count = cohort.shared(15, ROW)
     y, x = (m[:, 0, 0] * (SIDE - 1) for m in middle)
     uneven = cohort.by_class(0.1, 0.1, 0.45)
@@ -75,7 +75,7 @@ def _epithelium(
 
 
 def _scatter(cohort: Cohort, nuclei: Field, size: Field) -> None:
-    """Spindles and lymphocytes of the stroma, as many as the patient has."""
+    """Draw spindle cells and lymphocytes of the stroma into `nuclei`, as many as the patient has."""
     busy, round_ = cohort.shared(0.2, 1), cohort.shared(0, 1)
     for _ in range(STROMA):
         y, x = ((cohort.each(0, SIDE - 1))[:, 0, 0] for _ in range(2))
@@ -92,7 +92,7 @@ def _scatter(cohort: Cohort, nuclei: Field, size: Field) -> None:
 
 
 def _stamp(nuclei: Field, y: Field, x: Field, long: Field, short: Field, turn: Field, dark: Field) -> None:
-    """One ellipse an image, at `y`, `x` (n,) pixels, with half axes `long` and `short` pixels; the darker wins."""
+    """Draw one ellipse per image at `y`, `x` (n,) pixels with half axes `long` and `short`; the darker value wins."""
     y, x = np.clip(y, 0, SIDE - 1), np.clip(x, 0, SIDE - 1)
     top, left = np.rint(y).astype(np.int64), np.rint(x).astype(np.int64)
     step = np.arange(-REACH, REACH + 1)
@@ -108,7 +108,7 @@ def _stamp(nuclei: Field, y: Field, x: Field, long: Field, short: Field, turn: F
 
 
 def _clefts(cohort: Cohort) -> Field:
-    """Empty vessels and tears: white without a row of nuclei, in any class."""
+    """Draw empty vessels and tears: white without a row of nuclei, in any class."""
     clefts = np.zeros((len(cohort.labels), SIDE, SIDE))
     for probability in (0.7, 0.4):
         high = cohort.each(0.03, 0.09)
@@ -118,7 +118,7 @@ def _clefts(cohort: Cohort) -> Field:
 
 
 def _coloured(cohort: Cohort, stain: Field) -> Pixels:
-    """Light through eosin up to half of the stain, through haematoxylin above; the stains are the patient's."""
+    """Color the lower half of the stain by eosin, the upper by haematoxylin, in the patient's shades."""
     depth = grey_levels(stain, cohort.shared(0.0, 0.08), cohort.shared(0.85, 1.2), cohort.shared(0.8, 1.5))
     eosin = [cohort.shared(low, high) for low, high in ((0.02, 0.2), (0.6, 1.2), (0.25, 0.7))]
     blue = [cohort.shared(low, high) for low, high in ((1.1, 2.2), (1.2, 2.2), (0.4, 1.0))]

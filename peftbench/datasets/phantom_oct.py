@@ -46,7 +46,7 @@ def draw(cohort: Cohort) -> Pixels:
 
 
 def _surfaces(cohort: Cohort) -> tuple[Field, Field]:
-    """Height of the inner limiting membrane and of the pigment epithelium over the width (n, 1, SIDE)."""
+    """Return the heights of inner limiting membrane and pigment epithelium over the width (n, 1, SIDE)."""
     across = X[:1] - 0.5
     course = (
         cohort.each(-0.25, 0.25) * across
@@ -61,7 +61,7 @@ def _surfaces(cohort: Cohort) -> tuple[Field, Field]:
 
 
 def _drusen(cohort: Cohort) -> Field:
-    """Height of the humps over the width (n, 1, SIDE); 0 in other classes."""
+    """Return the height of the humps over the width (n, 1, SIDE); 0 in other classes."""
     humps = np.zeros((len(cohort.labels), 1, X.shape[1]))
     for probability in (1.0, 1.0, 0.8, 0.5, 0.3):
         off = (X[:1] - cohort.each(0.08, 0.92)) / cohort.each(0.04, 0.08)
@@ -71,7 +71,7 @@ def _drusen(cohort: Cohort) -> Field:
 
 
 def _dome(cohort: Cohort) -> tuple[Field, Field]:
-    """Height of the membrane's dome and thickness of the fluid over it (n, 1, SIDE); 0 in other classes."""
+    """Return the height of the membrane's dome and the thickness of the fluid over it (n, 1, SIDE), else 0."""
     there = cohort.by_class(0, 0, 0, 1)
     middle, wide = cohort.each(0.2, 0.8), cohort.each(0.16, 0.3)
     off = (X[:1] - middle) / wide
@@ -81,7 +81,7 @@ def _dome(cohort: Cohort) -> tuple[Field, Field]:
 
 
 def _below(cohort: Cohort, raised: Field, base: Field) -> Field:
-    """Pigment epithelium at `raised`, grey matter down to `base`, then the choroid with its dark vessels, fading."""
+    """Draw the pigment epithelium at `raised`, grey matter down to `base`, then the fading choroid with vessels."""
     line = soft(Y - raised - 0.025, 0.03)
     filled = soft(Y - base, 0.02) * soft(raised - Y, 0.02)
     mottle = 0.35 + 0.22 * cohort.noise(1.5, 2.5)
@@ -90,7 +90,7 @@ def _below(cohort: Cohort, raised: Field, base: Field) -> Field:
 
 
 def _cysts(cohort: Cohort, top: Field, base: Field) -> Field:
-    """Dark ovals between the layers; none in other classes."""
+    """Draw dark ovals between the layers; none in other classes."""
     cysts = np.zeros((len(cohort.labels), *Y.shape))
     column = np.arange(len(cohort.labels))
     for probability in (1.0, 1.0, 0.7, 0.5, 0.3):
@@ -104,7 +104,7 @@ def _cysts(cohort: Cohort, top: Field, base: Field) -> Field:
 
 
 def _vessels(cohort: Cohort, top: Field) -> Field:
-    """Shadows that vessels of the inner layer cast downwards."""
+    """Draw the shadows below vessels of the inner layer."""
     shadows = np.zeros((len(cohort.labels), *Y.shape))
     for probability in (0.8, 0.6, 0.4):
         wide = cohort.each(0.008, 0.04)
@@ -114,7 +114,7 @@ def _vessels(cohort: Cohort, top: Field) -> Field:
 
 
 def _exudates(cohort: Cohort, top: Field, base: Field) -> Field:
-    """Small bright dots in the retina, in any class."""
+    """Draw small bright dots in the retina, in any class."""
     dots = np.zeros((len(cohort.labels), *Y.shape))
     for probability in (0.5, 0.4, 0.3):
         size = cohort.each(0.012, 0.025)

@@ -35,7 +35,7 @@ def draw(cohort: Cohort) -> Pixels:
 
 
 def _layers(cohort: Cohort) -> Field:
-    """Skin, fat, gland and muscle from top to bottom, with the attenuation of depth and uneven gain."""
+    """Draw skin, fat, gland and muscle from top to bottom, with the attenuation of depth and uneven gain."""
     fat, muscle = cohort.shared(0.12, 0.3), cohort.shared(0.72, 0.95)
     bend = cohort.wave(1.5, cohort.shared(0.01, 0.05))
     skin = soft(np.abs(Y - 0.03) - 0.02, 0.04)
@@ -46,7 +46,7 @@ def _layers(cohort: Cohort) -> Field:
 
 
 def _lobules(cohort: Cohort) -> Field:
-    """Up to three dark lobules of fat with blurred rims, at any place, in any class."""
+    """Draw up to three dark lobules of fat with blurred rims, at any place, in any class."""
     lobules = np.zeros((len(cohort.labels), *Y.shape))
     for probability in (0.8, 0.6, 0.4):
         high = cohort.each(0.05, 0.13)
@@ -57,7 +57,7 @@ def _lobules(cohort: Cohort) -> Field:
 
 
 def _lesion(cohort: Cohort, echo: Field) -> Field:
-    """The echo with the lesion, its edge and the shadow below it; unchanged in the class without a lesion."""
+    """Return the echo with the lesion, its edge and the shadow below it; unchanged in the class without a lesion."""
     y, x, high, wide = _place(cohort)
     amplitude = cohort.by_class(0, 0.05, 0.2) * cohort.each(0.7, 1.3)
     spikes = cohort.labels[:, None] == 2
@@ -73,28 +73,28 @@ def _lesion(cohort: Cohort, echo: Field) -> Field:
 
 
 def _place(cohort: Cohort) -> tuple[Field, Field, Field, Field]:
-    """Center and radii: equal areas in both classes, overlapping aspect ratios."""
+    """Return center and radii of the lesion: equal areas in both classes, overlapping aspect ratios."""
     size = cohort.shared(0.14, 0.24) * cohort.each(0.9, 1.1)
     aspect = np.sqrt(cohort.by_class(1.3, 1.45, 0.95) * cohort.shared(0.8, 1.25))
     return cohort.each(0.3, 0.68), cohort.each(0.22, 0.78), size / aspect, size * aspect
 
 
 def _stray_shadow(cohort: Cohort) -> Field:
-    """The shadow of a rib or of poor contact, in any class."""
+    """Draw the shadow of a rib or of poor contact, in any class."""
     wide = cohort.each(0.04, 0.15)
     column = soft(np.abs(X - cohort.each(0, 1) - cohort.each(-0.3, 0.3) * Y) - wide, 0.08)
     return np.asarray(column * soft(cohort.each(-0.2, 0.7) - Y, 0.1) * cohort.chance(0.5) * cohort.each(0.3, 0.7))
 
 
 def _speckle(cohort: Cohort) -> Field:
-    """Rayleigh speckle whose grain is drawn per patient."""
+    """Draw Rayleigh speckle whose grain is drawn per patient."""
     grain = cohort.shared(0, 1)
     real, imaginary = (grain * cohort.noise(0.6, 1.2) + (1 - grain) * cohort.noise(0.45, 0.6) for _ in range(2))
     return np.asarray((real**2 + imaginary**2 + 0.05) ** cohort.shared(0.12, 0.3))
 
 
 def _calipers(cohort: Cohort) -> Field:
-    """Two crosses anywhere, in any class."""
+    """Draw two crosses anywhere, in any class."""
     marks = np.zeros((len(cohort.labels), *Y.shape))
     for _ in range(2):
         down, across = (np.abs(g - np.rint(cohort.each(0.1, 0.9) * 63) / 63) * 63 for g in (Y, X))

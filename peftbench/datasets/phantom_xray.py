@@ -40,7 +40,7 @@ def draw(cohort: Cohort) -> Pixels:
 
 
 def _lungs(cohort: Cohort, y: Field, x: Field) -> Field:
-    """Two lungs, each narrower at the top, ending at a diaphragm."""
+    """Draw two lungs, each narrower at the top, ending at a diaphragm."""
     high, wide, apart = cohort.shared(0.34, 0.42), cohort.shared(0.17, 0.22), cohort.shared(0.2, 0.25)
     lungs = np.zeros((len(cohort.labels), *Y.shape))
     for side in (-1, 1):
@@ -52,7 +52,7 @@ def _lungs(cohort: Cohort, y: Field, x: Field) -> Field:
 
 
 def _mediastinum(cohort: Cohort, y: Field, x: Field) -> Field:
-    """Spine and vessels in the middle, the heart beside and below."""
+    """Draw spine and vessels in the middle, and the heart beside and below them."""
     column = soft(np.abs(X - x) - cohort.shared(0.05, 0.08), 0.08)
     size = cohort.shared(0.12, 0.19)
     heart = soft(blob(y + 0.16, x + 0.07, size, size * cohort.shared(0.9, 1.2)), 0.25)
@@ -60,7 +60,7 @@ def _mediastinum(cohort: Cohort, y: Field, x: Field) -> Field:
 
 
 def _ribs(cohort: Cohort, y: Field, x: Field) -> Field:
-    """Bright arcs that fall outwards, and the collar bones."""
+    """Draw bright arcs that fall outwards, and the collar bones."""
     fall = cohort.shared(0.6, 1.6) * (X - x) ** 2
     phase = (Y - fall) * cohort.shared(7, 10) + cohort.each(0, 1)
     arcs = ridges(phase - np.rint(phase), 0.22) * soft(np.abs(X - x) - 0.42, 0.05)
@@ -69,7 +69,7 @@ def _ribs(cohort: Cohort, y: Field, x: Field) -> Field:
 
 
 def _overlay(cohort: Cohort) -> Field:
-    """Objects over the chest, in any class: shoulder blades, skin folds, tubes and leads."""
+    """Draw objects over the chest, in any class: shoulder blades, skin folds, tubes and leads."""
     over = np.zeros((len(cohort.labels), *Y.shape))
     for side in (0, 1):
         edge = cohort.each(0.02, 0.16)
@@ -82,13 +82,13 @@ def _overlay(cohort: Cohort) -> Field:
 
 
 def _vessels(cohort: Cohort, x: Field) -> Field:
-    """The markings of healthy vessels, stronger near the middle."""
+    """Draw the markings of healthy vessels, stronger near the middle."""
     near = soft(np.abs(X - x) - 0.2, 0.3)
     return np.asarray(near * ridges(cohort.noise(2.5), 0.25) * cohort.shared(0.03, 0.2))
 
 
 def _lobar(cohort: Cohort, y: Field, x: Field) -> Field:
-    """One opaque patch in one lung, cut straight by a fissure; none in other classes."""
+    """Draw one opaque patch in one lung, cut straight by a fissure; none in other classes."""
     side = np.where(cohort.chance(0.5), 1.0, -1.0)
     top, out = y + cohort.each(-0.2, 0.18), x + side * cohort.each(0.17, 0.3)
     high = cohort.each(0.08, 0.16)
@@ -102,7 +102,7 @@ def _lobar(cohort: Cohort, y: Field, x: Field) -> Field:
 
 
 def _interstitial(cohort: Cohort) -> Field:
-    """A net of thin lines and small nodes through both lungs; none in other classes."""
+    """Draw a net of thin lines and small nodes through both lungs; none in other classes."""
     net = np.maximum(ridges(cohort.noise(1.3), 0.35), ridges(cohort.noise(1.8), 0.25))
     patchy = 0.5 + soft(cohort.noise(7), 2)
     return np.asarray(cohort.by_class(0, 0, 1) * net * patchy * cohort.each(0.12, 0.26))

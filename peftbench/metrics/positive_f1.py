@@ -7,9 +7,9 @@ from peftbench.statistics import scores
 
 
 def plugin(logits: Logits, labels: Labels) -> float:
-    """F1 in 0..1 of class 1 of logits (n, 2) against labels (n,); nan without images or with more than two classes.
+    """Return F1 in 0..1 of class 1 of logits (n, 2) against labels (n,); nan without images or with other classes.
 
-    0 if class 1 is neither in the labels nor predicted, as in scikit-learn with `zero_division=0`.
+    It is 0 if class 1 is neither in the labels nor predicted, as in scikit-learn with `zero_division=0`.
     """
     if logits.shape[1] != 2:  # noqa: PLR2004 - there is no positive class
         return float("nan")

@@ -1,9 +1,9 @@
-"""Training single weights: their values packed in one vector, so that optimizer state exists for them only.
+"""Training of single weights: their values are packed in one vector, so that optimizer state exists for them only.
 
-A Linear weight gets `SparseLinear`, whose backward takes the cheapest of three ways to the gradient of the chosen
-entries: the product of only the rows x columns that hold any, a product sampled at the entries, or the dense product
-and a look at the entries in it. Every other tensor (norms, biases, embeddings, the patch kernel) gets
-`Packed`: its dense gradient is small beside the layers' products, is gathered and at once freed.
+A Linear weight gets `SparseLinear`, whose backward computes the gradient of the chosen entries in the cheapest of three
+ways: the product of only the rows and columns that hold any, a product sampled at the entries, or the dense product
+from which the entries are gathered. Every other tensor (norms, biases, embeddings, the patch kernel) gets `Packed`: its
+dense gradient is small compared with the layers' products, is gathered and freed at once.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 Way = Literal["block", "sampled", "dense"]
-# Where the ways break even, as measured on CPU (the dense product is 1; a block costs about its share of the matrix,
+# Break-even points of the ways, measured on a CPU (the dense product is 1; a block costs about its share of the matrix,
 # a sampled product .1 to .2 up to 2% of the entries, .3 to .4 at 5%; in bfloat16, where it must go through float32 and
 # the dense product is three times as fast, about .5 up to 1%):
-BLOCK = 0.25  # of the matrix: above it a block does not pay
-SMALL_BLOCK = 0.1  # of the matrix: below it nothing is cheaper
-SAMPLED = {torch.float32: 0.05, torch.float64: 0.05, torch.bfloat16: 0.01}  # of the entries
+BLOCK = 0.25  # of the matrix: a larger block costs more than the dense product
+SMALL_BLOCK = 0.1  # of the matrix: a smaller block is the cheapest way
+SAMPLED = {torch.float32: 0.05, torch.float64: 0.05, torch.bfloat16: 0.01}  # share of the entries
 
 
 class SparseProduct(torch.autograd.Function):
@@ -50,7 +50,7 @@ class SparseProduct(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
-        """Gradients of x, bias and values."""
+        """Return the gradients of x, bias and values."""
         seen, weight = ctx.saved_tensors
         grad = grads[0].to(weight.dtype)
         flat, (values_type, bias_type) = grad.reshape(-1, grad.shape[-1]), ctx.dtypes
@@ -61,7 +61,7 @@ class SparseProduct(torch.autograd.Function):
 
 
 class Pattern(nn.Module):
-    """Where the chosen entries of a matrix lie: rows and columns that hold any, and places in that block."""
+    """Positions of the chosen entries of a matrix: the rows and columns that hold any, and places in that block."""
 
     index: Tensor
     rows: Tensor
@@ -71,7 +71,7 @@ class Pattern(nn.Module):
     column: Tensor
 
     def __init__(self, index: Int64[Tensor, " chosen"], shape: tuple[int, int]) -> None:
-        """`index`: flat, ascending."""
+        """Compute the positions from `index`, flat and ascending."""
         super().__init__()
         rows, of_row = torch.unique(index // shape[1], return_inverse=True)
         columns, of_column = torch.unique(index % shape[1], return_inverse=True)
@@ -90,7 +90,7 @@ class Pattern(nn.Module):
             self.register_buffer(name, value, persistent=False)
 
     def way(self, seen: Tensor) -> Way:
-        """The cheapest way for an input like this one."""
+        """Return the cheapest way for an input of this device and dtype."""
         sampled = seen.device.type == "cpu" and not torch.compiler.is_compiling() and seen.dtype in SAMPLED
         if self.block < SMALL_BLOCK:
             return "block"
@@ -101,7 +101,7 @@ class Pattern(nn.Module):
     def gather(
         self, grad: Float[Tensor, "batch out"], seen: Float[Tensor, "batch in"], way: Way
     ) -> Float[Tensor, " chosen"]:
-        """The gradient (k,) of the chosen entries from grad (B, out) and input (B, in), or (B, columns) for a block."""
+        """Return the gradient (k,) of the entries from grad (B, out) and input (B, in), or (B, columns) for a block."""
         if way == "block":
             return (grad.index_select(1, self.rows).T @ seen).flatten()[self.place]
         if way == "dense":
@@ -112,14 +112,14 @@ class Pattern(nn.Module):
 
 
 def _sampled(grad: Tensor, seen: Tensor, starts: Tensor, column: Tensor) -> Tensor:
-    """The entries (k,) of grad (B, out).T @ seen (B, in) at the places of a CSR pattern, and no others."""
+    """Return the entries (k,) of grad (B, out).T @ seen (B, in) at the places of a CSR pattern; compute no others."""
     zeros = torch.zeros(len(column), dtype=grad.dtype)
     where = _csr(starts, column, zeros, (grad.shape[1], seen.shape[1]))
     product: Tensor = torch.sparse.sampled_addmm(where, grad.T.contiguous(), seen, beta=0.0)
     return product.values()
 
 
-# An operator of its own, so that passes without values and counters of operations know what it gives and costs.
+# A registered operator, so that passes on fake tensors know its shape and FLOP counters its cost.
 _OPERATORS = torch.library.Library("peftbench", "DEF")
 _OPERATORS.define("sampled(Tensor grad, Tensor seen, Tensor starts, Tensor column) -> Tensor")
 _OPERATORS.impl("sampled", _sampled, "CPU")
@@ -129,19 +129,19 @@ torch.library.register_fake(
 
 
 def sampled_flops(grad: Sequence[int], _seen: object, _starts: object, column: Sequence[int], **_: object) -> int:
-    """Of the operator, from the shapes of its inputs; a multiply-add is two."""
+    """Return the operator's FLOPs from the shapes of its inputs; a multiply-add is two."""
     return 2 * grad[0] * column[0]
 
 
 def _csr(starts: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
-    """A sparse matrix; torch's notice that these are young is not for the user."""
+    """Return a sparse CSR matrix, without torch's warning that these are in beta."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         return torch.sparse_csr_tensor(starts, columns, values, shape, check_invariants=False)
 
 
 class SparseLinear(nn.Linear):
-    """A Linear layer of whose weight only the entries of a pattern learn; `values` holds them, `weight` shows them."""
+    """A Linear layer in whose weight only the entries of a pattern train: `values` holds them, `weight` has copies."""
 
     def __init__(self, base: nn.Linear, index: Tensor, *, decays: bool = True) -> None:
         nn.Module.__init__(self)
@@ -152,7 +152,7 @@ class SparseLinear(nn.Linear):
         self.decays = decays
 
     def write(self) -> None:
-        """Put the values in their places in `weight`; every forward does, so whoever changes values need not."""
+        """Write the values into `weight`; every forward does this, so code that changes values need not."""
         with torch.no_grad():
             self.weight.view(-1).index_copy_(0, self.pattern.index, self.values.detach())
 
@@ -163,7 +163,7 @@ class SparseLinear(nn.Linear):
         return out
 
     def merged(self) -> nn.Linear:
-        """A plain layer with the values in place."""
+        """Return a plain layer with the values in place."""
         self.write()
         plain = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
         plain.weight, plain.bias = self.weight, self.bias
@@ -171,7 +171,7 @@ class SparseLinear(nn.Linear):
 
 
 class Packed(nn.Module):
-    """Parametrisation of any tensor: the original with `values` written over the entries at `index`."""
+    """Parametrization of any tensor: the original with `values` written over the entries at `index`."""
 
     index: Tensor
 
@@ -182,12 +182,12 @@ class Packed(nn.Module):
         self.decays = decays
 
     def forward(self, original: Tensor) -> Tensor:
-        """Same shape as the original."""
+        """Return the tensor with the values in place, in the shape of the original."""
         return original.flatten().index_copy(0, self.index, self.values).view_as(original)
 
 
 def pack(root: nn.Module, name: str, index: Tensor, *, decay: bool = True) -> nn.Parameter:
-    """Let only the entries at `index` (flat, ascending) of the tensor `name` learn; returns their packed values.
+    """Let only the entries at `index` (flat, ascending) of the tensor `name` train; return their packed values.
 
     Weight decay acts on them where it acts on the whole tensor, and nowhere without `decay`.
     """
@@ -204,7 +204,7 @@ def pack(root: nn.Module, name: str, index: Tensor, *, decay: bool = True) -> nn
 
 
 def decays(leaf: str, tensor: Tensor) -> bool:
-    """Whether weight decay acts on a tensor: on matrices and kernels, not on vectors and embeddings."""
+    """Return whether weight decay acts on a tensor: on matrices and kernels, not on vectors and embeddings."""
     return tensor.dim() >= 2 and leaf not in {"cls_token", "pos_embed", "reg_token"}  # noqa: PLR2004
 
 

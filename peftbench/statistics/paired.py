@@ -136,7 +136,7 @@ def average(found: Sequence[Comparison]) -> Comparison:
 
 
 def _delong(logits: Logits, labels: Labels, groups: Sequence[int]) -> tuple[float, Values]:
-    """AUC and its groups' deviations from placement values (DeLong et al. 1988; of groups: Obuchowski 1997)."""
+    """Return AUC and its groups' deviations from placement values (DeLong et al. 1988; of groups: Obuchowski 1997)."""
     truth = labels == 1 if labels.ndim > 1 else labels[:, None] == np.arange(logits.shape[1])
     scores = logits if labels.ndim > 1 else _log_odds(logits)
     _, member = np.unique(np.asarray(groups), return_inverse=True)
@@ -147,7 +147,7 @@ def _delong(logits: Logits, labels: Labels, groups: Sequence[int]) -> tuple[floa
 
 
 def _log_odds(logits: Logits) -> Values:
-    """Of each class against the rest (images, classes): the order of its softmax, without rounding to 0 or 1."""
+    """Return the log-odds of each class against the rest (images, classes): no ties, unlike a saturated softmax."""
     from scipy.special import logsumexp  # noqa: PLC0415 - likewise
 
     wide = logits.astype(np.float64)
@@ -156,7 +156,7 @@ def _log_odds(logits: Logits) -> Values:
 
 
 def _placements(scores: Values, positive: NDArray[np.bool_]) -> tuple[float, Values]:
-    """The area under one curve and each image's share of its deviation; nan where a class does not occur."""
+    """Return the area under one curve and each image's share of its deviation; nan where a class does not occur."""
     from scipy.stats import rankdata  # noqa: PLC0415 - likewise
 
     hits, others = int(positive.sum()), int((~positive).sum())
@@ -170,7 +170,7 @@ def _placements(scores: Values, positive: NDArray[np.bool_]) -> tuple[float, Val
 
 
 def _crossed(differences: Values, deviations: Values) -> Comparison:
-    """From differences (seeds,) and deviations (seeds, groups) on one test set."""
+    """Return the comparison on one test set, from differences (seeds,) and deviations (seeds, groups)."""
     seeds, groups = deviations.shape
     if groups < 2:  # noqa: PLR2004 - one patient has no variance
         return Comparison(float(differences.mean()), math.nan, math.nan, groups, seeds)
@@ -185,7 +185,10 @@ def _crossed(differences: Values, deviations: Values) -> Comparison:
 
 
 def _nested(differences: Values, deviations: Sequence[Values]) -> Comparison:
-    """Every seed on a test set of its own: groups as wide as one of them, seeds by what is left of their variance."""
+    """Return the comparison where every seed has its own test set.
+
+    The variance over groups is that of one test set, as sets may share patients; seeds add what variance remains.
+    """
     seeds, groups = len(differences), max(len(one) for one in deviations)
     if min(len(one) for one in deviations) < 2:  # noqa: PLR2004 - likewise
         return Comparison(float(differences.mean()), math.nan, math.nan, groups, seeds)
@@ -199,7 +202,7 @@ def _nested(differences: Values, deviations: Sequence[Values]) -> Comparison:
 def _comparison(
     differences: Values, of_groups: float, of_seeds: float, interaction: float, size: tuple[int, int]
 ) -> Comparison:
-    """From mean squares of groups, seeds and their interaction."""
+    """Return the comparison from the mean squares of groups, seeds and their interaction."""
     from scipy.stats import chi2  # noqa: PLC0415 - likewise
 
     groups, seeds = size

@@ -1,4 +1,4 @@
-"""Study -> jobs: what was asked for, resolved and refused or turned into jobs before anything trains."""
+"""From a study to its jobs: names, budgets, data and weights are resolved and checked before anything trains."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ from peftbench.storage import files
 from peftbench.study.defaults import complete, make_recipe, overrides
 from peftbench.study.method_grid import SizedMethod, resolve_method, sized_methods
 
-Where: TypeAlias = tuple[str, Variant, int]  # data set, which of its images, seed
-Watch = Callable[[str, int, int], None]  # what is being decoded, images done, images in all
+Where: TypeAlias = tuple[str, Variant, int]  # data set, variant of it, seed
+Watch = Callable[[str, int, int], None]  # current work, images done, images in all
 
 
 @dataclass(frozen=True)
 class Draft:
-    """A job to come: without trials it is the job itself, with trials its learning rate is still to be found."""
+    """A planned job; if it has trials, they find its learning rate first."""
 
     job: Job
-    targets: tuple[int, ...] = ()  # the budgets that it answers
+    targets: tuple[int, ...] = ()  # the budgets that it is for
     trials: tuple[Job, ...] = ()
 
     def final(self, store: Store) -> Job:
-        """The job at the rate whose trial scored best on validation; ties to the smaller rate."""
+        """Return the job at the rate whose trial scored best on validation; ties to the smaller rate."""
         if not self.trials:
             return self.job
         scores = [_trial_score(store.job(trial.id).record()) for trial in self.trials]
@@ -58,25 +58,25 @@ def _trial_score(record: Record | None) -> float | None:
 
 @dataclass(frozen=True)
 class Resolved:
-    """A study in jobs, with what the user should be told."""
+    """The jobs of a study, with notes for the user."""
 
     study: Study
     drafts: tuple[Draft, ...]
-    says: tuple[str, ...]
-    data: tuple[Data, ...]  # held, so that nobody drops it from the cache
+    notes: tuple[str, ...]
+    data: tuple[Data, ...]  # open, so that it stays in the cache
 
 
 # --- resolving -------------------------------------------------------------------------------------------------------
 
 
 def resolve(study: Study, places: Places, *, skip_broken: bool = False, watch: Watch | None = None) -> Resolved:
-    """Every job of a study with its id. Decodes the images, refuses bad input before anything trains."""
-    study, says = complete(study, places)
+    """Return every job of a study. Decodes the images and raises errors about invalid input before anything trains."""
+    study, notes = complete(study, places)
     recipe = make_recipe(study, places.device)
     if recipe.precision != "fp32" and study.precision == "auto":
-        says.append(f"Precision {recipe.precision} (auto): this hardware multiplies it natively.")
+        notes.append(f"Precision {recipe.precision} (auto): this hardware multiplies it natively.")
     source = backbone.locate(study.backbone, study.image_size, places.weights)
-    asked = sized_methods(study, source)
+    methods = sized_methods(study, source)
     _refuse_bad_weights(source)
     tables = {
         (name, variant, seed): load(
@@ -86,18 +86,18 @@ def resolve(study: Study, places: Places, *, skip_broken: bool = False, watch: W
         for variant in study.variants
         for seed in study.seeds
     }
-    says += [*_overruled(study), *_lacking(tables), *_leaks(tables, places)]
+    notes += [*_overruled(study), *_lacking(tables), *_leaks(tables, places)]
     if study.tune and (unheld := [name for (name, *_), data in tables.items() if not data.sizes["val"]]):
-        raise RequestError(f"--tune {study.tune} chooses on validation, of which {unheld[0]} has no part; use --lr.")
+        raise RequestError(f"--tune {study.tune} needs a validation part, which {unheld[0]} lacks; use --lr.")
     tuned_on = {where: _tuned_on(where, study.seeds[0], tables) for where in tables}
-    drafts = [_draft(row, study, recipe, tables, where, tuned_on[where]) for where in tables for row in asked]
+    drafts = [_draft(row, study, recipe, tables, where, tuned_on[where]) for where in tables for row in methods]
     return Resolved(
-        study, tuple({draft.job.id: draft for draft in drafts}.values()), tuple(says), tuple(tables.values())
+        study, tuple({draft.job.id: draft for draft in drafts}.values()), tuple(notes), tuple(tables.values())
     )
 
 
 def _overruled(study: Study) -> Iterator[str]:
-    """What was written of a method's size where the budgets decide it."""
+    """Yield a note for each method whose size is given although the budgets set it."""
     for spec in study.methods if study.ratios else ():
         knob = resolve_method(spec, "").method.knob
         if knob in spec.fields:
@@ -105,7 +105,7 @@ def _overruled(study: Study) -> Iterator[str]:
 
 
 def _lacking(tables: Mapping[Where, Data]) -> Iterator[str]:
-    """What of a data set is not used, or not here: once, however many seeds and cuts there are."""
+    """Yield the notes on images that are left out or missing, once for all seeds and variants of a data set."""
     notes = dict.fromkeys((name, note) for (name, *_), data in tables.items() for note in data.notes)
     for name, note in notes:
         if "left out" in note or "ncomplete" in note:
@@ -113,10 +113,10 @@ def _lacking(tables: Mapping[Where, Data]) -> Iterator[str]:
 
 
 def _leaks(tables: Mapping[Where, Data], places: Places) -> list[str]:
-    """What the audit found on each data set, in a sentence: on the cut that leaves the most in."""
+    """Return the audit's warning on each data set, for the variant with the most training images."""
     fullest = {name: data for (name, *_), data in sorted(tables.items(), key=lambda item: item[1].sizes["train"])}
     found = {name: audit.warning(audit.load_counts(places.cache, data.fingerprint)) for name, data in fullest.items()}
-    return [f"{name}: {said}. `peftbench data check {name}` says which." for name, said in found.items() if said]
+    return [f"{name}: {text}. `peftbench data check {name}` lists them." for name, text in found.items() if text]
 
 
 def _refuse_bad_weights(source: Source) -> None:
@@ -136,7 +136,7 @@ def load(  # noqa: PLR0913 - what decides the data
     variant: Variant = WHOLE,
     watch: Watch | None = None,
 ) -> Data:
-    """A data set's images, audited and decoded for a backbone. Raises DataError with what to do."""
+    """Return the images of a data set, audited and decoded for a backbone. Raises DataError."""
     dataset = open_dataset(name)
     splits = dataset.load(places.data, seed)
     card = drop_unknown_group_key(dataset.card, splits)
@@ -146,7 +146,7 @@ def load(  # noqa: PLR0913 - what decides the data
     most = None if variant.splits == "deduplicated" else audit.MAX_FILES
     seen = image_scan.scan(splits, places.cache, most, partial(watch, f"auditing {name}") if watch else None)
     splits = subsets.apply_variant(splits, variant, card, seen.duplicates if seen else (), seed)
-    _refuse_missing_classes(name, splits, card)
+    check_labels(name, splits, card)
     data = pixel_cache.prepare(
         card,
         splits,
@@ -161,7 +161,7 @@ def load(  # noqa: PLR0913 - what decides the data
 
 
 def _refuse_foreign_bytes(names: Sequence[str]) -> None:
-    """Of folders that become names in records and tables; image files may be called anything."""
+    """Raise DataError for a data set or class whose name is not UTF-8; names of image files may have any bytes."""
     for name in names:
         if any("\ud800" <= letter <= "\udfff" for letter in name):
             raise DataError(f"The name {name!r} is not written in UTF-8; rename that folder.")
@@ -177,12 +177,13 @@ def _whole_train(splits: Splits) -> Splits:
     )
 
 
-def _refuse_missing_classes(name: str, splits: Splits, card: DatasetCard) -> None:
+def check_labels(name: str, splits: Splits, card: DatasetCard) -> None:
+    """Raise SplitError for labels of another shape than the card's task has, or a class that train lacks."""
     classes, several = len(card.classes), card.task == "multi_label"
     shape = (classes,) if several else ()
     if any(part.labels.shape[1:] != shape for part in splits.parts.values()):
         wanted = f"{classes} labels, 0 or 1," if several else "one label"
-        raise SplitError(f"{name}: its card says {card.task}, so each image must have {wanted} in every part.")
+        raise SplitError(f"{name}: its task is {card.task}, so each image must have {wanted} in every part.")
     labels = splits.train.labels
     seen = np.flatnonzero(labels.any(axis=0)) if several else labels
     if missing := set(range(classes)) - set(seen.tolist()):
@@ -229,7 +230,7 @@ def _draft(
 
 
 def _tuned_on(where: Where, first: int, tables: Mapping[Where, Data]) -> Where:
-    """Where trials find the rate of `where`: on the first seed's parts, unless they hold test images of its own."""
+    """Return where trials tune `where`: on the first seed's parts, unless these hold some of its test images."""
     name, variant, _ = where
     shared = name, variant, first
     seen = {*tables[shared].names["train"], *tables[shared].names["val"]}
@@ -237,7 +238,7 @@ def _tuned_on(where: Where, first: int, tables: Mapping[Where, Data]) -> Where:
 
 
 def trained(row: SizedMethod, study: Study, recipe: Recipe, sizes: Mapping[str, int]) -> tuple[Recipe, Sequence[float]]:
-    """How a method is trained, and the learning rates to choose from; without validation the middle one of a grid."""
+    """Return a method's recipe and the learning rates to try; without a validation part only the grid's middle one."""
     if recipe.name == "quick" and study.lr is None:
         recipe = recipe.at(QUICK_RATES.get(row.name, recipe.lr))
     found: Sequence[float] = (recipe.lr,)
@@ -253,7 +254,7 @@ def trained(row: SizedMethod, study: Study, recipe: Recipe, sizes: Mapping[str, 
 
 
 def note_study(resolved: Resolved, finals: Sequence[Job], store: Store) -> None:
-    """Write down what was asked and which jobs answer it."""
+    """Write study.json: the study as requested, the jobs of each budget, and the notes."""
     answers = {
         job.id: {
             "targets": draft.targets,
@@ -264,5 +265,5 @@ def note_study(resolved: Resolved, finals: Sequence[Job], store: Store) -> None:
         }
         for draft, job in zip(resolved.drafts, finals, strict=True)
     }
-    content = {"asked": resolved.study.stored(), "jobs": answers, "says": resolved.says}
+    content = {"asked": resolved.study.stored(), "jobs": answers, "says": resolved.notes}
     files.write_json(store.root / "study.json", content, private=True)

@@ -177,7 +177,7 @@ def test_many_files_are_read_only_when_asked(images: Path, tmp_path: Path) -> No
 def test_a_run_tells_and_its_record_holds_counts_and_names_no_image(images: Path, tmp_path: Path) -> None:
     (images / "test/malignant/secret.png").write_bytes((images / "train/benign/0.png").read_bytes())
     found = resolve(studies.small(images, methods=("majority",)), studies.places(tmp_path))
-    assert f"`peftbench data check folder:{images}` says which." in found.says[-1]
+    assert f"`peftbench data check folder:{images}` lists them." in found.notes[-1]
     job, where = found.drafts[0].job, studies.places(tmp_path)
     data = pixel_cache.open_prepared(job.fingerprint, job.preprocessing, where.cache)
     record = make_record(job, where, data, "stopped before it began")

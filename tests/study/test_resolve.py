@@ -142,17 +142,17 @@ def test_two_budgets_that_reach_one_size_are_one_job(home: Path) -> None:
 def test_images_that_are_left_out_are_said_once(tmp_path: Path) -> None:
     studies.draw(tmp_path / "images", 8)
     next((tmp_path / "images").rglob("*.png")).with_suffix(".heic").touch()
-    said = [line for line in resolve(tmp_path, seeds=(0, 1)).says if "left out" in line]
+    said = [line for line in resolve(tmp_path, seeds=(0, 1)).notes if "left out" in line]
     assert len(said) == 1
     assert "Files left out because they are not image files: 1" in said[0]
 
 
 def test_a_size_that_the_budgets_replace_is_said(home: Path) -> None:
     asked = ("lora[r=4]", "shpeft[lam=0.5]")
-    assert [line for line in resolve(home, methods=asked, ratios=("1%",)).says if "ignored" in line] == [
+    assert [line for line in resolve(home, methods=asked, ratios=("1%",)).notes if "ignored" in line] == [
         "lora[r=4]: --ratios sets r, so the r given here is ignored."
     ]
-    assert not any("ignored" in line for line in resolve(home, methods=asked).says)
+    assert not any("ignored" in line for line in resolve(home, methods=asked).notes)
 
 
 def test_a_budget_below_the_least_size_runs_once_at_the_floor(home: Path) -> None:

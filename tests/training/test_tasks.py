@@ -159,15 +159,15 @@ def test_a_split_shares_out_every_label() -> None:
 @pytest.mark.parametrize(("card", "what"), [(ORDERED, "one label"), (MULTI, "3 labels")])
 def test_labels_that_the_card_does_not_promise_are_refused(card: DatasetCard, what: str) -> None:
     other = Drawn(MULTI if card is ORDERED else ORDERED).load(Path(), 0)
-    with pytest.raises(SplitError, match=f"says {card.task}.*must have {what}"):
-        module._refuse_missing_classes("drawn", other, card)
+    with pytest.raises(SplitError, match=f"its task is {card.task}.*must have {what}"):
+        module.check_labels("drawn", other, card)
 
 
 def test_a_label_that_is_never_present_in_train_is_refused() -> None:
     whole = Drawn(MULTI).load(Path(), 0)
     blind = replace(whole.train, labels=whole.train.labels * np.array([1, 0, 1]))
     with pytest.raises(SplitError, match="class 1 of 3 has no image in train"):
-        module._refuse_missing_classes("drawn", replace(whole, train=blind), MULTI)
+        module.check_labels("drawn", replace(whole, train=blind), MULTI)
 
 
 # --- ordered classes and groups --------------------------------------------------------------------------------------

@@ -62,7 +62,7 @@ def test_it_is_listed_and_shown(
 
 def test_a_count_that_the_data_decide_is_shown_as_an_aim() -> None:
     counts = {name: facts("method", name)["counts"]["mini"] for name in ("spt_lora", "bitfit")}
-    assert counts["spt_lora"].endswith("aimed at, the data decide")
+    assert counts["spt_lora"].endswith("approximately, depends on the data")
     assert counts["bitfit"].endswith("head not counted")
 
 

@@ -29,7 +29,7 @@ from peftbench.training.step import SYNC_WARNING
 from peftbench.training.trainee import Trainee, carry_out, make_classifier
 
 CLASSES, IMAGES = 4, 256
-PRODUCT = 8192  # rows and columns of the matrix product that stands for the GPU's full speed
+PRODUCT = 8192  # rows and columns of the matrix product that measures the GPU's full speed
 MODES = MappingProxyType(
     {
         "": Recipe(),

@@ -58,9 +58,9 @@ def main() -> None:
         typer.echo(f"peftbench: interrupted{resume}.", err=True)
         sys.exit(INTERRUPTED)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of our output went away
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of stdout has exited
         sys.exit(0)
-    except SystemExit as end:  # rich's, when the reader of our output went away
+    except SystemExit as end:  # raised by rich when the reader of stdout has exited
         sys.exit(0 if isinstance(end.__context__, BrokenPipeError) else end.code)
     except (PeftbenchError, UsageError, OSError) as error:
         if debug:

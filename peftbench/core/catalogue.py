@@ -91,7 +91,7 @@ class Member(_Entry):
 class Download(_Entry):
     """Where `peftbench data fetch` downloads files; without a URL it prints instructions."""
 
-    base: str = ""  # URL of every file of `checksums`; {file} stands for its name
+    base: str = ""  # URL of every file of `checksums`; {file} is replaced by its name
     urls: dict[str, str] = {}  # file -> URL, if not made from `base`
     sizes: dict[str, int] = {}  # file -> bytes, as published
     accept: str = ""  # terms to accept before the download; "" = none

@@ -61,7 +61,7 @@ class Registry:
             raise PluginError(f"A plug-in is called {twice[0]!r} already; rename the file datasets/{twice[0]}.toml.")
         return found
 
-    def get(self, name: str) -> Any:  # noqa: ANN401 - what it is, its folder's contract says
+    def get(self, name: str) -> Any:  # noqa: ANN401 - its type depends on the folder
         """The plug-in called `name`. Raises UnknownNameError, or PluginError if it cannot be loaded."""
         others = self.others()
         if name in self.described():

@@ -1,4 +1,4 @@
-"""Decode DICOM files: modality LUT, VOI LUT, window, polarity, palettes and colours, as the standard says.
+"""Decode DICOM files: modality LUT, VOI LUT, window, polarity, palettes and colours, according to the standard.
 
 Grey values pass the modality LUT or rescaling, then the first VOI LUT or else the first window (PS3.3 C.11.1, C.11.2);
 without either they are shown between two percentiles, padding left out. MONOCHROME1 is inverted last.

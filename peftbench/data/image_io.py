@@ -46,7 +46,7 @@ def open_picture(file: Path) -> Image.Image:
 
 
 def facts(file: Path) -> ImageFacts:
-    """Return what the header of a file says about its decoding; nothing special for a file that cannot be decoded."""
+    """Return how a file is decoded according to its header; the defaults for a file that cannot be decoded."""
     try:
         now = file.stat()
         return _facts(str(file), now.st_size, now.st_mtime_ns, now.st_ctime_ns, now.st_ino)

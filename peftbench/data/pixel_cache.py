@@ -159,7 +159,7 @@ def _build(
 
 def _allocate(draft: Path, images: int, side: int) -> np.memmap[Any, np.dtype[np.uint8]]:
     cache_folder.refuse_full(draft, images * 3 * side * side)
-    (draft / "pixels.npy").touch(PRIVATE_FILE)  # else as the umask says
+    (draft / "pixels.npy").touch(PRIVATE_FILE)  # otherwise the umask would decide
     pixels = np.lib.format.open_memmap(draft / "pixels.npy", "w+", np.uint8, (images, 3, side, side))
     cache_folder.reserve(draft / "pixels.npy")
     return pixels

@@ -205,7 +205,7 @@ def _was_mapped(picture: ImageFile, orientation: int) -> bool:
 
 
 def _header_orientation(picture: Image.Image, file: Path) -> int:
-    """Return the orientation without decoding: Pillow decodes a PNG file to find EXIF data behind the pixels."""
+    """Return the orientation without decoding: Pillow decodes a PNG file to find EXIF data after the pixels."""
     if picture.format == "PNG" and not _png_has_metadata(file):
         return 1
     if picture.format == "TIFF":

@@ -139,10 +139,11 @@ def _decoded(file: Path) -> tuple[str, tuple[str, ...]]:
 
 def _rows(file: Path, text: str) -> Iterator[tuple[int, list[str]]]:
     """Yield the number of the first line and the stripped cells of each row that is not empty."""
-    told = re.match(r"sep=(.)\r?\n", text)  # Excel's first line about its separator
-    separator = told[1] if told else max((",", ";", "\t"), key=re.split(r"[\r\n]", text, maxsplit=1)[0].count)
-    reader = csv.reader(io.StringIO(text[told.end() :] if told else text, newline=""), delimiter=separator, strict=True)
-    skipped, start = (1 if told else 0), 1
+    stated = re.match(r"sep=(.)\r?\n", text)  # Excel's first line about its separator
+    separator = stated[1] if stated else max((",", ";", "\t"), key=re.split(r"[\r\n]", text, maxsplit=1)[0].count)
+    rest = io.StringIO(text[stated.end() :] if stated else text, newline="")
+    reader = csv.reader(rest, delimiter=separator, strict=True)
+    skipped, start = (1 if stated else 0), 1
     try:
         for row in reader:
             if any(cell.strip() for cell in row):

@@ -16,7 +16,7 @@ from peftbench.models.plan import Plan, Probe
 class AdapterHoulsby(Stepped):
     """x + A(f(x)) with A(y) = y + W_up gelu(W_down y + b) + b, for both branches f of every block.
 
-    In a block with LayerScale (DINOv2) the adapter follows it: it stands directly before the skip connection.
+    In a block with LayerScale (DINOv2) the adapter comes after it, directly before the skip connection.
     """
 
     knob: ClassVar[str | None] = "bottleneck"

@@ -85,7 +85,7 @@ class SPTLoRA(Method):
 
     budget: Share = 0.005  # target share of the backbone's weights
     r: Size = 8
-    alpha: Annotated[float, Field(ge=1)] = 10.0  # B A from r (in + out) / alpha sensitive weights; 1: as the paper says
+    alpha: Annotated[float, Field(ge=1)] = 10.0  # B A from r (in + out) / alpha sensitive weights; 1: as in the paper
     beta: NotNegative = 5.0  # a vector trains whole if 1 / beta of it is sensitive; 0: never
     init: Literal["official", "zero"] = "official"
     batches: AtLeast1 = 16  # of the training part, for the sensitivity

@@ -49,7 +49,7 @@ class GradientProbe:
         """
         if kind not in ESTIMATES:
             raise PluginError(
-                f"A method asked for the unknown estimate {kind!r}; the probe has {', '.join(ESTIMATES)}."
+                f"A method requests the unknown estimate {kind!r}; the probe has {', '.join(ESTIMATES)}."
             )
         file = self.keep / f"{kind}_{batches or 'all'}.safetensors" if self.keep else None
         sums = cached(file, partial(self._sum, kind, batches))

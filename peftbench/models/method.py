@@ -69,7 +69,7 @@ class Match:
 
     method: Method
     reached: int  # trainable parameters without the head
-    edge: Literal["floor", "ceiling"] | None = None  # the budget is below or above all that the method can reach
+    edge: Literal["floor", "ceiling"] | None = None  # the budget is below or above all sizes of the method
 
 
 def nearest(method: Method, budget: int, counts: Mapping[float, int]) -> Match:
@@ -90,10 +90,10 @@ class NoProbe:
 
     def gradients(self) -> Iterator[Scores]:
         """Raise PluginError."""
-        raise PluginError("A method asked for gradients while its parameters were counted: override `count`.")
+        raise PluginError("A method requests gradients while its parameters are counted; override `count`.")
 
     def estimate(self, kind: str, batches: int | None = None) -> tuple[Scores, Scores]:  # noqa: ARG002 - the protocol's
         """Raise PluginError."""
         raise PluginError(
-            f"A method asked for the estimate {kind!r} while its parameters were counted: override `count`."
+            f"A method requests the estimate {kind!r} while its parameters are counted; override `count`."
         )

@@ -81,7 +81,7 @@ def overlap(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
 
 
 def backbone_size(vit: nn.Module) -> int:
-    """Return the number of weights of a backbone, of which every ratio is a share."""
+    """Return the number of weights of a backbone, the whole of every ratio."""
     return sum(p.numel() for p in vit.parameters())
 
 

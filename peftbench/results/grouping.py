@@ -70,7 +70,7 @@ def _chosen(record: Record) -> str:
 def _images(record: Record) -> str:
     """Return what must be equal over the seeds of one data set, which may split it differently: images per class.
 
-    Not with a share of the images, of which each seed takes others.
+    Counts are left out for a share of the images, as each seed takes others.
     """
     counts = [sum(of_class) for of_class in zip(*record.data.balance.values(), strict=True)]
     return json.dumps([record.recipe.get("steps"), counts if record.data.variant == WHOLE else None])

@@ -13,7 +13,7 @@ Two or three seeds estimate their variance badly. Where that estimate happens to
 freedom are therefore taken at an upper confidence limit of the seeds' variance; `reports/statistics/calibration.md`
 holds the false-positive rates and coverages that result.
 
-With one seed only the groups' variance can be estimated; the result speaks of these two models, not of the methods.
+With one seed only the groups' variance can be estimated; the result describes these two models, not the methods.
 """
 
 from __future__ import annotations

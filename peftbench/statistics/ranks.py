@@ -12,7 +12,7 @@ import numpy as np
 from peftbench.statistics.scores import Values
 from peftbench.statistics.tiers import ALPHA, holm
 
-FEWEST = 3  # methods, of which Friedman's test needs as many
+FEWEST = 3  # methods that Friedman's test needs
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""From pairwise p-values to verdicts and tiers, in place of a ranking that sells ties as places."""
+"""Verdicts and tiers from pairwise p-values, in place of a ranking, which would order methods that tie."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def tiers(names: Sequence[str], worse: Collection[tuple[str, str]]) -> list[list[str]]:
-    """Group names into tiers, best first; a pair (one, other) in `worse` says that one was shown to be worse.
+    """Group names into tiers, best first; a pair (one, other) in `worse` means that one was shown to be worse.
 
     The first tier holds every name that is not shown to be worse than any other: of methods that are equally good all
     are in it with a probability of 95%, when the pairs come from p-values adjusted over all comparisons. The second is

@@ -1,6 +1,6 @@
 """Safetensors files with an embedded SHA-256: a file that was modified, cut off or copied to another place is rejected.
 
-The file's metadata hold a text (`said`) and the SHA-256 of it and of every tensor's name, type, shape and bytes.
+The file's metadata hold a text and the SHA-256 of it and of every tensor's name, type, shape and bytes.
 `checked_json` does the same for JSON.
 """
 

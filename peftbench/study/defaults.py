@@ -1,4 +1,4 @@
-"""Complete a study: folders and device, the data sets that `all` stands for, the backbone and the recipe."""
+"""Complete a study: folders and device, the data sets of `all` and other groups, the backbone and the recipe."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def places(
     device: str = "auto",
     limit: str = "",
 ) -> Places:
-    """Return the given folders, or this user's default ones, and the device that `auto` stands for."""
+    """Return the given folders, or this user's default ones, and the device that `auto` means here."""
     return Places(
         store=store,
         data=data_folder(data),

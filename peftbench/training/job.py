@@ -47,7 +47,7 @@ PIECES = 4  # into which a batch is cut when the whole does not fit into memory
 
 @dataclass
 class Run:
-    """A job that is running: what was asked for, and what the steps have made so far."""
+    """A job that is running: the request, and the results of the steps so far."""
 
     job: Job
     places: Places

@@ -104,7 +104,7 @@ class Trainee:
 
 
 def carry_out(model: Classifier, plan: Plan, task: Task, autocast: torch.dtype | None = None) -> Trainee:
-    """Change the backbone of `model` as `plan` says; new tensors are drawn from torch's generator.
+    """Apply `plan` to the backbone of `model`; new tensors are drawn from torch's generator.
 
     Frozen matrices are stored in the type `autocast`, so that the network is good for passes under it only.
     """

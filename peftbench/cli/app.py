@@ -15,7 +15,7 @@ from peftbench.cli import cache, data
 from peftbench.cli.bench import bench
 from peftbench.cli.check import check
 from peftbench.cli.compare import compare
-from peftbench.cli.errors import UsageError, sentence, spell_out
+from peftbench.cli.errors import UsageError, is_closed, sentence, spell_out
 from peftbench.cli.list import list_
 from peftbench.cli.measure import measure
 from peftbench.cli.merge import merge
@@ -57,14 +57,25 @@ def main() -> None:
         resume = "; run the same command again to resume at the last checkpoint" if words[:1] == ["run"] else ""
         typer.echo(f"peftbench: interrupted{resume}.", err=True)
         sys.exit(INTERRUPTED)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of stdout has exited
-        sys.exit(0)
-    except SystemExit as end:  # raised by rich when the reader of stdout has exited
-        sys.exit(0 if isinstance(end.__context__, BrokenPipeError) else end.code)
+    except SystemExit as end:  # rich's, when the reader of stdout has closed it
+        sys.exit(_stdout_closed(words) if isinstance(end.__context__, BrokenPipeError) else end.code)
     except (PeftbenchError, UsageError, OSError) as error:
+        if isinstance(error, BrokenPipeError) and is_closed(sys.stdout):
+            sys.exit(_stdout_closed(words))
         if debug:
             traceback.print_exc()
         typer.echo(f"peftbench: {sentence(error)}", err=True)
         sys.exit(2)
     sys.exit(code)
+
+
+def _stdout_closed(words: list[str]) -> int:
+    """Return the exit code after the reader of stdout has closed it, as in `peftbench list methods | head -1`.
+
+    That is no failure, except of `run`, whose exit code 0 means that every job has a record.
+    """
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if words[:1] != ["run"]:
+        return 0
+    typer.echo("peftbench: stdout was closed before the study ended; run the same command again to resume.", err=True)
+    return 1

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+import select
 import sys
-from typing import Any, cast
+from typing import Any, TextIO, cast
 
 import typer
 
@@ -28,6 +29,16 @@ def _usage(error: Any) -> str:  # noqa: ANN401 - UsageError, a name that no type
         text += f": {meaning.rstrip('.')}"
     end = "" if text.endswith("?") else "."
     return text + end + (f" See `{error.ctx.command_path} --help`." if error.ctx else "")
+
+
+def is_closed(stream: TextIO) -> bool:
+    """Return whether `stream` is a pipe or a socket whose reader has closed it."""
+    poll = select.poll()
+    try:
+        poll.register(stream, 0)
+    except OSError:  # no file of the system, such as a StringIO
+        return False
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
 def spell_out() -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Self
 
 import typer
 
-from peftbench.cli.console import bare_table, output, say, show, styled
+from peftbench.cli.console import bare_table, output, say, show, styled, warn
 from peftbench.cli.options import PlaceOptions, StudyArgument, StudyOptions, grouped
 from peftbench.results.text import printable
 
@@ -52,7 +52,7 @@ def run(
 
 
 def run_study(study: Study, places: Places, jobs: int, *, skip_broken: bool) -> int:
-    """Run what is not done and print a table; return 0 when every job is done, 1 when some failed."""
+    """Run what is not done and print a table; return 0 when every job is done, 1 when some failed or have no record."""
     from peftbench.cli.progress import Bars
     from peftbench.profiling import hardware
     from peftbench.results.store import Store
@@ -130,6 +130,10 @@ class Board:
         if not output().is_terminal or record.status == "failed":
             say(f"[{self._ended}/{len(self._jobs)}] {_name(job)}: {_outcome(record)}")
 
+    def warn(self, text: str) -> None:
+        """Print a sentence about a process that was lost, on stderr."""
+        warn(text)
+
 
 def _name(job: Job) -> str:
     random = " (random weights)" if job.backbone.endswith("@random") else ""
@@ -170,6 +174,8 @@ def _conclude(finals: Sequence[Job], store: Store, seconds: float) -> int:
     for file in figures:
         say(f"Figure: {file}")
     say(f"{done} of {len(ids)} jobs done in {seconds:.0f} s; results in {store.root}.")
+    if missing := [name for name in ids if not store.job(name).record_file.exists()]:
+        warn(f"{len(missing)} jobs have no record: {', '.join(sorted(missing))}. Run the same command again.")
     say(f"Next: peftbench report {shlex.quote(str(store.root))}")
     return 0 if done == len(ids) else 1
 

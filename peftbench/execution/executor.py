@@ -35,6 +35,9 @@ class Monitor(Protocol):
     def ended(self, job: Job, record: Record) -> None:
         """Receive a job that is done or failed, with its record."""
 
+    def warn(self, text: str) -> None:
+        """Receive a sentence about a process that was lost."""
+
 
 @runtime_checkable
 class Executor(Protocol):
@@ -45,7 +48,6 @@ class Executor(Protocol):
 
         Raises:
             KeyboardInterrupt: the user or the system asked to stop; running jobs were stopped after a checkpoint.
-            JobError: a process that the executor needs was lost, so that some jobs have no record.
         """
 
 

@@ -31,6 +31,8 @@ from peftbench.training.job import give_up, run
 from peftbench.training.loop import Outside
 
 DIED = "The worker process of this job died twice, perhaps out of memory; try a smaller --batch or fewer --jobs."
+RETRIED = "A worker process ended unexpectedly while it ran {names}; each of these jobs runs once more by itself."
+NO_PROGRESS = "The helper process that relays progress ended unexpectedly; jobs go on without progress reports."
 POLL = 0.2  # seconds between two reads of what the workers report
 _stop = Stop()  # of a worker: whether it was asked to stop after a checkpoint
 
@@ -97,7 +99,9 @@ class _Pool:
                     raise KeyboardInterrupt from None
                 store = Store(self.places.store)
                 begun = [job for job in left.values() if store.job(job.id).state() == "interrupted"]
-                for job in begun or list(left.values()):  # one of these ended its process
+                suspects = begun or list(left.values())  # one of these ended its process
+                self.monitor.warn(RETRIED.format(names=", ".join(f"{job.label} on {job.dataset}" for job in suspects)))
+                for job in suspects:
                     del left[job.id]
                     yield job, self._alone(job)
 
@@ -116,16 +120,16 @@ class _Pool:
             with signals_blocked(signal.SIGINT, signal.SIGUSR1):
                 manager = SyncManager(ctx=context)
                 manager.start(ignore_sigterm)
-                ticks = stack.enter_context(manager).Queue()
+                ticks = _Ticks(stack.enter_context(manager).Queue(), self.monitor)
                 others = set(multiprocessing.active_children())  # the manager among them
                 gpus = gpu_queue(context, count, hardware.gpus() if self.places.device == "cuda" else 0)
                 pool = stack.enter_context(ProcessPoolExecutor(count, context, start_worker, (gpus,)))
-                pending = {pool.submit(_work, job, self.places, ticks): job for job in jobs}
+                pending = {pool.submit(_work, job, self.places, ticks.queue): job for job in jobs}
             started = set(multiprocessing.active_children()) - others
             try:
                 while pending:
                     finished, _ = wait(pending, timeout=POLL, return_when=FIRST_COMPLETED)
-                    _forward(ticks, self.monitor.tick)
+                    ticks.forward()
                     for future in finished:
                         yield pending.pop(future), future.result()
                     if self.stop():
@@ -172,13 +176,26 @@ def _kill(workers: Collection[BaseProcess]) -> None:
         process.join()
 
 
-def _forward(ticks: Any, show: Callable[[Tick], None]) -> None:  # noqa: ANN401 - a proxy of a queue
-    """Show every tick that has arrived."""
-    while True:
-        try:
-            show(ticks.get_nowait())
-        except Empty:
-            return
+@dataclass
+class _Ticks:
+    """The queue of a helper process, through which workers report progress."""
+
+    queue: Any  # a proxy
+    monitor: Monitor
+    lost: bool = False  # whether the helper process has ended
+
+    def forward(self) -> None:
+        """Hand every tick that has arrived to the monitor; without the helper, warn once and do nothing."""
+        while not self.lost:
+            try:
+                tick = self.queue.get_nowait()
+            except Empty:
+                return
+            except (OSError, EOFError):
+                self.lost = True
+                self.monitor.warn(NO_PROGRESS)
+            else:
+                self.monitor.tick(tick)
 
 
 # --- in a worker -----------------------------------------------------------------------------------------------------
@@ -220,12 +237,13 @@ def _work(job: Job, places: Places, ticks: Any) -> Record | None:  # noqa: ANN40
 
 
 def _sender(ticks: Any) -> Callable[[Tick], None]:  # noqa: ANN401
-    """Return what puts ticks into a queue; without a parent to read it, the job stops after a checkpoint."""
+    """Return what puts ticks into a queue; when the queue is lost with the parent, the job stops after a checkpoint."""
 
     def send(tick: Tick) -> None:
         try:
             ticks.put(tick)
         except (OSError, EOFError):
-            raise KeyboardInterrupt from None
+            if is_orphan():
+                raise KeyboardInterrupt from None
 
     return send

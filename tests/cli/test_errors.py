@@ -76,6 +76,39 @@ def test_a_reader_who_has_seen_enough_is_no_error(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, b"")
 
 
+STUDY = """
+import sys
+from peftbench.cli import app, run
+run.run_study = lambda *_, **__: print("x" * 100_000, flush=True)
+sys.argv = ["peftbench", "run"]
+app.main()
+"""
+
+
+def test_a_study_whose_reader_went_away_is_not_done(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb") as closed:
+        done = subprocess.run(
+            [sys.executable, "-c", STUDY], cwd=tmp_path, stdout=closed, stderr=subprocess.PIPE, check=False
+        )
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        b"peftbench: stdout was closed before the study ended; run the same command again to resume."
+    ]
+
+
+def test_a_broken_pipe_inside_is_an_error(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """As when a helper process was killed: stdout is still open."""
+
+    def lost(*_: object, **__: object) -> int:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr("peftbench.cli.run.run_study", lost)
+    assert studies.call(["run"], monkeypatch) == 2
+    assert capsys.readouterr().err == "peftbench: The system: Broken pipe.\n"
+
+
 def test_names_from_old_archives_are_names(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -49,6 +49,7 @@ class Kept:
     on_tick: Callable[[Tick], None] = lambda _: None
     on_end: Callable[[Job, Record], None] = lambda *_: None
     ticks: list[Tick] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     records: dict[str, Record] = field(default_factory=dict)
 
     def tick(self, tick: Tick) -> None:
@@ -58,6 +59,9 @@ class Kept:
     def ended(self, job: Job, record: Record) -> None:
         self.records[job.id] = record
         self.on_end(job, record)
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
 
 
 def run_all(jobs: Sequence[Job], where: Places, count: int) -> tuple[list[Tick], dict[str, Record]]:
@@ -149,12 +153,35 @@ def test_a_worker_that_dies_takes_only_its_job_with_it(
     monkeypatch.setattr(local, "_work", records.faked)  # stands for the work
     doomed = replace(jobs[0], backbone=Deadly(jobs[0].backbone))
     where = replace(studies.places(home), store=tmp_path)
-    _, written = run_all([doomed, jobs[1]], where, 2)
-    assert written[jobs[1].id].id == records.faked().id
+    kept = Kept()
+    LocalExecutor(2).run([doomed, jobs[1]], where, kept)
+    assert kept.records[jobs[1].id].id == records.faked().id
+    assert kept.warnings
+    assert kept.warnings[0].startswith("A worker process ended unexpectedly while it ran")
     record = Store(tmp_path).job(doomed.id).record()
     assert record is not None
     assert record.status == Store(tmp_path).job(doomed.id).state() == "failed"
     assert record.reason.startswith("The worker process of this job died twice")
+
+
+def test_a_lost_helper_process_is_named_and_every_job_gets_its_record(
+    jobs: list[Job], home: Path, tmp_path: Path
+) -> None:
+    """As the out-of-memory killer may choose it."""
+    where = replace(studies.places(home), store=tmp_path)
+    lost: list[int] = []
+
+    def kill(_: Tick) -> None:
+        helpers = [process for process in multiprocessing.active_children() if "Manager" in process.name]
+        for process in helpers:
+            process.kill()
+            lost.append(process.pid or 0)
+
+    kept = Kept(kill)
+    LocalExecutor(2).run(jobs, where, kept)
+    assert len(lost) == 1
+    assert kept.warnings == [local.NO_PROGRESS]
+    assert {name: record.status for name, record in kept.records.items()} == {job.id: "done" for job in jobs}
 
 
 def test_the_first_ctrl_c_stops_behind_a_checkpoint(jobs: list[Job], home: Path, tmp_path: Path) -> None:

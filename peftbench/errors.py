@@ -20,8 +20,7 @@ Every message is one or two sentences: the problem, the value, the fix.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from difflib import get_close_matches
 
 LISTED = 60  # names; a longer list is only counted
@@ -91,12 +90,9 @@ class DivergedError(JobError):
     """The loss or the logits are no longer finite."""
 
 
-@contextmanager
-def blaming(what: str) -> Iterator[None]:
-    """Turn any exception of a plug-in into a PluginError that begins with `what`; errors of this module pass."""
-    try:
-        yield
-    except PeftbenchError:
-        raise
-    except Exception as error:
-        raise PluginError(f"{what}: {type(error).__name__}: {error}") from error
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error, Python's or torch's, reports that memory could not be allocated."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, without its import
+        return True
+    first = next(iter(str(error).splitlines()), "")
+    return isinstance(error, RuntimeError) and any(words in first for words in ("allocate memory", "enough memory"))

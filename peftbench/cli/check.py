@@ -15,7 +15,7 @@ import typer
 
 from peftbench.cli.console import errors, make_table, output, say, show, show_json
 from peftbench.cli.options import STORE, DataOption, JsonOption
-from peftbench.errors import PeftbenchError, PluginError, RequestError, UnknownNameError
+from peftbench.errors import PeftbenchError, RequestError, UnknownNameError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -159,25 +159,26 @@ def _find(name: str) -> tuple[str, Any, Spec]:
 
 
 def _load(name: str) -> Any:  # noqa: ANN401 - any plug-in
+    from peftbench.core.registry import guard
+
     module, _, attribute = name.partition(":")
     sys.path.insert(0, "")  # a module in the working folder, as `python -m` finds it
     try:
-        return getattr(import_module(module), attribute)
-    except Exception as error:
-        raise PluginError(f"{name} cannot be loaded: {type(error).__name__}: {error}") from error
+        with guard(f"{name} cannot be loaded"):
+            return getattr(import_module(module), attribute)
     finally:
         sys.path.remove("")
 
 
 def _contract(plugin: Any, name: str) -> str:  # noqa: ANN401
     """Return the folder whose contract a plug-in has the attributes of."""
+    from peftbench.core.registry import CONTRACTS
     from peftbench.models.method import Method
 
     if isinstance(plugin, Method) or (isinstance(plugin, type) and issubclass(plugin, Method)):
         return "methods"
-    offers = {"backbones": ("network", "weights"), "datasets": ("card", "load"), "reports": ("suffix", "write")}
-    for folder, attributes in offers.items():
-        if all(hasattr(plugin, attribute) for attribute in attributes):
+    for folder in ("backbones", "datasets", "reports"):
+        if all(hasattr(plugin, attribute) for attribute in CONTRACTS[folder]):
             return folder
     if callable(plugin) and not isinstance(plugin, type):
         return "metrics"

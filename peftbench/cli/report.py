@@ -55,16 +55,19 @@ def write_report(root: Path, formats: Sequence[str], out: Path, *, anonymous: bo
         if problems:
             raise StoreError(problems[0])
         raise RequestError(f"{root} holds no finished job; `peftbench status {root}` lists the unfinished ones.")
-    writers = [registry("reports").get(SHORT_NAMES.get(name, name)) for name in formats]
+    reports = registry("reports")
+    writers = {name: reports.get(name) for name in (SHORT_NAMES.get(name, name) for name in formats)}
     if not writers:
-        raise RequestError(f"--format names no format; choose from {', '.join(registry('reports').names())}.")
+        raise RequestError(f"--format names no format; choose from {', '.join(reports.names())}.")
     if out.exists() and not out.is_dir():
         raise RequestError(f"--out {out} is a file; name a folder for the report.")
     for problem in (*problems, *_damages(results)):
         warn(problem)
     out.mkdir(parents=True, exist_ok=True)
-    for writer in writers:
-        for file in writer.write(results, out):
+    for name, writer in writers.items():
+        with reports.calling(name):
+            files = writer.write(results, out)
+        for file in files:
             say(str(file))
 
 

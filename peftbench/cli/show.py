@@ -122,12 +122,13 @@ def _print(key: str, value: object, indent: int) -> None:
 
 def facts(kind: str, name: str) -> dict[str, Any]:
     """Return everything known about one of them. Raises UnknownNameError."""
-    from peftbench.errors import UnknownNameError, blaming
+    from peftbench.core.registry import guard
+    from peftbench.errors import UnknownNameError
 
     readers = {"method": _method, "dataset": _dataset, "backbone": _backbone, "recipe": _recipe}
     if kind not in readers:
         raise UnknownNameError("kind", kind, readers)
-    with blaming(f"The {kind} {name!r} cannot be shown"):
+    with guard(f"The {kind} {name!r} cannot be shown"):
         return readers[kind](name)
 
 
@@ -160,13 +161,14 @@ def _type(annotation: object) -> str:
 
 
 def _count(method: Callable[[], Any], name: str) -> str:
-    from peftbench.errors import PeftbenchError, blaming
+    from peftbench.core.registry import guard
+    from peftbench.errors import PeftbenchError
     from peftbench.models import backbone
 
     blank = backbone.locate(name, blank=True).blank()
     total = sum(p.numel() for p in blank.parameters())
     try:
-        with blaming("It cannot be counted"):
+        with guard("It cannot be counted"):
             made = method()
             count = made.count(blank)
     except PeftbenchError as error:

@@ -1,20 +1,36 @@
-"""Find plug-ins by name: modules of five folders and entry points of installed packages, imported when needed."""
+"""Plug-ins by name: files of five folders here, entry points of installed packages. Loaded when they are needed.
+
+Every call of a plug-in runs in `guard`, so that a faulty one is named and never ends the program.
+"""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from pkgutil import iter_modules
+from types import MappingProxyType
 from typing import Any
 
 from peftbench.core.catalogue_files import method_variant, own_datasets, own_methods
-from peftbench.errors import CatalogueError, PeftbenchError, PluginError, UnknownNameError
+from peftbench.errors import CatalogueError, PeftbenchError, PluginError, UnknownNameError, is_out_of_memory
+from peftbench.storage.files import is_disk_full
 
-FOLDERS = ("methods", "datasets", "backbones", "metrics", "reports")
+CONTRACTS: Mapping[str, tuple[str, ...]] = MappingProxyType(  # the attributes that a plug-in of each kind must have
+    {
+        "methods": ("plan", "knob", "trains"),
+        "datasets": ("load",),
+        "backbones": ("network", "weights", "preprocessing"),
+        "metrics": ("__call__",),
+        "reports": ("suffix", "write"),
+    }
+)
+FOLDERS = tuple(CONTRACTS)
 
 
 @dataclass(frozen=True)
@@ -61,21 +77,48 @@ class Registry:
             raise PluginError(f"A plug-in is called {twice[0]!r} already; rename the file datasets/{twice[0]}.toml.")
         return found
 
-    def get(self, name: str) -> Any:  # noqa: ANN401 - its type depends on the folder
-        """The plug-in called `name`. Raises UnknownNameError, or PluginError if it cannot be loaded."""
+    def get(self, name: str) -> Any:  # noqa: ANN401 - its kind's contract describes it
+        """Return the plug-in called `name`.
+
+        Raises UnknownNameError, or PluginError if it cannot be loaded or lacks an attribute of its contract.
+        """
         others = self.others()
         if name in self.described():
             return import_module("peftbench.datasets._described").Described(name)
         if name not in self.own() and name not in others:
             raise UnknownNameError(self.kind, name, self.names())
-        where = others[name].value if name in others else f"peftbench.{self.folder}.{name}:plugin"
-        try:
-            return others[name].load() if name in others else import_module(where.partition(":")[0]).plugin
-        except PeftbenchError:
+        with guard(f"{self.describe(name)} cannot be loaded"):
+            plugin = others[name].load() if name in others else import_module(f"peftbench.{self.folder}.{name}").plugin
+        if name in others and (lacking := [a for a in CONTRACTS[self.folder] if not hasattr(plugin, a)]):
+            raise PluginError(f"{self.describe(name)} has no {lacking[0]!r}; a {self.kind} must have it.")
+        return plugin
+
+    def describe(self, name: str) -> str:
+        """Return a plug-in as errors name it: `The metric 'auc' (package.module:function)`."""
+        point = self.others().get(name.partition("[")[0].partition(":")[0])
+        return f"The {self.kind} {name!r}" + (f" ({point.value})" if point else "")
+
+    @contextmanager
+    def calling(self, name: str) -> Iterator[None]:
+        """Call the plug-in `name` in this block; whatever it raises becomes a PluginError that names it."""
+        with guard(f"{self.describe(name)} failed"):
+            yield
+
+
+@contextmanager
+def guard(problem: str) -> Iterator[None]:
+    """Turn what a plug-in raises in this block, `sys.exit` included, into a PluginError that begins with `problem`.
+
+    Errors of peftbench pass, and so do those of a full disk or memory, which are not the plug-in's fault.
+    """
+    try:
+        yield
+    except PeftbenchError:
+        raise
+    except (Exception, SystemExit) as error:
+        if is_disk_full(error) or is_out_of_memory(error):
             raise
-        except Exception as error:
-            message = f"The {self.kind} {name!r} ({where}) cannot be loaded: {type(error).__name__}: {error}"
-            raise PluginError(message) from error
+        raise PluginError(f"{problem}: {type(error).__name__}: {error}") from error
 
 
 def variant(name: str) -> tuple[str, dict[str, Any]]:

@@ -43,15 +43,20 @@ class Source:
     def blank(self) -> VisionTransformer:
         """Return the network on the meta device: shapes without values."""
         with torch.device("meta"):
-            return self.plugin.network(self.image_size)
+            return self._network()
 
     def build(self, seed: int) -> VisionTransformer:
         """Return the network with its weights, in float32, on the CPU. Random weights are drawn from `seed`."""
         torch.manual_seed(seed)
-        vit = self.plugin.network(self.image_size).float()
+        vit = self._network().float()
         if self.file:
-            self.plugin.load(vit, self.file)
+            with registry("backbones").calling(self.spec.name):
+                self.plugin.load(vit, self.file)
         return vit
+
+    def _network(self) -> VisionTransformer:
+        with registry("backbones").calling(self.spec.name):
+            return self.plugin.network(self.image_size)
 
 
 def locate(text: str, image_size: int | None = None, weights: Path | None = None, *, blank: bool = False) -> Source:
@@ -71,7 +76,8 @@ def locate(text: str, image_size: int | None = None, weights: Path | None = None
         raise RequestError(
             f"--weights cannot be used with --backbone {text}: @random means random weights. Remove one of them."
         )
-    file = None if blank or spec.random else plugin.weights(weights)
+    with registry("backbones").calling(spec.name):
+        file = None if blank or spec.random else plugin.weights(weights)
     return Source(spec, plugin, image_size, file)
 
 

@@ -17,7 +17,7 @@ from typing import Literal
 import psutil
 import torch
 
-from peftbench.errors import JobError
+from peftbench.errors import JobError, is_out_of_memory
 
 PRECISIONS: Mapping[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16}  # what autocast computes in
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
@@ -146,13 +146,10 @@ class OutOfMemory:
     message: str
 
 
-def out_of_memory(error: Exception) -> OutOfMemory | None:
+def out_of_memory(error: BaseException) -> OutOfMemory | None:
     """Return the failed allocation that an error reports, on a GPU or a CPU, or None for any other error."""
     first = next(iter(str(error).splitlines()), "") or "no more"
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return OutOfMemory(first)
-    on_cpu = isinstance(error, RuntimeError) and any(words in first for words in ("allocate memory", "enough memory"))
-    return OutOfMemory(first.rpartition("] ")[2]) if on_cpu else None
+    return OutOfMemory(first.rpartition("] ")[2]) if is_out_of_memory(error) else None
 
 
 def free() -> None:

@@ -139,13 +139,14 @@ class Compared:
     def _scored(self) -> dict[tuple[str, str], dict[int, Jackknife]]:
         """Runs of each row and data set by seed, each scored once for all of its pairs."""
         score = None if self.metric in (*STATISTICS, "auc") else registry("metrics").get(self.metric)
-        return {
-            (row.name, name): {
-                seed: paired.jackknife(run, self.metric, score) for seed, run in row.replicates[name].runs().items()
+        with registry("metrics").calling(self.metric):
+            return {
+                (row.name, name): {
+                    seed: paired.jackknife(run, self.metric, score) for seed, run in row.replicates[name].runs().items()
+                }
+                for row in self.rows
+                for name in self.datasets
             }
-            for row in self.rows
-            for name in self.datasets
-        }
 
 
 @lru_cache(maxsize=64)

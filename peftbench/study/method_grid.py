@@ -10,10 +10,10 @@ from torch import nn
 from peftbench.core import catalogue, catalogue_files, official_recipes
 from peftbench.core.constants import BASELINES
 from peftbench.core.fields import build
-from peftbench.core.registry import registry, variant
+from peftbench.core.registry import guard, registry, variant
 from peftbench.core.spec import Study, label
 from peftbench.core.syntax import Spec, budget
-from peftbench.errors import RequestError, blaming
+from peftbench.errors import RequestError
 from peftbench.models.backbone import Source
 from peftbench.models.method import Match, Method
 
@@ -103,11 +103,11 @@ def _sized(named: NamedMethod, targets: Sequence[int], source: Source, blank: nn
     name, method = named.name, named.method
     blame = f"The method {named.alias or name!r} cannot be counted on {source.spec}"
     if not targets or method.knob is None:
-        with blaming(blame):
+        with guard(blame):
             method.count(blank)  # refuses an impossible size before anything trains
         yield SizedMethod(name, method, source, alias=named.alias)
         return
     for target in targets:
-        with blaming(blame):
+        with guard(blame):
             fit = method.within(target, blank)
         yield SizedMethod(name, fit.method, source, (target,), fit, named.alias)

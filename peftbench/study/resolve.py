@@ -13,6 +13,7 @@ from peftbench.core import official_recipes
 from peftbench.core.contract import DatasetCard, Splits
 from peftbench.core.recipe import QUICK_RATES, Recipe, grid
 from peftbench.core.record import WHOLE, Record, Variant
+from peftbench.core.registry import registry
 from peftbench.core.spec import Job, Places, Study
 from peftbench.data import audit, image_scan, pixel_cache, subsets
 from peftbench.data.augmentation import policy_name
@@ -138,7 +139,8 @@ def load(  # noqa: PLR0913 - what decides the data
 ) -> Data:
     """Return the images of a data set, audited and decoded for a backbone. Raises DataError."""
     dataset = open_dataset(name)
-    splits = dataset.load(places.data, seed)
+    with registry("datasets").calling(name):
+        splits = dataset.load(places.data, seed)
     card = drop_unknown_group_key(dataset.card, splits)
     _refuse_foreign_bytes([name, *card.classes])
     if recipe.name == "paper" and splits.carved:

@@ -57,7 +57,7 @@ def _run(rule: Rule[T], subject: T, network: str) -> Finding:
         return Finding(name(rule), network, "failed", str(broken))
     except Skipped as skipped:
         return Finding(name(rule), network, "skipped", str(skipped))
-    except Exception as error:  # noqa: BLE001 - a plug-in may raise anything, and the other rules go on
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - a plug-in may raise anything, and the other rules go on
         words = " ".join(str(error).split())
         return Finding(name(rule), network, "failed", f"Raised {type(error).__name__}: {words[:300]}")
 

@@ -290,14 +290,14 @@ def _followed(
             step(run)
     except PeftbenchError as error:
         return str(error)
-    except Exception as error:  # a plug-in may raise anything, and the study must go on
+    except (Exception, SystemExit) as error:  # a plug-in may raise anything, and the study must go on
         if is_disk_full(error):
             raise
         return hardware.out_of_memory(error) or _first_line(error)
     return run.outcome
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     """Return the first line of a foreign error, without the stack frames that some messages hold."""
     first = next((line for line in str(error).splitlines() if line.strip()), "")
     return f"{type(error).__name__}: {first[:REASON_LENGTH]}"

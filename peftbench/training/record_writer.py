@@ -11,12 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from peftbench.core import official_recipes
-from peftbench.core.contract import Labels, Logits, Task, tasks_of
+from peftbench.core.contract import Labels, Logits, Metric, Task, tasks_of
 from peftbench.core.record import BackboneFacts, Budget, Choice, Costs, Counts, DataFacts, MethodFacts, Record, Tuning
 from peftbench.core.registry import registry
 from peftbench.core.spec import Job, Places
 from peftbench.data import audit
 from peftbench.data.pixel_cache import Data
+from peftbench.errors import PluginError
 from peftbench.models import backbone
 from peftbench.profiling import hardware
 from peftbench.profiling.counting import Counted
@@ -95,12 +96,12 @@ def make_record(job: Job, places: Places, data: Data, outcome: Outcome | str) ->
 
 def _results(job: Job, data: Data, outcome: Outcome) -> dict[str, Any]:
     """Return the fields that only the record of a finished job has."""
-    progress, reached = outcome.progress, outcome.counts.trainable
+    progress, reached, faults = outcome.progress, outcome.counts.trainable, dict[str, None]()
     rate = progress.step * job.recipe.batch / progress.train_seconds if progress.train_seconds else None
     return {
         "budget": Budget(target=job.target, reached=reached, knob=job.knob, edge=job.edge),
         "counts": outcome.counts,
-        "choices": {rule: _choice(chosen, data) for rule, chosen in progress.chosen.items()},
+        "choices": {rule: _choice(chosen, data, faults) for rule, chosen in progress.chosen.items()},
         "costs": Costs(
             seconds=outcome.seconds,
             selection_seconds=outcome.selection_seconds,
@@ -112,7 +113,7 @@ def _results(job: Job, data: Data, outcome: Outcome) -> dict[str, Any]:
             **_counted(progress, outcome.counted),
         ),
         "facts": dict(outcome.facts),
-        "notes": _notes(job, progress, data),
+        "notes": [*_notes(job, progress, data), *faults],
     }
 
 
@@ -130,31 +131,46 @@ def _counted(progress: Progress, counted: Counted | None) -> dict[str, Any]:
     }
 
 
-def _choice(chosen: Chosen, data: Data) -> Choice:
-    scores = {part: _scores(logits, part, data) for part, logits in chosen.logits.items()}
+def _choice(chosen: Chosen, data: Data, faults: dict[str, None]) -> Choice:
+    scores = {part: _scores(logits, part, data, faults) for part, logits in chosen.logits.items()}
     return Choice(step=chosen.step, val=scores.get("val", {}), test=scores.get("test", {}))
 
 
-def _scores(logits: Logits, part: str, data: Data) -> dict[str, float | None]:
+def _scores(logits: Logits, part: str, data: Data, faults: dict[str, None]) -> dict[str, float | None]:
     """Return the metrics over images and, where groups are known, as `<metric>_per_group` over groups."""
     labels, task = data.labels[part], data.card.task
-    found = compute_metrics(logits, labels, task)
+    found = compute_metrics(logits, labels, task, faults)
     if data.card.group_key:
         means, truth, _ = mean_by_group(logits, labels, data.groups[part])
-        found |= {f"{name}_per_group": value for name, value in compute_metrics(means, truth, task).items()}
+        found |= {f"{name}_per_group": value for name, value in compute_metrics(means, truth, task, faults).items()}
     return found
 
 
-def compute_metrics(logits: Logits, labels: Labels, task: Task = "single") -> dict[str, float | None]:
-    """Return every registered metric that is defined for the task; None where its value is undefined."""
+def compute_metrics(
+    logits: Logits, labels: Labels, task: Task = "single", faults: dict[str, None] | None = None
+) -> dict[str, float | None]:
+    """Return every registered metric that is defined for the task; None where its value is undefined.
+
+    The value of a metric that cannot be loaded or raises is undefined, and `faults` receives a sentence on it.
+    """
     scores: dict[str, float | None] = {}
     for name in registry("metrics").names():
-        metric = registry("metrics").get(name)
-        if task in tasks_of(metric):
-            value = metric(logits, labels)
-            named = value if isinstance(value, Mapping) else {name: value}
-            scores |= {key: float(v) if math.isfinite(v) else None for key, v in named.items()}
+        try:
+            metric = registry("metrics").get(name)
+            if task in tasks_of(metric):
+                scores |= _values(name, metric, logits, labels)
+        except PluginError as error:
+            scores[name] = None
+            if faults is not None:
+                faults[str(error)] = None
     return scores
+
+
+def _values(name: str, metric: Metric, logits: Logits, labels: Labels) -> dict[str, float | None]:
+    with registry("metrics").calling(name):
+        value = metric(logits, labels)
+        named = value if isinstance(value, Mapping) else {name: value}
+        return {key: float(v) if math.isfinite(v) else None for key, v in named.items()}
 
 
 def mean_by_group(logits: Logits, labels: Labels, groups: Sequence[str]) -> tuple[Logits, Labels, int]:

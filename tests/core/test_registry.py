@@ -11,7 +11,7 @@ import pytest
 
 from peftbench.core import registry as module
 from peftbench.core.registry import FOLDERS, Registry, registry
-from peftbench.errors import PluginError, UnknownNameError
+from peftbench.errors import PluginError, RequestError, UnknownNameError
 from peftbench.methods.lora import LoRA
 
 
@@ -72,9 +72,9 @@ def test_an_unknown_name_answers_with_near_ones_and_the_list(folder: str, name: 
 
 
 def test_an_installed_plugin_is_found_like_ours(install: Any) -> None:
-    install("theirs", "plugin = 42")
+    install("theirs", "from peftbench.methods.bitfit import plugin")
     assert "theirs" in registry("methods").names()
-    assert registry("methods").get("theirs") == 42
+    assert registry("methods").get("theirs") is registry("methods").get("bitfit")
     assert registry("methods").get("lora") is LoRA
 
 
@@ -108,6 +108,7 @@ def test_nobody_may_take_our_name(install: Any) -> None:
         ("import nowhere_to_be_found", "ModuleNotFoundError: No module named 'nowhere_to_be_found'"),
         ("1 / 0", "ZeroDivisionError"),
         ("plugins = 1", "AttributeError"),
+        ("import sys\nsys.exit(0)", "SystemExit: 0"),
         ("def", "SyntaxError"),
     ],
 )
@@ -128,3 +129,40 @@ def test_a_registry_of_ours_that_lacks_a_plugin_attribute_is_named(monkeypatch: 
     monkeypatch.setattr(Registry, "own", lambda _: frozenset({"__init__"}))
     with pytest.raises(PluginError, match="cannot be loaded"):
         registry("methods").get("__init__")
+
+
+@pytest.mark.parametrize(
+    ("folder", "kind", "lacks"),
+    [
+        ("methods", "method", "plan"),
+        ("datasets", "data set", "load"),
+        ("backbones", "backbone", "network"),
+        ("metrics", "metric", "__call__"),
+        ("reports", "report", "suffix"),
+    ],
+)
+def test_a_plugin_that_is_something_else_is_named(install: Any, folder: str, kind: str, lacks: str) -> None:
+    stem = install("theirs", "plugin = 42", group=f"peftbench.{folder}")
+    with pytest.raises(PluginError, match=rf"The {kind} 'theirs' \({stem}:plugin\) has no '{lacks}'"):
+        registry(folder).get("theirs")
+
+
+# --- the guard -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), SystemExit(0), RecursionError(), AssertionError("no")])
+def test_whatever_a_plugin_raises_is_named(install: Any, error: BaseException) -> None:
+    stem = install("theirs", "plugin = 1", group="peftbench.metrics")
+    with (
+        pytest.raises(PluginError, match=rf"^The metric 'theirs' \({stem}:plugin\) failed: {type(error).__name__}:"),
+        registry("metrics").calling("theirs"),
+    ):
+        raise error
+
+
+@pytest.mark.parametrize(
+    "error", [RequestError("Own."), MemoryError(), OSError(28, "No space left on device"), KeyboardInterrupt()]
+)
+def test_what_is_not_the_plugins_fault_passes(error: BaseException) -> None:
+    with pytest.raises(type(error)), registry("metrics").calling("auc"):
+        raise error

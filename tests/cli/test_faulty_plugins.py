@@ -1,0 +1,115 @@
+"""A faulty plug-in is named and ends neither the program nor the study."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests import studies
+
+Install = Callable[[str, str, str], None]
+MAJORITY = ("run", "--methods", "majority", "--no-baselines", "--recipe", "quick", "--backbone", "mini", "--jobs", "1")
+GLOOMY_DATA = """
+class Gloomy:
+    card = None
+    def load(self, root, seed):
+        raise KeyError("x")
+plugin = Gloomy()
+"""
+GLOOMY_REPORT = """
+class Gloomy:
+    suffix = ".x"
+    def write(self, results, out):
+        raise KeyError("x")
+plugin = Gloomy()
+"""
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
+    """Install a package with one entry point into the path of this process: kind, name, content of its module."""
+    place = tmp_path / "packages"
+
+    def one(kind: str, name: str, content: str) -> None:
+        info = place / f"{name}-1.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n")
+        module = f"{name}_{abs(hash(str(tmp_path)))}"
+        (info / "entry_points.txt").write_text(f"[peftbench.{kind}]\n{name} = {module}:plugin\n")
+        (place / f"{module}.py").write_text(content)
+        monkeypatch.syspath_prepend(place)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PEFTBENCH_CACHE", str(tmp_path / "cache"))
+    studies.draw(tmp_path / "images", 8)
+    return one
+
+
+def test_a_metric_that_raises_is_undefined_and_named_in_the_record(
+    install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install("metrics", "gloomy", "def plugin(logits, labels):\n    raise KeyError('x')\n")
+    assert studies.call([*MAJORITY, "--datasets", "./images"], monkeypatch) == 0
+    (record,) = studies.records(tmp_path / "runs").values()
+    assert record.choices[record.rule].test["gloomy"] is None
+    assert record.choices[record.rule].test["accuracy"] is not None
+    assert [note for note in record.notes if note.startswith("The metric 'gloomy' (gloomy_")] != []
+    assert any("failed: KeyError: 'x'" in note for note in record.notes)
+
+
+def test_a_metric_that_ends_the_program_at_its_import_does_not(
+    install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install("metrics", "leaver", "import sys\nsys.exit(0)\n")
+    assert studies.call([*MAJORITY, "--datasets", "./images"], monkeypatch) == 0
+    (record,) = studies.records(tmp_path / "runs").values()
+    assert record.status == "done"
+    assert any("cannot be loaded: SystemExit: 0" in note for note in record.notes)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("import sys\nsys.exit(0)\n", "cannot be loaded: SystemExit: 0"),
+        ("plugins = 1\n", "cannot be loaded: AttributeError:"),
+        (GLOOMY_DATA, "failed: KeyError: 'x'"),
+        ("plugin = 42\n", "has no 'load'; a data set must have it"),
+    ],
+)
+def test_a_faulty_data_set_is_one_sentence(
+    content: str, says: str, install: Install, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install("datasets", "gloomy", content)
+    assert studies.call([*MAJORITY, "--datasets", "gloomy"], monkeypatch) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "The data set 'gloomy' (gloomy_" in line
+    assert says in line
+
+
+def test_a_report_that_raises_is_named(
+    install: Install, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install("reports", "gloomy", GLOOMY_REPORT)
+    assert studies.call([*MAJORITY, "--datasets", "./images"], monkeypatch) == 0
+    assert studies.call(["report", "--format", "gloomy"], monkeypatch) == 2
+    assert "failed: KeyError: 'x'" in capsys.readouterr().err
+
+
+def test_a_method_that_ends_the_program_is_a_failed_record(
+    install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = (
+        "import sys\nfrom dataclasses import dataclass\nfrom peftbench.method import Method\n"
+        "@dataclass(frozen=True)\nclass plugin(Method):\n"
+        "    def plan(self, vit, probe):\n"
+        "        if vit.cls_token.is_meta:\n            return __import__('peftbench.plan').plan.Plan()\n"
+        "        sys.exit(0)\n"
+    )
+    install("methods", "leaver", code)
+    asked = [*("leaver" if word == "majority" else word for word in MAJORITY), "--steps", "2", "--batch", "4"]
+    assert studies.call([*asked, "--datasets", "./images"], monkeypatch) == 1
+    (record,) = studies.records(tmp_path / "runs").values()
+    assert record.status == "failed"
+    assert "SystemExit: 0" in record.reason

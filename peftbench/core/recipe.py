@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeAlias
+
+from pydantic import Field
 
 from peftbench.core.constants import PrecisionOption
 from peftbench.core.fields import Count, Fraction, NotNegative, Positive, checked
-from peftbench.errors import RequestError
 
 
 @checked
@@ -28,6 +29,7 @@ class Recipe:
     min_lr: NotNegative = 0.0  # where the schedule ends
     clip: NotNegative = 0.0  # largest norm of the gradient; 0 = no clipping
     label_smoothing: Fraction = 0.0
+    stop: Annotated[int, Field(ge=0)] = 0  # step after which training ends although the schedule goes on; 0 = never
     evaluations: Count = 20  # evenly spaced, the last step included
     head_lr: NotNegative = 0.0  # lowest learning rate of the head, where more than the head trains
     head: Literal["plain", "l2", "batchnorm"] = "plain"
@@ -44,6 +46,11 @@ class Recipe:
         """Return the recipe at another learning rate; warm-up and schedule begin and end no higher."""
         return replace(self, lr=rate, warmup_lr=min(self.warmup_lr, rate), min_lr=min(self.min_lr, rate))
 
+    def by(self, optimizer: str, stated: Mapping[str, Any]) -> Self:
+        """Return the recipe with another optimizer and what belongs to it, except for values that are `stated`."""
+        belonging = {name: value for name, value in OPTIMIZERS[optimizer].items() if name not in stated}
+        return self if optimizer == self.optimizer else replace(self, optimizer=optimizer, **belonging)
+
     def stored(self) -> dict[str, Any]:
         """Return the fields under the names that records and job ids have used since version 0.1.0."""
         return {"optimiser" if name == "optimizer" else name: value for name, value in asdict(self).items()}
@@ -58,7 +65,7 @@ RECIPES: Mapping[str, Recipe] = {
     "paper": Recipe("paper", optimizer="sgd", weight_decay=0.0, steps=40_000, warmup=0.0, head="l2", selection="last"),
 }
 IN_BRACKETS = (  # fields that may be set as in paper[momentum=0]; the others have flags
-    *("momentum", "weight_decay", "warmup", "schedule", "clip", "label_smoothing"),
+    *("optimizer", "lr", "momentum", "weight_decay", "warmup", "schedule", "clip", "label_smoothing"),
     *("head", "head_scale", "head_lr", "class_weights"),
 )
 CPU_STANDARD: Mapping[str, Any] = {
@@ -69,15 +76,14 @@ CPU_STANDARD: Mapping[str, Any] = {
 # Rates of recipe `quick`: the best of GRID by mean validation macro F1 over the quick study's three phantoms, seed 0,
 # was 1e-2 for linear, bitfit, lora and shpeft, which stand for all that train few weights, and 1e-3 for full.
 QUICK_RATES: Mapping[str, float] = {"full": 1e-3, "ft_att": 1e-3, "last_blocks": 1e-3}
-GRID = (1e-5, 1e-4, 1e-3, 1e-2)  # what --tune 4 tries
-MOST = 100  # learning rates of a grid; more would coincide when rounded to two digits
 
+# --- optimizers ------------------------------------------------------------------------------------------------------
 
-def grid(points: int) -> tuple[float, ...]:
-    """Return `points` learning rates, evenly spaced in the logarithm over the range of GRID."""
-    if points < 2:  # noqa: PLR2004 - one point is no choice
-        raise RequestError(f"--tune must be at least 2, got {points}: one learning rate leaves nothing to choose.")
-    if points > MOST:
-        raise RequestError(f"--tune must be at most {MOST}, got {points}.")
-    step = (GRID[-1] / GRID[0]) ** (1 / (points - 1))
-    return tuple(float(f"{GRID[0] * step**i:.2g}") for i in range(points))
+Optimizer: TypeAlias = Literal["adamw", "sgd"]
+OPTIMIZERS: Mapping[str, Mapping[str, float]] = {  # what belongs to an optimizer unless the recipe states it
+    "adamw": {"weight_decay": 0.01},
+    "sgd": {"momentum": 0.9, "weight_decay": 0.0},  # coupled decay at SGD's high rates would shrink the weights
+}
+MIDDLE: Mapping[str, float] = {"adamw": -3.2, "sgd": -1.8}  # logarithm of the rate around which tuning begins
+TUNED: Mapping[str, tuple[Optimizer, ...]] = {"standard": ("adamw", "sgd")}  # others tune the rate of their own
+MOST_TRIALS = 100

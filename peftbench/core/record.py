@@ -137,6 +137,9 @@ class Tuning(_Strict):
     scores: list[float | None]  # validation macro F1 of each; None: the trial failed
     trials: list[str]  # job ids
     chosen: float
+    optimizers: list[str] = []  # of each trial; empty in records of version 0.1.0, whose trials all used the recipe's
+    edge: Literal["", "lowest", "highest"] = ""  # whether the chosen rate is at the edge of those tried
+    refit: bool = False  # trained on train and val at the chosen rate, to the step chosen by the trial
 
 
 class Record(_Strict):

@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, Field
 from peftbench.core.constants import PrecisionOption
 from peftbench.core.contract import DatasetCard, Preprocessing
 from peftbench.core.fields import Count, Positive, build, checked, fields_of_many
-from peftbench.core.recipe import Recipe, grid
+from peftbench.core.recipe import MOST_TRIALS, Recipe
 from peftbench.core.record import WHOLE, Amount, Cut, Variant
 from peftbench.core.syntax import LARGEST, Spec, budget, parse, texts
 from peftbench.errors import RequestError
@@ -46,13 +46,14 @@ class Study:
     train_share: tuple[Amount, ...] = ()  # of train's images; none: all of them
     shots: tuple[Count, ...] = ()  # training images of each class; none: all of them
     ratios: tuple[Amount, ...] = ()  # budgets; none: every method at its own default size
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0, le=LARGEST)], ...], Field(min_length=1)] = (0,)
+    seeds: tuple[Annotated[int, Field(ge=0, le=LARGEST)], ...] = ()  # none: 0,1,2 for standard and paper, else 0
     backbone: str = ""  # "": clip_vit_b16 if its weights and a GPU are on this machine, else mini
     image_size: Count | None = None  # pixels; None: the backbone's own
     recipe: Annotated[Spec | None, BeforeValidator(_parsed)] = (
         None  # None: quick for the study without arguments, else standard
     )
-    tune: Annotated[int, Field(ge=0)] | None = None  # learning rates to try; None: 4 with recipe standard, else 0
+    tune: Annotated[int, Field(ge=0, le=MOST_TRIALS)] | None = None  # trials a method; None: 8 for standard, else 0
+    refit: bool = False  # train the final jobs on train and val, at the rate and step that trials chose
     baselines: bool = True  # run majority, linear, and linear on random weights as well
     precision: PrecisionOption = "auto"
     compile: bool = False  # torch.compile the blocks while they train
@@ -66,8 +67,8 @@ class Study:
     augmentation: Literal["", "none", "light", "medical"] = ""  # "": the recipe's
 
     def __post_init__(self) -> None:
-        if self.tune:
-            grid(self.tune)  # refuses numbers that are too small or too large
+        if self.tune == 1:
+            raise RequestError("--tune must be 0 or at least 2, got 1: one trial leaves nothing to choose.")
         if self.tune and self.lr is not None:
             raise RequestError(
                 "--tune and --lr exclude each other: --tune searches for the learning rate; leave one out."

@@ -53,7 +53,9 @@ def find_device(name: str) -> str:
 
 
 STANDARD = Spec("standard")
-TUNED = 4  # learning rates that recipe standard tries unless --tune or --lr is given
+BRITISH = {"optimiser": "optimizer"}
+TRIALS = 8  # of each method under recipe standard, unless --tune or a learning rate is given
+SEEDS: Mapping[str, tuple[int, ...]] = {"standard": (0, 1, 2), "paper": (0, 1, 2)}  # others: one
 
 
 def complete(study: Study, places: Places) -> tuple[Study, list[str]]:
@@ -65,21 +67,25 @@ def complete(study: Study, places: Places) -> tuple[Study, list[str]]:
     methods = expand(study.methods or tuple(map(parse, QUICK_METHODS)))
     datasets, missing = _datasets(study.datasets or ("all",), places.data)
     backbone_name, why = (study.backbone, []) if study.backbone else _default_backbone(places)
+    recipe = study.recipe or STANDARD
     study = replace(
         study,
         methods=methods,
         datasets=tuple(datasets),
-        seeds=tuple(dict.fromkeys(study.seeds)),
-        recipe=study.recipe or STANDARD,
+        seeds=tuple(dict.fromkeys(study.seeds)) or SEEDS.get(recipe.name, (0,)),
+        recipe=recipe,
         backbone=backbone_name,
     )
     return replace(study, tune=_trials(study)), [*notes, *missing, *why]
 
 
 def _trials(study: Study) -> int:
+    given = "lr" in overrides(study)
+    if study.tune and given:
+        raise RequestError("--tune and a learning rate exclude each other: --tune searches for it; leave one out.")
     if study.tune is not None:
         return study.tune
-    return TUNED if study.recipe and study.recipe.name == "standard" and study.lr is None else 0
+    return TRIALS if study.recipe and study.recipe.name == "standard" and not given else 0
 
 
 def _default_backbone(places: Places) -> tuple[str, list[str]]:
@@ -164,13 +170,14 @@ def make_recipe(study: Study, device: str) -> Recipe:
     if recipe.name == "standard" and device == "cpu":
         recipe = replace(recipe, **CPU_STANDARD)
     refuse_graph(study, device)
+    stated = overrides(study)
     return replace(
-        recipe,
+        recipe.by(stated.get("optimizer", recipe.optimizer), stated),
         precision=hardware.auto_precision(device) if study.precision == "auto" else study.precision,
         compile=study.compile,
         graph=study.graph,
         deterministic=study.deterministic and device == "cuda",  # on a CPU, bits are the same anyway
-        **overrides(study),
+        **stated,
     )
 
 
@@ -184,10 +191,11 @@ def overrides(study: Study) -> dict[str, Any]:
     """Return the recipe's fields that the user set, by flags or as in `paper[momentum=0,head_scale=16]`."""
     values = {k: v for k in ("steps", "batch", "evaluations", "lr") if (v := getattr(study, k)) is not None}
     spec = study.recipe or STANDARD
-    if unknown := [name for name in spec.fields if name not in IN_BRACKETS]:
+    fields = {BRITISH.get(name, name): value for name, value in spec.fields.items()}
+    if unknown := [name for name in fields if name not in IN_BRACKETS]:
         raise RequestError(
             f"recipe {spec.name}: {unknown[0]!r} cannot be set in brackets; there are {', '.join(IN_BRACKETS)}."
         )
-    typed = build(Recipe, {**spec.fields, "name": spec.name}, f"recipe {spec.name}")
-    values |= {name: getattr(typed, name) for name in spec.fields}
+    typed = build(Recipe, {**fields, "name": spec.name}, f"recipe {spec.name}")
+    values |= {name: getattr(typed, name) for name in fields}
     return values | ({"augmentation": study.augmentation} if study.augmentation else {})

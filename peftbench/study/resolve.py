@@ -1,77 +1,61 @@
-"""From a study to its jobs: names, budgets, data and weights are resolved and checked before anything trains."""
+"""From a study to its jobs: everything is resolved, and refused if it cannot be run, before anything trains."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TypeAlias
 
-import numpy as np
-
 from peftbench.core import official_recipes
-from peftbench.core.contract import DatasetCard, Splits
-from peftbench.core.recipe import QUICK_RATES, Recipe, grid
-from peftbench.core.record import WHOLE, Record, Variant
-from peftbench.core.registry import registry
+from peftbench.core.recipe import QUICK_RATES, TUNED, Recipe
+from peftbench.core.record import Variant
 from peftbench.core.spec import Job, Places, Study
-from peftbench.data import audit, image_scan, pixel_cache, subsets
+from peftbench.data import audit
 from peftbench.data.augmentation import policy_name
-from peftbench.data.availability import open_dataset
 from peftbench.data.pixel_cache import Data
-from peftbench.data.splits import drop_unknown_group_key
-from peftbench.errors import DataError, RequestError, SplitError
+from peftbench.errors import RequestError
 from peftbench.models import backbone
 from peftbench.models.backbone import Source
 from peftbench.results.store import Store
 from peftbench.storage import files
 from peftbench.study.defaults import complete, make_recipe, overrides
+from peftbench.study.images import Joined, Watch, load
 from peftbench.study.method_grid import SizedMethod, resolve_method, sized_methods
+from peftbench.study.tuning import Draft, Search
 
-Where: TypeAlias = tuple[str, Variant, int]  # data set, variant of it, seed
-Watch = Callable[[str, int, int], None]  # current work, images done, images in all
+Where: TypeAlias = tuple[str, Variant, int]  # data set, which of its images, seed
 
 
 @dataclass(frozen=True)
-class Draft:
-    """A planned job; if it has trials, they find its learning rate first."""
+class Images:
+    """The images of a study: those that final jobs train on, and those of the trials, which keep a validation part."""
 
-    job: Job
-    targets: tuple[int, ...] = ()  # the budgets that it is for
-    trials: tuple[Job, ...] = ()
+    final: Mapping[Where, Data]
+    held_out: Mapping[Where, Data]  # the same where nothing is joined
 
-    def final(self, store: Store) -> Job:
-        """Return the job at the rate whose trial scored best on validation; ties to the smaller rate."""
-        if not self.trials:
-            return self.job
-        scores = [_trial_score(store.job(trial.id).record()) for trial in self.trials]
-        rates = [trial.recipe.lr for trial in self.trials]
-        best = max(range(len(rates)), key=lambda i: (scores[i] if scores[i] is not None else -1.0, -rates[i]))
-        found = {"grid": rates, "scores": scores, "trials": [t.id for t in self.trials], "chosen": rates[best]}
-        return replace(self.job, recipe=self.job.recipe.at(rates[best]), tuning=found)
-
-
-def _trial_score(record: Record | None) -> float | None:
-    if record is None or record.status == "failed":
-        return None
-    return record.choices[record.rule].val["macro_f1"]
+    def tuned_on(self, where: Where, first_seed: int) -> Where:
+        """Return where the trials run: on the first seed's parts, unless they hold test images of this seed's."""
+        name, variant, _ = where
+        shared = name, variant, first_seed
+        seen = {*self.held_out[shared].names["train"], *self.held_out[shared].names["val"]}
+        return shared if seen.isdisjoint(self.final[where].names["test"]) else where
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """The jobs of a study, with notes for the user."""
+    """A study in jobs, with notes for the user."""
 
     study: Study
     drafts: tuple[Draft, ...]
     notes: tuple[str, ...]
-    data: tuple[Data, ...]  # open, so that it stays in the cache
+    data: tuple[Data, ...]  # held here so that the cache does not evict them
 
 
 # --- resolving -------------------------------------------------------------------------------------------------------
 
 
 def resolve(study: Study, places: Places, *, skip_broken: bool = False, watch: Watch | None = None) -> Resolved:
-    """Return every job of a study. Decodes the images and raises errors about invalid input before anything trains."""
+    """Return every job of a study with its id. Decodes the images and refuses bad input before anything trains."""
     study, notes = complete(study, places)
     recipe = make_recipe(study, places.device)
     if recipe.precision != "fp32" and study.precision == "auto":
@@ -79,26 +63,46 @@ def resolve(study: Study, places: Places, *, skip_broken: bool = False, watch: W
     source = backbone.locate(study.backbone, study.image_size, places.weights)
     methods = sized_methods(study, source)
     _refuse_bad_weights(source)
-    tables = {
-        (name, variant, seed): load(
-            name, seed, recipe, source, places, skip_broken=skip_broken, variant=variant, watch=watch
-        )
-        for name in study.datasets
-        for variant in study.variants
-        for seed in study.seeds
-    }
-    notes += [*_overruled(study), *_lacking(tables), *_leaks(tables, places)]
-    if study.tune and (unheld := [name for (name, *_), data in tables.items() if not data.sizes["val"]]):
-        raise RequestError(f"--tune {study.tune} needs a validation part, which {unheld[0]} lacks; use --lr.")
-    tuned_on = {where: _tuned_on(where, study.seeds[0], tables) for where in tables}
-    drafts = [_draft(row, study, recipe, tables, where, tuned_on[where]) for where in tables for row in methods]
+
+    def loaded(joined: Joined) -> dict[Where, Data]:
+        return {
+            (name, variant, seed): load(
+                name,
+                seed,
+                source.preprocessing,
+                places,
+                joined=joined,
+                skip_broken=skip_broken,
+                variant=variant,
+                watch=watch,
+            )
+            for name in study.datasets
+            for variant in study.variants
+            for seed in study.seeds
+        }
+
+    joined: Joined = "all" if study.refit else "carved" if recipe.name == "paper" else ""
+    final = loaded(joined)
+    images = Images(final, loaded("") if joined and (study.tune or study.refit) else final)
+    _refuse_no_validation(study, images)
+    notes += [*_overruled(study), *_lacking(final), *_leaks(final, places)]
+    drafts = [_draft(method, study, recipe, images, where) for where in final for method in methods]
+    data = {id(one): one for table in (images.final, images.held_out) for one in table.values()}
     return Resolved(
-        study, tuple({draft.job.id: draft for draft in drafts}.values()), tuple(notes), tuple(tables.values())
+        study, tuple({draft.job.id: draft for draft in drafts}.values()), tuple(notes), tuple(data.values())
     )
 
 
+def _refuse_no_validation(study: Study, images: Images) -> None:
+    """Raise RequestError if something is to be chosen on a validation part that a data set does not have."""
+    flag = f"--tune {study.tune}" if study.tune else "--refit" if study.refit else ""
+    without = [name for (name, *_), data in images.held_out.items() if not data.sizes["val"]]
+    if flag and without:
+        raise RequestError(f"{flag} needs a validation part, and {without[0]} has none; give --lr and leave it out.")
+
+
 def _overruled(study: Study) -> Iterator[str]:
-    """Yield a note for each method whose size is given although the budgets set it."""
+    """Yield notes on sizes that were given with a method although the budgets decide them."""
     for spec in study.methods if study.ratios else ():
         knob = resolve_method(spec, "").method.knob
         if knob in spec.fields:
@@ -106,7 +110,7 @@ def _overruled(study: Study) -> Iterator[str]:
 
 
 def _lacking(tables: Mapping[Where, Data]) -> Iterator[str]:
-    """Yield the notes on images that are left out or missing, once for all seeds and variants of a data set."""
+    """Yield notes on images that are left out or missing, once for all seeds and variants."""
     notes = dict.fromkeys((name, note) for (name, *_), data in tables.items() for note in data.notes)
     for name, note in notes:
         if "left out" in note or "ncomplete" in note:
@@ -114,149 +118,104 @@ def _lacking(tables: Mapping[Where, Data]) -> Iterator[str]:
 
 
 def _leaks(tables: Mapping[Where, Data], places: Places) -> list[str]:
-    """Return the audit's warning on each data set, for the variant with the most training images."""
+    """Return what the audit found on each data set, for the variant with the most training images."""
     fullest = {name: data for (name, *_), data in sorted(tables.items(), key=lambda item: item[1].sizes["train"])}
     found = {name: audit.warning(audit.load_counts(places.cache, data.fingerprint)) for name, data in fullest.items()}
     return [f"{name}: {text}. `peftbench data check {name}` lists them." for name, text in found.items() if text]
 
 
 def _refuse_bad_weights(source: Source) -> None:
-    """Raise WeightsError before anything trains if the file is not what the network needs."""
+    """Raise WeightsError before anything trains if the file does not fit the network."""
     if source.file:
         source.plugin.load(source.blank().to_empty(device="cpu"), source.file)
 
 
-def load(  # noqa: PLR0913 - what decides the data
-    name: str,
-    seed: int,
-    recipe: Recipe,
-    source: Source,
-    places: Places,
-    *,
-    skip_broken: bool,
-    variant: Variant = WHOLE,
-    watch: Watch | None = None,
-) -> Data:
-    """Return the images of a data set, audited and decoded for a backbone. Raises DataError."""
-    dataset = open_dataset(name)
-    with registry("datasets").calling(name):
-        splits = dataset.load(places.data, seed)
-    card = drop_unknown_group_key(dataset.card, splits)
-    _refuse_foreign_bytes([name, *card.classes])
-    if recipe.name == "paper" and splits.carved:
-        splits = _whole_train(splits)
-    most = None if variant.splits == "deduplicated" else audit.MAX_FILES
-    seen = image_scan.scan(splits, places.cache, most, partial(watch, f"auditing {name}") if watch else None)
-    splits = subsets.apply_variant(splits, variant, card, seen.duplicates if seen else (), seed)
-    check_labels(name, splits, card)
-    data = pixel_cache.prepare(
-        card,
-        splits,
-        source.preprocessing,
-        places.cache,
-        skip_broken=skip_broken,
-        progress=partial(watch, f"decoding {name}") if watch else None,
-        limit=places.cache_limit,
+# --- jobs ------------------------------------------------------------------------------------------------------------
+
+
+def _draft(method: SizedMethod, study: Study, recipe: Recipe, images: Images, where: Where) -> Draft:
+    tuned_on = images.tuned_on(where, study.seeds[0]) if study.tune or study.refit else where
+    held_out = images.held_out[tuned_on]
+    recipe = method_recipe(method, study, recipe, held_out.sizes["train"])
+    budget, given = trials(method, study, recipe, held_out.sizes)
+    job = _job(method, study, recipe, images.final[where], where)
+    if not budget:
+        return Draft(replace(job, recipe=job.recipe.at(given[0])), method.targets)
+    trial = replace(
+        job,
+        role="trial",
+        seed=tuned_on[-1],
+        fingerprint=held_out.fingerprint,
+        split=held_out.rule,
+        digest=method.source.digest(tuned_on[-1]),
+        about=(held_out.card, held_out.notes),
     )
-    audit.save_counts(places.cache, data.fingerprint, audit.Audit(card, splits, seen).counts)
-    return data
+    optimizers = (recipe.optimizer,) if given else optimizers_of(study, recipe)
+    recipes = {optimizer: recipe.by(optimizer, overrides(study)) for optimizer in optimizers}
+    return Draft(job, method.targets, Search(trial, recipes, budget, given, refit=study.refit))
 
 
-def _refuse_foreign_bytes(names: Sequence[str]) -> None:
-    """Raise DataError for a data set or class whose name is not UTF-8; names of image files may have any bytes."""
-    for name in names:
-        if any("\ud800" <= letter <= "\udfff" for letter in name):
-            raise DataError(f"The name {name!r} is not written in UTF-8; rename that folder.")
-
-
-def _whole_train(splits: Splits) -> Splits:
-    return replace(
-        splits,
-        train=splits.train.joined(splits.val),
-        val=splits.val.take([]),
-        rule=f"{splits.rule}, all of train",
-        carved=False,
-    )
-
-
-def check_labels(name: str, splits: Splits, card: DatasetCard) -> None:
-    """Raise SplitError for labels of another shape than the card's task has, or a class that train lacks."""
-    classes, several = len(card.classes), card.task == "multi_label"
-    shape = (classes,) if several else ()
-    if any(part.labels.shape[1:] != shape for part in splits.parts.values()):
-        wanted = f"{classes} labels, 0 or 1," if several else "one label"
-        raise SplitError(f"{name}: its task is {card.task}, so each image must have {wanted} in every part.")
-    labels = splits.train.labels
-    seen = np.flatnonzero(labels.any(axis=0)) if several else labels
-    if missing := set(range(classes)) - set(seen.tolist()):
-        raise SplitError(
-            f"{name}: class {min(missing)} of {classes} has no image in train; every class must be trained on."
-        )
-
-
-def _draft(
-    row: SizedMethod, study: Study, recipe: Recipe, tables: Mapping[Where, Data], where: Where, tuned_on: Where
-) -> Draft:
-    (name, variant, seed), data, tuning = where, tables[where], tables[tuned_on]
-    fields, defaults = row.method.values(), type(row.method)().values()
-    recipe, rates = trained(row, study, recipe, data.sizes)
-    job = Job(
-        method=row.name,
-        version=row.method.version,
-        fields=fields,
-        defaults=defaults,
+def _job(method: SizedMethod, study: Study, recipe: Recipe, data: Data, where: Where) -> Job:
+    name, variant, seed = where
+    return Job(
+        method=method.name,
+        version=method.method.version,
+        fields=method.method.values(),
+        defaults=type(method.method)().values(),
         dataset=name,
         fingerprint=data.fingerprint,
         split=data.rule,
-        backbone=str(row.source.spec),
-        digest=row.source.digest(seed),
+        backbone=str(method.source.spec),
+        digest=method.source.digest(seed),
         image_size=study.image_size,
-        preprocessing=row.source.preprocessing,
+        preprocessing=method.source.preprocessing,
         recipe=recipe,
         seed=seed,
         threads=study.threads,
-        knob=row.method.knob,
-        target=row.targets[0] if row.targets else None,
-        edge=row.fit.edge if row.fit else None,
+        knob=method.method.knob,
+        target=method.targets[0] if method.targets else None,
+        edge=method.fit.edge if method.fit else None,
         variant=variant,
-        alias=row.alias,
+        alias=method.alias,
         about=(data.card, data.notes),
         policy=policy_name(data.card) if recipe.augmentation == "medical" else "",
     )
-    if len(rates) == 1:
-        return Draft(job, row.targets)
-    trial = replace(job, role="trial", seed=tuned_on[-1], fingerprint=tuning.fingerprint, split=tuning.rule)
-    trial = replace(trial, digest=row.source.digest(trial.seed))
-    trials = tuple(replace(trial, recipe=recipe.at(rate)) for rate in rates)
-    return Draft(job, row.targets, trials)
 
 
-def _tuned_on(where: Where, first: int, tables: Mapping[Where, Data]) -> Where:
-    """Return where trials tune `where`: on the first seed's parts, unless these hold some of its test images."""
-    name, variant, _ = where
-    shared = name, variant, first
-    seen = {*tables[shared].names["train"], *tables[shared].names["val"]}
-    return shared if seen.isdisjoint(tables[where].names["test"]) else where
-
-
-def trained(row: SizedMethod, study: Study, recipe: Recipe, sizes: Mapping[str, int]) -> tuple[Recipe, Sequence[float]]:
-    """Return a method's recipe and the learning rates to try; without a validation part only the grid's middle one."""
-    if recipe.name == "quick" and study.lr is None:
-        recipe = recipe.at(QUICK_RATES.get(row.name, recipe.lr))
-    found: Sequence[float] = (recipe.lr,)
+def method_recipe(method: SizedMethod, study: Study, recipe: Recipe, images: int) -> Recipe:
+    """Return how a method is trained on so many images, at the rate that stands if none is tuned."""
+    stated = overrides(study)
     if recipe.name == "official":
-        recipe = official_recipes.recipe(row.name, recipe, sizes["train"], overrides(study))
-        found = (recipe.lr,) if study.lr is not None else official_recipes.rates(row.name, recipe)
+        return official_recipes.recipe(method.name, recipe, images, stated)
+    if recipe.name == "quick" and "lr" not in stated:
+        return recipe.at(QUICK_RATES.get(method.name, recipe.lr))
+    return recipe
+
+
+def trials(
+    method: SizedMethod, study: Study, recipe: Recipe, sizes: Mapping[str, int]
+) -> tuple[int, tuple[float, ...]]:
+    """Return how many trials a method gets, and the learning rates to try if the rule of `tuning` is not to choose.
+
+    Without trials there is one rate; of several that the authors state, the middle one.
+    """
+    given: tuple[float, ...] = (recipe.lr,)
+    if recipe.name == "official" and "lr" not in overrides(study):
+        given = tuple(official_recipes.rates(method.name, recipe))
+    if not (sizes["val"] and method.method.trains):
+        return 0, (given[len(given) // 2],)
     if study.tune:
-        found = grid(study.tune)
-    if sizes["val"] and row.method.trains:
-        return recipe, found
-    recipe = recipe.at(found[len(found) // 2])
-    return recipe, (recipe.lr,)
+        return study.tune, ()
+    return (len(given), given) if len(given) > 1 or study.refit else (0, given)
+
+
+def optimizers_of(study: Study, recipe: Recipe) -> Sequence[str]:
+    """Return the optimizers that are tuned: the recipe's, or the one that the user set."""
+    return (recipe.optimizer,) if "optimizer" in overrides(study) else TUNED.get(recipe.name, (recipe.optimizer,))
 
 
 def note_study(resolved: Resolved, finals: Sequence[Job], store: Store) -> None:
-    """Write study.json: the study as requested, the jobs of each budget, and the notes."""
+    """Write study.json: the study, and which of its budgets, data sets and seeds each job answers."""
     answers = {
         job.id: {
             "targets": draft.targets,

@@ -1,0 +1,97 @@
+"""Load the images of a data set for a study: audited, cut as requested, checked and decoded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Literal, TypeAlias
+
+import numpy as np
+
+from peftbench.core.contract import DatasetCard, Preprocessing, Splits
+from peftbench.core.record import WHOLE, Variant
+from peftbench.core.registry import registry
+from peftbench.core.spec import Places
+from peftbench.data import audit, image_scan, pixel_cache, subsets
+from peftbench.data.availability import open_dataset
+from peftbench.data.pixel_cache import Data
+from peftbench.data.splits import drop_unknown_group_key
+from peftbench.errors import DataError, SplitError
+
+Watch = Callable[[str, int, int], None]  # what is being done, images done, images in all
+Joined: TypeAlias = Literal["", "carved", "all"]  # which validation parts are added to train
+
+
+def load(  # noqa: PLR0913 - what decides the data
+    name: str,
+    seed: int,
+    preprocessing: Preprocessing,
+    places: Places,
+    *,
+    joined: Joined = "",
+    skip_broken: bool = False,
+    variant: Variant = WHOLE,
+    watch: Watch | None = None,
+) -> Data:
+    """Return a data set's images, decoded. Raises DataError and SplitError.
+
+    With `joined`, validation images are training images and there is no validation part: `carved` gives back a part
+    that was cut from the published train, `all` adds a published one as well.
+    """
+    dataset = open_dataset(name)
+    with registry("datasets").calling(name):
+        splits = dataset.load(places.data, seed)
+    card = drop_unknown_group_key(dataset.card, splits)
+    _refuse_undecodable([name, *card.classes])
+    if joined and splits.carved:
+        splits = _with_val(splits, "all of train")
+    most = None if variant.splits == "deduplicated" else audit.MAX_FILES
+    seen = image_scan.scan(splits, places.cache, most, partial(watch, f"auditing {name}") if watch else None)
+    splits = subsets.apply_variant(splits, variant, card, seen.duplicates if seen else (), seed)
+    if joined == "all" and len(splits.val):
+        splits = _with_val(splits, "train and val")
+    check_labels(name, splits, card)
+    data = pixel_cache.prepare(
+        card,
+        splits,
+        preprocessing,
+        places.cache,
+        skip_broken=skip_broken,
+        progress=partial(watch, f"decoding {name}") if watch else None,
+        limit=places.cache_limit,
+    )
+    audit.save_counts(places.cache, data.fingerprint, audit.Audit(card, splits, seen).counts)
+    return data
+
+
+def _refuse_undecodable(names: Sequence[str]) -> None:
+    """Raise DataError for a data set or class whose folder name is not UTF-8; image files may have any name."""
+    for name in names:
+        if any("\ud800" <= letter <= "\udfff" for letter in name):
+            raise DataError(f"The folder name {name!r} is not valid UTF-8; rename that folder.")
+
+
+def _with_val(splits: Splits, what: str) -> Splits:
+    return replace(
+        splits,
+        train=splits.train.joined(splits.val),
+        val=splits.val.take([]),
+        rule=f"{splits.rule}, {what}",
+        carved=False,
+    )
+
+
+def check_labels(name: str, splits: Splits, card: DatasetCard) -> None:
+    """Raise SplitError for labels of another shape than the card's task has, or a class that train lacks."""
+    classes, several = len(card.classes), card.task == "multi_label"
+    shape = (classes,) if several else ()
+    if any(part.labels.shape[1:] != shape for part in splits.parts.values()):
+        wanted = f"{classes} labels, 0 or 1," if several else "one label"
+        raise SplitError(f"{name}: its task is {card.task}, so each image must have {wanted} in every part.")
+    labels = splits.train.labels
+    seen = np.flatnonzero(labels.any(axis=0)) if several else labels
+    if missing := set(range(classes)) - set(seen.tolist()):
+        raise SplitError(
+            f"{name}: class {min(missing)} of {classes} has no image in train; every class must be trained on."
+        )

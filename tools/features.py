@@ -24,12 +24,11 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from tabulate import tabulate
 
-from peftbench.core.recipe import RECIPES
 from peftbench.core.spec import Places
 from peftbench.data.batches import Images
 from peftbench.data.pixel_cache import Data
 from peftbench.models import backbone
-from peftbench.study import defaults, resolve
+from peftbench.study import defaults, images
 from peftbench.training.loop import forward
 
 NEIGHBOURS = 10
@@ -75,7 +74,7 @@ def rows(name: str, datasets: Sequence[str], places: Places, image_size: int | N
     vit = source.build(seed=0)
     tested, folded = [name], [name]
     for dataset in datasets:
-        data = resolve.load(dataset, 0, RECIPES["standard"], source, places, skip_broken=False)
+        data = images.load(dataset, 0, source.preprocessing, places)
         seen = {part: _features(vit, data, part, source) for part, size in data.sizes.items() if size}
         tested.append("{:.3f} / {:.3f}".format(*on_test(seen, data)))
         folded.append("{:.3f} / {:.3f}".format(*in_folds(seen, data)))

@@ -26,7 +26,7 @@ from peftbench.profiling import counting, hardware, history
 from peftbench.profiling.hardware import PRECISIONS
 from peftbench.study.defaults import complete, make_recipe
 from peftbench.study.method_grid import SizedMethod, sized_methods
-from peftbench.study.resolve import trained
+from peftbench.study.resolve import method_recipe, trials
 from peftbench.training.trainee import count_step, make_classifier
 
 INDEX_BYTES = 40  # an entry, at most: the position of a single weight in every form that its product may need
@@ -60,7 +60,7 @@ def outline(study: Study, places: Places) -> list[dict[str, Any]]:
         head = (width + 1) * len(open_dataset(name).card.classes)
         images = _train_images(name)
         for number, row in enumerate(rows):
-            how, rates = trained(row, study, recipe, {"train": images or 1, "val": 1})
+            how = method_recipe(row, study, recipe, images or 1)
             step = number, replace(how, steps=1, lr=1.0, min_lr=0.0, warmup_lr=0.0)  # what decides its memory
             if step not in memory:
                 memory[step] = expect(row, how, places.device) if row.method.trains else None
@@ -79,7 +79,7 @@ def outline(study: Study, places: Places) -> list[dict[str, Any]]:
                 "with head": count + (head if row.method.trains else 0),
             }
             run = {"recipe": how.name, "steps": how.steps if known else None, **costs}
-            run["trials"] = len(rates) if len(rates) > 1 else 0
+            run["trials"], _ = trials(row, study, how, {"val": 1})
             cuts = [{"images": str(cut) or "all"} if study.variants != (WHOLE,) else {} for cut in study.variants]
             jobs += [{**shown, **cut, "seed": seed, **run} for cut in cuts for seed in study.seeds]
     return jobs

@@ -50,7 +50,8 @@ RecipeOption = Annotated[
     str, typer.Option("--recipe", help="quick, standard, paper or official; paper[momentum=0] changes a field of it.")
 ]
 TuneOption = Annotated[
-    int | None, typer.Option("--tune", help="Learning rates to try per method, chosen on validation; 0: no search.")
+    int | None,
+    typer.Option("--tune", help="Trials per method to find optimizer and learning rate on validation; 0: no search."),
 ]
 StepsOption = Annotated[int | None, typer.Option("--steps", help="Training steps; default: the recipe's.")]
 BatchOption = Annotated[int | None, typer.Option("--batch", help="Images per training step; default: the recipe's.")]
@@ -58,6 +59,9 @@ EvaluationsOption = Annotated[
     int | None, typer.Option("--evaluations", help="Number of evaluations; default: the recipe's.")
 ]
 RateOption = Annotated[float | None, typer.Option("--lr", help="One learning rate for every method, without a search.")]
+RefitOption = Annotated[
+    bool | None, typer.Option("--refit", help="Train on train and val at the rate and step that trials have chosen.")
+]
 BaselinesOption = Annotated[
     bool, typer.Option("--baselines/--no-baselines", help="Add majority, linear and linear on random weights.")
 ]
@@ -115,6 +119,7 @@ class StudyOptions:
     image_size: SizeOption = None
     recipe: RecipeOption = ""
     tune: TuneOption = None
+    refit: RefitOption = None
     steps: StepsOption = None
     batch: BatchOption = None
     evaluations: EvaluationsOption = None

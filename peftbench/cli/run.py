@@ -57,6 +57,7 @@ def run_study(study: Study, places: Places, jobs: int, *, skip_broken: bool) -> 
     from peftbench.profiling import hardware
     from peftbench.results.store import Store
     from peftbench.study.resolve import note_study, resolve
+    from peftbench.study.tuning import rounds
 
     started = time.perf_counter()
     store = Store(places.store)
@@ -71,8 +72,8 @@ def run_study(study: Study, places: Places, jobs: int, *, skip_broken: bool) -> 
     for line in resolved.notes:
         say(line)
     workers = jobs or (hardware.gpus() if places.device == "cuda" else hardware.cores())
-    trials = list({trial.id: trial for draft in resolved.drafts for trial in draft.trials}.values())
-    _run_jobs("trials", trials, store, places, workers)
+    for number, trials in enumerate(rounds(resolved.drafts, store), 1):
+        _run_jobs(f"trials of round {number}", trials, store, places, workers)
     finals = [draft.final(store) for draft in resolved.drafts]
     note_study(resolved, finals, store)
     _run_jobs("jobs", finals, store, places, workers)
@@ -138,7 +139,7 @@ class Board:
 def _name(job: Job) -> str:
     random = " (random weights)" if job.backbone.endswith("@random") else ""
     size = f" @ {job.target:,}" if job.target is not None else ""
-    trial = f" lr {job.recipe.lr:g}" if job.role == "trial" else ""
+    trial = f" {job.recipe.optimizer} lr {job.recipe.lr:g}" if job.role == "trial" else ""
     cut = f" ({job.variant})" if str(job.variant) else ""
     return printable(f"{job.label}{random}{size} on {job.dataset}{cut}, seed {job.seed}{trial}")
 

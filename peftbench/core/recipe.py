@@ -48,8 +48,10 @@ class Recipe:
 
     def by(self, optimizer: str, stated: Mapping[str, Any]) -> Self:
         """Return the recipe with another optimizer and what belongs to it, except for values that are `stated`."""
-        belonging = {name: value for name, value in OPTIMIZERS[optimizer].items() if name not in stated}
-        return self if optimizer == self.optimizer else replace(self, optimizer=optimizer, **belonging)
+        if optimizer == self.optimizer:
+            return self
+        changes: dict[str, Any] = {"optimizer": optimizer, **OPTIMIZERS[optimizer]}
+        return replace(self, **{name: value for name, value in changes.items() if name not in stated})
 
     def stored(self) -> dict[str, Any]:
         """Return the fields under the names that records and job ids have used since version 0.1.0."""

@@ -48,9 +48,7 @@ class GradientProbe:
         gradients are zero.
         """
         if kind not in ESTIMATES:
-            raise PluginError(
-                f"A method requests the unknown estimate {kind!r}; the probe has {', '.join(ESTIMATES)}."
-            )
+            raise PluginError(f"A method requests the unknown estimate {kind!r}; the probe has {', '.join(ESTIMATES)}.")
         file = self.keep / f"{kind}_{batches or 'all'}.safetensors" if self.keep else None
         sums = cached(file, partial(self._sum, kind, batches))
         even, odd = (

@@ -203,10 +203,14 @@ SPENT: Mapping[str, Callable[[Sequence[Record]], str]] = MappingProxyType(
 
 
 def format_learning_rates(records: Sequence[Record]) -> str:
-    """Return the learning rates of the records, with a star if they were tuned on validation."""
+    """Return the learning rates of the records, with a star if tuned and the optimizer if several were tried."""
     found = sorted({float(record.recipe["lr"]) for record in records if record.method.name != "majority"})
     if not found:
         return NONE
     tuned = "*" if any(record.tuning for record in records) else ""
+    tuned += " (edge)" if any(record.tuning and record.tuning.edge for record in records) else ""
+    tried = {name for record in records if record.tuning for name in record.tuning.optimizers}
+    chosen = sorted({str(record.recipe["optimiser"]) for record in records}) if len(tried) > 1 else []
     several = len(found) > _RATES_LISTED
-    return (format_range(found, "{:g}".format) if several else ", ".join(map("{:g}".format, found))) + tuned
+    rates = format_range(found, "{:g}".format) if several else ", ".join(map("{:g}".format, found))
+    return f"{'/'.join(chosen)} {rates}{tuned}".strip()

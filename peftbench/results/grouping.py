@@ -59,7 +59,8 @@ def _grouped(jobs: Jobs, key: Callable[[Record], str]) -> list[Jobs]:
 
 def _chosen(record: Record) -> str:
     """Return what must be equal over data sets and seeds; the number of steps may depend on the data set."""
-    recipe = {k: v for k, v in record.recipe.items() if k not in ("lr", "steps")}
+    tuned = ("optimiser", "momentum", "weight_decay") if record.tuning and record.tuning.optimizers else ()
+    recipe = {k: v for k, v in record.recipe.items() if k not in ("lr", "steps", "stop", *tuned)}
     given = record.tuning is None and record.data.sizes.get("val")
     rate = record.recipe["lr"] if given else None  # without validation it was the middle of the others' grid
     method = [record.method.version, record.method.fields]

@@ -19,7 +19,7 @@ import numpy as np
 
 from peftbench.core.constants import BASELINES, PAPER_DATASETS
 from peftbench.core.contract import INCOMPLETE, Result
-from peftbench.core.recipe import Recipe
+from peftbench.core.recipe import RECIPES, Recipe
 from peftbench.core.record import Cut, Record
 from peftbench.results import grouping
 from peftbench.results.redaction import redact
@@ -45,7 +45,10 @@ class Setting:
         """Return the setting of a job."""
         recipe = {**Recipe().stored(), **record.recipe}  # fields that are newer than the record had their default
         name, selection = str(recipe.pop("name", "custom")), str(recipe.pop("selection"))
-        others = {} if name == "official" else {k: v for k, v in recipe.items() if k not in ("lr", "label")}
+        if record.tuning and record.tuning.optimizers and name in RECIPES:  # the methods' optimizers may differ
+            own = RECIPES[name].stored()
+            recipe |= {key: own[key] for key in ("optimiser", "momentum", "weight_decay")}
+        others = {} if name == "official" else {k: v for k, v in recipe.items() if k not in ("lr", "label", "stop")}
         backbone = record.backbone.name.replace("@random", "")
         size = int(record.backbone.preprocessing["size"])
         return cls(backbone, size, name, selection, json.dumps(others, sort_keys=True, default=str))
@@ -279,6 +282,9 @@ def notes(record: Record) -> list[str]:
     as_requested = record.recipe["selection"] == record.rule
     partial = [note for note in record.data.notes if note.startswith(INCOMPLETE)]
     found = [*partial, "untuned" if untuned(record) else "", "" if as_requested else "no validation part: last step"]
+    if record.tuning:
+        found += [f"{record.tuning.edge} learning rate tried" if record.tuning.edge else ""]
+        found += ["trained on train and val" if record.tuning.refit else ""]
     return [note for note in found if note] + [redact(note) for note in record.notes]
 
 

@@ -309,12 +309,15 @@ def _caption(block: Block, names: Sequence[str]) -> str:
 
 def _changed(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the recipe's changed fields, except those that every caption lists."""
+    values = {"optimizer" if key == "optimiser" else key: value for key, value in values.items()}
     own, given = RECIPES.get(name), {key: values[key] for key in IN_BRACKETS if key in values and key not in _DETAILS}
     return {key: value for key, value in given.items() if own and value != getattr(own, key)}
 
 
 def _tuned(block: Block) -> str:
-    return " lr*: tuned on validation." if any(result.record.tuning for result in block.results) else ""
+    tunings = [result.record.tuning for result in block.results if result.record.tuning]
+    at_edge = " (edge): the lowest or highest rate that was tried." if any(one.edge for one in tunings) else ""
+    return f" lr*: tuned on validation.{at_edge}" if tunings else ""
 
 
 def _partial(block: Block, names: Sequence[str]) -> str:

@@ -134,13 +134,14 @@ def _refuse_bad_weights(source: Source) -> None:
 
 
 def _draft(method: SizedMethod, study: Study, recipe: Recipe, images: Images, where: Where) -> Draft:
-    tuned_on = images.tuned_on(where, study.seeds[0]) if study.tune or study.refit else where
+    tuned_on = images.tuned_on(where, study.seeds[0])
     held_out = images.held_out[tuned_on]
     recipe = method_recipe(method, study, recipe, held_out.sizes["train"])
     budget, given = trials(method, study, recipe, held_out.sizes)
     job = _job(method, study, recipe, images.final[where], where)
     if not budget:
-        return Draft(replace(job, recipe=job.recipe.at(given[0])), method.targets)
+        alone = replace(recipe.at(given[0]), selection="last" if study.refit else recipe.selection)
+        return Draft(replace(job, recipe=alone), method.targets)
     trial = replace(
         job,
         role="trial",
@@ -206,7 +207,8 @@ def trials(
         return 0, (given[len(given) // 2],)
     if study.tune:
         return study.tune, ()
-    return (len(given), given) if len(given) > 1 or study.refit else (0, given)
+    chosen = len(given) > 1 or (study.refit and recipe.selection == "validation")
+    return (len(given), given) if chosen else (0, given)
 
 
 def optimizers_of(study: Study, recipe: Recipe) -> Sequence[str]:

@@ -23,6 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Literal, NamedTuple, TypeAlias
 
 from peftbench.core.recipe import MIDDLE, Recipe
@@ -72,7 +73,7 @@ def next_trial(scores: Scores) -> Trial:
         return round(math.log10(gap[1] / gap[0]), 2), _value(scores[Trial(optimizer, neighbor)])
 
     beside = sorted([(rates[at - 1], lr), (lr, rates[at + 1])], key=preference, reverse=True)
-    others = sorted(zip(rates, rates[1:], strict=False), key=lambda gap: gap[0] / gap[1])  # if those are used up
+    others = sorted(pairwise(rates), key=lambda gap: gap[0] / gap[1])  # if those are used up
     middles = (_rounded(math.sqrt(low * high)) for low, high in [*beside, *others])
     return Trial(optimizer, next(rate for rate in middles if rate not in rates))
 

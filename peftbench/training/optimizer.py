@@ -35,12 +35,15 @@ def learning_rate(step: int, recipe: Recipe) -> float:
 
 def evaluation_steps(recipe: Recipe) -> list[int]:
     """Return the numbers of steps after which to evaluate: evenly spaced, the last one included."""
-    return sorted({max(1, round(recipe.steps * i / recipe.evaluations)) for i in range(1, recipe.evaluations + 1)})
+    spaced = {max(1, round(recipe.steps * i / recipe.evaluations)) for i in range(1, recipe.evaluations + 1)}
+    last = recipe.stop or recipe.steps
+    return sorted({step for step in spaced if step < last} | {last})
 
 
 def pauses(recipe: Recipe, done: int) -> list[int]:
     """Return the numbers of steps, above `done`, after which the loop evaluates or saves a checkpoint."""
-    return sorted(s for s in {*evaluation_steps(recipe), *range(SAVE_EVERY, recipe.steps, SAVE_EVERY)} if s > done)
+    saves = range(SAVE_EVERY, recipe.stop or recipe.steps, SAVE_EVERY)
+    return sorted(step for step in {*evaluation_steps(recipe), *saves} if step > done)
 
 
 def make_optimizer(

@@ -245,14 +245,14 @@ def test_a_study_runs_reports_and_goes_on(
     for record in records.values():
         if record.tuning:
             assert record.recipe["lr"] == record.tuning.chosen
-            assert [records[trial].recipe["lr"] for trial in record.tuning.trials] == record.tuning.grid == [1e-5, 1e-2]
+            assert [records[trial].recipe["lr"] for trial in record.tuning.trials] == record.tuning.grid == [1e-4, 1e-3]
             scores = [records[trial].choices["validation"].val["macro_f1"] for trial in record.tuning.trials]
             assert scores == record.tuning.scores
 
     before = {file: file.stat().st_mtime_ns for file in here.glob("runs/jobs/*/record.json")}
     assert peftbench([*asked, "--recipe", "quick"], monkeypatch) == 0
     printed = capsys.readouterr().out
-    assert "4 of 4 trials were done before." in printed
+    assert "4 of 4 trials of round 1 were done before." in printed
     assert "2 of 2 jobs were done before." in printed
     assert {file: file.stat().st_mtime_ns for file in here.glob("runs/jobs/*/record.json")} == before
 

@@ -60,8 +60,9 @@ def test_a_grid_is_chosen_from_on_validation(tmp_path: Path) -> None:
     images = studies.draw(tmp_path / "images", images=10)
     asked = studies.small(images, methods=("full", "bitfit"), recipe="official", batch=None)
     full, bitfit = studies_of.resolve(asked, studies.places(tmp_path)).drafts
-    assert [trial.recipe.lr for trial in full.trials] == [1.5e-4, 7.5e-4, 1.5e-3, 7.5e-3]  # times 384 / 256
-    assert bitfit.trials == ()
+    assert full.search
+    assert full.search.given == (1.5e-4, 7.5e-4, 1.5e-3, 7.5e-3)  # times 384 / 256
+    assert bitfit.search is None
     recipe = bitfit.job.recipe
     assert (recipe.lr, recipe.clip, recipe.schedule, recipe.warmup) == (1e-3, 1.0, "constant", 0.0)
 

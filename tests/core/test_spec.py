@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from peftbench.core.contract import Preprocessing
 from peftbench.core.fields import build
-from peftbench.core.recipe import RECIPES, Recipe, grid
+from peftbench.core.recipe import RECIPES, Recipe
 from peftbench.core.spec import Job, digest, load_study
 from peftbench.core.syntax import Spec, budget, parse, texts
 from peftbench.errors import PeftbenchError, RequestError
@@ -172,14 +172,6 @@ def test_the_paper_trains_as_it_says() -> None:
     paper = RECIPES["paper"]
     assert (paper.optimizer, paper.batch, paper.lr, paper.steps, paper.warmup) == ("sgd", 64, 1e-3, 40_000, 0.0)
     assert (paper.momentum, paper.weight_decay, paper.head, paper.selection) == (0.9, 0.0, "l2", "last")
-
-
-def test_grids_are_even_in_the_logarithm() -> None:
-    assert grid(4) == (1e-5, 1e-4, 1e-3, 1e-2)
-    assert grid(2) == (1e-5, 1e-2)
-    assert len(set(grid(9))) == 9
-    with pytest.raises(RequestError, match="at least 2"):
-        grid(1)
 
 
 def test_a_study_reads_from_toml(tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ from peftbench.data import pixel_cache
 from peftbench.data.splits import crossings
 from peftbench.data.subsets import apply_variant, deduplicated, grouped, select_share, select_shots
 from peftbench.errors import RequestError, SplitError
-from peftbench.study.resolve import Draft, resolve
+from peftbench.study.resolve import resolve
+from peftbench.study.tuning import Draft
 from tests import studies
 
 CLASSES = ("benign", "malignant", "normal")
@@ -272,7 +273,8 @@ def test_shots_take_as_many_images_of_each_class(home: Path) -> None:
 
 def test_trials_see_the_cut_that_they_tune(home: Path) -> None:
     (draft,) = drafts(home, shots=(2,), tune=2)
-    assert {trial.split for trial in draft.trials} == {draft.job.split}
+    assert draft.search
+    assert draft.search.job.split == draft.job.split
 
 
 @pytest.mark.parametrize(

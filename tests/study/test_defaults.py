@@ -42,7 +42,7 @@ def test_brackets_win_over_the_authors_values(tmp_path: Path) -> None:
     [
         ("papers", "No recipe is called 'papers'"),
         ("paper@random", "No recipe is called"),
-        ("paper[lr=1]", "'lr' cannot be set in brackets; there are momentum,"),
+        ("paper[steps=1]", "'steps' cannot be set in brackets; there are optimizer, lr, momentum,"),
         ("paper[rate=1]", "'rate' cannot be set in brackets"),
         ("paper[momentum=much]", "momentum must be a number, got much"),
         ("paper[momentum=1]", "recipe paper: momentum must be below 1, got 1"),

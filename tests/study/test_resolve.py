@@ -11,8 +11,8 @@ import pytest
 from peftbench.benchmarks.forecast import outline
 from peftbench.core import catalogue, official_recipes
 from peftbench.core.constants import PAPER_DATASETS
-from peftbench.core.recipe import RECIPES, grid
-from peftbench.core.record import Record
+from peftbench.core.recipe import RECIPES
+from peftbench.core.record import WHOLE
 from peftbench.core.registry import registry
 from peftbench.core.spec import Job, Places, load_study
 from peftbench.data.availability import open_dataset
@@ -20,8 +20,8 @@ from peftbench.errors import MissingDataError, RequestError, SplitError, Unknown
 from peftbench.results.store import Store
 from peftbench.study import defaults
 from peftbench.study import resolve as studies_
-from peftbench.study.resolve import Draft, Resolved
-from tests import records, studies
+from peftbench.study.resolve import Images, Resolved
+from tests import studies
 
 TOTAL = 2_719_296  # weights of mini, no head
 
@@ -223,28 +223,17 @@ def test_fields_at_their_default_are_left_out_of_the_identity(home: Path) -> Non
 # --- tuning ----------------------------------------------------------------------------------------------------------
 
 
-def record_with(score: float | None) -> Record:
-    fake = records.Fake().record()
-    if score is None:
-        return fake.model_copy(update={"status": "failed", "choices": {}})
-    best = fake.choices["validation"].model_copy(update={"val": {"macro_f1": score}, "test": {}})
-    return fake.model_copy(update={"choices": {"validation": best, "last": best}})
-
-
-def scored(draft: Draft, store: Store, *scores: float | None) -> Job:
-    for trial, score in zip(draft.trials, scores, strict=True):
-        store.job(trial.id).path.mkdir(parents=True)
-        store.job(trial.id).write_record(record_with(score).model_copy(update={"id": trial.id}))
-    return draft.final(store)
-
-
 def test_every_method_gets_the_same_trials_and_none_is_final(home: Path) -> None:
     drafts = resolve(home, methods=("bitfit", "lora"), tune=4, baselines=True).drafts
-    assert {draft.job.method for draft in drafts if not draft.trials} == {"majority"}
-    for draft in (d for d in drafts if d.trials):
-        assert [trial.recipe.lr for trial in draft.trials] == [1e-5, 1e-4, 1e-3, 1e-2]
-        assert {trial.role for trial in draft.trials} == {"trial"}
-        assert draft.job.id not in {trial.id for trial in draft.trials}
+    assert {draft.job.method for draft in drafts if not draft.search} == {"majority"}
+    searches = [draft.search for draft in drafts if draft.search]
+    assert {(search.budget, tuple(search.first())) for search in searches} == {
+        (4, (("adamw", 1e-4), ("adamw", 1e-3), ("adamw", 1e-2)))
+    }
+    trials = {search.trial_job(trial).id for search in searches for trial in search.first()}
+    assert len(trials) == 12
+    assert not trials & {draft.job.id for draft in drafts}
+    assert {search.trial_job(search.first()[0]).role for search in searches} == {"trial"}
 
 
 def test_seeds_share_the_trials_of_the_first_where_the_test_part_is_stated(home: Path, tmp_path: Path) -> None:
@@ -252,8 +241,9 @@ def test_seeds_share_the_trials_of_the_first_where_the_test_part_is_stated(home:
         studies.draw(tmp_path / "given" / part, 8, seed=len(part))
     asked = studies.small(tmp_path / "given", tune=2, seeds=(3, 4))
     first, second = studies_.resolve(asked, studies.places(home)).drafts
-    assert [t.id for t in first.trials] == [t.id for t in second.trials]
-    assert {t.seed for t in second.trials} == {3}
+    assert first.search
+    assert first.search == second.search
+    assert first.search.job.seed == 3
 
 
 def test_no_test_image_of_any_seed_is_in_the_trials_that_find_its_rate(home: Path) -> None:
@@ -261,50 +251,20 @@ def test_no_test_image_of_any_seed_is_in_the_trials_that_find_its_rate(home: Pat
     resolved = resolve(home, tune=2, seeds=(0, 1, 2))
     data = {one.fingerprint: one for one in resolved.data}
     for draft in resolved.drafts:
-        test = {*data[draft.job.fingerprint].names["test"]}
-        assert [trial.role for trial in draft.trials] == ["trial", "trial"]
-        for trial in draft.trials:
-            assert not test & {*data[trial.fingerprint].names["train"], *data[trial.fingerprint].names["val"]}
-            assert trial.seed == draft.job.seed
-
-
-@pytest.mark.parametrize(
-    ("scores", "chosen"),
-    [((0.1, 0.5, 0.9), 1e-2), ((0.1, 0.5, 0.5), 3.2e-4), ((None, 0.0, None), 3.2e-4), ((None, None, None), 1e-5)],
-)
-def test_the_best_on_validation_is_chosen_ties_to_the_smaller_rate(
-    scores: tuple[float | None, ...], chosen: float, home: Path, tmp_path: Path
-) -> None:
-    (draft,) = resolve(home, tune=3).drafts
-    final = scored(draft, Store(tmp_path), *scores)
-    assert final.recipe.lr == chosen
-    assert final.role == "final"
-    assert final.tuning == {
-        "grid": [1e-5, 3.2e-4, 1e-2],
-        "scores": list(scores),
-        "trials": [t.id for t in draft.trials],
-        "chosen": chosen,
-    }
-
-
-def test_a_tuned_job_is_the_job_that_was_given_that_rate(home: Path, tmp_path: Path) -> None:
-    (draft,) = resolve(home, tune=4).drafts
-    assert scored(draft, Store(tmp_path), 0.1, 0.9, 0.2, 0.3).id == job(home, lr=1e-4).id
-
-
-def test_one_rate_is_no_choice() -> None:
-    with pytest.raises(RequestError, match="--tune must be at least 2, got 1"):
-        grid(1)
+        assert draft.search
+        trial, test = draft.search.job, {*data[draft.job.fingerprint].names["test"]}
+        assert not test & {*data[trial.fingerprint].names["train"], *data[trial.fingerprint].names["val"]}
+        assert trial.seed == draft.job.seed
 
 
 def test_without_a_validation_part_nothing_is_tuned(home: Path) -> None:
-    where = studies.places(home)
-    given = home / "given"
-    studies.draw(given / "train", 4)
-    studies.draw(given / "test", 3, seed=1)
-    asked = studies.small(given, recipe="paper", tune=2)
-    with pytest.raises(RequestError, match="--tune 2 chooses on validation"):
-        studies_.resolve(asked, where)
+    studies.draw(home / "given" / "train", 4)
+    studies.draw(home / "given" / "test", 3, seed=1)
+    asked = studies.small(home / "given", recipe="paper")
+    (data,) = studies_.resolve(asked, studies.places(home)).data
+    images = dict.fromkeys([("given", WHOLE, 0)], data)
+    with pytest.raises(RequestError, match="--tune 2 needs a validation part, and given has none"):
+        studies_._refuse_no_validation(replace(asked, tune=2), Images(images, images))
 
 
 # --- written down ----------------------------------------------------------------------------------------------------
@@ -344,7 +304,6 @@ def test_a_study_file_is_what_the_flags_are(tmp_path: Path) -> None:
         ("seeds = [", "is not valid TOML"),
         ('seeds = ["x"]', "seeds must be a whole number, got x"),
         ("steps = 0", "steps must be above 0, got 0"),
-        ("seeds = []", "seeds must not be empty, got nothing"),
         ('precision = "fp8"', "precision must be 'auto', 'fp32' or 'bf16', got fp8"),
     ],
 )
@@ -407,8 +366,8 @@ def test_a_plan_knows_the_trials_and_what_the_authors_do(tmp_path: Path) -> None
     for row, method in ((adaptformer, "adaptformer"), (bitfit, "bitfit")):
         made = official_recipes.recipe(method, RECIPES["official"], images, {})
         assert (row["steps"], row["trials"]) == (made.steps, 0)
-    (tuned,) = outline(studies.study(asked, methods=("lora",), recipe="standard"), studies.places(tmp_path))
-    assert tuned["trials"] == 4
+    tuned = outline(studies.study(asked, methods=("lora",), recipe="standard"), studies.places(tmp_path))
+    assert [(row["seed"], row["trials"]) for row in tuned] == [(0, 8), (1, 8), (2, 8)]
     images_of_a_user = studies.draw(tmp_path / "images", 2)
     asked = studies.study(asked, methods=("adaptformer", "shpeft"), datasets=(f"folder:{images_of_a_user}",))
     assert [row["steps"] for row in outline(asked, studies.places(tmp_path))] == [None, 40_000]

@@ -24,7 +24,7 @@ from peftbench.results import tables
 from peftbench.results.frame import frame
 from peftbench.results.store import Store
 from peftbench.statistics import bootstrap
-from peftbench.study import resolve as module
+from peftbench.study import images as module
 from peftbench.training import record_writer
 from peftbench.training.job import run
 from peftbench.training.optimizer import make_loss

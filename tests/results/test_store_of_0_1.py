@@ -28,7 +28,8 @@ INTERRUPTED = "c59fb352fa923b8d"
 STUDY = (
     "--methods=lora[r=1],vera,shpeft,adaptformer[bottleneck=1]",
     *("--datasets=phantom_ct", "--ratios=0.01%", "--backbone=mini", "--no-baselines", "--recipe=standard"),
-    *("--steps=4", "--batch=8", "--evaluations=2", "--lr=0.001", "--tune=0", "--precision=fp32", "--jobs=1"),
+    *("--steps=4", "--batch=8", "--evaluations=2", "--lr=0.001", "--tune=0", "--seeds=0", "--precision=fp32"),
+    "--jobs=1",
 )
 
 

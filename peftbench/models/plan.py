@@ -254,8 +254,10 @@ class Tuned:
         if autocast is None or self.callback is not None:
             return
         adapted = {module for graft in self.grafts for module in graft.modules()}
-        for module in self.vit.modules():
-            if type(module) in {nn.Linear, nn.Conv2d} and module not in adapted:
+        for module in [module for module in self.vit.modules() if module not in adapted]:
+            if isinstance(module, sparse.SparseLayer):
+                module.slim(autocast)
+            elif type(module) in {nn.Linear, nn.Conv2d}:
                 weight = module.get_parameter("weight")
                 if weight.dtype == torch.float32 and not weight.requires_grad:
                     module.register_parameter("weight", nn.Parameter(weight.to(autocast), requires_grad=False))

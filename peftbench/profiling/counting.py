@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 
 from peftbench.core.recipe import Recipe
 from peftbench.core.record import Memory
-from peftbench.models import sparse
+from peftbench.models import sparse_product
 
 
 def _attention(query: torch.Size, key: torch.Size, value: torch.Size, *_: object, **__: object) -> int:
@@ -38,7 +38,7 @@ def _attention_backward(
 
 _FLOPS = MappingProxyType(
     {
-        torch.ops.peftbench.sampled: sparse.sampled_flops,
+        torch.ops.peftbench.sampled: sparse_product.sampled_flops,
         # These two are not counted by torch 2.11 itself.
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,  # noqa: SLF001
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,  # noqa: SLF001

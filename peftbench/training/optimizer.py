@@ -89,7 +89,7 @@ def _sort_parameters(
     head_only = all(module in heads for module, _, _ in trained)
     head_multiplier = 1.0 if head_only else max(1.0, recipe.head_lr / recipe.lr)
     for module, leaf, parameter in trained:
-        packed = isinstance(module, (sparse.Packed, sparse.SparseLinear)) and leaf == "values"
+        packed = isinstance(module, (sparse.Packed, sparse.SparseLayer)) and leaf == "values"
         decays = bool(module.decays) if packed else sparse.decays(leaf, parameter)
         multiplier = head_multiplier if module in heads else lr_multipliers.get(parameter, 1.0)
         sorted_.setdefault((multiplier, decays), []).append(parameter)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from peftbench.core.recipe import Recipe
 from peftbench.models.plan import Plan
-from peftbench.models.sparse import Packed, Pattern, SparseLinear, SparseProduct, Way, decays, pack, unpack
+from peftbench.models.sparse import Packed, SparseLinear, SparsePatches, decays, pack, unpack
 from peftbench.training.optimizer import make_optimizer
 from tests.networks import STYLES, batch, classifier, network, values
 
@@ -156,60 +156,7 @@ def test_packing_does_not_change_which_values_decay() -> None:
     assert sum(p.numel() for p in free) == K + 3 * 33 - sum(p.numel() for p in decaying)
 
 
-# --- the product -----------------------------------------------------------------------------------------------------
-
-
-WAYS: dict[Way, Tensor] = {  # entries of a (12, 10) matrix
-    "block": torch.tensor([0, 1]),
-    "sampled": torch.tensor([0, 11, 22, 33, 44]),
-    "dense": spread(120, 0.5),
-}
-
-
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("has_bias", [True, False])
-def test_its_gradients_are_right(way: Way, has_bias: bool) -> None:  # noqa: FBT001
-    draw = torch.Generator().manual_seed(0)
-    weight = torch.randn(12, 10, generator=draw, dtype=torch.float64)
-    pattern = Pattern(WAYS[way], (12, 10))
-    assert pattern.way(weight) == way
-    x, bias = (
-        torch.randn(*shape, generator=draw, dtype=torch.float64, requires_grad=True) for shape in ((2, 3, 10), (12,))
-    )
-    chosen = weight.flatten()[pattern.index].requires_grad_()
-
-    def product(x: Tensor, chosen: Tensor, bias: Tensor) -> Tensor:
-        written = weight.flatten().index_copy(0, pattern.index, chosen.detach()).view(12, 10)
-        out: Tensor = SparseProduct.apply(x, written, bias if has_bias else None, chosen, pattern)
-        return out
-
-    assert torch.autograd.gradcheck(product, (x, chosen, bias if has_bias else bias.detach()))
-
-
-def test_a_pattern_is_small_where_few_rows_and_columns_hold_it() -> None:
-    x = torch.zeros(1, 32)
-    assert Pattern(CORNER, (96, 32)).way(x) == "block"
-    assert Pattern(spread(96 * 32, 0.04), (96, 32)).way(x) == "sampled"
-    assert Pattern(spread(96 * 32, 0.04), (96, 32)).way(x.bfloat16()) == "dense"
-    assert Pattern(spread(96 * 32, 0.3), (96, 32)).way(x) == "dense"
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_the_three_ways_agree(dtype: torch.dtype) -> None:
-    torch.manual_seed(0)
-    grad, seen, index = torch.randn(40, 96).to(dtype), torch.randn(40, 32).to(dtype), spread(96 * 32, 0.02)
-    pattern = Pattern(index, (96, 32))
-    exact = (grad.double().T @ seen.double()).flatten()[index]
-    atol, rtol = (0.3, 0.02) if dtype == torch.bfloat16 else (1e-4, 1e-5)
-    ways: dict[Way, Tensor] = {"block": seen[:, pattern.columns], "sampled": seen, "dense": seen}
-    for way, of in ways.items():
-        torch.testing.assert_close(pattern.gather(grad, of, way).double(), exact, atol=atol, rtol=rtol)
-
-
-def test_nothing_is_said_of_young_sparse_tensors(recwarn: pytest.WarningsRecorder) -> None:
-    pattern = Pattern(WAYS["sampled"], (12, 10))
-    pattern.gather(torch.ones(3, 12), torch.ones(3, 10), "sampled")
-    assert not list(recwarn)
+# --- layers ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("share", [0.002, 0.3], ids=["block", "dense"])
@@ -308,3 +255,30 @@ def test_packed_keeps_the_shape() -> None:
     tensor = torch.arange(6.0).view(1, 2, 3)
     packed = Packed(tensor, torch.tensor([4]), decays=False)
     assert torch.equal(packed(tensor), tensor)
+
+
+def test_packed_does_not_copy_a_tensor_that_is_chosen_whole() -> None:
+    packed = Packed(torch.arange(6.0), torch.arange(6), decays=False)
+    assert packed(torch.zeros(6)).data_ptr() == packed.values.data_ptr()
+
+
+def test_a_kernel_of_patches_gets_its_own_layer_and_others_do_not() -> None:
+    root = nn.Sequential(
+        nn.Conv2d(3, 4, 2, stride=2), nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 2, stride=2, groups=2)
+    )
+    for name in ("0.weight", "1.weight", "2.weight"):
+        pack(root, name, torch.tensor([0, 5]))
+    assert [isinstance(module, SparsePatches) for module in root] == [True, False, False]
+    root(torch.ones(1, 3, 8, 8)).sum().backward()
+    assert [p.grad is not None for name, p in root.named_parameters() if name.endswith("values")] == [True] * 3
+
+
+def test_slim_layers_hold_their_weight_in_half_the_bytes_and_compute_the_same() -> None:
+    torch.manual_seed(0)
+    layer, x = SparseLinear(nn.Linear(64, 48), spread(64 * 48, 0.1)), torch.randn(5, 64)
+    with torch.autocast("cpu", torch.bfloat16):
+        before = layer(x)
+        layer.slim(torch.bfloat16)
+        assert torch.equal(layer(x), before)
+    assert layer.weight.dtype == torch.bfloat16
+    assert layer.values.dtype == torch.float32

@@ -17,7 +17,8 @@ from peftbench.core.registry import registry
 from peftbench.models.head import Classifier, Head
 from peftbench.models.method import NoProbe
 from peftbench.models.plan import Plan
-from peftbench.models.sparse import SparseLinear, Way
+from peftbench.models.sparse import SparseLinear
+from peftbench.models.sparse_product import WAYS, Way
 from peftbench.profiling import counting
 from peftbench.profiling.counting import Alone
 from peftbench.training.optimizer import make_optimizer, optimizer_tensors
@@ -110,17 +111,16 @@ def test_activations_are_those_of_a_real_pass() -> None:
     assert found == counting._on_random_images(model, IMAGES, "cpu", None)
 
 
-@pytest.mark.parametrize(("share", "way"), [(0.001, "block"), (0.01, "sampled"), (0.2, "dense")])
-def test_single_weights_cost_what_their_product_does(share: float, way: Way) -> None:
+@pytest.mark.parametrize("way", WAYS)
+def test_single_weights_cost_what_their_product_does(way: Way) -> None:
     layer = nn.Linear(64, 64)
-    places = torch.randperm(64 * 64, generator=torch.Generator().manual_seed(0))[: round(share * 64 * 64)].sort().values
-    single = SparseLinear(layer, places)
-    assert single.pattern.way(torch.zeros(1, 64)) == way
+    single = SparseLinear(layer, torch.tensor([3, 4, 70, 71, 72, 900]))  # in three rows and six columns
+    single.pattern.settle(way)
     nn.Module.requires_grad_(layer, requires_grad=False)
     found = counting.passes(single, (8, 64))
-    block = len(single.pattern.rows) * len(single.pattern.columns)
-    products = {"block": block, "sampled": len(places), "dense": 64 * 64}[way]
+    products = {"dense": 64 * 64, "rows": 3 * 64, "columns": 64 * 6, "block": 3 * 6, "sampled": 6}[way]
     assert found.both - found.forward == 2 * products
+    assert found.activations == 4 * 8 * (6 if way in {"columns", "block", "sampled"} else 0)  # the input is not counted
     assert found == counting._pass_on_copies(single, (8, 64), "cpu", None)
 
 

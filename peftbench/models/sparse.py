@@ -7,7 +7,7 @@ gradient is small beside the layers' products, and is gathered and freed at once
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +21,8 @@ class SparseLayer(nn.Module):
     """A layer with a weight in which only the entries of a pattern learn; `values` holds them, `weight` shows them."""
 
     product: ClassVar[type[torch.autograd.Function]]
-    weight: nn.Parameter
-    bias: nn.Parameter | None
+    weight: Tensor
+    bias: Any  # a parameter, none, or what a parametrization makes
 
     def __init__(self, base: nn.Module, index: Tensor, *, decays: bool = True) -> None:
         nn.Module.__init__(self)
@@ -56,8 +56,7 @@ class SparseLayer(nn.Module):
         """Return the base, with the values in place."""
         self.write()
         base: nn.Module = vars(self)["base"]
-        base.register_parameter("weight", self.weight)
-        base.register_parameter("bias", self.bias)
+        base.weight, base.bias = self.weight, self.bias
         return base.train(self.training)
 
 

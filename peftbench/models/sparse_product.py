@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.grad import conv2d_input
 
 Way = Literal["dense", "rows", "columns", "block", "sampled"]
 WAYS: tuple[Way, ...] = get_args(Way)
@@ -170,7 +171,7 @@ class SparseConvolution(torch.autograd.Function):
         of_x = None
         if ctx.needs_input_grad[0]:
             kernel, stride = weight.to(grad.dtype), weight.shape[2:]
-            of_x = nn.grad.conv2d_input(x.shape, kernel, grad, stride=stride).to(x.dtype)
+            of_x = conv2d_input(x.shape, kernel, grad, stride=stride).to(x.dtype)
         of_bias = flat.sum(0).to(bias_type) if ctx.needs_input_grad[2] else None
         of_values = None
         if ctx.needs_input_grad[3]:

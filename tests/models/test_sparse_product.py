@@ -140,7 +140,8 @@ SHAPE = (768, 192)
 
 
 def picks(rows: Any, columns: Any) -> Tensor:
-    return (torch.as_tensor(rows) * SHAPE[1] + torch.as_tensor(columns)).flatten().unique()
+    places: Tensor = (torch.as_tensor(rows) * SHAPE[1] + torch.as_tensor(columns)).flatten().unique()
+    return places
 
 
 @pytest.mark.parametrize(

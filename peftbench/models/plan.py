@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from peftbench.errors import DeltaError, PluginError
 from peftbench.models import sparse
@@ -256,8 +257,8 @@ class Tuned:
         adapted = {module for graft in self.grafts for module in graft.modules()}
         for module in [module for module in self.vit.modules() if module not in adapted]:
             if isinstance(module, sparse.SparseLayer):
-                module.slim(autocast)
-            elif type(module) in {nn.Linear, nn.Conv2d}:
+                module.cast_frozen(autocast)
+            elif parametrize.type_before_parametrizations(module) in {nn.Linear, nn.Conv2d}:
                 weight = module.get_parameter("weight")
                 if weight.dtype == torch.float32 and not weight.requires_grad:
                     module.register_parameter("weight", nn.Parameter(weight.to(autocast), requires_grad=False))

@@ -1,8 +1,9 @@
-"""Training single weights: their values packed in one vector a tensor, so that optimizer state exists for them only.
+"""Training of single weights: their values are packed in one vector a tensor, so that optimizer state exists for them
+only.
 
 The weight of a Linear layer, or of a convolution of patches, gets a `SparseLayer`, whose backward computes the gradient
-of the chosen entries only (`sparse_product`). Every other tensor (norms, biases, embeddings) gets `Packed`: its dense
-gradient is small beside the layers' products, and is gathered and freed at once.
+of the chosen entries and no other (`sparse_product`). Every other tensor (norms, biases, embeddings) gets `Packed`: its
+dense gradient is small compared with the layers' products, is gathered and freed at once.
 """
 
 from __future__ import annotations
@@ -18,42 +19,42 @@ from peftbench.models.sparse_ways import expected
 
 
 class SparseLayer(nn.Module):
-    """A layer with a weight in which only the entries of a pattern learn; `values` holds them, `weight` shows them."""
+    """A layer in whose weight only the entries of a pattern train: `values` holds them, `weight` has copies."""
 
     product: ClassVar[type[torch.autograd.Function]]
     weight: Tensor
-    bias: Any  # a parameter, none, or what a parametrization makes
+    bias: Any  # a parameter, None, or what a parametrization computes
 
     def __init__(self, base: nn.Module, index: Tensor, *, decays: bool = True) -> None:
         nn.Module.__init__(self)
-        vars(self).update({name: fact for name, fact in vars(base).items() if name[0] != "_"})  # sizes and the like
-        vars(self)["base"] = base  # no submodule, as both have the same parameters
+        vars(self).update({name: value for name, value in vars(base).items() if not name.startswith("_")})  # sizes
+        vars(self)["base"] = base  # not a submodule, as both have the same parameters
         self.weight, self.bias = base.get_parameter("weight"), getattr(base, "bias", None)
-        flat = self.weight.detach().flatten(1)
-        self.pattern = Pattern(index.to(flat.device), (flat.shape[0], flat.shape[1]))
-        self.pattern.settle(expected(self.pattern, flat.dtype, flat.device.type))
-        self.values = nn.Parameter(flat.flatten()[self.pattern.index].clone())
+        matrix = self.weight.detach().flatten(1)
+        self.pattern = Pattern(index.to(matrix.device), (matrix.shape[0], matrix.shape[1]))
+        self.pattern.settle(expected(self.pattern, matrix.dtype, matrix.device.type))
+        self.values = nn.Parameter(matrix.flatten()[self.pattern.index].clone())
         self.decays = decays
 
     def write(self) -> None:
-        """Put the values in their places in `weight`; every forward does, so the values may be changed anywhere."""
+        """Write the values into `weight`; every forward does this, so code that changes values need not."""
         with torch.no_grad():
             values = self.values.detach().to(self.weight.dtype)
             self.weight.view(-1).index_copy_(0, self.pattern.index, values)
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name that torch's layers give it
-        """As the base computes."""
+        """Compute what the base would with the values in its weight."""
         self.write()
         out: Tensor = self.product.apply(input, self.weight, self.bias, self.values, self.pattern)
         return out
 
-    def slim(self, dtype: torch.dtype) -> None:
-        """Hold the weight in the precision that autocast would cast it to in each pass; the values stay as they are."""
+    def cast_frozen(self, dtype: torch.dtype) -> None:
+        """Store the weight in the dtype to which autocast casts it in every pass; the values keep theirs."""
         self.weight = nn.Parameter(self.weight.to(dtype), requires_grad=False)
         self.pattern.settle(expected(self.pattern, dtype, self.weight.device.type))
 
     def merged(self) -> nn.Module:
-        """Return the base, with the values in place."""
+        """Return the base with the values in place."""
         self.write()
         base: nn.Module = vars(self)["base"]
         base.weight, base.bias = self.weight, self.bias
@@ -61,13 +62,13 @@ class SparseLayer(nn.Module):
 
 
 class SparseLinear(SparseLayer, nn.Linear):
-    """Of a Linear layer."""
+    """The sparse layer of a Linear layer."""
 
     product = SparseProduct
 
 
 class SparsePatches(SparseLayer, nn.Conv2d):
-    """Of a convolution whose patches neither overlap nor leave gaps."""
+    """The sparse layer of a convolution whose patches neither overlap nor leave gaps."""
 
     product = SparseConvolution
 
@@ -84,14 +85,14 @@ class Packed(nn.Module):
         self.decays = decays
 
     def forward(self, original: Tensor) -> Tensor:
-        """Same shape as the original."""
+        """Return the tensor with the values in place, in the shape of the original."""
         if len(self.index) == original.numel():
             return self.values.view_as(original)
         return original.flatten().index_copy(0, self.index, self.values).view_as(original)
 
 
 def pack(root: nn.Module, name: str, index: Tensor, *, decay: bool = True) -> nn.Parameter:
-    """Let only the entries at `index` (flat, ascending) of the tensor `name` learn; returns their packed values.
+    """Let only the entries at `index` (flat, ascending) of the tensor `name` train; return their packed values.
 
     Weight decay acts on them where it acts on the whole tensor, and nowhere without `decay`.
     """
@@ -109,7 +110,7 @@ def pack(root: nn.Module, name: str, index: Tensor, *, decay: bool = True) -> nn
 
 
 def _layer(module: nn.Module) -> type[SparseLayer] | None:
-    """The kind of sparse layer that can take the place of a module."""
+    """Return the kind of sparse layer that can take the place of a module, None where there is none."""
     if isinstance(module, nn.Linear):
         return SparseLinear
     if type(module) is nn.Conv2d and module.groups == 1 and module.kernel_size == module.stride:
@@ -119,7 +120,7 @@ def _layer(module: nn.Module) -> type[SparseLayer] | None:
 
 
 def decays(leaf: str, tensor: Tensor) -> bool:
-    """Whether weight decay acts on a tensor: on matrices and kernels, not on vectors and embeddings."""
+    """Return whether weight decay acts on a tensor: on matrices and kernels, not on vectors and embeddings."""
     return tensor.dim() >= 2 and leaf not in {"cls_token", "pos_embed", "reg_token"}  # noqa: PLR2004
 
 

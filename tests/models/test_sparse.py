@@ -273,12 +273,12 @@ def test_a_kernel_of_patches_gets_its_own_layer_and_others_do_not() -> None:
     assert [p.grad is not None for name, p in root.named_parameters() if name.endswith("values")] == [True] * 3
 
 
-def test_slim_layers_hold_their_weight_in_half_the_bytes_and_compute_the_same() -> None:
+def test_frozen_weights_take_half_the_bytes_and_compute_the_same() -> None:
     torch.manual_seed(0)
     layer, x = SparseLinear(nn.Linear(64, 48), spread(64 * 48, 0.1)), torch.randn(5, 64)
     with torch.autocast("cpu", torch.bfloat16):
         before = layer(x)
-        layer.slim(torch.bfloat16)
+        layer.cast_frozen(torch.bfloat16)
         assert torch.equal(layer(x), before)
     assert layer.weight.dtype == torch.bfloat16
     assert layer.values.dtype == torch.float32

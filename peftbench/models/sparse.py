@@ -1,5 +1,4 @@
-"""Training of single weights: their values are packed in one vector a tensor, so that optimizer state exists for them
-only.
+"""Training of single weights: only the chosen entries of each tensor are parameters and have optimizer state.
 
 The weight of a Linear layer, or of a convolution of patches, gets a `SparseLayer`, whose backward computes the gradient
 of the chosen entries and no other (`sparse_product`). Every other tensor (norms, biases, embeddings) gets `Packed`: its

@@ -1,6 +1,7 @@
 """The cache: decoded images, gradient estimates, features, audits and measured costs, kept on disk between jobs.
 
 CACHE/pixels/KEY/          an entry; the time of CACHE/pixels/.KEY.lock beside it is that of its last use
+CACHE/pixels/.ID.lease     locked by a process; .ID.names beside it lists the entries that it uses
 CACHE/pixels/.KEY.draft/   an entry in the making, by the holder of the lock .KEY.build; else left by a crash
 
 Folders are readable by their owner only. The size is bounded: the least recently used entries are removed first.
@@ -8,13 +9,18 @@ Folders are readable by their owner only. The size is bounded: the least recentl
 
 from __future__ import annotations
 
+import atexit
+import errno
 import fcntl
 import os
 import shutil
+import uuid
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import RLock
 from typing import Literal, Self
 
 from filelock import Timeout, UnixFileLock
@@ -44,21 +50,35 @@ class Entry:
 class Hold:
     """A lock on an entry: shared while the entry is used, exclusive (`alone`) to remove it.
 
-    It ends when it is closed or garbage-collected, and with its process. filelock has no shared locks. Raises
-    BlockingIOError if `alone` cannot be had at once, DataError if the cache cannot be written or locked.
+    It ends when it is closed or garbage-collected, and with its process. Shared ones need no open file each: they are
+    names in a list that the process keeps locked, so that a study may use thousands of entries. Raises BlockingIOError
+    if `alone` cannot be had at once, DataError if the cache cannot be written or locked.
     """
 
     def __init__(self, folder: Path, *, alone: bool = False) -> None:
-        operation = fcntl.LOCK_EX | fcntl.LOCK_NB if alone else fcntl.LOCK_SH
-        self._number: int | None = _flocked(_beside(folder, "lock"), operation)
-        if not alone:
-            os.utime(self._number)
+        self._folder, self._number, self._lease = folder, None, None
+        number: int | None = _flocked(
+            _beside(folder, "lock"), fcntl.LOCK_EX | fcntl.LOCK_NB if alone else fcntl.LOCK_SH
+        )
+        try:
+            if alone and _is_leased(folder):
+                raise BlockingIOError(errno.EWOULDBLOCK, os.strerror(errno.EWOULDBLOCK), str(folder))
+            if alone:
+                self._number, number = number, None
+            else:
+                os.utime(number or 0)
+                self._lease = _add_to_lease(folder)
+        finally:
+            if number is not None:
+                os.close(number)
 
     def close(self) -> None:
         """End the lock."""
         if self._number is not None:
             os.close(self._number)
-            self._number = None
+        if self._lease is not None:
+            _remove_from_lease(self._lease, self._folder.name)
+        self._number = self._lease = None
 
     def __enter__(self) -> Self:
         return self
@@ -67,8 +87,91 @@ class Hold:
         self.close()
 
     def __del__(self) -> None:
-        if hasattr(self, "_number"):
+        if hasattr(self, "_lease"):
             self.close()
+
+
+class _Lease:
+    """The names of the entries in a folder that this process uses, valid while the lease's file is locked."""
+
+    def __init__(self, folder: Path) -> None:
+        self.file = folder / f".{uuid.uuid4().hex}.lease"
+        self.number, self.process, self.names = _flocked(self.file, fcntl.LOCK_EX), os.getpid(), Counter[str]()
+
+    def write(self) -> None:
+        """Write the list atomically, or end the lease if it is empty."""
+        if not +self.names:
+            self.end()
+            return
+        draft = self.file.with_suffix(".new")
+        with suppress(FileNotFoundError):  # the whole cache was removed
+            draft.write_text("".join(f"{name}\n" for name in +self.names), encoding="utf-8")
+            draft.replace(_names_of(self.file))
+
+    def end(self) -> None:
+        """Remove the files and unlock."""
+        _remove_lease(self.file)
+        os.close(self.number)
+        _LEASES.pop(self.file.parent, None)
+
+
+_LEASES: dict[Path, _Lease] = {}  # of this process, by folder
+_GUARD = RLock()
+
+
+def _add_to_lease(folder: Path) -> _Lease:
+    """List an entry as used by this process; in a new lease after a fork or if the cache was removed."""
+    with _GUARD:
+        lease = _LEASES.get(folder.parent)
+        if lease is None or lease.process != os.getpid() or not lease.file.exists():
+            lease = _LEASES[folder.parent] = _Lease(folder.parent)
+        lease.names[folder.name] += 1
+        lease.write()
+        return lease
+
+
+def _remove_from_lease(lease: _Lease, name: str) -> None:
+    """Take an entry off the list once; a forked process leaves its parent's list as it is."""
+    with _GUARD:
+        if lease.process == os.getpid():
+            lease.names[name] -= 1
+            if _LEASES.get(lease.file.parent) is lease:
+                lease.write()
+
+
+@atexit.register
+def _end_leases() -> None:
+    for lease in list(_LEASES.values()):
+        if lease.process == os.getpid():
+            lease.end()
+
+
+def _names_of(lease: Path) -> Path:
+    return lease.with_suffix(".names")
+
+
+def _remove_lease(lease: Path) -> None:
+    for file in (lease, _names_of(lease), lease.with_suffix(".new")):
+        file.unlink(missing_ok=True)
+
+
+def _is_leased(folder: Path) -> bool:
+    """Return whether a process that lives uses an entry; the lists of others are removed."""
+    return any(folder.name in names for names in _leased(folder.parent))
+
+
+def _leased(folder: Path) -> Iterator[list[str]]:
+    """Yield the names on each list in a folder whose process lives; remove the other lists."""
+    for file in folder.glob(".*.lease"):
+        with suppress(FileNotFoundError):
+            number = os.open(file, os.O_RDWR)
+            try:
+                fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _remove_lease(file)
+            except BlockingIOError:
+                yield _names_of(file).read_text(encoding="utf-8").splitlines()
+            finally:
+                os.close(number)
 
 
 def _beside(folder: Path, what: str) -> Path:

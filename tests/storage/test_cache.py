@@ -196,3 +196,26 @@ def test_what_measure_found_is_kept_with_the_rest(tmp_path: Path) -> None:
     clear_cache(tmp_path, ["measured"])
     assert history.recall(tmp_path, {"method": "lora"}) is None
     assert cache.entries(tmp_path) == []
+
+
+def test_thousands_of_entries_are_held_with_a_handful_of_open_files(tmp_path: Path) -> None:
+    before = sum(1 for _ in Path("/proc/self/fd").iterdir())
+    folders = [tmp_path / "pixels" / f"{i:04d}" for i in range(600)]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    holds = [Hold(folder) for folder in folders]
+    assert sum(1 for _ in Path("/proc/self/fd").iterdir()) <= before + 3
+    first, second = (cache.Entry("pixels", folder, 0, 0.0) for folder in folders[:2])
+    holds[0].close()
+    assert cache.drop(first)
+    assert not cache.drop(second)
+
+
+def test_an_entry_may_be_held_more_than_once(tmp_path: Path) -> None:
+    folder = tmp_path / "pixels" / "key"
+    folder.mkdir(parents=True)
+    one, two = Hold(folder), Hold(folder)
+    one.close()
+    assert not cache.drop(cache.Entry("pixels", folder, 0, 0.0))
+    two.close()
+    assert cache.drop(cache.Entry("pixels", folder, 0, 0.0))

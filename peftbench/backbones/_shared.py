@@ -10,15 +10,17 @@ from typing import Any, cast
 
 import torch
 from platformdirs import user_data_path
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor
 
 from peftbench.core.contract import Preprocessing
 from peftbench.errors import RequestError, WeightsError
+from peftbench.storage.contents import describe_content
 
 MAX_SIDE = 4096  # pixels; above, the position embedding alone takes gigabytes
+LONGEST = 200  # characters of a loader's own message
+UNSAFE = "Weights only load failed"  # in what torch raises for a file that would run code
 KERNELS = ("patch_embed.proj.weight", "visual.conv1.weight")  # in timm and open_clip
 
 
@@ -79,10 +81,11 @@ def fill(vit: VisionTransformer, file: Path, depth: int | None = None) -> None:
     _refuse_other_patches(file, content, vit)
     try:
         tensors = checkpoint_filter_fn(content, vit)
-    except (KeyError, RuntimeError, ValueError, AttributeError, AssertionError) as error:
-        raise WeightsError(f"{file} does not hold the weights of a vision transformer: {error}.") from error
+    except Exception as error:
+        raise WeightsError(f"{file} does not hold the weights of a vision transformer: {_one_line(error)}.") from error
     wanted = {n: t for n, t in tensors.items() if not (n.startswith("head.") or _beyond(n, depth))}
     _refuse_misfit(file, vit.state_dict(), wanted)
+    _refuse_values(file, wanted)
     vit.load_state_dict(wanted, strict=True)
 
 
@@ -104,15 +107,38 @@ def _beyond(name: str, depth: int | None) -> bool:
 def _read(file: Path) -> dict[str, Any]:
     """Return the tensors of a file in float32. Runs no code from it: safetensors, or torch.load with weights_only."""
     try:
+        _refuse_other_content(file)
         content = load_file(file) if file.suffix == ".safetensors" else _load_torch(file)
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(f"Cannot read {file} as safetensors: {error}.") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
+        return _float32(_state_dict(content, file))
+    except (WeightsError, MemoryError):
+        raise
+    except pickle.UnpicklingError as error:
+        if UNSAFE not in str(error):
+            raise _damaged(file, error) from error
         raise WeightsError(
-            f"{file} is refused: it is no plain file of weights, and opening it could run somebody's code. "
-            "Save its state_dict as .safetensors and give that."
+            f"{file} is refused: it holds more than weights, and opening it could run its code. "
+            "Save its state_dict as .safetensors and pass that."
         ) from error
-    return _float32(_state_dict(content, file))
+    except Exception as error:
+        raise _damaged(file, error) from error
+
+
+def _damaged(file: Path, error: Exception) -> WeightsError:
+    return WeightsError(f"Cannot read {file}: {_one_line(error)}. It is damaged or not a file of weights.")
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())[:LONGEST].rstrip(".")
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _refuse_other_content(file: Path) -> None:
+    """Raise WeightsError if the first bytes are not those of weights; torch's own files are ZIP archives."""
+    if not file.is_file():
+        raise WeightsError(f"{file} is not a regular file. Give a file of weights.")
+    found = describe_content(file)
+    if found and not (found == "a ZIP archive" and file.suffix != ".safetensors"):
+        raise WeightsError(f"{file} holds {found}, not weights. Download the weights again.")
 
 
 def _load_torch(file: Path) -> object:
@@ -134,6 +160,16 @@ def _state_dict(content: object, file: Path) -> Mapping[str, Any]:
 def _float32(content: Mapping[str, Any]) -> dict[str, Any]:
     tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
     return {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
+
+
+def _refuse_values(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Raise WeightsError for integers, as quantized weights have, and for NaN and infinity."""
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise WeightsError(f"{file}: {name} has type {kind}. Give weights in floating point, not quantized ones.")
+        if not tensor.isfinite().all():
+            raise WeightsError(f"{file}: {name} holds NaN or infinite values. Download the weights again.")
 
 
 def _refuse_misfit(file: Path, wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:

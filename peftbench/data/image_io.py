@@ -20,19 +20,12 @@ from peftbench.data import dicom, raster
 from peftbench.data.intensity import PERCENTILES
 from peftbench.data.raster import ImageFacts, UndecodableError
 from peftbench.errors import PeftbenchError
+from peftbench.storage.contents import describe_content
 
 SHOWN = 5  # names in an error about broken images, of each reason
 TRUNCATED = re.compile(r"truncated|end of (file|data)|EOF|requires a buffer|not enough", re.IGNORECASE)
 DAMAGED = re.compile(r"broken|corrupt|decoder error|bad |invalid", re.IGNORECASE)
 LONGEST = 160  # characters of a decoder's own message
-TEXT = bytes((*range(9, 14), *range(32, 127)))
-CONTENTS = (  # first bytes -> what a file that is not an image holds
-    (b"version https://git-lfs", "a Git LFS pointer; run `git lfs pull`"),
-    (b"<!doctype html", "an HTML page"),
-    (b"<html", "an HTML page"),
-    (b"%PDF", "a PDF document"),
-    (b"PK\x03\x04", "a ZIP archive"),
-)
 
 
 def open_picture(file: Path) -> Image.Image:
@@ -116,18 +109,10 @@ def _reason(file: Path, error: Exception) -> str:
     if not size:
         return "empty file"
     if isinstance(error, UnidentifiedImageError) or type(error).__name__ == "InvalidDicomError":
-        return f"not an image: {_content(file)}"
+        return f"not an image: {describe_content(file) or 'unknown content'}"
     if isinstance(error, EOFError) or TRUNCATED.search(message) or _ends_early(file, size):
         return f"truncated at byte {size:,}"
     return f"damaged: {message}" if DAMAGED.search(message) else f"{type(error).__name__}: {message}"
-
-
-def _content(file: Path) -> str:
-    """Return what a file that is not an image seems to hold."""
-    with file.open("rb") as stream:
-        head = stream.read(512)
-    known = next((what for start, what in CONTENTS if head.lstrip().lower().startswith(start.lower())), "")
-    return known or ("text" if not head.translate(None, TEXT) else "unknown content")
 
 
 def _ends_early(file: Path, size: int) -> bool:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -120,11 +123,53 @@ def test_a_pickle_is_refused_and_its_code_not_run(write: object, tmp_path: Path)
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "weights.pt"])
-@pytest.mark.parametrize("content", [b"", b"no weights at all"])
-def test_a_broken_file_is_refused(name: str, content: bytes, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("content", "holds"),
+    [
+        (b"", "nothing"),
+        (b"root:x:0:0:root:/root:/bin/bash\n", "text"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a Git LFS pointer"),
+        (b"<!DOCTYPE html>\n", "an HTML page"),
+    ],
+)
+def test_a_file_of_other_content_is_refused_by_what_it_holds(
+    name: str, content: bytes, holds: str, tmp_path: Path
+) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(WeightsError, match=name):
+    with pytest.raises(WeightsError, match=rf"{name} holds {holds}.*, not weights"):
         fill(small(), tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "weights.pt", "old.pt"])
+def test_damaged_weights_load_as_they_were_or_are_refused(name: str, tmp_path: Path) -> None:
+    one, file = small(), tmp_path / name
+    if name == "weights.safetensors":
+        save_file(one.state_dict(), file)
+    else:
+        torch.save(one.state_dict(), file, _use_new_zipfile_serialization=name == "weights.pt")
+    whole, draw = file.read_bytes(), np.random.default_rng(0)
+    for i in range(60):
+        damaged = bytearray(whole)
+        at = int(draw.integers(len(whole) if i % 2 else min(4000, len(whole))))
+        if i % 3:
+            damaged[at] ^= 1 << int(draw.integers(8))
+        else:
+            del damaged[at:]
+        file.write_bytes(bytes(damaged))
+        with contextlib.suppress(WeightsError):
+            fill(small(), file)
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"), [(math.nan, "NaN or infinite"), (math.inf, "NaN or infinite"), (None, "has type int8")]
+)
+def test_values_that_are_no_weights_are_refused(value: float | None, reason: str, file: Path) -> None:
+    tensors = small().state_dict()
+    name = "blocks.0.attn.proj.weight"
+    tensors[name] = tensors[name].to(torch.int8) if value is None else tensors[name].fill_(value)
+    save_file(tensors, file)
+    with pytest.raises(WeightsError, match=rf"{name} .*{reason}"):
+        fill(small(), file)
 
 
 def test_a_file_of_something_else_is_refused(file: Path) -> None:

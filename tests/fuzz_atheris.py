@@ -24,7 +24,7 @@ CODE = ["peftbench", "tarfile", "tomllib", "zipfile"]
 with atheris.instrument_imports(include=CODE):  # pyright: ignore[reportAttributeAccessIssue] - its stubs lack it
     import tarfile
 
-    from peftbench.cli.status import job_row
+    from peftbench.cli.status import describe
     from peftbench.core import catalogue_files
     from peftbench.data import audit, pixel_cache
     from peftbench.errors import CatalogueError, DeltaError, StoreError
@@ -201,7 +201,7 @@ def job(home: Path) -> Target:
     store = Store(home)
     store.job("abc").path.mkdir(parents=True)
     store.job("abc").write_request({"alias": "", "method": "lora", "dataset": "busi", "seed": 0})
-    return replacing(store.job("abc").request_file, lambda: job_row(store.job("abc"), "interrupted", None))
+    return replacing(store.job("abc").request_file, lambda: describe(store.job("abc"), "interrupted", None).row)
 
 
 def replacing(file: Path, check: Callable[[], object]) -> Target:

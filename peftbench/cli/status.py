@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,31 +20,38 @@ COLUMNS = ("job", "state", "method", "data set", "seed", "trained")
 Row = tuple[str, ...]  # a cell for each of COLUMNS
 
 
+@dataclass(frozen=True)
+class Listed:
+    """What is shown of a job; its record is not kept, of which a store may hold thousands."""
+
+    state: State
+    row: Row
+    is_trial: bool
+    problem: str  # why it failed or is damaged
+
+
 def status(store: StoreArgument = STORE, json: JsonOption = False) -> None:
     """List the jobs of a store with their states. States: done, running, interrupted, failed, damaged."""
     from peftbench.results.store import Store
 
-    looks = {folder: folder.look() for folder in Store(store).jobs()}
+    listed = [describe(folder, *folder.look()) for folder in Store(store).jobs()]
     if json:
-        show_json({folder.id: state for folder, (state, _) in looks.items()})
+        show_json({job.row[0]: job.state for job in listed})
     else:
-        show_states(looks)
+        show_states(listed)
 
 
-def show_states(looks: Mapping[JobFolder, tuple[State, Record | None]]) -> None:
+def show_states(listed: Sequence[Listed]) -> None:
     """Print the number of jobs in each state, why some failed, and a row for each job that is not a trial."""
-    for state, count in sorted(Counter(state for state, _ in looks.values()).items()):
+    for state, count in sorted(Counter(job.state for job in listed).items()):
         say(f"{count:5d} {state}")
-    for folder, (state, record) in looks.items():
-        if state == "damaged":
-            say(f"{folder.id} {record.label if record else ''}: {folder.damage()}")
-        elif record is not None and state == "failed":
-            say(f"{record.id} {record.label}: {record.reason}")
-    listed = [(folder, *look) for folder, look in looks.items() if not (look[1] and look[1].role == "trial")]
-    if len(listed) < len(looks):
-        say(f"{len(looks) - len(listed)} of them are trials of learning rates and are not listed.")
-    if listed:
-        rows = sorted((job_row(*one) for one in listed), key=_by_data_set)
+    for job in listed:
+        if job.problem:
+            say(f"{job.row[0]} {job.row[2]}: {job.problem}")
+    rows = sorted((job.row for job in listed if not job.is_trial), key=_by_data_set)
+    if len(rows) < len(listed):
+        say(f"{len(listed) - len(rows)} of them are trials of learning rates and are not listed.")
+    if rows:
         show_rows(COLUMNS, rows)
 
 
@@ -51,12 +59,14 @@ def _by_data_set(row: Row) -> Row:
     return row[3], row[2], *row[4:]
 
 
-def job_row(folder: JobFolder, state: State, record: Record | None) -> Row:
-    """Return the cells of a job: its id, for `predict` and `merge`, and what it trains."""
+def describe(folder: JobFolder, state: State, record: Record | None) -> Listed:
+    """Return what is shown of a job: its id, for `predict` and `merge`, and what it trains."""
+    damage = folder.damage() if state == "damaged" else ""
     if record is None:
-        return (folder.id, state, *_requested(folder.request_file))
+        return Listed(state, (folder.id, state, *_requested(folder.request_file)), is_trial=False, problem=damage)
     trained = f"{record.counts.trainable:,}" if record.counts else ""
-    return (folder.id, state, record.label, record.data.name, str(record.seed), trained)
+    row = (folder.id, state, record.label, record.data.name, str(record.seed), trained)
+    return Listed(state, row, record.role == "trial", damage or record.reason)
 
 
 def _requested(file: Path) -> Row:

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from peftbench.cli.status import job_row
+from peftbench.cli.status import describe
 from peftbench.core.contract import Result
 from peftbench.data import audit, pixel_cache
 from peftbench.errors import DeltaError, StoreError
@@ -134,7 +134,7 @@ def test_a_job_with_a_strange_file_is_listed(content: bytes, tmp_path: Path) -> 
     here = Store(tmp_path)
     here.job("abc").path.mkdir(parents=True)
     here.job("abc").request_file.write_bytes(content)
-    assert job_row(here.job("abc"), "interrupted", None)[:2] == ("abc", "interrupted")
+    assert describe(here.job("abc"), "interrupted", None).row[:2] == ("abc", "interrupted")
 
 
 # --- checkpoints -----------------------------------------------------------------------------------------------------

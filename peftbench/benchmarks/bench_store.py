@@ -28,9 +28,9 @@ from peftbench.statistics import scores
 from peftbench.study.resolve import resolve
 
 JOBS = 10_000
-DATASETS, IMAGES, SIDE = 4, 60, 32  # data sets of so many images of so many pixels
+DATASETS, IMAGES, SIDE = 10, 60, 32  # data sets of so many images of so many pixels
 CLASSES = ("a", "b", "c")
-SEEDS, BUDGETS = 10, 10
+SEEDS, BUDGETS = 10, 5
 RULES = ("validation", "last", "oracle")
 BOUNDS = {"status": 3.0, "report": 60.0, "run": 10.0}  # seconds
 

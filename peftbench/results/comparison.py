@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     import pandas  # noqa: ICN001 - by its full name the run-time type checks of the tests find it
 
 METRIC = "macro_f1"
+LISTED = 20  # pairs; more are only counted
 BOUNDS = ("majority", "linear (random weights)")  # labels of rows that are compared only when they are named
 
 
@@ -84,7 +85,7 @@ class Compared:
         """Methods that are left out because a data set, a prediction or a finished job is missing."""
         return tuple(row.name for row in self.block.rows if self._is_compared(row) and not self._is_whole(row))
 
-    @property
+    @cached_property
     def detectable(self) -> float:
         """Median over the pairs of the smallest difference that they could find with 80% power; nan without pairs."""
         found = [pair.found.detectable for pair in self.pairs if pair.found.detectable > 0]
@@ -171,8 +172,9 @@ def rank_remarks(found: Ranks) -> list[str]:
         f"Friedman's test over {found.datasets} data sets: p {found.friedman:.3f}; average ranks that differ by less "
         f"than {found.critical:.2f} are not shown to differ (Nemenyi)."
     )
+    which = ", ".join(apart) if len(apart) <= LISTED else f"{len(apart)} of {len(found.wilcoxon)} pairs differ"
     signed = (
-        f"Signed-rank test, adjusted by Holm: {', '.join(apart) or 'no pair differs'}; with {found.datasets} data sets "
+        f"Signed-rank test, adjusted by Holm: {which or 'no pair differs'}; with {found.datasets} data sets "
         f"its p-value cannot be below {found.least_p:.3g}."
     )
     return [signed] if math.isnan(found.friedman) else [friedman, signed]

@@ -68,6 +68,11 @@ def _signed_ranks(methods: Sequence[str], scores: Values) -> tuple[tuple[str, st
     from scipy.stats import wilcoxon  # noqa: PLC0415 - likewise
 
     pairs = list(combinations(range(len(methods)), 2))
-    apart = [scores[:, one] - scores[:, other] for one, other in pairs]
-    p = [float(wilcoxon(gap, zero_method="zsplit").pvalue) if gap.any() else 1.0 for gap in apart]
-    return tuple((methods[a], methods[b], value) for (a, b), value in zip(pairs, holm(p), strict=True))
+    apart = np.stack([scores[:, one] - scores[:, other] for one, other in pairs], 1)  # (data sets, pairs)
+    p, exact = np.ones(len(pairs)), (apart != 0).all(0)
+    if exact.any():  # all at once: a call takes milliseconds
+        p[exact] = wilcoxon(apart[:, exact], zero_method="zsplit").pvalue
+    for tied in np.flatnonzero(~exact & (apart != 0).any(0)):
+        p[tied] = wilcoxon(apart[:, tied], zero_method="zsplit").pvalue
+    adjusted = holm(p.tolist())
+    return tuple((methods[a], methods[b], value) for (a, b), value in zip(pairs, adjusted, strict=True))

@@ -29,11 +29,14 @@ def tiers(names: Sequence[str], worse: Collection[tuple[str, str]]) -> list[list
     the first of the names that remain, and so on. Names keep their order within a tier.
     """
     left, found = list(names), []
+    open_pairs = {pair for pair in worse if set(pair) <= set(left)}
     while left:
-        beaten = {one for one, other in worse if one in left and other in left}
+        beaten = {one for one, _ in open_pairs}
         tier = [name for name in left if name not in beaten] or left
         found.append(tier)
-        left = [name for name in left if name not in tier]
+        placed = set(tier)
+        left = [name for name in left if name not in placed]
+        open_pairs = {pair for pair in open_pairs if placed.isdisjoint(pair)}
     return found
 
 

@@ -216,6 +216,6 @@ def _comparison(
     total = of_groups + max(of_seeds - interaction, 0.0)
     freedom = groups - 1.0
     if seeds > 1 and total > 0:
-        upper = max(of_seeds * (seeds - 1) / special.chdtri(seeds - 1, LIMIT) - interaction, 0.0)
+        upper = max(of_seeds * (seeds - 1) / float(special.chdtri(seeds - 1, LIMIT)) - interaction, 0.0)
         freedom = (of_groups + upper) ** 2 / (of_groups**2 / (groups - 1) + upper**2 / (seeds - 1))
     return Comparison(float(differences.mean()), math.sqrt(total / (seeds * groups)), freedom, groups, seeds)

@@ -57,16 +57,22 @@ def main() -> None:
         resume = "; run the same command again to resume at the last checkpoint" if words[:1] == ["run"] else ""
         typer.echo(f"peftbench: interrupted{resume}.", err=True)
         sys.exit(INTERRUPTED)
-    except SystemExit as end:  # rich's, when the reader of stdout has closed it
-        sys.exit(_stdout_closed(words) if isinstance(end.__context__, BrokenPipeError) else end.code)
-    except (PeftbenchError, UsageError, OSError) as error:
-        if isinstance(error, BrokenPipeError) and is_closed(sys.stdout):
-            sys.exit(_stdout_closed(words))
-        if debug:
-            traceback.print_exc()
-        typer.echo(f"peftbench: {sentence(error)}", err=True)
-        sys.exit(2)
+    except (SystemExit, PeftbenchError, UsageError, OSError) as error:
+        sys.exit(_exit_code(error, words, debug=debug))
     sys.exit(code)
+
+
+def _exit_code(error: BaseException, words: list[str], *, debug: bool) -> int | str | None:
+    """Print what went wrong and return the exit code."""
+    cause = error.__context__ if isinstance(error, SystemExit) else error
+    if isinstance(error, SystemExit) and not isinstance(cause, BrokenPipeError):  # typer exits on a broken pipe
+        return error.code
+    if isinstance(cause, BrokenPipeError) and is_closed(sys.stdout):
+        return _stdout_closed(words)
+    if debug:
+        traceback.print_exc()
+    typer.echo(f"peftbench: {sentence(cause)}", err=True)
+    return 2
 
 
 def _stdout_closed(words: list[str]) -> int:

@@ -36,7 +36,11 @@ def errors() -> Console:
 
 
 def _console(*, stderr: bool) -> Console:
-    from rich.console import Console
+    from rich.console import Console as RichConsole
+
+    class Console(RichConsole):
+        def on_broken_pipe(self) -> None:
+            raise  # noqa: PLE0704 - rich calls it where it has caught the error, and would end the program
 
     stream = sys.stderr if stderr else sys.stdout
     default = None if stream.isatty() else WIDTH

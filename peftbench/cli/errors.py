@@ -13,7 +13,7 @@ import typer
 UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__bases__[0])
 
 
-def sentence(error: Exception) -> str:
+def sentence(error: BaseException | None) -> str:
     """Return an error's message on one line."""
     if isinstance(error, OSError):
         return f"{error.filename or 'The system'}: {error.strerror or error}."

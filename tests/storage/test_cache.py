@@ -164,7 +164,7 @@ def test_cache_clear_drops_what_was_named_and_nobody_uses(
     put(tmp_path, "features", "kept", 10, 0)
     with Hold(used):
         assert call(["cache", "clear", "--pixels", "--cache", str(tmp_path)], monkeypatch) == 0
-    assert "Dropped: 1, 10 Bytes" in (said := capsys.readouterr().out)
+    assert "Removed: 1, 10 Bytes" in (said := capsys.readouterr().out)
     assert "in use and kept: 1" in said
     assert sorted(names(tmp_path)) == ["kept", "used"]
     assert call(["cache", "clear", "--all", "--cache", str(tmp_path)], monkeypatch) == 0
@@ -175,7 +175,7 @@ def test_cache_clear_wants_to_know_what(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert call(["cache", "clear", "--cache", str(tmp_path)], monkeypatch) == 2
-    assert "--pixels, --probes, --features, --audit, --measured or --all" in capsys.readouterr().err
+    assert "--pixels, --probes, --features, --audit, --measured, or --all" in capsys.readouterr().err
 
 
 def test_a_data_set_in_use_outlives_a_small_bound(tmp_path: Path) -> None:

@@ -36,6 +36,9 @@ ShotsOption = Annotated[Values, typer.Option("--shots", help="Training images pe
 RatiosOption = Annotated[
     Values, typer.Option("--ratios", help="Budgets: shares (0.1%,1%) or counts (100k) of trainable parameters.")
 ]
+MatchOption = Annotated[
+    str, typer.Option("--match", help="Such as shpeft@1%: every method with a size, and the controls, at that size.")
+]
 SeedsOption = Annotated[Values, typer.Option("--seeds", help="Such as 0,1,2.")]
 BackboneOption = Annotated[
     str,
@@ -114,6 +117,7 @@ class StudyOptions:
     train_share: ShareOption = None
     shots: ShotsOption = None
     ratios: RatiosOption = None
+    match: MatchOption = ""
     seeds: SeedsOption = None
     backbone: BackboneOption = ""
     image_size: SizeOption = None

@@ -44,7 +44,7 @@ def show_plan(study: Study, places: Places, *, as_json: bool) -> None:
         show_json(jobs)
         return
     same = {name for name in ("steps", "trials") if len({job[name] for job in jobs}) == 1}
-    hidden = (*HIDDEN, *same, *(() if study.ratios else ("targets",)))
+    hidden = (*HIDDEN, *same, *(() if study.ratios or study.match else ("targets",)))
     rows = [_shown(job, hidden) for job in jobs]
     steps = {job["steps"] for job in jobs}
     each = f" of {steps.pop():,} steps" if len(steps) == 1 and None not in steps else ""

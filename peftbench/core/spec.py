@@ -45,6 +45,7 @@ class Study:
     splits: Annotated[tuple[Cut, ...], Field(min_length=1)] = ("official",)
     train_share: tuple[Amount, ...] = ()  # of train's images; none: all of them
     shots: tuple[Count, ...] = ()  # training images of each class; none: all of them
+    match: str = ""  # such as shpeft@1%: the budget is the size of this method at this ratio
     ratios: tuple[Amount, ...] = ()  # budgets; none: every method at its own default size
     seeds: tuple[Annotated[int, Field(ge=0, le=LARGEST)], ...] = ()  # none: 0,1,2 for standard and paper, else 0
     backbone: str = ""  # "": clip_vit_b16 if its weights and a GPU are on this machine, else mini
@@ -75,13 +76,23 @@ class Study:
             )
         if self.train_share and self.shots:
             raise RequestError("--train-share and --shots exclude each other; leave one out.")
-        _ = self.variants, [budget(ratio) for ratio in self.ratios]  # refuses what cannot be read
+        if self.match and self.ratios:
+            raise RequestError("--match and --ratios exclude each other: --match sets the budget; leave one out.")
+        _ = self.matched, self.variants, [budget(ratio) for ratio in self.ratios]  # refuses what cannot be read
 
     @property
     def variants(self) -> tuple[Variant, ...]:
         """Every cut of the data with every size of train; each is a job of its own."""
         sizes = [(_share(text), 0) for text in self.train_share] or [(1.0, n) for n in self.shots or (0,)]
         return tuple(dict.fromkeys(Variant(cut, *size) for cut in self.splits for size in sizes))
+
+    @property
+    def matched(self) -> tuple[Spec, float | int] | None:
+        """Return the method and ratio whose size is the budget, if any."""
+        method, at, ratio = self.match.rpartition("@")
+        if self.match and not at:
+            raise RequestError(f"--match must be METHOD@RATIO, such as shpeft@1%, got {self.match}.")
+        return (parse(method), budget(ratio)) if self.match else None
 
     def stored(self) -> dict[str, Any]:
         """Return the fields as study.json stores them: methods and recipe as text."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal, TypeAlias
 
-from peftbench.core.record import Costs, Record
+from peftbench.core.record import Costs, Record, Tuning
 from peftbench.results import summary
 from peftbench.results.comparison import Pair
 from peftbench.results.summary import MethodRow, Replicates
@@ -200,6 +200,27 @@ SPENT: Mapping[str, Callable[[Sequence[Record]], str]] = MappingProxyType(
         "prediction": _mean(lambda costs: costs.predicted_per_second, format_rate),
     }
 )
+
+
+def format_search(tuning: Tuning, optimizer: str) -> str:
+    """Return the rates tried with an optimizer and their scores, ascending: `0.001: 61.2, 0.01: failed`."""
+    names = tuning.optimizers or [""] * len(tuning.grid)
+    tried = sorted(
+        (lr, score) for name, lr, score in zip(names, tuning.grid, tuning.scores, strict=True) if name == optimizer
+    )
+    return ", ".join(f"{lr:g}: {'failed' if score is None else format_points(score)}" for lr, score in tried)
+
+
+def format_chosen(tuning: Tuning, optimizer: str) -> str:
+    """Return the chosen rate and whether it is at an edge, if it was chosen with this optimizer."""
+    names = tuning.optimizers or [""] * len(tuning.grid)
+    scores = {
+        (name, lr): -math.inf if score is None else score
+        for name, lr, score in zip(names, tuning.grid, tuning.scores, strict=True)
+    }
+    if max(scores, key=scores.__getitem__)[0] != optimizer:
+        return ""
+    return f"{tuning.chosen:g}{f' ({tuning.edge} tried)' if tuning.edge else ''}"
 
 
 def format_learning_rates(records: Sequence[Record]) -> str:

@@ -17,7 +17,7 @@ from typing import Any, get_args
 
 from peftbench.core.contract import INCOMPLETE, Result
 from peftbench.core.recipe import IN_BRACKETS, RECIPES
-from peftbench.core.record import Cut, Record
+from peftbench.core.record import Cut, Record, Tuning
 from peftbench.results import formatting, summary
 from peftbench.results.comparison import Compared, compared, rank, rank_remarks
 from peftbench.results.formatting import Cell
@@ -63,8 +63,9 @@ def tables(results: Iterable[Result]) -> list[Table]:
         rules = [_rules(block, name) for name in block.datasets]
         spent = [_spent(block, name) for name in block.datasets]
         leaks = [_leaks(block, name) for name in block.datasets]
+        searches = [_searches(block, name) for name in block.datasets]
         scores = [*_overview(block), *_averages(block), *_data_sets(block)]
-        made = [*scores, *_tiers(block), *leaks, *rules, *spent, _failures(block)]
+        made = [*scores, *_tiers(block), *leaks, *rules, *spent, *searches, _failures(block)]
         found += [replace(_printable(table), name=f"{table.name}_{number}") for table in made if table.rows]
     return found
 
@@ -245,6 +246,33 @@ def _spent(block: Block, name: str) -> Table:
     }
     text = f"{name}: {formatting.SPENT_MEANS} {block.setting.network}{_synthetic(block, [name])}."
     return Table(f"costs_{_stem(name)}", f"{name}: costs", block.setting.short, text, *_transposed(facts))
+
+
+def _searches(block: Block, name: str) -> Table:
+    """Return the validation scores over all learning rates that were tried, one row per method and optimizer."""
+    tunings = [
+        (row, tuning, optimizer)
+        for row in block.rows
+        if name in row.replicates
+        for tuning in _tunings(row.replicates[name].records)
+        for optimizer in dict.fromkeys(tuning.optimizers or [""])
+    ]
+    facts = {
+        "method": [formatting.label_cell(row) for row, _, _ in tunings],
+        "optimizer": [Cell(optimizer) for _, _, optimizer in tunings],
+        "rate: score": [Cell(formatting.format_search(tuning, optimizer)) for _, tuning, optimizer in tunings],
+        "chosen": [Cell(formatting.format_chosen(tuning, optimizer)) for _, tuning, optimizer in tunings],
+    }
+    text = (
+        f"{name}: macro F1 in % on validation at every learning rate that was tried; every method had the same number "
+        f"of trials. {block.setting.network}{_synthetic(block, [name])}."
+    )
+    return Table(f"tuning_{_stem(name)}", f"{name}: tuning", block.setting.short, text, *_transposed(facts))
+
+
+def _tunings(records: Sequence[Record]) -> list[Tuning]:
+    """Return the searches of the seeds, each once: seeds may share one."""
+    return list({tuple(r.tuning.trials): r.tuning for r in records if r.tuning}.values())
 
 
 def _failures(block: Block) -> Table:

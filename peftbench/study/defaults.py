@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from peftbench.core import catalogue
-from peftbench.core.constants import PAPER_DATASETS, QUICK_DATASETS, QUICK_METHODS
+from peftbench.core.constants import PAPER_DATASETS, QUICK_DATASETS, QUICK_METHODS, Precision
 from peftbench.core.fields import build
 from peftbench.core.recipe import CPU_STANDARD, IN_BRACKETS, RECIPES, Recipe
 from peftbench.core.registry import registry
@@ -21,7 +21,7 @@ from peftbench.profiling import hardware
 from peftbench.storage.cache import LIMIT
 from peftbench.storage.folders import cache_folder, data_folder
 from peftbench.storage.sizes import parse_size
-from peftbench.study.method_grid import expand
+from peftbench.study.method_grid import expand, with_matched
 
 
 def places(
@@ -64,7 +64,7 @@ def complete(study: Study, places: Places) -> tuple[Study, list[str]]:
     if not study.methods and not study.datasets and (study.recipe is None or study.recipe.name == "quick"):
         study = replace(study, datasets=QUICK_DATASETS, recipe=study.recipe or Spec("quick"))
         notes.append("The quick study on synthetic phantoms checks the installation. For real images, give --datasets.")
-    methods = expand(study.methods or tuple(map(parse, QUICK_METHODS)))
+    methods = with_matched(expand(study.methods or tuple(map(parse, QUICK_METHODS))), study)
     datasets, missing = _datasets(study.datasets or ("all",), places.data)
     backbone_name, why = (study.backbone, []) if study.backbone else _default_backbone(places)
     recipe = study.recipe or STANDARD
@@ -173,12 +173,19 @@ def make_recipe(study: Study, device: str) -> Recipe:
     stated = overrides(study)
     return replace(
         recipe.by(stated.get("optimizer", recipe.optimizer), stated),
-        precision=hardware.auto_precision(device) if study.precision == "auto" else study.precision,
+        precision=_precision(study, recipe, device),
         compile=study.compile,
         graph=study.graph,
         deterministic=study.deterministic and device == "cuda",  # on a CPU, bits are the same anyway
         **stated,
     )
+
+
+def _precision(study: Study, recipe: Recipe, device: str) -> Precision:
+    """Return the precision; `auto` is fp32 under recipe paper, else what the hardware multiplies natively."""
+    if study.precision != "auto":
+        return study.precision
+    return "fp32" if recipe.name == "paper" else hardware.auto_precision(device)
 
 
 def refuse_graph(study: Study, device: str) -> None:

@@ -81,7 +81,13 @@ def sized_methods(study: Study, source: Source) -> list[SizedMethod]:
 def _sized_methods(named: Sequence[NamedMethod], study: Study, source: Source) -> list[SizedMethod]:
     blank = source.blank()
     total = sum(p.numel() for p in blank.parameters())
-    targets = [round(b * total) if isinstance(b, float) else b for b in map(budget, study.ratios)]
+    targets = [_parameters(ratio, total) for ratio in map(budget, study.ratios)]
+    if study.matched:
+        spec, ratio = study.matched
+        (reference,) = _sized(resolve_method(spec, ""), [_parameters(ratio, total)], source, blank)
+        if reference.fit is None:
+            raise RequestError(f"--match {study.match}: {spec} has one fixed size, which no budget changes.")
+        targets = [reference.fit.reached]
     merged: dict[tuple[Method, str], SizedMethod] = {}
     baselines = _baselines(source) if study.baselines else []
     for one in [*baselines, *(sized for method in named for sized in _sized(method, targets, source, blank))]:
@@ -90,6 +96,25 @@ def _sized_methods(named: Sequence[NamedMethod], study: Study, source: Source) -
             both = tuple(dict.fromkeys(first.targets + one.targets))
             merged[one.method, str(one.source.spec)] = replace(first, targets=both)
     return list(merged.values())
+
+
+def _parameters(ratio: float, total: int) -> int:
+    """Return a budget in trainable parameters: a count, or a share of all."""
+    return ratio if isinstance(ratio, int) else round(ratio * total)
+
+
+def with_matched(specs: Sequence[Spec], study: Study) -> tuple[Spec, ...]:
+    """Return the methods of a study, with `--match` also the one that is matched and the controls."""
+    if not study.matched:
+        return tuple(specs)
+    controls = [Spec(name) for name in registry("methods").names() if name.startswith("control_")]
+    present = {spec.name for spec in specs}
+    return (*specs, *(spec for spec in (study.matched[0], *controls) if spec.name not in present))
+
+
+def fixed_sizes(methods: Sequence[SizedMethod]) -> list[str]:
+    """Return the labels of the methods whose size no budget can change, baselines and full fine-tuning included."""
+    return list(dict.fromkeys(one.label for one in methods if one.fit is None and one.method.trains))
 
 
 def _baselines(source: Source) -> list[SizedMethod]:

@@ -20,7 +20,7 @@ from peftbench.results.store import Store
 from peftbench.storage import files
 from peftbench.study.defaults import complete, make_recipe, overrides
 from peftbench.study.images import Joined, Watch, load
-from peftbench.study.method_grid import SizedMethod, resolve_method, sized_methods
+from peftbench.study.method_grid import SizedMethod, fixed_sizes, resolve_method, sized_methods
 from peftbench.study.tuning import Draft, Search
 
 Where: TypeAlias = tuple[str, Variant, int]  # data set, which of its images, seed
@@ -85,6 +85,8 @@ def resolve(study: Study, places: Places, *, skip_broken: bool = False, watch: W
     final = loaded(joined)
     images = Images(final, loaded("") if joined and (study.tune or study.refit) else final)
     _refuse_no_validation(study, images)
+    if study.match and (fixed := fixed_sizes(methods)):
+        notes.append(f"Sizes match {study.match}, except for methods of one fixed size: {', '.join(fixed)}.")
     notes += [*_overruled(study), *_lacking(final), *_leaks(final, places)]
     drafts = [_draft(method, study, recipe, images, where) for where in final for method in methods]
     data = {id(one): one for table in (images.final, images.held_out) for one in table.values()}
@@ -103,10 +105,11 @@ def _refuse_no_validation(study: Study, images: Images) -> None:
 
 def _overruled(study: Study) -> Iterator[str]:
     """Yield notes on sizes that were given with a method although the budgets decide them."""
-    for spec in study.methods if study.ratios else ():
+    flag = "--ratios" if study.ratios else "--match"
+    for spec in study.methods if study.ratios or study.match else ():
         knob = resolve_method(spec, "").method.knob
         if knob in spec.fields:
-            yield f"{spec}: --ratios sets {knob}, so the {knob} given here is ignored."
+            yield f"{spec}: {flag} sets {knob}, so the {knob} given here is ignored."
 
 
 def _lacking(tables: Mapping[Where, Data]) -> Iterator[str]:

@@ -9,7 +9,7 @@ import pytest
 
 from peftbench.core.contract import Result
 from peftbench.core.recipe import RECIPES
-from peftbench.core.record import Memory, Variant
+from peftbench.core.record import Memory, Tuning, Variant
 from peftbench.results import formatting, tables
 from peftbench.results.frame import frame
 from peftbench.results.tables import Table
@@ -230,3 +230,25 @@ def test_a_share_of_train_is_compared_with_the_same_share(tmp_path: Path) -> Non
 def test_without_two_cuts_there_is_no_table_of_leaks(tmp_path: Path) -> None:
     names = [table.name for table in tables.tables(write(tmp_path, Fake(), Fake(variant=Variant(shots=4))))]
     assert not [name for name in names if name.startswith("leaks")]
+
+
+def test_scores_over_the_rates_are_shown_for_each_optimizer(tmp_path: Path) -> None:
+    tuning = {
+        "optimizers": ["adamw", "adamw", "sgd", "sgd"],
+        "grid": [1e-3, 1e-4, 0.01, 0.1],
+        "scores": [0.5, 0.25, 0.75, None],
+        "trials": ["a", "b", "c", "d"],
+        "chosen": 0.01,
+        "edge": "lowest",
+    }
+    (result,) = write(tmp_path, Fake("lora"))
+    record = result.record.model_copy(
+        update={"tuning": Tuning.model_validate(tuning), "recipe": {**result.record.recipe, "optimiser": "sgd"}}
+    )
+    table = find([Result(record, result.folder)], "tuning_busi")
+    assert column(table, "optimizer") == ["adamw", "sgd"]
+    assert column(table, "rate: score") == ["0.0001: 25.0, 0.001: 50.0", "0.01: 75.0, 0.1: failed"]
+    assert column(table, "chosen") == ["", "0.01 (lowest tried)"]
+    shown = find([Result(record, result.folder)], "data_busi")
+    assert column(shown, "lr") == [f"sgd {record.recipe['lr']:g}* (edge)"]
+    assert "(edge): the lowest or highest rate that was tried" in shown.caption

@@ -12,8 +12,9 @@ from peftbench.core.syntax import parse
 from peftbench.errors import CatalogueError, RequestError
 from peftbench.methods.lora import LoRA
 from peftbench.models import backbone
+from peftbench.study import defaults
 from peftbench.study import resolve as studies_of
-from peftbench.study.method_grid import NamedMethod, resolve_method, sized_methods
+from peftbench.study.method_grid import NamedMethod, fixed_sizes, resolve_method, sized_methods
 from peftbench.testing import failed
 from tests import studies
 
@@ -105,3 +106,41 @@ def test_a_name_of_ours_is_taken(here: Path) -> None:
     (here / "methods" / "bitfit.toml").write_text('base = "lora"')
     with pytest.raises(CatalogueError, match="'bitfit' is the name of a built-in method"):
         method_of("small_lora", "standard")
+
+
+# --- the size of one method for all ----------------------------------------------------------------------------------
+
+
+def test_sizes_are_matched_to_one_method_and_the_controls_join(here: Path) -> None:
+    asked, _ = defaults.complete(
+        studies.study(methods=("lora", "bitfit"), backbone="mini", baselines=False, match="shpeft@1%"),
+        studies.places(here),
+    )
+    methods = sized_methods(asked, backbone.locate("mini", blank=True))
+    names = ["lora", "bitfit", "shpeft", "control_norm", "control_patch", "control_random", "control_within"]
+    assert [one.name for one in methods] == names
+    target = round(0.01 * 2_719_296)
+    assert {one.targets for one in methods if one.fit} == {(target,)}
+    reached = {one.name: one.fit.reached for one in methods if one.fit}
+    assert reached["shpeft"] == reached["control_random"] == target
+    assert abs(reached["lora"] - target) < 0.1 * target
+    assert fixed_sizes(methods) == ["bitfit"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"match": "shpeft"}, "--match must be METHOD@RATIO, such as shpeft@1%, got shpeft"),
+        ({"match": "shpeft@200%"}, "is out of range"),
+        ({"match": "shpeft@1%", "ratios": ("1%",)}, "--match and --ratios exclude each other"),
+    ],
+)
+def test_a_match_that_cannot_be_made_is_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        studies.study(**changes)
+
+
+def test_a_method_of_one_size_cannot_be_matched() -> None:
+    asked = studies.study(methods=("lora",), backbone="mini", match="bitfit@1%")
+    with pytest.raises(RequestError, match="--match bitfit@1%: bitfit has one fixed size"):
+        sized_methods(asked, backbone.locate("mini", blank=True))

@@ -57,7 +57,7 @@ def outline(study: Study, places: Places) -> list[dict[str, Any]]:
     rows, memory = sized_methods(study, source), dict[tuple[int, Recipe], Expected | None]()
     jobs: list[dict[str, Any]] = []
     for name in study.datasets:
-        head = (width + 1) * len(open_dataset(name).card.classes)
+        head = (width + 1) * len(open_dataset(name, study.columns).card.classes)
         images = _train_images(name)
         for number, row in enumerate(rows):
             how = method_recipe(row, study, recipe, images or 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from peftbench.cli.console import errors, make_table, output, say, show, show_json
-from peftbench.cli.options import CacheOption, DataOption, JsonOption
+from peftbench.cli.options import CacheOption, ColumnOptions, DataOption, JsonOption, grouped
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -25,14 +25,16 @@ app = typer.Typer(help="Download and audit data sets.", rich_markup_mode=None)
 
 
 @app.command()
+@grouped
 def check(
-    name: Annotated[str, typer.Argument(help="A data set, or folder:PATH.")],
+    name: Annotated[str, typer.Argument(help="A data set, folder:PATH or table:FILE.csv.")],
+    columns: ColumnOptions,
     data: DataOption = None,
     cache: CacheOption = None,
     json: JsonOption = False,
 ) -> None:
     """Audit a data set. Finds leaks between parts, duplicates, contradicting labels and broken files."""
-    found = audit(name, data, cache)
+    found = audit(name, data, cache, columns.given())
     if json:
         show_json(audit_facts(found))
         return
@@ -98,7 +100,7 @@ def _fetch(file: RemoteFile, *, keep: bool) -> None:
 # --- check -----------------------------------------------------------------------------------------------------------
 
 
-def audit(name: str, data: Path | None, cache: Path | None) -> Audit:
+def audit(name: str, data: Path | None, cache: Path | None, columns: Mapping[str, str] | None = None) -> Audit:
     """Read every image of a data set. Raises DataError, MissingDataError where it is not on this machine."""
     from peftbench.cli.progress import Bars
     from peftbench.core.registry import registry
@@ -108,7 +110,7 @@ def audit(name: str, data: Path | None, cache: Path | None) -> Audit:
     from peftbench.data.splits import drop_unknown_group_key
     from peftbench.storage.folders import cache_folder, data_folder
 
-    dataset = open_dataset(name)
+    dataset = open_dataset(name, columns)
     with registry("datasets").calling(name):
         splits = dataset.load(data_folder(data), 0)
     with Bars(errors()) as bars:
@@ -161,11 +163,13 @@ def _balance(found: Audit) -> Table:
 
 
 def _description(found: Audit) -> list[str]:
-    """Return lines on split, groups, imbalance and image sizes."""
+    """Return lines on the order of grades, split, groups, imbalance and image sizes."""
     counts = [count for count in found.balance["train"] if count]
     key = found.card.group_key
     groups = f"groups: {key}" if key else "groups unknown, so leaks between parts cannot be detected"
     lines = [f"split: {found.splits.rule}; {groups}"]
+    if found.card.task == "ordinal":
+        lines.insert(0, f"grades in order: {' < '.join(found.card.classes)}")
     if counts:
         lines.append(f"imbalance: the largest class of train has {max(counts) / min(counts):.1f} times the smallest")
     if found.sizes:

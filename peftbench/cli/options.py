@@ -98,6 +98,12 @@ CacheLimitOption = Annotated[
         help="Such as 20G; the least recently used entries are removed.",
     ),
 ]
+ImageColumnOption = Annotated[
+    str, typer.Option("--image-column", help="Column of a table:FILE.csv that holds the images' paths.")
+]
+LabelColumnOption = Annotated[str, typer.Option("--label-column", help="Column of a table that holds the labels.")]
+SplitColumnOption = Annotated[str, typer.Option("--split-column", help="Column of a table: train, val or test.")]
+GroupColumnOption = Annotated[str, typer.Option("--group-column", help="Column of a table that holds the patients.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON.")]
 
 StoreArgument = Annotated[Path, typer.Argument(help="Folder of the results.")]
@@ -135,6 +141,24 @@ class StudyOptions:
     graph: GraphOption = None
     deterministic: DeterministicOption = None
     threads: ThreadsOption = None
+    image_column: ImageColumnOption = ""
+    label_column: LabelColumnOption = ""
+    split_column: SplitColumnOption = ""
+    group_column: GroupColumnOption = ""
+
+
+@dataclass(frozen=True)
+class ColumnOptions:
+    """The names of a table's columns; "" is the usual one."""
+
+    image_column: ImageColumnOption = ""
+    label_column: LabelColumnOption = ""
+    split_column: SplitColumnOption = ""
+    group_column: GroupColumnOption = ""
+
+    def given(self) -> dict[str, str]:
+        """Return those that differ from the usual names."""
+        return {name: value for name, value in vars(self).items() if value}
 
 
 @dataclass(frozen=True)

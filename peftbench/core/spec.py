@@ -66,6 +66,10 @@ class Study:
     lr: Positive | None = None
     threads: Count = 1  # CPU threads of a job
     augmentation: Literal["", "none", "light", "medical"] = ""  # "": the recipe's
+    image_column: str = ""  # of a table:FILE.csv, as of the next three; "": image, label, split and group
+    label_column: str = ""
+    split_column: str = ""
+    group_column: str = ""
 
     def __post_init__(self) -> None:
         if self.tune == 1:
@@ -94,12 +98,18 @@ class Study:
             raise RequestError(f"--match must be METHOD@RATIO, such as shpeft@1%, got {self.match}.")
         return (parse(method), budget(ratio)) if self.match else None
 
+    @property
+    def columns(self) -> dict[str, str]:
+        """The columns of tables that are called otherwise than image, label, split and group."""
+        return {name: value for name in COLUMNS if (value := getattr(self, name))}
+
     def stored(self) -> dict[str, Any]:
         """Return the fields as study.json stores them: methods and recipe as text."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return values | {"methods": [str(spec) for spec in self.methods], "recipe": str(self.recipe or "")}
 
 
+COLUMNS = ("image_column", "label_column", "split_column", "group_column")
 SEVERAL = fields_of_many(Study)  # flags that take several values
 
 

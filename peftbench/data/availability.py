@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -16,10 +17,14 @@ from peftbench.core.syntax import Spec, parse
 from peftbench.errors import DataError, PluginError, RequestError
 
 COLLECTION = "medmnist"
+TABLE = "table"
 
 
-def open_dataset(text: str) -> Dataset:
-    """Return the data set of a specification such as `busi` or `folder:PATH`. Raises RequestError."""
+def open_dataset(text: str, columns: Mapping[str, str] | None = None) -> Dataset:
+    """Return the data set of a specification such as `busi` or `folder:PATH`. Raises RequestError.
+
+    `columns` names the columns of a table (`image_column` and so on) and does not concern other data sets.
+    """
     if text not in registry("datasets").names():
         _refuse_bare_path(text)
     spec: Spec = parse(text)
@@ -27,7 +32,8 @@ def open_dataset(text: str) -> Dataset:
     argument = _argument(found, spec.name) if isinstance(found, type) else ""
     if bool(argument) != (spec.argument is not None) or spec.random or (spec.fields and not argument):
         raise RequestError(f"--datasets: cannot parse {text!r}; write {usage(spec.name)}.")
-    made: Any = build(found, {**spec.fields, argument: spec.argument}, spec.name) if argument else found
+    fields_ = {**spec.fields, **(columns or {})} if spec.name == TABLE else spec.fields
+    made: Any = build(found, {**fields_, argument: spec.argument}, spec.name) if argument else found
     return cast("Dataset", made)
 
 

@@ -4,9 +4,10 @@
     scans/001.png,benign,train,patient 1
 
 `image` is relative to the table's folder; `split` (train, val, test) and `group` (what must not cross parts) are
-optional, and without `group` DICOM files are grouped by the patient they state. Other columns are ignored; a
-description (`datasets/NAME.toml`) can give the four other names, and `task = "multi_label"` for several labels per
-image, `effusion|mass`. Commas, semicolons or tabs separate the cells, in UTF-8, UTF-16 or Latin-1, as Excel saves them.
+optional, and without `group` DICOM files are grouped by the patient they state. `--image-column` and the like, or a
+description (`datasets/NAME.toml`), give the columns other names; more columns are ignored. Several labels per image,
+`effusion|mass`, need a description with `task = "multi_label"`. Commas, semicolons or tabs separate the cells, in
+UTF-8, UTF-16 or Latin-1, as Excel saves them.
 """
 
 from __future__ import annotations
@@ -71,6 +72,15 @@ class Table:
     """The images listed in the table `path`, which is relative to the working folder or starts with `~`."""
 
     path: str
+    image_column: str = "image"
+    label_column: str = "label"
+    split_column: str = "split"
+    group_column: str = "group"
+
+    @property
+    def _listing(self) -> Listing:
+        columns = Columns(self.image_column, self.label_column, self.split_column, self.group_column)
+        return read_table(self.file, columns)
 
     @property
     def file(self) -> Path:
@@ -80,7 +90,7 @@ class Table:
     @property
     def card(self) -> DatasetCard:
         """Its classes are the labels. Raises as `load` does."""
-        listing = read_table(self.file)
+        listing = self._listing
         return DatasetCard(
             title=f"table {self.file.name}",
             modality="unknown",
@@ -97,7 +107,7 @@ class Table:
         images).
         """
         card = self.card
-        return _own.make_splits(read(read_table(self.file), card.classes), card, seed)
+        return _own.make_splits(read(self._listing, card.classes), card, seed)
 
 
 # --- the file --------------------------------------------------------------------------------------------------------
@@ -162,8 +172,8 @@ def _places(file: Path, header: Sequence[str], columns: Columns) -> dict[str, in
     if absent := [wanted[key] for key in ("image", "label") if wanted[key] not in names]:
         found = ", ".join(map(repr, header)) or "none"
         raise DataError(
-            f"{file}: no column {' and no column '.join(map(repr, absent))}, found {found}. Rename the columns, or set "
-            "image_column and label_column in a description (datasets/NAME.toml)."
+            f"{file}: no column {' and no column '.join(map(repr, absent))}, found {found}. Pass --image-column and "
+            "--label-column, or set image_column and label_column in a description (datasets/NAME.toml)."
         )
     return {key: names.index(name) for key, name in wanted.items() if name in names} | {"": len(names)}
 

@@ -75,6 +75,7 @@ def resolve(study: Study, places: Places, *, skip_broken: bool = False, watch: W
                 skip_broken=skip_broken,
                 variant=variant,
                 watch=watch,
+                columns=study.columns,
             )
             for name in study.datasets
             for variant in study.variants

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from peftbench.core.contract import Splits
+from peftbench.data.availability import open_dataset
 from peftbench.datasets.table import plugin
 from peftbench.errors import DataError, MissingDataError, SplitError
 from tests.data.test_dicom import write_dicom
@@ -105,7 +106,7 @@ def test_deep_images_are_noted(tmp_path: Path) -> None:
     ("text", "error", "message"),
     [
         ("", DataError, "no column 'image' and no column 'label', found none"),
-        ("image\na.png\n", DataError, "no column 'label', found 'image'\\. Rename"),
+        ("image\na.png\n", DataError, "no column 'label', found 'image'\\. Pass --image-column"),
         (
             "image,label\na.png,in situ, invasive\n",
             DataError,
@@ -204,3 +205,13 @@ def test_whole_numbers_are_one_class_however_they_are_written(tmp_path: Path) ->
 def test_numbers_within_names_are_in_the_order_of_numbers(tmp_path: Path) -> None:
     file = write(tmp_path, [f"scans/{i}.png,grade {i % 11}" for i in range(110)])
     assert plugin(str(file)).card.classes == tuple(f"grade {i}" for i in range(11))
+
+
+def test_columns_of_other_names(tmp_path: Path) -> None:
+    file = write(tmp_path, [f"{line},train,p{i}" for i, line in enumerate(PLAIN)], "File Name,DX,part,who")
+    columns = {"image_column": "file name", "label_column": "dx", "split_column": "Part", "group_column": "who"}
+    splits = open_dataset(f"table:{file}", columns).load(Path("unused"), 0)
+    assert sizes(splits) == [[14, 14], [2, 2], [4, 4]]
+    assert splits.train.groups[0].startswith("p")
+    with pytest.raises(DataError, match="no column 'image' and no column 'label', found 'File Name', 'DX', 'part'"):
+        load(file)

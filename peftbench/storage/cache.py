@@ -313,6 +313,9 @@ def drop(entry: Entry) -> bool:
 
 
 def _sweep(root: Path) -> None:
+    """Remove the drafts and leases of processes that died."""
+    for kind in KINDS:
+        list(_leased(root / kind))
     for draft in [path for kind in KINDS for path in (root / kind).glob(".*.draft")]:
         with suppress(Timeout), building(draft.with_name(draft.stem.removeprefix(".")), wait=False):
             shutil.rmtree(draft, ignore_errors=True)

@@ -249,7 +249,9 @@ def test_a_process_that_died_while_decoding_leaves_nothing_behind(tmp_path: Path
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
     assert [*(tmp_path / "c/pixels").glob(".*.draft")] != []
     data = prepare(CARD, found, SMALL, tmp_path / "c")
-    assert [f.name for f in data.folder.parent.iterdir() if not f.name.endswith(".lock")] == [data.folder.name]
+    left = [file for file in data.folder.parent.iterdir() if file.suffix != ".lock"]
+    assert [file.name for file in left if not file.name.startswith(".")] == [data.folder.name]
+    assert sorted(file.suffix for file in left if file.name.startswith(".")) == [".lease", ".names"]  # of this process
     assert np.array_equal(data.pixels("val")[0], photo(4).transpose(2, 0, 1))
 
 

@@ -117,5 +117,5 @@ def test_the_real_images(data_root: Path) -> None:
     assert np.bincount(splits.test.labels).tolist() == [234, 242, 148]
     assert np.abs(np.bincount(splits.val.labels) - 0.1 * both).max() < 1
     assert splits.notes[0] == "This copy has 5840 images; 5856 were published."
-    assert splits.notes[1].startswith("The SH-PEFT paper states train 4708, val 524, test 1248 images; here are ")
+    assert splits.notes[1].startswith("The SH-PEFT paper states train 4708, val 524, test 1248 images; this copy has ")
     assert len(splits.notes) == 2

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Literal, TypeAlias
@@ -33,13 +33,14 @@ def load(  # noqa: PLR0913 - what decides the data
     skip_broken: bool = False,
     variant: Variant = WHOLE,
     watch: Watch | None = None,
+    columns: Mapping[str, str] | None = None,
 ) -> Data:
     """Return a data set's images, decoded. Raises DataError and SplitError.
 
     With `joined`, validation images are training images and there is no validation part: `carved` gives back a part
-    that was cut from the published train, `all` adds a published one as well.
+    that was cut from the published train, `all` adds a published one as well. `columns` names those of a table.
     """
-    dataset = open_dataset(name)
+    dataset = open_dataset(name, columns)
     with registry("datasets").calling(name):
         splits = dataset.load(places.data, seed)
     card = drop_unknown_group_key(dataset.card, splits)

@@ -183,8 +183,9 @@ def parts(home: Path) -> Target:
 
 def broken(home: Path) -> Target:
     images = test_pixel_cache.break_some(home / "images")
-    known = {"train": [1], "val": [1], "test": [2]}
-    checked_json.write(home / "broken.json", known)
+    positions = {"train": 1, "val": 1, "test": 2}
+    known = {part: {position: "damaged"} for part, position in positions.items()}
+    checked_json.write(home / "broken.json", {part: {str(position): "damaged"} for part, position in positions.items()})
 
     def check() -> None:
         assert pixel_cache.known_broken(home, images, SMALL) in ({}, known)

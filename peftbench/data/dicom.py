@@ -1,4 +1,4 @@
-"""Decode DICOM files: modality LUT, VOI LUT, window, polarity, palettes and colours, according to the standard.
+"""Decode DICOM files: modality LUT, VOI LUT, window, polarity, palettes and colors, according to the standard.
 
 Grey values pass the modality LUT or rescaling, then the first VOI LUT or else the first window (PS3.3 C.11.1, C.11.2);
 without either they are shown between two percentiles, padding left out. MONOCHROME1 is inverted last.
@@ -121,7 +121,7 @@ def _refuse(header: Header) -> None:
 
 
 def _pixels(header: Header) -> NDArray[Any]:
-    """Return stored values (H, W), or colours (H, W, 3) converted to RGB."""
+    """Return stored values (H, W), or colors (H, W, 3) converted to RGB."""
     from pydicom.pixels.utils import pixel_array  # noqa: PLC0415 - an extra
 
     try:
@@ -152,9 +152,9 @@ def _high_byte(pixels: NDArray[Any], bits: int) -> NDArray[np.uint8]:
 def _palette_picture(header: Header, pixels: NDArray[Any]) -> Image.Image:
     from pydicom.pixels.processing import apply_color_lut  # noqa: PLC0415
 
-    colours = apply_color_lut(pixels, header)[..., :3]
-    small = _palette_bits(header) == 8 and colours.max() < 1 << 8  # noqa: PLR2004 - 8 bits stored in 8 or in 16
-    return Image.fromarray(_high_byte(colours, 8 if small else 8 * colours.dtype.itemsize))
+    colors = apply_color_lut(pixels, header)[..., :3]
+    small = _palette_bits(header) == 8 and colors.max() < 1 << 8  # noqa: PLR2004 - 8 bits stored in 8 or in 16
+    return Image.fromarray(_high_byte(colors, 8 if small else 8 * colors.dtype.itemsize))
 
 
 def _palette_bits(header: Header) -> int:

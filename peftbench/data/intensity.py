@@ -1,4 +1,4 @@
-"""Map grey values and colours of any range to eight bits: linear, exact and sigmoid windows, percentiles.
+"""Map grey values and colors of any range to eight bits: linear, exact and sigmoid windows, percentiles.
 
 A range wider than eight bits is shown through a window chosen for each image: the one stated in a DICOM file, otherwise
 the values between two percentiles.
@@ -15,7 +15,7 @@ from PIL import Image
 
 PERCENTILES = (0.5, 99.5)
 
-Values: TypeAlias = NDArray[np.float64]  # (H, W) grey values, or (H, W, 3) colours
+Values: TypeAlias = NDArray[np.float64]  # (H, W) grey values, or (H, W, 3) colors
 
 
 @dataclass(frozen=True)

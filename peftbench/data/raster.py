@@ -79,10 +79,10 @@ def facts(file: Path) -> ImageFacts:
             return ImageFacts(deep=True, changed=True)
         orientation = _header_orientation(picture, file)
         turned = orientation in TURNS
-        colour = _is_deep_png(picture) or _needs_tifffile(picture)
-        deep = colour or picture.mode.startswith(GREY_MODES)
+        color = _is_deep_png(picture) or _needs_tifffile(picture)
+        deep = color or picture.mode.startswith(GREY_MODES)
         inverted = deep and _is_inverted(picture)
-        changed = colour or inverted or (turned and (picture.format != "TIFF" or _was_mapped(picture, orientation)))
+        changed = color or inverted or (turned and (picture.format != "TIFF" or _was_mapped(picture, orientation)))
         return ImageFacts(deep=deep, turned=turned, inverted=inverted, changed=changed)
 
 
@@ -153,9 +153,9 @@ def _refuse(picture: Image.Image) -> None:
     if picture.format == "TIFF" and _is_stack(picture):
         raise UndecodableError("several pages; export the one to classify")
     if picture.mode == "LAB":
-        raise UndecodableError("L*a*b* colours; export it as RGB")
+        raise UndecodableError("L*a*b* colors; export it as RGB")
     if picture.mode == "CMYK" and max(_tag(picture, 258), default=8) > 8:  # noqa: PLR2004
-        raise UndecodableError("CMYK colours of 16 bits; export it as RGB")
+        raise UndecodableError("CMYK colors of 16 bits; export it as RGB")
 
 
 def _is_stack(picture: Image.Image) -> bool:
@@ -263,7 +263,7 @@ def _is_inverted(picture: Image.Image) -> bool:
 
 
 def _needs_tifffile(picture: Image.Image) -> bool:
-    """Return whether Pillow would misread a TIFF file: signed 8, unsigned 32 and colours of more than 8 bits."""
+    """Return whether Pillow would misread a TIFF file: signed 8, unsigned 32 and colors of more than 8 bits."""
     if picture.format != "TIFF":
         return False
     bits, kind = max(_tag(picture, 258), default=1), max(_tag(picture, 339), default=UNSIGNED)
@@ -301,7 +301,7 @@ def _grey_or_rgb(page: Any) -> NDArray[np.float64]:  # noqa: ANN401 - tifffile's
     if page.photometric not in {WHITE_IS_ZERO, BLACK_IS_ZERO, RGB} or np.dtype(page.dtype).kind not in "uifb":
         raise UndecodableError(f"{page.photometric.name} of {page.dtype} is not supported; export it as grey or RGB")
     if PREMULTIPLIED in page.extrasamples:
-        raise UndecodableError("colours of more than 8 bits multiplied by alpha; export it without transparency")
+        raise UndecodableError("colors of more than 8 bits multiplied by alpha; export it without transparency")
     try:
         values: NDArray[np.float64] = page.asarray().astype(np.float64)
     except ValueError as error:

@@ -84,7 +84,7 @@ class Jackknife:
 
     @cached_property
     def test(self) -> tuple[bytes, bytes]:
-        """Labels and groups, by which test sets are told apart."""
+        """Labels and groups, which identify a test set."""
         return self.labels.tobytes(), np.asarray(self.members, np.int64).tobytes()
 
     def same_test(self, other: Jackknife) -> bool:

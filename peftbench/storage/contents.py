@@ -16,7 +16,7 @@ KNOWN = (  # first bytes -> what the file holds
 
 
 def describe_content(file: Path) -> str:
-    """Return what a file seems to hold by its first bytes, for an error; "" if that cannot be told. Raises OSError."""
+    """Return what a file seems to hold by its first bytes, for an error; "" if that is unknown. Raises OSError."""
     with file.open("rb") as stream:
         head = stream.read(HEAD)
     if not head:

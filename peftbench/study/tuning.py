@@ -12,7 +12,7 @@ gives every method, the linear probe included, N trials on each data set:
 
 The chosen trial is the one with the best score. Ties go to the optimizer named first and to the lower rate, and a trial
 that failed or diverged is worse than any other. If the chosen rate is still the lowest or the highest that was tried
-with its optimizer, the record says so (`edge`), and so do the tables. Rates are rounded to three digits.
+with its optimizer, the record (`edge`) and the tables show it. Rates are rounded to three digits.
 
 What to try next follows from the scores in the store alone, so an interrupted study repeats no trial and chooses the
 same. The rounds of all methods run side by side.

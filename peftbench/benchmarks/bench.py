@@ -7,13 +7,11 @@ PASS or FAIL only; equality and memory, which do not depend on the load of the m
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from statistics import median
 from tempfile import TemporaryDirectory
 from typing import cast
 
@@ -25,7 +23,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from peftbench.benchmarks import bench_data
-from peftbench.benchmarks.gates import Gate, random_mask
+from peftbench.benchmarks.bench_methods import mask_equality, mask_steps, peak_memory
+from peftbench.benchmarks.gates import Gate, random_mask, ratios
 from peftbench.benchmarks.random_task import random_task
 from peftbench.core.contract import Preprocessing
 from peftbench.core.recipe import Recipe
@@ -47,10 +46,19 @@ Part = Callable[[int], Iterator[Gate]]  # some gates, from the number of rounds 
 
 
 def run(rounds: int = 5, *, timed: bool = True) -> list[Gate]:
-    """Return every gate, in about two minutes; without `timed` only those that decide the exit code."""
-    parts: tuple[Part, ...] = (equality, counted_memory)
+    """Return every gate, in about three minutes; without `timed` only those that decide the exit code."""
+    parts: tuple[Part, ...] = (equality, mask_equality, counted_memory)
     if timed:
-        parts += (loop_overhead, method_steps, bf16_steps, head_step, data_epochs, importance_pass)
+        parts += (
+            mask_steps,
+            peak_memory,
+            loop_overhead,
+            method_steps,
+            bf16_steps,
+            head_step,
+            data_epochs,
+            importance_pass,
+        )
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -111,30 +119,16 @@ def _dense(tensor: Tensor, index: Tensor) -> Tensor:
     return torch.zeros(tensor.numel()).index_fill(0, index, 1.0).view_as(tensor)
 
 
-def ratios(variants: Mapping[str, Callable[[], object]], base: str, rounds: int) -> dict[str, float]:
-    """Return the median over rounds of each variant's CPU seconds over the base's: in turn, after a warm-up round."""
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for _ in range(rounds + 1):
-        for name, work in variants.items():
-            started = time.process_time()
-            work()
-            seconds[name].append(time.process_time() - started)
-    return {
-        name: median(s / b for s, b in zip(found[1:], seconds[base][1:], strict=True))
-        for name, found in seconds.items()
-    }
-
-
 # --- gates that decide -----------------------------------------------------------------------------------------------
 
 
 def equality(rounds: int) -> Iterator[Gate]:  # noqa: ARG001 - nothing is timed
-    """Compare sparse with masked dense training: the largest difference of the losses over ten steps."""
+    """Compare sparse with masked dense training: the largest difference of the losses over three steps."""
     for name, clustered in (("random", False), ("clustered", True)):
         entries = random_mask(network().vit, 0.001, clustered=clustered)
         _, sparse = stepper(Plan(entries=entries))
         _, masked = stepper(Plan(tune=frozenset(entries)), entries)
-        gap = max(abs(sparse(0) - masked(0)) for _ in range(10))
+        gap = max(abs(sparse(0) - masked(0)) for _ in range(3))
         yield Gate(f"losses of sparse against masked training, {name} masks: largest gap", gap, 1e-5, decides=True)
 
 

@@ -1,11 +1,13 @@
-"""Measured figures with bounds, for `peftbench bench` on a CPU or a GPU, and made-up masks to measure with."""
+"""Figures with bounds, for `peftbench bench` on a CPU or a GPU; how they are timed, and random masks."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import torch
@@ -59,3 +61,17 @@ def write(gates: Sequence[Gate], device: str, file: Path) -> None:
     """Write the figures, with the machine that they were measured on, as JSON."""
     rows = [asdict(gate) | {"passed": gate.passed} for gate in gates]
     file.write_text(json.dumps({"environment": hardware.environment(device), "gates": rows}, indent=1))
+
+
+def ratios(variants: Mapping[str, Callable[[], object]], base: str, rounds: int) -> dict[str, float]:
+    """Return the median over rounds of each variant's CPU seconds over the base's: in turn, after a warm-up round."""
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for _ in range(rounds + 1):
+        for name, work in variants.items():
+            started = time.process_time()
+            work()
+            seconds[name].append(time.process_time() - started)
+    return {
+        name: median(s / b for s, b in zip(found[1:], seconds[base][1:], strict=True))
+        for name, found in seconds.items()
+    }

@@ -1,17 +1,19 @@
 """`peftbench measure`: what each method costs on this machine, on random images and labels. It needs no data.
 
 Everything runs as in a job: the plan is carried out, `fit` trains, `delta.write` saves. Of everything timed, a first
-run is left out and as many more follow as fit into a few seconds.
+run is left out. Methods train in turn, a few steps each, so that a machine that is busy for a while slows down all of
+them; CPU time is measured beside wall time.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, nullcontext, suppress
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 
 import numpy as np
@@ -35,6 +37,7 @@ from peftbench.models.head import Classifier
 from peftbench.models.method import NoProbe
 from peftbench.models.plan import Plan, Tuned
 from peftbench.profiling import hardware, history
+from peftbench.profiling.clock import Elapsed
 from peftbench.profiling.history import Latency, Measured
 from peftbench.study.defaults import refuse_graph
 from peftbench.study.method_grid import SizedMethod, expand, sized_methods
@@ -45,7 +48,9 @@ from peftbench.training.trainee import Trainee, carry_out, count_step, make_clas
 CLASSES = 2
 TRAIN_BATCHES = 2  # in an epoch, whose gradients a method may read
 LATENCY_BATCHES = (1, 64)  # images
+MIN_STEPS = 10  # of training, that are timed
 MAX_RUNS = 200  # of one thing
+ROUND: Mapping[str, int] = {"cpu": 2, "cuda": 20}  # training steps of a method before it is the next one's turn
 REFERENCE = "full"
 BATCH: Mapping[str, int] = {"cpu": 8, "cuda": 64}  # rates hardly depend on it on a CPU
 
@@ -65,6 +70,11 @@ class Setup:
     def autocast(self) -> torch.dtype | None:
         """The type that the network computes in."""
         return hardware.PRECISIONS[self.recipe.precision]
+
+    @property
+    def once(self) -> int:
+        """The number of steps in which all that happens only once happens."""
+        return WARM_UP + 1 if self.recipe.graph else 1
 
     def task(self) -> Task:
         """Return random images."""
@@ -89,13 +99,14 @@ def table(asked: Study, places: Places, seconds: float = 2.0) -> Iterator[Measur
     setup = _set_up(asked, source, places, seconds)
     before = torch.get_num_threads()
     torch.set_num_threads(asked.threads)
+    alone = asked.compile or asked.graph  # what is compiled for one method is lost with the next
     try:
-        for row in rows:
-            found = _measured(row, setup)
-            key = forecast.key(row, places.device, asked.threads, setup.recipe)
-            with suppress(OSError):  # a cache that cannot be written; the row is shown anyway
-                history.remember(places.cache, key, found)
-            yield found
+        for group in [[row] for row in rows] if alone else [rows]:
+            for row, found in _measure(group, setup):
+                key = forecast.key(row, places.device, asked.threads, setup.recipe)
+                with suppress(OSError):  # a cache that cannot be written; the row is shown anyway
+                    history.remember(places.cache, key, found)
+                yield found
     finally:
         torch.set_num_threads(before)
 
@@ -112,10 +123,41 @@ def _set_up(asked: Study, source: Source, places: Places, seconds: float) -> Set
     return Setup(source, vit.to(places.device), recipe, places, asked.threads, seconds)
 
 
-# --- one method ------------------------------------------------------------------------------------------------------
+# --- training --------------------------------------------------------------------------------------------------------
 
 
-def _measured(row: SizedMethod, setup: Setup) -> Measured:
+@dataclass
+class Candidate:
+    """A method that is being measured."""
+
+    row: SizedMethod
+    trainee: Trainee
+    selection_seconds: float
+    selection_images: int
+    peak_memory: int = 0
+    steps: int = 0  # that were timed
+    rounds: list[Elapsed] = field(default_factory=list)  # per step
+
+    def add(self, progress: Progress, steps: int) -> None:
+        """Note the time of some steps."""
+        self.steps += steps
+        self.rounds.append(Elapsed(progress.train_seconds / steps, progress.train_cpu_seconds / steps))
+
+
+def _measure(rows: Sequence[SizedMethod], setup: Setup) -> Iterator[tuple[SizedMethod, Measured]]:
+    """Train methods in turn and yield what each one costs."""
+    with ExitStack() as stack:
+        candidates = [_prepare(row, setup, stack) for row in rows]
+        if setup.recipe.compile or setup.recipe.graph:
+            _train_at_once(candidates[0], setup)
+        else:
+            _train_in_turn(candidates, setup)
+    for one in candidates:
+        yield one.row, _measured(one, setup)
+
+
+def _prepare(row: SizedMethod, setup: Setup, stack: ExitStack) -> Candidate:
+    """Carry out a method and train for a first time, which is not timed."""
     _import_all(row)
     with hardware.peak_memory(setup.places.device) as peak:
         model, task = setup.model(), setup.task()
@@ -126,31 +168,67 @@ def _measured(row: SizedMethod, setup: Setup) -> Measured:
         trainee = carry_out(model, plan, task, setup.autocast)
         if trainee.freezes_features:
             trainee = trainee.on_features(_random_features(model, task))
-        with compiled(model.vit, enabled=setup.recipe.compile):
-            progress = _train(trainee, setup)
-    counted = count_step(
-        model, setup.recipe, setup.source.preprocessing.size, setup.places.device, head_only=trainee.head_only
-    )
-    size = _delta_bytes(plan, trainee.learner)
-    latency = _latencies(setup, row, model, trainee.tuned)
+        stack.enter_context(compiled(model.vit, enabled=setup.recipe.compile))
+        found = Candidate(row, trainee, selection_seconds, sum(probed))
+        for _ in range(2 if setup.recipe.compile or setup.places.device == "cuda" else 1):
+            _fit(found, setup, setup.once)
+    found.peak_memory = peak.bytes
+    return found
+
+
+def _fit(one: Candidate, setup: Setup, steps: int) -> Progress:
+    return fit(one.trainee.learner, one.trainee.task, replace(setup.recipe, steps=steps), 0, setup.autocast)
+
+
+def _train_in_turn(candidates: Sequence[Candidate], setup: Setup) -> None:
+    """Train a few steps of each method in turn, until each has MIN_STEPS and the time is spent."""
+    steps, spent = ROUND[setup.places.device], 0.0
+    enough = setup.seconds * len(candidates)
+    while candidates[0].steps < MIN_STEPS or (spent < enough and candidates[0].steps < MAX_RUNS):
+        for one in candidates:
+            progress = _fit(one, setup, steps)
+            one.add(progress, steps)
+            spent += progress.train_seconds
+
+
+def _train_at_once(one: Candidate, setup: Setup) -> None:
+    """Train for as long as the time allows; each run captures a graph anew, so its first steps are subtracted."""
+    first = _fit(one, setup, setup.once)
+    steps = int(np.clip(setup.seconds * setup.once / first.train_seconds, MIN_STEPS, MAX_RUNS))
+    timed = _fit(one, setup, setup.once + steps)
+    wall, cpu = timed.train_seconds - first.train_seconds, timed.train_cpu_seconds - first.train_cpu_seconds
+    one.add(replace(timed, train_seconds=wall, train_cpu_seconds=cpu), steps)
+
+
+# --- one method ------------------------------------------------------------------------------------------------------
+
+
+def _measured(one: Candidate, setup: Setup) -> Measured:
+    """Count what a step of a method costs, and time its prediction."""
+    model, tuned, batch = one.trainee.model, one.trainee.tuned, setup.recipe.batch
+    side, head_only = setup.source.preprocessing.size, one.trainee.head_only
+    counted = count_step(model, setup.recipe, side, setup.places.device, head_only=head_only)
+    size = _delta_bytes(tuned.plan, one.trainee.learner)
+    latency = _latencies(setup, one.row, model, tuned)
     whole = latency.get("64 merged", latency["64"])
     return Measured(
-        method=row.label,
-        target=row.targets[0] if row.targets else None,
-        trainable=plan.count(setup.vit),
+        method=one.row.label,
+        target=one.row.targets[0] if one.row.targets else None,
+        trainable=tuned.plan.count(setup.vit),
         head=sum(p.numel() for p in model.head.parameters()),
-        batch=setup.recipe.batch,
-        steps=progress.step,
+        batch=batch,
+        steps=one.steps,
         stored=counted.stored,
         flops_forward=counted.forward,
         flops_training=counted.training,
         memory=counted.memory,
-        peak_memory=peak.bytes,
-        images_per_second=progress.step * setup.recipe.batch / progress.train_seconds,
+        peak_memory=one.peak_memory,
+        images_per_second=batch / median(step.wall for step in one.rounds),
+        cpu_seconds_per_image=median(step.cpu for step in one.rounds) / batch,
         predicted_per_second=LATENCY_BATCHES[-1] / whole.p50,
         latency=latency,
-        selection_seconds=selection_seconds,
-        selection_images=sum(probed),
+        selection_seconds=one.selection_seconds,
+        selection_images=one.selection_images,
         delta_bytes=size,
     )
 
@@ -178,23 +256,6 @@ def _random_features(model: Classifier, task: Task) -> Task:
     """Return the task with random features in place of images."""
     features = torch.randn(len(task.train), model.head.linear.in_features, device=task.labels.device)
     return replace(task, train=Features(features))
-
-
-def _train(trainee: Trainee, setup: Setup) -> Progress:
-    """Train for as many steps as fit into the time, after first ones; compiling and capturing are not timed."""
-    once = WARM_UP + 1 if setup.recipe.graph else 1  # steps in which all that happens only once happens
-
-    def run(steps: int) -> Progress:
-        return fit(trainee.learner, trainee.task, replace(setup.recipe, steps=steps), 0, setup.autocast)
-
-    if setup.recipe.compile or setup.places.device == "cuda":
-        run(once)
-    first = run(once)
-    steps = int(np.clip(setup.seconds * once / first.train_seconds, 1, MAX_RUNS))
-    timed = run(once + steps if setup.recipe.graph else steps)
-    if setup.recipe.graph:  # each run captures a new graph
-        timed = replace(timed, step=steps, train_seconds=timed.train_seconds - first.train_seconds)
-    return timed
 
 
 def _delta_bytes(plan: Plan, learner: Learner) -> int:

@@ -142,6 +142,7 @@ def _costs(full: Measured) -> Cells:
         "training": relative(lambda row: row.flops_training, formatting.format_giga),
         "held": relative(lambda row: row.memory.total, format_size),
         "images/s training": relative(lambda row: row.images_per_second, formatting.format_rate),
+        "CPU ms/image": relative(lambda row: 1e3 * (row.cpu_seconds_per_image or 0.0), "{:,.1f}".format),
         "prediction": relative(lambda row: row.predicted_per_second, formatting.format_rate),
         "delta": lambda row: format_size(row.delta_bytes),
     }

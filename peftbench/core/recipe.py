@@ -34,7 +34,8 @@ class Recipe:
     head_lr: NotNegative = 0.0  # lowest learning rate of the head, where more than the head trains
     head: Literal["plain", "l2", "batchnorm"] = "plain"
     head_scale: Positive = 1.0  # l2: the norm that features are scaled to
-    selection: Literal["validation", "last"] = "validation"
+    # which step is kept: the best macro F1 on validation, that of three evaluations in a row, or the lowest loss there
+    selection: Literal["validation", "validation_smoothed", "validation_loss", "last"] = "validation"
     class_weights: Literal["none", "balanced"] = "none"
     augmentation: Literal["none", "light", "medical"] = "none"
     precision: PrecisionOption = "auto"

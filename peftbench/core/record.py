@@ -128,6 +128,8 @@ class Costs(_Strict):
     flops_forward: float | None = None  # per image; a multiply-add counts as two
     flops_training: float | None = None  # per image of a training step: forward and backward
     predicted_per_second: float | None = None  # images, in evaluations; None if stored features were used
+    cpu_seconds: float | None = None  # CPU time of the job over all threads, which other processes do not disturb
+    train_cpu_seconds: float | None = None  # the part of training
 
 
 class Tuning(_Strict):

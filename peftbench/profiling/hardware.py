@@ -110,7 +110,7 @@ def _reset(device: str) -> int:
     if device == "cuda":
         free()  # not what earlier jobs left in reference cycles
         torch.cuda.reset_peak_memory_stats()
-        return 0
+        return int(torch.cuda.memory_allocated())
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc: what earlier jobs freed goes back to the system
     if trim:

@@ -39,7 +39,8 @@ class Measured(BaseModel):
     flops_training: float  # per image
     memory: Memory  # of a training step, counted
     peak_memory: int  # measured as in a record
-    images_per_second: float  # training
+    images_per_second: float  # training, by the wall clock
+    cpu_seconds_per_image: float | None = None  # training, over all threads; None in costs older than the field
     predicted_per_second: float  # at batch 64, merged where the method merges
     latency: dict[str, Latency]  # "1", "64", and "1 merged", "64 merged" where merging changes the network
     selection_seconds: float

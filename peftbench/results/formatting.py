@@ -185,9 +185,17 @@ COSTS: Mapping[str, Callable[[Sequence[Record]], str]] = MappingProxyType(
 )
 
 
+def _train_cpu_milliseconds(costs: Costs) -> float | None:
+    """Return the CPU time of training per image, in ms."""
+    if costs.train_cpu_seconds is None or not costs.images_per_second:
+        return None
+    return 1e3 * costs.train_cpu_seconds / (costs.images_per_second * costs.train_seconds)
+
+
 SPENT_MEANS = (  # for the caption of a table of these columns
     "floating-point operations (10^9; a multiply-add counts as two) of the forward pass and of a training step, per "
-    "image; memory that a training step holds, counted tensor by tensor, beside the measured peak; images per second."
+    "image; memory that a training step holds, counted tensor by tensor, beside the measured peak; images per second; "
+    "CPU time of training per image in ms, by which methods compare even on a busy machine."
 )
 SPENT: Mapping[str, Callable[[Sequence[Record]], str]] = MappingProxyType(
     {
@@ -198,6 +206,7 @@ SPENT: Mapping[str, Callable[[Sequence[Record]], str]] = MappingProxyType(
         "peak": _peak,
         "images/s training": _mean(lambda costs: costs.images_per_second, format_rate),
         "prediction": _mean(lambda costs: costs.predicted_per_second, format_rate),
+        "CPU ms/image": _mean(_train_cpu_milliseconds, "{:,.1f}".format),
     }
 )
 

@@ -24,7 +24,15 @@ from peftbench.results.formatting import Cell
 from peftbench.results.summary import Block, MethodRow
 from peftbench.results.text import printable
 
-RULES = MappingProxyType({"validation": "best on validation", "last": "last", "oracle": "test oracle: not a result"})
+RULES = MappingProxyType(
+    {
+        "validation": "best on validation",
+        "validation_smoothed": "best on validation, mean of 3",
+        "validation_loss": "lowest validation loss",
+        "last": "last",
+        "oracle": "test oracle: not a result",
+    }
+)
 LEAKS_MEAN = (
     "The test images are the same. grouped: trained without the groups of later parts; deduplicated: also without "
     "images that resemble one of a later part. Differences with 95% intervals (bootstrap over groups of test images, "
@@ -185,15 +193,16 @@ def _tier_table(block: Block, title: str, names: tuple[str, ...]) -> Table:
 
 
 def _rules(block: Block, name: str) -> Table:
-    """Return macro F1 under the three selection rules, and the gain from choosing the step on the test set."""
+    """Return macro F1 under the selection rules, and the gain from choosing the step on the test set."""
     pairs = [(row, row.replicates[name]) for row in block.rows if name in row.replicates]
     done = [(row, one) for row, one in pairs if one.done]
     facts: dict[str, list[Cell]] = {
         "method": [formatting.label_cell(row) for row, _ in done],
         "target": [formatting.target_cell(row, one.records) for row, one in done],
     }
-    for rule, title in RULES.items():
-        facts[title] = [Cell(formatting.format_points(one.mean("macro_f1", rule))) for _, one in done]
+    chosen = {rule for _, one in done for record in one.records for rule in record.choices}
+    for rule in (rule for rule in RULES if rule in chosen):
+        facts[RULES[rule]] = [Cell(formatting.format_points(one.mean("macro_f1", rule))) for _, one in done]
     gains = [one.mean("macro_f1", "oracle") - one.mean("macro_f1") for _, one in done]
     facts["inflation"] = [Cell(formatting.format_points(gain)) for gain in gains]
     text = (

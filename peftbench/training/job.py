@@ -31,6 +31,7 @@ from peftbench.models.head import Classifier
 from peftbench.models.method import Method
 from peftbench.models.plan import Plan
 from peftbench.profiling import counting, hardware
+from peftbench.profiling.clock import Clock
 from peftbench.profiling.hardware import PRECISIONS, OutOfMemory
 from peftbench.results.store import JobFolder, Store
 from peftbench.storage.files import is_disk_full, sha256_json
@@ -171,6 +172,7 @@ def predict_majority(run: Run) -> None:
         row = np.log(np.bincount(labels, minlength=classes) / len(labels)).astype(np.float32)
     logits = {part: np.tile(row, (run.data.sizes[part], 1)) for part in run.evaluated}
     rules = {"last": "", "validation": "val", "oracle": "test"}  # and the part that each looks at
+    rules.setdefault(run.job.recipe.selection, "val")
     chosen = {rule: Chosen(0, 0.0, logits) for rule, part in rules.items() if not part or part in logits}
     run.outcome.progress = Progress(chosen=chosen)
 
@@ -248,20 +250,23 @@ def _full_disk_is_no_failure(places: Places) -> Iterator[None]:
 
 def _run_claimed(job: Job, places: Places, folder: JobFolder, outside: Outside) -> Record:
     """Run a job that this process has claimed, and write its record."""
-    started = time.perf_counter()
+    clock = Clock()
     folder.write_request(asdict(job) | {"identity": job.identity(), "id": job.id})
     if job.threads:
         torch.set_num_threads(job.threads)
     data, checkpoint = _open_data(job, places.cache), Checkpoint(folder)
 
     def save(progress: Progress, learner: Mapping[str, Tensor], optimizer: Mapping[str, Tensor]) -> None:
-        seconds = progress.seconds + time.perf_counter() - started
-        checkpoint.write(replace(progress, seconds=seconds), learner, optimizer)
+        passed = clock.total()
+        seconds, cpu_seconds = progress.seconds + passed.wall, progress.cpu_seconds + passed.cpu
+        checkpoint.write(replace(progress, seconds=seconds, cpu_seconds=cpu_seconds), learner, optimizer)
 
     with hardware.repeatable(asked=job.recipe.deterministic), hardware.peak_memory(places.device) as peak:
         outcome = _retried(job, places, folder, data, replace(outside, save=save))
     if isinstance(outcome, Outcome):
-        outcome.seconds = outcome.progress.seconds + time.perf_counter() - started
+        passed = clock.total()
+        outcome.seconds = outcome.progress.seconds + passed.wall
+        outcome.cpu_seconds = outcome.progress.cpu_seconds + passed.cpu
         outcome.peak_memory = peak.bytes
     record = folder.write_record(make_record(job, places, data, outcome))
     checkpoint.clear()

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -25,6 +26,7 @@ from peftbench.data.augmentation import Augment
 from peftbench.data.batches import batch_order
 from peftbench.errors import DivergedError, JobError
 from peftbench.models.plan import Callback
+from peftbench.profiling.clock import Clock
 from peftbench.training.optimizer import (
     evaluation_steps,
     learning_rate,
@@ -40,6 +42,7 @@ from peftbench.training.step import Captured, Step
 
 REPORT_EVERY = 50  # steps; reading the loss from a GPU waits for it
 EVALUATION_BATCH = 64
+SMOOTHED = 3  # evaluations whose mean the rule `validation_smoothed` scores
 LARGEST_LOSS = 100.0  # mean, in nats; that of an untrained head is the logarithm of the number of classes
 
 
@@ -106,8 +109,10 @@ class Progress:
     step: int = 0
     parts: int = 1  # pieces that a batch is cut into, for want of memory
     seconds: float = 0.0  # that the job took up to this checkpoint, interruptions left out
+    cpu_seconds: float = 0.0  # the same as CPU time
     loss_sum: float = 0.0  # since the last evaluation
     train_seconds: float = 0.0
+    train_cpu_seconds: float = 0.0
     evaluation_seconds: float = 0.0
     curve: list[dict[str, float]] = field(default_factory=list)
     chosen: dict[str, Chosen] = field(default_factory=dict)  # rule -> step
@@ -158,13 +163,13 @@ def fit(  # noqa: PLR0913 - what a run is made of
         outside.save(progress, learner.tensors, optimizer_tensors(optimizer))
 
     for until in pauses(recipe, progress.step):
-        started = time.perf_counter()
-        span = (progress.step, until)
+        clock, span = Clock(), (progress.step, until)
         for total, done in _train(learner, optimizer, train_step, task, recipe, seed, span, outside):
             _check_loss(total / (done - progress.step), done, recipe)
             progress.step, progress.loss_sum = done, progress.loss_sum + total
-            started, before = time.perf_counter(), started
-            progress.train_seconds += started - before
+            passed = clock.lap()
+            progress.train_seconds += passed.wall
+            progress.train_cpu_seconds += passed.cpu
             outside.watch(progress)
         if progress.step == until and until in evaluations:
             _evaluate(learner, task, recipe, progress, evaluations, autocast)
@@ -231,14 +236,25 @@ def _evaluate(
         row |= {"val_macro_f1": scores["val"], "val_loss": unweighted_loss(logits["val"], task.parts["val"][1])}
     progress.curve.append(row)
     progress.loss_sum = 0.0
-    rules = {"validation": scores.get("val"), "last": math.inf, "oracle": scores.get("test")}
-    for rule, score in rules.items():
+    for rule, score in _rule_scores(recipe, progress.curve, scores).items():
         before = progress.chosen.get(rule)
         if score is not None and (before is None or rule == "last" or score > before.score):  # ties to the earlier step
             progress.chosen[rule] = Chosen(progress.step, score, logits)
             if rule == effective_rule(recipe, scores):
                 progress.kept = learner.state()
     progress.evaluation_seconds += time.perf_counter() - started
+
+
+def _rule_scores(
+    recipe: Recipe, curve: Sequence[Mapping[str, float]], scores: Mapping[str, float]
+) -> dict[str, float | None]:
+    """Return the score of the last evaluation under three rules and the recipe's own; None where it has none."""
+    rules = {"validation": scores.get("val"), "last": math.inf, "oracle": scores.get("test")}
+    if "val" in scores and recipe.selection == "validation_loss":
+        rules[recipe.selection] = -curve[-1]["val_loss"]
+    if "val" in scores and recipe.selection == "validation_smoothed":
+        rules[recipe.selection] = fmean(row["val_macro_f1"] for row in curve[-SMOOTHED:])
+    return rules
 
 
 def effective_rule(recipe: Recipe, parts: Container[str]) -> str:

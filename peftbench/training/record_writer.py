@@ -40,6 +40,7 @@ class Outcome:
     delta_bytes: int = 0
     counted: Counted | None = None  # the cost of a training step
     seconds: float = 0.0  # of the whole job, interruptions left out
+    cpu_seconds: float = 0.0
     peak_memory: int = 0  # bytes
 
 
@@ -104,8 +105,10 @@ def _results(job: Job, data: Data, outcome: Outcome) -> dict[str, Any]:
         "choices": {rule: _choice(chosen, data, faults) for rule, chosen in progress.chosen.items()},
         "costs": Costs(
             seconds=outcome.seconds,
+            cpu_seconds=outcome.cpu_seconds,
             selection_seconds=outcome.selection_seconds,
             train_seconds=progress.train_seconds,
+            train_cpu_seconds=progress.train_cpu_seconds,
             evaluation_seconds=progress.evaluation_seconds,
             images_per_second=rate,
             peak_memory=outcome.peak_memory,

@@ -32,5 +32,5 @@ def test_a_plain_loop_that_diverges_is_no_measure() -> None:
 
 def test_without_times_the_gates_that_decide_are_left_and_hold() -> None:
     found = bench.run(timed=False)
-    assert len(found) == 4
+    assert len(found) == 5
     assert [gate.name for gate in found if not gate.decides or not gate.passed] == []

@@ -162,6 +162,25 @@ def test_the_recipe_s_rule_decides_what_is_kept(
     assert all(torch.equal(progress.kept[name], tensor) for name, tensor in seen[step].items())
 
 
+def test_the_smoothed_rule_takes_the_last_of_the_best_three_evaluations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Means of up to three scores: .5, .7, .6, .6; the single best score comes second, the second mean is the best."""
+    scripted(monkeypatch, {"val": [0.5, 0.9, 0.4, 0.5], "test": [0.1] * 4})
+    progress = fit(learner(network()), two_parts(), replace(RECIPE, selection="validation_smoothed"), SEED)
+    assert progress.chosen["validation_smoothed"].step == 6
+    scripted(monkeypatch, {"val": [0.1, 0.9, 0.1, 0.8], "test": [0.1] * 4})
+    progress = fit(learner(network()), two_parts(), replace(RECIPE, selection="validation_smoothed"), SEED)
+    assert progress.chosen["validation"].step == 6
+    assert progress.chosen["validation_smoothed"].step == 12
+
+
+def test_the_rule_of_the_loss_takes_the_lowest_validation_loss() -> None:
+    recipe = replace(RECIPE, selection="validation_loss", lr=2.0)  # so high that the loss rises and falls
+    progress = fit(learner(network()), two_parts(), recipe, SEED)
+    losses = {int(row["step"]): row["val_loss"] for row in progress.curve}
+    assert progress.chosen["validation_loss"].step == min(losses, key=lambda step: losses[step])
+    assert "validation_loss" not in fit(learner(network()), task(), recipe, SEED).chosen
+
+
 def test_without_a_validation_part_the_last_step_is_kept() -> None:
     model = network()
     progress = fit(learner(model), task(), RECIPE, SEED)

@@ -1,0 +1,140 @@
+"""What users run, for `peftbench bench`: masks of SH-PEFT on mini's weights and phantom images, through the engine."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from peftbench.benchmarks.gates import Gate, ratios
+from peftbench.core.constants import Precision
+from peftbench.core.recipe import Recipe
+from peftbench.core.registry import registry
+from peftbench.data.availability import open_dataset
+from peftbench.data.pixel_cache import prepare
+from peftbench.models import backbone
+from peftbench.models.head import Classifier
+from peftbench.models.method import Method
+from peftbench.models.plan import Plan
+from peftbench.profiling import hardware
+from peftbench.profiling.hardware import PRECISIONS
+from peftbench.training.loop import Learner, Task, fit
+from peftbench.training.trainee import Trainee, carry_out, make_classifier, make_probe, make_task
+
+BACKBONE, DATASET = "mini", "phantom_ultrasound"
+BOUNDS: Mapping[float, float] = {0.01: 0.85, 0.001: 0.80, 0.0001: 0.75}  # share of weights -> step over a full one
+RECIPE = Recipe("bench", lr=1e-3, batch=32, evaluations=1, warmup=0.0)
+STEPS = 2  # of a method before it is the next one's turn
+EQUAL_STEPS = 5  # whose losses must agree
+FEW_BATCHES: Mapping[str, Any] = {"batches": 4}  # for the selection, where its time does not matter
+
+
+@dataclass(frozen=True)
+class Workbench:
+    """The network, the images and the recipe that the methods share."""
+
+    task: Task
+    recipe: Recipe
+    cache: Path
+
+    def model(self) -> Classifier:
+        """Return the pretrained network with a new head."""
+        vit = backbone.locate(BACKBONE).build(0)
+        backbone.choose_attention(vit, "cpu", PRECISIONS[self.recipe.precision])
+        return make_classifier(vit, self.task.classes, self.recipe, seed=0)
+
+    def trainee(self, method: Method) -> Trainee:
+        """Return the network with the method's plan carried out."""
+        model = self.model()
+        probe = make_probe(model, self.task, self.recipe, 0, self.cache / f"probe_{self.recipe.precision}")
+        return carry_out(model, method.plan(model.vit, probe), self.task, PRECISIONS[self.recipe.precision])
+
+    def train(self, learner: Learner, steps: int, evaluations: int = 1) -> list[float]:
+        """Train for some steps; return the mean loss before each evaluation."""
+        recipe = replace(self.recipe, steps=steps, evaluations=evaluations)
+        progress = fit(learner, self.task, recipe, 0, PRECISIONS[recipe.precision])
+        return [row["train_loss"] for row in progress.curve]
+
+
+def open_workbench(cache: Path, precision: Precision) -> Workbench:
+    """Draw and decode the images; the folder `cache` must last as long as the workbench."""
+    dataset, preprocessing = open_dataset(DATASET), backbone.locate(BACKBONE).preprocessing
+    data = prepare(dataset.card, dataset.load(cache, 0), preprocessing, cache)
+    return Workbench(make_task(data, preprocessing, "cpu", ()), replace(RECIPE, precision=precision), cache)
+
+
+def sized(name: str, share: float) -> Method:
+    """Return a method at the size nearest to a share of the backbone's weights."""
+    blank = backbone.locate(BACKBONE, blank=True).blank()
+    method: Method = registry("methods").get(name)()
+    return method.within(round(share * sum(p.numel() for p in blank.parameters())), blank).method
+
+
+def mask_equality(rounds: int) -> Iterator[Gate]:  # noqa: ARG001 - nothing is timed
+    """Sparse training on SH-PEFT's mask against dense training with masked gradients, in float32."""
+    with TemporaryDirectory() as folder:
+        bench = open_workbench(Path(folder), "fp32")
+        bench = replace(bench, recipe=replace(bench.recipe, optimizer="sgd", lr=0.05, weight_decay=0.0))
+        sparse = bench.trainee(replace(sized("shpeft", 0.01), **FEW_BATCHES))
+        losses = bench.train(sparse.learner, EQUAL_STEPS, EQUAL_STEPS)
+        expected = bench.train(_masked(bench.model(), sparse.tuned.plan, bench.task), EQUAL_STEPS, EQUAL_STEPS)
+    gap = max(abs(a - b) for a, b in zip(losses, expected, strict=True))
+    yield Gate("losses of SH-PEFT at 1% against masked training: largest gap", gap, 2e-6, decides=True)
+
+
+def _masked(model: Classifier, plan: Plan, task: Task) -> Learner:
+    """Return the dense form of a plan of single entries: whole tensors train, with all other gradients set to zero."""
+    trainee = carry_out(model, Plan(tune=frozenset(plan.entries)), task)
+    for name, index in plan.entries.items():
+        parameter = model.vit.get_parameter(name)
+        parameter.register_hook(partial(torch.mul, _mask(parameter, index)))
+    return trainee.learner
+
+
+def _mask(tensor: nn.Parameter, index: Tensor) -> Tensor:
+    return torch.zeros(tensor.numel()).index_fill(0, index, 1.0).view_as(tensor)
+
+
+def mask_steps(rounds: int) -> Iterator[Gate]:
+    """Steps on SH-PEFT's masks over steps of full fine-tuning, in each precision that this CPU computes in."""
+    precisions: tuple[Precision, ...] = ("fp32", "bf16") if hardware.auto_precision("cpu") == "bf16" else ("fp32",)
+    for precision in precisions:
+        with TemporaryDirectory() as folder:
+            bench = open_workbench(Path(folder), precision)
+            learners = {"full": bench.trainee(registry("methods").get("full")()).learner}
+            learners |= {f"{share:.2%}": bench.trainee(sized("shpeft", share)).learner for share in BOUNDS}
+            work: dict[str, Callable[[], object]] = {
+                name: partial(bench.train, learner, STEPS) for name, learner in learners.items()
+            }
+            found = ratios(work, "full", rounds)
+        for share, bound in BOUNDS.items():
+            yield Gate(f"step of SH-PEFT at {share:.2%} over full, {precision}", found[f"{share:.2%}"], bound)
+
+
+def peak_memory(rounds: int) -> Iterator[Gate]:  # noqa: ARG001 - measured once, each in a new process
+    """The measured peak of SH-PEFT at 1%, selection included, over that of LoRA at the same count and of full."""
+    peaks = {}
+    for name, share in {"shpeft": 0.01, "lora": 0.01, "full": None}.items():
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+            peaks[name] = process.submit(measured_peak, name, share).result()
+    yield Gate("measured peak memory of SH-PEFT at 1% over LoRA's at its count", peaks["shpeft"] / peaks["lora"], 1.10)
+    yield Gate("measured peak memory of SH-PEFT at 1% over full", peaks["shpeft"] / peaks["full"], 1.0)
+
+
+def measured_peak(name: str, share: float | None) -> int:
+    """Return the growth of this process's memory, in bytes, while a method is planned and trains for a few steps."""
+    torch.set_num_threads(1)
+    method = registry("methods").get(name)() if share is None else sized(name, share)
+    with TemporaryDirectory() as folder:
+        bench = open_workbench(Path(folder), "fp32")
+        with hardware.peak_memory("cpu") as peak:
+            bench.train(bench.trainee(method).learner, STEPS)
+    return peak.bytes

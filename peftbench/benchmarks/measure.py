@@ -192,7 +192,7 @@ def _train_in_turn(candidates: Sequence[Candidate], setup: Setup) -> None:
 
 
 def _train_at_once(one: Candidate, setup: Setup) -> None:
-    """Train for as long as the time allows; each run captures a graph anew, so its first steps are subtracted."""
+    """Train for as long as the time allows; each run captures a new graph, so its first steps are subtracted."""
     first = _fit(one, setup, setup.once)
     steps = int(np.clip(setup.seconds * setup.once / first.train_seconds, MIN_STEPS, MAX_RUNS))
     timed = _fit(one, setup, setup.once + steps)

@@ -1,4 +1,4 @@
-"""What every test gets: shapes and types checked at run time, and the real data and weights where there are any."""
+"""Settings of every test: shapes and types are checked at run time; real data and weights where they exist."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ CHECKED = BeartypeConf(is_pep484_tower=True, claw_skip_package_names=("peftbench
 beartype_package("peftbench", conf=CHECKED)
 
 # No test asserts a time, and examples are the same each time; `nox -s fuzz` draws new ones.
-settings.register_profile("ours", deadline=None, derandomize=True)
-settings.load_profile("ours")
+settings.register_profile("peftbench", deadline=None, derandomize=True)
+settings.load_profile("peftbench")
 
 ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """No test reads or writes the caches, data and weights of whoever runs it."""
+    """Keep tests from reading or writing the caches, data and weights of the user who runs them."""
     home = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
         for variable in ("PEFTBENCH_CACHE", "PEFTBENCH_DATA", "XDG_DATA_HOME", "XDG_CACHE_HOME"):
@@ -46,11 +46,11 @@ def _folder(variable: str, default: str) -> Path:
 
 @pytest.fixture(scope="session")
 def data_root() -> Path:
-    """The folder of real data sets, or a skip that says where it was sought."""
+    """Return the folder of real data sets, or skip with the folder that was searched."""
     return _folder("PEFTBENCH_TEST_DATA", "../shared/data")
 
 
 @pytest.fixture(scope="session")
 def weights_root() -> Path:
-    """The folder of real weights, or a skip that says where it was sought."""
+    """Return the folder of real weights, or skip with the folder that was searched."""
     return _folder("PEFTBENCH_TEST_WEIGHTS", "../shared/weights")

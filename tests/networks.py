@@ -87,3 +87,14 @@ def randomly_tuned(method: Method, style: str = "plain") -> tuple[Any, Tuned, di
         for tensor in tuned.tensors.values():
             tensor.copy_(0.3 * torch.randn(tensor.shape, generator=draw, dtype=tensor.dtype))
     return vit.eval(), tuned, dict(tuned.tensors)
+
+
+def assert_merges_exactly(method: Method, style: str) -> None:
+    """A randomly tuned network computes the same before and after it is merged into plain weights."""
+    vit, tuned, _ = randomly_tuned(method, style)
+    x = batch()[0]
+    unmerged = vit(x)
+    assert not torch.allclose(unmerged, network(style).eval()(x), atol=1e-3)
+    assert tuned.merge()
+    torch.testing.assert_close(vit(x), unmerged, rtol=1e-10, atol=1e-10)
+    network(style).load_state_dict(vit.state_dict(), strict=True)

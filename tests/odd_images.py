@@ -1,7 +1,7 @@
 """A generator of odd images whose right pixels are known by construction, for the corpus test and the fuzz session.
 
 Each case draws a picture, stores it in one of the formats, modes, depths, polarities and orientations that Pillow,
-tifffile, pydicom and a small PNG writer can write, and says which eight-bit RGB pixels must come out.
+tifffile, pydicom and a small PNG writer can write, and holds the eight-bit RGB pixels that decoding must give.
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ def pillow_tiff(rng: Rng) -> Case:
 
 
 def png16(rng: Rng) -> Case:
-    """Grey, grey and alpha, RGB and RGBA of sixteen bits, of which often only twelve are used."""
+    """Grey, grey and alpha, RGB and RGBA of sixteen bits; often only twelve of them are used."""
     channels, turn = int(rng.integers(1, 5)), int(rng.integers(1, 9))
     most = int(rng.choice([256, 4096, 65536]))
     values = grey(rng, 0, most) if channels < 3 else colours(rng, most)
@@ -222,7 +222,7 @@ def typed(rng: Rng, dtype: np.dtype[Any]) -> Array:
 
 
 def negative(values: Array) -> Array:
-    """The values of which low is white."""
+    """Return the values for a polarity in which low values are white."""
     if values.dtype.kind == "f":
         return -values
     info = np.iinfo(values.dtype)

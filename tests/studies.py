@@ -41,6 +41,13 @@ def draw(root: Path, images: int = 20, seed: int = 0) -> Path:
     return root
 
 
+def home(factory: pytest.TempPathFactory, images: int = 10) -> Path:
+    """Return a new folder with drawn images in `images`."""
+    folder = factory.mktemp("home")
+    draw(folder / "images", images)
+    return folder
+
+
 def places(home: Path) -> Places:
     """Store and caches within `home`, no data, on the CPU."""
     return Places(store=home / "runs", data=home / "data", cache=home / "cache")

@@ -1,4 +1,4 @@
-"""Whatever a user's files hold is used rightly or refused in a sentence: studies, tables, catalogue.
+"""Files of a user with any content are read correctly or refused in a sentence: studies, tables, catalogue.
 
 A few examples, always the same; `nox -s fuzz` draws thousands of others.
 """

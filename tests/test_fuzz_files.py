@@ -89,7 +89,7 @@ def test_a_zip_unpacks_within_its_folder_or_not_at_all(home: Path, content: byte
 
 
 def locked(content: bytes) -> bytes:
-    """A zip that says of its one member that it is encrypted."""
+    """Return a zip archive whose member is marked as encrypted."""
     changed = bytearray(content)
     changed[6] |= 1
     changed[content.index(b"PK\x01\x02") + 8] |= 1

@@ -1,6 +1,6 @@
 """The authors' own numbers: logits, loss, gradients, three SGD steps and merged weights, to 1e-9 in float64.
 
-Every test runs a method's plan, carried out by us and trained by our loop, on the network and the batch of a file that
+Every test applies a method's plan and trains it with peftbench's loop, on the network and the batch of a file that
 was made with the method's original code. PEFTBENCH_TEST_ORACLES names the folder of these files.
 """
 
@@ -69,7 +69,7 @@ RUNS: list[tuple[str, str, Method]] = [
     ),
     ("adaptformer", "rand_bn/", AdaptFormer(bottleneck=8, dropout=0)),
 ]
-# Their names -> ours. SSF numbers its pairs by where they stand in a module.
+# The authors' names -> peftbench's. SSF numbers its pairs by their place in a module.
 NAMES: list[tuple[str, str]] = [
     (r"adaptmlp\.(down|up)_proj", r"\1"),
     (r"^prompt_embeddings", "blocks.0.prompt"),
@@ -93,11 +93,11 @@ class Oracle:
         return torch.from_numpy(np.asarray(self.arrays[self.scenario + key]))
 
     def under(self, prefix: str) -> dict[str, Tensor]:
-        """The tensors of a group by our names."""
+        """Return the tensors of a group by peftbench's names."""
         names = [name for name in self.arrays if name.startswith(self.scenario + prefix)]
         found = {n.removeprefix(self.scenario + prefix): torch.from_numpy(np.asarray(self.arrays[n])) for n in names}
         deep = found.pop("deep_prompt_embeddings", torch.empty(0))  # (blocks - 1, tokens, width)
-        return {ours(n): t for n, t in found.items()} | {
+        return {own(n): t for n, t in found.items()} | {
             f"blocks.{i}.prompt": t[None] for i, t in enumerate(deep, start=1)
         }
 
@@ -145,8 +145,8 @@ class Trainee:
         return {plain(name): tensor for name, tensor in self.tuned.tensors.items()} | head
 
 
-def ours(name: str) -> str:
-    """Their name -> the place of the graft and what the graft calls the tensor."""
+def own(name: str) -> str:
+    """Return the name of the graft's tensor for a name of the authors."""
     for pattern, place in NAMES:
         name, changes = re.subn(pattern, place, name)
         if changes:

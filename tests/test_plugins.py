@@ -266,7 +266,7 @@ def test_a_check_of_everything_as_json_is_json_only(program: Any, monkeypatch: p
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
         ((), "Say what to check"),
         (("lorra",), "No plug-in is called 'lorra'. Did you mean lora"),
@@ -277,10 +277,10 @@ def test_a_check_of_everything_as_json_is_json_only(program: Any, monkeypatch: p
         (("lora", "--all"), "Say what to check"),
     ],
 )
-def test_what_cannot_be_checked_is_one_sentence(program: Any, arguments: tuple[str, ...], says: str) -> None:
+def test_what_cannot_be_checked_is_one_sentence(program: Any, arguments: tuple[str, ...], message: str) -> None:
     code, out, err = program("check", *arguments)
     assert (code, out) == (2, "")
-    assert says in err
+    assert message in err
 
 
 def test_a_module_in_the_working_folder_is_checked_by_package_and_name(program: Any) -> None:

@@ -21,7 +21,7 @@ QUICK = "ViT-B-16-quickgelu/openai"
 
 
 def their_tower(architecture: str, layers: int) -> nn.Module:
-    """open_clip's image tower, its first blocks, with random values that give every part of it a say."""
+    """Return the first blocks of open_clip's image tower, with random values so that every part has an effect."""
     config = open_clip.get_model_config(architecture) or {}
     shape = config["vision_cfg"] | {"layers": layers}
     tower: nn.Module = _build_vision_tower(config["embed_dim"], shape, config.get("quick_gelu", False)).eval()
@@ -32,7 +32,7 @@ def their_tower(architecture: str, layers: int) -> nn.Module:
 
 
 def as_file(tower: nn.Module, file: Path) -> Path:
-    """A safetensors file of the whole model, as open_clip saves it (the text tower stands for itself)."""
+    """Write a safetensors file of the whole model, as open_clip saves it, with a tensor of the text tower."""
     save_file({f"visual.{n}": t for n, t in tower.state_dict().items()} | {"logit_scale": torch.ones(1)}, file)
     return file
 
@@ -57,13 +57,13 @@ def test_features_equal_open_clips_before_the_projection(
 ) -> None:
     theirs, x = their_tower(architecture, layers), torch.randn(1, 3, 224, 224)
     with torch.device("meta"):
-        ours = backbone.network(None).eval()
-    backbone.load(ours.to_empty(device="cpu"), as_file(theirs, tmp_path / "open_clip_model.safetensors"))
+        own = backbone.network(None).eval()
+    backbone.load(own.to_empty(device="cpu"), as_file(theirs, tmp_path / "open_clip_model.safetensors"))
     with torch.inference_mode():
-        assert torch.allclose(ours(x), features(theirs, x), rtol=0, atol=1e-5)
+        assert torch.allclose(own(x), features(theirs, x), rtol=0, atol=1e-5)
 
 
-def test_the_papers_backbone_has_as_many_weights_as_the_paper_says() -> None:
+def test_the_papers_backbone_has_as_many_weights_as_the_paper_states() -> None:
     with torch.device("meta"):
         vit = ClipViTB16().network(None)
     assert sum(p.numel() for p in vit.parameters()) == 85_799_424

@@ -33,7 +33,7 @@ def test_minis_shipped_weights_are_no_random_ones() -> None:
     assert vit.get_parameter("norm.weight").std() > 0.01
 
 
-def test_mini_says_that_it_is_for_research_and_demonstration() -> None:
+def test_mini_is_described_as_for_research_and_demonstration() -> None:
     card = Mini().card
     assert "research" in card.licence
     assert "DINOv2" in card.source

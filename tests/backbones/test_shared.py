@@ -1,4 +1,4 @@
-"""Files of weights: what fits is loaded, what does not is refused with the file and the first name that differs."""
+"""Files of weights: matching files are loaded, others are refused with the file and the first name that differs."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_the_position_embedding_is_resampled_to_the_image_size(file: Path) -> No
 
 
 def test_patches_of_another_size_are_refused(file: Path) -> None:
-    """timm's filter would resample the kernel, and nobody has pretrained what comes out."""
+    """timm's filter would resample the kernel to one that was never pretrained."""
     of_four = VisionTransformer(img_size=16, patch_size=4, embed_dim=16, depth=2, num_heads=2, num_classes=0)
     save_file(tensors(of_four), file)
     with pytest.raises(WeightsError, match="its patches are 4 x 4 px, but 8 x 8 px are needed"):
@@ -104,7 +104,7 @@ def test_torch_files_are_read_without_running_code(tmp_path: Path) -> None:
 
 
 class Trap:
-    """Unpickled, it would leave a file behind."""
+    """Writes a file when it is unpickled."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark

@@ -26,8 +26,8 @@ def test_a_whole_network_has_the_published_number_of_weights() -> None:
 
 
 def test_preprocessing_is_that_of_the_pretraining() -> None:
-    told = Timm("vit_base_patch16_224.augreg_in21k").preprocessing(None)
-    assert (told.size, told.mean, told.std) == (224, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    given = Timm("vit_base_patch16_224.augreg_in21k").preprocessing(None)
+    assert (given.size, given.mean, given.std) == (224, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
 def test_preprocessing_takes_the_image_size_asked_for() -> None:

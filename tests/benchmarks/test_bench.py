@@ -14,12 +14,12 @@ RECIPE = Recipe(lr=0.05, batch=8, steps=5, precision="fp32")
 
 def test_the_engine_and_the_plain_loop_end_with_the_same_weights() -> None:
     model = classifier(dtype=torch.float32)
-    ours, theirs = (
+    own, theirs = (
         dict(train().named_parameters()) for train in bench.training_loops(model, 32, RECIPE, CLASSES).values()
     )
     for name, before in model.named_parameters():
-        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-4, atol=1e-5)
-        assert not torch.equal(ours[name], before), name
+        torch.testing.assert_close(own[name], theirs[name], rtol=1e-4, atol=1e-5)
+        assert not torch.equal(own[name], before), name
 
 
 def test_a_plain_loop_that_diverges_is_no_measure() -> None:

@@ -1,4 +1,4 @@
-"""The bench of a card, on a small network and a CPU: it must find what is there, not how fast that is."""
+"""The GPU bench, on a small network and a CPU: its figures exist and decide as they should; speed is not tested."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def tiny() -> VisionTransformer:
 
 @pytest.fixture
 def rig(monkeypatch: pytest.MonkeyPatch) -> Rig:
-    """Two ways: as it comes, and captured by a stand-in for a card."""
+    """Two modes: eager, and captured by a substitute for a GPU."""
     monkeypatch.setattr(steps, "on_side_stream", lambda work, **_: work())
     monkeypatch.setattr(steps, "capture", lambda work: work)
     modes = {"": Recipe(), "--graph": Recipe(graph=True)}
@@ -63,9 +63,9 @@ def test_a_mode_that_computes_something_else_fails(rig: Rig, monkeypatch: pytest
 
 def test_figures_are_written_with_the_machine(tmp_path: Path) -> None:
     gates.write([Gate("one", 0.5, 1.0)], "cpu", tmp_path / "bench.json")
-    said = (tmp_path / "bench.json").read_text()
-    assert '"hardware"' in said
-    assert '"passed": true' in said
+    shown = (tmp_path / "bench.json").read_text()
+    assert '"hardware"' in shown
+    assert '"passed": true' in shown
 
 
 def test_the_paper_size_is_what_is_measured() -> None:

@@ -145,7 +145,7 @@ def test_expected_memory_is_what_is_counted_on_the_real_network(here: Places, ro
             assert found.memory.weights >= real.weights
 
 
-def test_a_plan_says_memory_and_time_or_how_to_get_it(
+def test_a_plan_states_memory_and_time_or_how_to_get_it(
     here: Places, rows: dict[str, Measured], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = outline(Study(**{**vars(PLANNED), "precision": "fp32"}), here)
@@ -155,9 +155,9 @@ def test_a_plan_says_memory_and_time_or_how_to_get_it(
     monkeypatch.setenv("PEFTBENCH_CACHE", str(here.cache / "elsewhere"))
     words = ("--methods", "majority,bitfit", "--datasets", "busi", "--backbone", TINY, "--no-baselines")
     assert call(["plan", *words], monkeypatch) == 0
-    said = capsys.readouterr().out
-    assert "Duration unknown for bitfit" in said
-    assert f"peftbench measure --methods bitfit --backbone {TINY}" in " ".join(said.split())
+    shown = capsys.readouterr().out
+    assert "Duration unknown for bitfit" in shown
+    assert f"peftbench measure --methods bitfit --backbone {TINY}" in " ".join(shown.split())
     assert rows
 
 
@@ -173,9 +173,9 @@ def test_a_plan_finds_what_measure_kept_in_the_same_cache(
     (tmp_path / "study.toml").write_text(asked)
     monkeypatch.setenv("PEFTBENCH_CACHE", str(here.cache))
     assert call(["plan", str(tmp_path / "study.toml")], monkeypatch) == 0
-    said = " ".join(capsys.readouterr().out.split())
-    assert "with a known duration" in said
-    assert "Duration unknown" not in said
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "with a known duration" in shown
+    assert "Duration unknown" not in shown
 
 
 # --- the verb --------------------------------------------------------------------------------------------------------
@@ -188,11 +188,11 @@ def test_the_verb_prints_tables_and_writes_figures(
     out = tmp_path / "cost.json"
     words = ("--methods", "lora", "--ratios", "1%", "--backbone", TINY, "--batch", "2", "--seconds", "0")
     assert call(["measure", *words, "--out", str(out)], monkeypatch) == 0
-    said = capsys.readouterr().out
+    shown = capsys.readouterr().out
     for word in ("GFLOPs forward", "full", "lora", "(1.00)", "merged at 64", "activations", "1 thread;"):
-        assert word in said
+        assert word in shown
     assert '"environment"' in out.read_text()
-    assert max(map(len, said.splitlines())) <= 120
+    assert max(map(len, shown.splitlines())) <= 120
 
 
 def test_an_unknown_method_is_one_sentence(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

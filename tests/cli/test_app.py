@@ -202,19 +202,19 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(
     monkeypatch.setattr(hardware, "auto_device", lambda: "cpu")
     prepare(here)
     code = peftbench(command.split(), monkeypatch)
-    said = capsys.readouterr().err
-    assert code == 2, said
-    assert re.fullmatch(r"peftbench: [^\n]+\n", said)
-    assert names in said.replace("NAME", "name").replace("KIND", "kind")  # as an older typer has it
-    assert "Traceback" not in said
+    shown = capsys.readouterr().err
+    assert code == 2, shown
+    assert re.fullmatch(r"peftbench: [^\n]+\n", shown)
+    assert names in shown.replace("NAME", "name").replace("KIND", "kind")  # as an older typer has it
+    assert "Traceback" not in shown
     assert list(here.glob("runs/jobs/*/job.json")) == []  # nothing was begun
 
 
 def test_debug_shows_where_it_happened(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     assert peftbench(["--debug", "show", "method", "lorra"], monkeypatch) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("Traceback (most recent call last):")
-    assert said.splitlines()[-1].startswith("peftbench: No method is called 'lorra'.")
+    shown = capsys.readouterr().err
+    assert shown.startswith("Traceback (most recent call last):")
+    assert shown.splitlines()[-1].startswith("peftbench: No method is called 'lorra'.")
 
 
 def test_a_full_disk_is_no_traceback(
@@ -261,9 +261,9 @@ def test_a_study_runs_reports_and_goes_on(
     assert {Path(name).suffix for name in written} == {".md", ".csv"}
     assert all((here / name).stat().st_size for name in written)
     assert peftbench(["status"], monkeypatch) == 0
-    told = capsys.readouterr().out
-    assert told.split()[:2] == ["6", "done"]
-    assert "4 of them are trials" in told
+    given = capsys.readouterr().out
+    assert given.split()[:2] == ["6", "done"]
+    assert "4 of them are trials" in given
 
 
 @pytest.mark.usefixtures("here")
@@ -341,7 +341,7 @@ def test_list_names_what_there_is(
 
 
 @pytest.mark.parametrize(
-    ("kind", "name", "key", "says"),
+    ("kind", "name", "key", "fact"),
     [
         ("method", "lora", "counts", "294,912 of 85,799,424"),
         ("method", "majority", "counts", "0 of"),
@@ -353,15 +353,15 @@ def test_list_names_what_there_is(
     ],
 )
 @pytest.mark.usefixtures("here")
-def test_show_says_all_about_one(
-    kind: str, name: str, key: str, says: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_show_prints_everything_about_one(
+    kind: str, name: str, key: str, fact: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     facts = json.loads(answer(["show", kind, name, "--json"], capsys, monkeypatch))
-    assert says in str(facts[key])
+    assert fact in str(facts[key])
     assert key in answer(["show", kind, name], capsys, monkeypatch)
 
 
-def test_a_phantom_is_said_to_be_synthetic() -> None:
+def test_a_phantom_is_marked_synthetic() -> None:
     assert known("dataset", "phantom_oct")["synthetic"] is True
 
 
@@ -375,7 +375,7 @@ def test_plan_needs_neither_weights_nor_data(
     assert list(here.glob("runs")) == []
 
 
-def test_status_counts_jobs_and_says_why_some_failed(
+def test_status_counts_jobs_and_states_why_some_failed(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fakes = [
@@ -408,9 +408,9 @@ def test_one_damaged_job_blocks_neither_status_nor_report(
     assert [line.split() for line in printed.splitlines()[:2]] == [["1", "damaged"], ["2", "done"]]
     assert f"jobs/{unreadable.record.id}/record.json cannot be read" in printed
     assert peftbench(["report", "--format", "md", "--out", "out"], monkeypatch) == 0
-    said = capsys.readouterr().err.splitlines()
-    assert f"jobs/{unreadable.record.id}/record.json cannot be read" in said[0]
-    assert f"jobs/{changed.record.id} is shown as damaged: predictions.npz cannot be read (EOFError)" in said[1]
+    shown = capsys.readouterr().err.splitlines()
+    assert f"jobs/{unreadable.record.id}/record.json cannot be read" in shown[0]
+    assert f"jobs/{changed.record.id} is shown as damaged: predictions.npz cannot be read (EOFError)" in shown[1]
     text = (here / "out" / "tables.md").read_text()
     assert "1 of 2 seeds damaged" in text
     assert good.record.label in text
@@ -426,7 +426,7 @@ def test_an_anonymous_report_names_no_data_set(here: Path, monkeypatch: pytest.M
     assert not [name for name, content in hidden.items() if b"mine" in content]
 
 
-def test_help_names_every_verb_and_nothing_said_is_help() -> None:
+def test_help_names_every_verb_and_no_arguments_print_help() -> None:
     printed = CliRunner().invoke(app, ["--help"]).output
     assert all(verb in printed for verb in ("run", "plan", "report", "status", "list", "show"))
     done = subprocess.run([sys.executable, "-m", "peftbench"], capture_output=True, text=True, check=True)

@@ -51,6 +51,6 @@ def test_a_metric_that_cannot_be_compared_is_refused_in_a_sentence(
     store: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert studies.call(["compare", str(store), "--metric", "recal"], monkeypatch) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("peftbench: --metric recal: cannot be compared; choose one of ")
-    assert said.count("\n") == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith("peftbench: --metric recal: cannot be compared; choose one of ")
+    assert shown.count("\n") == 1

@@ -1,4 +1,4 @@
-"""What a mistake in the words is told, and terminals that are not as one would like them."""
+"""Sentences about mistakes on the command line, and terminals with unusual encodings."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests import studies
 
 
 @pytest.mark.parametrize(
-    ("command", "says"),
+    ("command", "message"),
     [
         (
             "list",
@@ -31,29 +31,29 @@ from tests import studies
         ("measure --methods linear --out taken", "--out taken is a folder; name a file."),
     ],
 )
-def test_a_mistake_is_told_with_the_way_out(
-    command: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_a_mistake_is_reported_with_the_fix(
+    command: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PEFTBENCH_CACHE", str(tmp_path / "cache"))
     (tmp_path / "taken").mkdir()
     assert studies.call(command.split(), monkeypatch) == 2
-    said = capsys.readouterr().err.replace("KIND", "kind")  # as an older typer has it
-    assert says in said
-    assert said.count("\n") == 1
+    shown = capsys.readouterr().err.replace("KIND", "kind")  # as an older typer has it
+    assert message in shown
+    assert shown.count("\n") == 1
 
 
-def test_several_values_stand_behind_one_option_or_behind_many(
+def test_several_values_follow_one_option_or_many(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PEFTBENCH_CACHE", str(tmp_path / "cache"))
-    said = []
+    shown = []
     for methods in ("--methods lora[r=4],ssf", "--methods lora[r=4] --methods=ssf"):
         words = ["plan", *methods.split(), "--datasets", "phantom_ct", "--backbone", "mini", "--no-baselines", "--json"]
         assert studies.call(words, monkeypatch) == 0
-        said.append(json.loads(capsys.readouterr().out))
-    assert [row["method"] for row in said[0]] == ["lora[r=4]", "ssf"]
-    assert said[0] == said[1]
+        shown.append(json.loads(capsys.readouterr().out))
+    assert [row["method"] for row in shown[0]] == ["lora[r=4]", "ssf"]
+    assert shown[0] == shown[1]
 
 
 def test_a_terminal_that_knows_ascii_only_still_gets_its_answer(monkeypatch: pytest.MonkeyPatch) -> None:

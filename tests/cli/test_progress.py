@@ -1,4 +1,4 @@
-"""Long work says how far it is, in a terminal and in a log."""
+"""Progress of long work, in a terminal and in a log."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from peftbench.cli import progress
 from peftbench.cli.progress import Bars, Tally, counters
 
 
-def said(*, terminal: bool, in_bytes: bool = False) -> str:
+def text(*, terminal: bool, in_bytes: bool = False) -> str:
     out = io.StringIO()
     with Bars(Console(file=out, force_terminal=terminal, width=100), in_bytes=in_bytes) as bars:
         for done in range(0, 5001, 50):
@@ -20,20 +20,20 @@ def said(*, terminal: bool, in_bytes: bool = False) -> str:
 
 
 def test_a_log_gets_the_end_and_no_line_an_image() -> None:
-    assert said(terminal=False).splitlines() == ["decoding busi: 5,000 of 5,000 images"]
+    assert text(terminal=False).splitlines() == ["decoding busi: 5,000 of 5,000 images"]
 
 
 def test_a_log_gets_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "INTERVAL", 0.0)
-    assert len(said(terminal=False).splitlines()) == 101
+    assert len(text(terminal=False).splitlines()) == 101
 
 
 def test_bytes_are_shown_as_such() -> None:
-    assert said(terminal=False, in_bytes=True) == "decoding busi: 0.0 of 0.0 MB\n"
+    assert text(terminal=False, in_bytes=True) == "decoding busi: 0.0 of 0.0 MB\n"
 
 
 def test_a_terminal_gets_a_bar() -> None:
-    assert "5,000 of 5,000 images" in said(terminal=True)
+    assert "5,000 of 5,000 images" in text(terminal=True)
 
 
 def test_an_unknown_end_is_not_invented() -> None:
@@ -44,7 +44,7 @@ def test_an_unknown_end_is_not_invented() -> None:
     assert " of " not in out.getvalue()
 
 
-def told(*, terminal: bool) -> str:
+def given(*, terminal: bool) -> str:
     out = io.StringIO()
     with Tally(Console(file=out, force_terminal=terminal, width=100, highlight=False), "checking", 2) as tally:
         for name, keep in (("lora", False), ("[broken]", True)):
@@ -54,11 +54,11 @@ def told(*, terminal: bool) -> str:
 
 
 def test_a_log_gets_a_line_for_each() -> None:
-    assert told(terminal=False).splitlines() == ["[1/2] lora: done", "[2/2] [broken]: done"]
+    assert given(terminal=False).splitlines() == ["[1/2] lora: done", "[2/2] [broken]: done"]
 
 
 def test_a_terminal_keeps_the_lines_that_matter() -> None:
-    shown = told(terminal=True)
+    shown = given(terminal=True)
     assert "[2/2] [broken]: done" in shown
     assert "lora: done" not in shown
     assert "2/2" in shown.splitlines()[-2]

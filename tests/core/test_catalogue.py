@@ -107,7 +107,7 @@ def test_an_installed_wheel_reads_its_own_copies(tmp_path: Path, monkeypatch: py
     assert catalogue_files.method_names() == ("mine",)
 
 
-def test_a_package_without_its_catalogue_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_package_without_its_catalogue_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(catalogue_files, "__file__", str(tmp_path / "peftbench" / "core" / "catalogue_files.py"))
     with pytest.raises(CatalogueError, match=r"catalogue folder .* is missing; install peftbench again"):
         catalogue_files.dataset_names()

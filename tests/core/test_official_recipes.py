@@ -72,7 +72,7 @@ def test_the_authors_fields_are_taken_where_the_user_gives_none() -> None:
     assert official_recipes.fields("ft_att", {"train_pos_embed": False}) == {"train_pos_embed": False}
 
 
-def test_what_is_left_out_is_said() -> None:
+def test_what_is_left_out_is_noted() -> None:
     assert official_recipes.left_out("ft_att") == [
         "official: without the authors' mixup, cutmix, erasing, augmentation, warm-up"
     ]

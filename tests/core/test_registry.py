@@ -1,4 +1,4 @@
-"""Names to plug-ins: ours by their files, other people's by entry points."""
+"""Names to plug-ins: built-in ones by their files, those of other packages by entry points."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     return one
 
 
-# --- ours ------------------------------------------------------------------------------------------------------------
+# --- built-in --------------------------------------------------------------------------------------------------------
 
 
 def test_our_names_are_the_stems_of_the_files() -> None:
@@ -71,7 +71,7 @@ def test_an_unknown_name_answers_with_near_ones_and_the_list(folder: str, name: 
 # --- entry points ----------------------------------------------------------------------------------------------------
 
 
-def test_an_installed_plugin_is_found_like_ours(install: Any) -> None:
+def test_an_installed_plugin_is_found_like_a_built_in_one(install: Any) -> None:
     install("theirs", "from peftbench.methods.bitfit import plugin")
     assert "theirs" in registry("methods").names()
     assert registry("methods").get("theirs") is registry("methods").get("bitfit")
@@ -96,7 +96,7 @@ def test_two_installed_plugins_of_one_name_are_both_named(install: Any) -> None:
         registry("methods").names()
 
 
-def test_nobody_may_take_our_name(install: Any) -> None:
+def test_a_built_in_name_cannot_be_taken(install: Any) -> None:
     stem = install("lora", "plugin = 1")
     with pytest.raises(PluginError, match=f"'lora': peftbench itself and {stem}:plugin; uninstall one"):
         registry("methods").get("lora")
@@ -125,7 +125,7 @@ def test_a_plugins_own_sentence_is_not_wrapped(install: Any) -> None:
         registry("methods").get("theirs")
 
 
-def test_a_registry_of_ours_that_lacks_a_plugin_attribute_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_built_in_module_that_lacks_a_plugin_attribute_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Registry, "own", lambda _: frozenset({"__init__"}))
     with pytest.raises(PluginError, match="cannot be loaded"):
         registry("methods").get("__init__")

@@ -168,7 +168,7 @@ def test_recipes_carry_their_names() -> None:
     assert {name: recipe.name for name, recipe in RECIPES.items()} == {name: name for name in RECIPES}
 
 
-def test_the_paper_trains_as_it_says() -> None:
+def test_recipe_paper_trains_as_in_the_paper() -> None:
     paper = RECIPES["paper"]
     assert (paper.optimizer, paper.batch, paper.lr, paper.steps, paper.warmup) == ("sgd", 64, 1e-3, 40_000, 0.0)
     assert (paper.momentum, paper.weight_decay, paper.head, paper.selection) == (0.9, 0.0, "l2", "last")

@@ -141,7 +141,7 @@ def test_a_changed_image_is_looked_at_again(images: Path, tmp_path: Path) -> Non
     assert (first.counts["identical"], check(images, tmp_path).counts["identical"]) == (0, 1)
 
 
-def test_a_damaged_cache_is_mended(images: Path, tmp_path: Path) -> None:
+def test_a_damaged_cache_is_rebuilt(images: Path, tmp_path: Path) -> None:
     first = check(images, tmp_path)
     (kept,) = (tmp_path / "audit").glob("*/*")
     kept.write_text("{")
@@ -150,12 +150,12 @@ def test_a_damaged_cache_is_mended(images: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["digests", "names", "alike"])
-def test_evidence_that_was_changed_is_gathered_anew(key: str, images: Path, tmp_path: Path) -> None:
+def test_a_scan_that_was_changed_is_made_again(key: str, images: Path, tmp_path: Path) -> None:
     first = image_scan.scan(splits_of(images), tmp_path)
     (file,) = (tmp_path / "audit").glob("*/evidence.json")
-    told = json.loads(file.read_text())
-    told["value"][key] = [[0, 999, 0.999]] if key == "alike" else ["a"] * len(told["value"][key])
-    file.write_text(json.dumps(told))
+    given = json.loads(file.read_text())
+    given["value"][key] = [[0, 999, 0.999]] if key == "alike" else ["a"] * len(given["value"][key])
+    file.write_text(json.dumps(given))
     assert image_scan.scan(splits_of(images), tmp_path) == first
 
 
@@ -189,7 +189,7 @@ def test_a_run_tells_and_its_record_holds_counts_and_names_no_image(images: Path
 # --- the verbs -------------------------------------------------------------------------------------------------------
 
 
-def test_data_check_says_what_is_wrong(
+def test_data_check_states_what_is_wrong(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (images / "test/benign/copy.png").write_bytes((images / "train/benign/0.png").read_bytes())

@@ -106,7 +106,7 @@ def test_grey_stays_grey_where_channels_are_standardised_apart() -> None:
     assert (found.mean((1, 2, 3)) - grey.mean((1, 2, 3))).abs().max() > 0.02
 
 
-def test_colours_change_where_they_may() -> None:
+def test_colors_change_where_the_policy_allows_it() -> None:
     batch = torch.full((8, 3, 16, 16), 0.5)
     found = changed(batch, POLICIES["histology"])
     assert (found[:, 0] - found[:, 1]).abs().amax((1, 2)).max() > 0.01

@@ -29,8 +29,8 @@ def busi(root: Path, images: int) -> Path:
 
 def group(word: str, tmp_path: Path, root: Path) -> tuple[tuple[str, ...], str]:
     where = replace(studies.places(tmp_path), data=root)
-    study, says = defaults.complete(studies.study(methods=("linear",), datasets=(word,)), where)
-    return study.datasets, " ".join(says)
+    study, notes = defaults.complete(studies.study(methods=("linear",), datasets=(word,)), where)
+    return study.datasets, " ".join(notes)
 
 
 @pytest.mark.parametrize(("images", "state"), [(1000, "complete"), (100, "incomplete (300 of 780)"), (0, "no")])
@@ -38,7 +38,7 @@ def test_a_copy_is_complete_incomplete_or_not_here(images: int, state: str, tmp_
     assert availability.describe_presence("busi", busi(tmp_path, images)) == state
 
 
-def test_a_copy_that_is_still_packed_says_so_and_counts_once_unpacked(tmp_path: Path) -> None:
+def test_a_packed_copy_is_reported_and_counts_once_unpacked(tmp_path: Path) -> None:
     home = busi(tmp_path, 1000) / "busi"
     shutil.make_archive(str(home / "Dataset_BUSI_with_GT"), "zip", home, "Dataset_BUSI_with_GT")
     shutil.rmtree(home / "Dataset_BUSI_with_GT")
@@ -57,16 +57,16 @@ def test_what_is_packed_is_unpacked_to_learn_whether_it_is_complete(tmp_path: Pa
     assert availability.describe_presence("chest_xray", tmp_path) == "incomplete (2 of 5,840)"
 
 
-def test_all_leaves_an_incomplete_copy_out_and_says_so(tmp_path: Path) -> None:
-    names, says = group("all", tmp_path, busi(tmp_path / "data", 100))
+def test_all_leaves_an_incomplete_copy_out_with_a_note(tmp_path: Path) -> None:
+    names, notes = group("all", tmp_path, busi(tmp_path / "data", 100))
     assert all(name.startswith("phantom_") for name in names)
-    assert "incomplete, and run only when named: busi (300 of 780)" in says
+    assert "incomplete, and run only when named: busi (300 of 780)" in notes
 
 
 def test_all_takes_a_complete_copy(tmp_path: Path) -> None:
-    names, says = group("all", tmp_path, busi(tmp_path / "data", 1000))
+    names, notes = group("all", tmp_path, busi(tmp_path / "data", 1000))
     assert names == ("busi",)
-    assert "all = 1 of the paper's 6 data sets; not in" in says
+    assert "all = 1 of the paper's 6 data sets; not in" in notes
 
 
 def test_medmnist_means_those_of_the_twelve_that_are_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,12 +94,12 @@ def test_every_means_all_real_sets_that_are_here(tmp_path: Path, monkeypatch: py
         ("medmnist:pathmnist[size=large]", "size must be a whole number, got large"),
     ],
 )
-def test_a_name_that_says_too_much_or_too_little_is_refused(text: str, message: str) -> None:
+def test_a_name_with_too_much_or_too_little_is_refused(text: str, message: str) -> None:
     with pytest.raises(RequestError, match=message):
         availability.open_dataset(text)
 
 
-def test_the_list_says_what_is_here_and_how_to_get_the_rest(
+def test_the_list_shows_what_is_here_and_how_to_get_the_rest(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     busi(tmp_path, 100)
@@ -117,9 +117,9 @@ def test_the_list_says_what_is_here_and_how_to_get_the_rest(
     assert rows["phantom_ct"]["here"] == "built in"
     assert rows["medmnist"]["classes"] == "2 to 14"
     studies.call(["list", "datasets", "--data", str(tmp_path)], monkeypatch)
-    told = " ".join(capsys.readouterr().out.split())
-    assert "limuc: Download train_and_validation_sets.zip" in told
-    assert "phantom_ct: " not in told
+    given = " ".join(capsys.readouterr().out.split())
+    assert "limuc: Download train_and_validation_sets.zip" in given
+    assert "phantom_ct: " not in given
 
 
 def test_a_faulty_description_does_not_hide_the_others(
@@ -134,7 +134,7 @@ def test_a_faulty_description_does_not_hide_the_others(
     assert rows["busi"]["here"] == "no"
 
 
-def test_what_is_here_is_told_without_torch() -> None:
+def test_presence_is_found_without_torch() -> None:
     code = (
         "import sys; from pathlib import Path; from peftbench.data.availability import describe_presence; "
         "[describe_presence(name, Path('x')) for name in ('oct', 'medmnist')]; "
@@ -145,7 +145,7 @@ def test_what_is_here_is_told_without_torch() -> None:
 
 
 @pytest.mark.parametrize(("name", "written"), [("clinic", "folder:clinic"), ("clinic.csv", "table:clinic.csv")])
-def test_who_names_a_folder_or_a_table_alone_is_told_how(
+def test_a_folder_or_a_table_without_a_path_is_an_error_with_the_right_form(
     name: str, written: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

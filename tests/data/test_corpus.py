@@ -45,7 +45,7 @@ def test_the_same_picture_in_any_container_gives_the_same_pixels(tmp_path: Path)
 def test_the_header_tells_what_decoding_will_do(seed: int, tmp_path: Path) -> None:
     case = draw(seed)
     (tmp_path / f"x{case.suffix}").write_bytes(case.content)
-    said = facts(tmp_path / f"x{case.suffix}")
-    assert said.dicom == case.what.startswith("DICOM")
+    shown = facts(tmp_path / f"x{case.suffix}")
+    assert shown.dicom == case.what.startswith("DICOM")
     if "turned" in case.what and case.right is not None:
-        assert said.turned == (not case.what.split("turned ")[1].startswith("1"))
+        assert shown.turned == (not case.what.split("turned ")[1].startswith("1"))

@@ -126,7 +126,7 @@ def test_dicom_without_one_picture_is_refused_with_the_reason(case: str, reason:
         open_picture(file)
 
 
-def test_dicom_without_the_extra_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dicom_without_the_extra_states_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_dicom(tmp_path / "x.dcm", RAMP)
     monkeypatch.setattr(dicom, "find_spec", lambda _: None)
     for ask in (lambda: open_picture(tmp_path / "x.dcm"), lambda: image_io.notes([tmp_path / "x.dcm"])):

@@ -1,4 +1,4 @@
-"""Downloads from a server that stops, lies or knows no ranges; archives that would do harm."""
+"""Downloads from a server that stops, sends wrong bytes or supports no ranges; harmful archives."""
 
 from __future__ import annotations
 
@@ -92,13 +92,13 @@ def file(server: Server, folder: Path, name: str = "x.bin") -> RemoteFile:
 
 
 @pytest.mark.parametrize("kind", ["md5", "sha256"])
-def test_a_file_arrives_whole_and_is_told_as_it_comes(kind: str, server: Server, tmp_path: Path) -> None:
-    told: list[tuple[str, int, int]] = []
+def test_a_file_arrives_whole_with_its_progress_reported(kind: str, server: Server, tmp_path: Path) -> None:
+    given: list[tuple[str, int, int]] = []
     wanted = replace(file(server, tmp_path), checksum=digest(kind=kind))
-    there = download.fetch(wanted, lambda *said: told.append(said))
+    there = download.fetch(wanted, lambda *shown: given.append(shown))
     assert there.read_bytes() == CONTENT
-    assert told[0][0] == "x.bin"
-    assert told[-1][1:] == (len(CONTENT), len(CONTENT))
+    assert given[0][0] == "x.bin"
+    assert given[-1][1:] == (len(CONTENT), len(CONTENT))
     assert [entry.name for entry in there.parent.iterdir()] == ["x.bin"]
 
 
@@ -124,7 +124,7 @@ def test_a_download_goes_on_in_the_next_command(server: Server, tmp_path: Path) 
     assert server.asked == ["bytes=200000-"]
 
 
-def test_a_server_without_ranges_begins_anew(server: Server, tmp_path: Path) -> None:
+def test_a_download_from_a_server_without_ranges_starts_again(server: Server, tmp_path: Path) -> None:
     server.ranges, server.stops = False, [200_000]
     assert download.fetch(file(server, tmp_path)).read_bytes() == CONTENT
     assert server.asked == [None, "bytes=200000-"]
@@ -172,7 +172,7 @@ def test_a_file_of_the_users_is_never_removed(server: Server, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(("status", "requests"), [(404, 1), (403, 1), (503, download.ATTEMPTS)])
-def test_a_refusal_is_told_and_only_a_passing_one_asked_again(
+def test_a_refusal_is_reported_and_only_a_temporary_one_is_retried(
     status: int, requests: int, server: Server, tmp_path: Path
 ) -> None:
     server.status = status
@@ -181,7 +181,7 @@ def test_a_refusal_is_told_and_only_a_passing_one_asked_again(
     assert len(server.asked) == requests
 
 
-def test_a_server_that_is_not_there_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_does_not_answer_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(download, "PAUSE", 0.0)
     with pytest.raises(DataError, match=r"failed: .*refused"):
         download.fetch(RemoteFile("http://127.0.0.1:1/x.bin", tmp_path / "set/x.bin"))
@@ -268,7 +268,7 @@ def test_archives_that_do_harm_are_refused_and_leave_nothing(
     assert [path.name for path in tmp_path.rglob("*") if path != wanted.target] == ["set"]
 
 
-# --- what the catalogue says -----------------------------------------------------------------------------------------
+# --- files of the catalogue ------------------------------------------------------------------------------------------
 
 
 def test_a_set_of_a_collection_is_one_file_at_a_size(tmp_path: Path) -> None:
@@ -280,7 +280,7 @@ def test_a_set_of_a_collection_is_one_file_at_a_size(tmp_path: Path) -> None:
 
 
 def published() -> dict[str, dict[str, str]]:
-    """What the package medmnist says, read without importing all of it."""
+    """Return the facts in the package medmnist, read without importing all of it."""
     package = find_spec("medmnist")
     if package is None or package.origin is None:
         pytest.skip("medmnist is not installed")
@@ -319,10 +319,10 @@ def test_what_cannot_be_downloaded_is_explained(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert call(["data", "fetch", "chaoyang", "--data", str(tmp_path)], monkeypatch) == 1
-    said = capsys.readouterr().out
-    assert "Non-commercial research only" in said
-    assert "https://bupt-ai-cz.github.io/HSA-NRL/" in said
-    assert f"Put the files into {tmp_path / 'chaoyang'}" in said
+    shown = capsys.readouterr().out
+    assert "Non-commercial research only" in shown
+    assert "https://bupt-ai-cz.github.io/HSA-NRL/" in shown
+    assert f"Put the files into {tmp_path / 'chaoyang'}" in shown
 
 
 def test_terms_are_accepted_first(
@@ -345,12 +345,12 @@ def test_what_was_unpacked_before_is_left_alone(tmp_path: Path, capsys: pytest.C
     assert "ChestXRay2017 exists; move it away to download it again." in capsys.readouterr().out
 
 
-def test_a_description_without_a_download_says_where_its_images_belong(
+def test_a_description_without_a_download_states_where_its_images_belong(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "datasets").mkdir()
     (tmp_path / "datasets/clinic.toml").write_text('title = "Clinic"\npath = "scans"\n')
     assert download.remote_files("clinic", tmp_path) == []
-    (said,) = download.manual_steps("clinic", tmp_path)
-    assert said.endswith("datasets/clinic.toml: put its images at scans.")
+    (shown,) = download.manual_steps("clinic", tmp_path)
+    assert shown.endswith("datasets/clinic.toml: put its images at scans.")

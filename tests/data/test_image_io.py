@@ -110,14 +110,14 @@ def test_notes_count_turned_and_inverted_images(tmp_path: Path) -> None:
         ("x.tif", bytes(range(256)), "not an image: unknown content"),
     ],
 )
-def test_a_file_that_is_no_image_says_what_it_is(name: str, content: bytes, reason: str, tmp_path: Path) -> None:
+def test_a_file_that_is_no_image_states_what_it_is(name: str, content: bytes, reason: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UndecodableError, match=f"^{reason}"):
         open_picture(tmp_path / name)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".bmp", ".tif", ".webp"])
-def test_a_truncated_image_says_where_it_ends(suffix: str, tmp_path: Path) -> None:
+def test_a_truncated_image_states_where_it_ends(suffix: str, tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(256, size=(64, 64, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / f"x{suffix}")
     content = (tmp_path / f"x{suffix}").read_bytes()

@@ -1,4 +1,4 @@
-"""Near duplicates: none is missed, none is made up, whatever the number of images."""
+"""Near duplicates: exactly those that a full comparison finds, for any number of images."""
 
 from __future__ import annotations
 

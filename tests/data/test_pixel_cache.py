@@ -96,12 +96,12 @@ def test_what_opens_after_all_is_no_longer_left_out(tmp_path: Path, monkeypatch:
 @pytest.mark.parametrize(
     "content", [b"5", b'{"train": 1}', b'{"train": [-3]}', b'{"test": [1]}', 200_000 * b"["], ids=range(5)
 )
-def test_a_list_of_broken_images_that_was_changed_is_made_anew(content: bytes, tmp_path: Path) -> None:
+def test_a_list_of_broken_images_that_was_changed_is_made_again(content: bytes, tmp_path: Path) -> None:
     whole = break_some(tmp_path / "d")
     with pytest.raises(BrokenImagesError):
         prepare(CARD, whole, SMALL, tmp_path / "c")
-    (told,) = (tmp_path / "c").rglob("broken.json")
-    told.write_bytes(content)
+    (given,) = (tmp_path / "c").rglob("broken.json")
+    given.write_bytes(content)
     with pytest.raises(BrokenImagesError, match="Cannot decode 3 images"):
         prepare(CARD, whole, SMALL, tmp_path / "c")
 
@@ -172,7 +172,7 @@ def test_mean_and_spread_share_the_pixels(tmp_path: Path) -> None:
     assert prepare(CARD, found, replace(SMALL, mean=(0.0, 0.0, 0.0)), tmp_path / "c").folder == first.folder
 
 
-def test_a_changed_image_is_decoded_anew(tmp_path: Path) -> None:
+def test_a_changed_image_is_decoded_again(tmp_path: Path) -> None:
     found = splits(tmp_path / "d")
     before = prepare(CARD, found, SMALL, tmp_path / "c")
     Image.fromarray(photo(99)).save(tmp_path / "d/0.png")
@@ -181,7 +181,7 @@ def test_a_changed_image_is_decoded_anew(tmp_path: Path) -> None:
     assert np.array_equal(after.pixels("train")[0], photo(99).transpose(2, 0, 1))
 
 
-def test_a_mended_card_is_believed_at_once(tmp_path: Path) -> None:
+def test_a_corrected_card_is_used_at_once(tmp_path: Path) -> None:
     found = splits(tmp_path / "d")
     prepare(CARD, found, SMALL, tmp_path / "c")
     mended = prepare(replace(CARD, licence="CC0"), replace(found, notes=()), SMALL, tmp_path / "c")
@@ -198,17 +198,17 @@ def test_decoded_images_that_are_gone_are_missed_with_advice(tmp_path: Path) -> 
         open_prepared("0" * 64, SMALL, tmp_path)
 
 
-def test_progress_is_told_image_by_image(tmp_path: Path) -> None:
-    told: list[tuple[int, int]] = []
+def test_progress_is_reported_image_by_image(tmp_path: Path) -> None:
+    given: list[tuple[int, int]] = []
     prepare(
-        CARD, splits(tmp_path / "d"), SMALL, tmp_path / "c", progress=lambda done, total: told.append((done, total))
+        CARD, splits(tmp_path / "d"), SMALL, tmp_path / "c", progress=lambda done, total: given.append((done, total))
     )
-    assert told == [(4, 9), (6, 9), (9, 9)]
+    assert given == [(4, 9), (6, 9), (9, 9)]
 
 
 @pytest.mark.parametrize("name", ["pixels.npy", "parts.json"])
 @pytest.mark.parametrize("damage", ["truncated", "tampered", "gone"])
-def test_a_damaged_entry_is_noticed_and_decoded_anew(name: str, damage: str, tmp_path: Path) -> None:
+def test_a_damaged_entry_is_noticed_and_decoded_again(name: str, damage: str, tmp_path: Path) -> None:
     found = splits(tmp_path / "d")
     first = prepare(CARD, found, SMALL, tmp_path / "c")
     file, whole = first.folder / name, (first.folder / name).read_bytes()
@@ -237,7 +237,7 @@ def test_a_copied_entry_is_still_whole(tmp_path: Path) -> None:
     assert is_whole(folder)
 
 
-def test_a_process_that_died_while_decoding_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_a_process_that_died_while_decoding_leaves_nothing(tmp_path: Path) -> None:
     found = splits(tmp_path / "d")
 
     def die(_done: int, _total: int) -> None:
@@ -255,9 +255,7 @@ def test_a_process_that_died_while_decoding_leaves_nothing_behind(tmp_path: Path
     assert np.array_equal(data.pixels("val")[0], photo(4).transpose(2, 0, 1))
 
 
-def test_a_disk_without_room_is_told_before_anything_is_decoded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_is_reported_before_anything_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
     with pytest.raises(DataError, match="make room"):
         prepare(CARD, splits(tmp_path / "d"), SMALL, tmp_path / "c")
@@ -306,13 +304,15 @@ def test_two_processes_may_prepare_at_once(tmp_path: Path) -> None:
         assert process.stdin is not None
         process.stdin.write("go\n")
         process.stdin.flush()
-    said = [process.communicate()[0] for process in both]
+    shown = [process.communicate()[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
-    assert said[0] == said[1] != ""
-    assert [file.name for file in (tmp_path / "c/pixels").iterdir() if file.is_dir()] == [Path(said[0].split()[0]).name]
+    assert shown[0] == shown[1] != ""
+    assert [file.name for file in (tmp_path / "c/pixels").iterdir() if file.is_dir()] == [
+        Path(shown[0].split()[0]).name
+    ]
 
 
-def test_pixels_changed_behind_the_back_of_their_time_are_decoded_anew(tmp_path: Path) -> None:
+def test_pixels_changed_with_their_time_put_back_are_decoded_again(tmp_path: Path) -> None:
     data = prepare(CARD, splits(tmp_path / "d"), SMALL, tmp_path / "c")
     file, before = data.folder / "pixels.npy", np.array(data.pixels("test"))
     now = file.stat()

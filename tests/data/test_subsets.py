@@ -60,7 +60,7 @@ def test_grouped_leaves_test_as_it_is_and_drops_what_lies_in_a_later_part() -> N
     assert found.rule == "official, grouped"
 
 
-def test_grouped_says_what_it_left_out_and_no_longer_what_crossed() -> None:
+def test_grouped_notes_what_it_left_out_and_no_longer_what_crossed() -> None:
     assert grouped(leaking(), "patient").notes == (
         "as published",
         "grouped: 3 images of train and 1 of val left out because their patient is also in a later part.",
@@ -220,7 +220,7 @@ def test_a_cut_and_a_size_go_together_and_both_are_in_the_rule() -> None:
     assert found.notes[-1] == "1 shots: 3 of 4 training images, 3 groups."
 
 
-def test_a_subset_says_which_groups_still_cross() -> None:
+def test_a_subset_states_which_groups_still_cross() -> None:
     found = apply_variant(leaking(), Variant(share=0.8), CARD, [], 0)
     assert found.rule == "official, 80% of train"
     assert [note for note in found.notes if " in both " in note] == list(crossings(found.parts, "patient"))
@@ -244,9 +244,7 @@ def test_a_variant_is_called(variant: Variant, words: str) -> None:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("variants")
-    studies.draw(folder / "images", 10)
-    return folder
+    return studies.home(tmp_path_factory)
 
 
 def drafts(home: Path, **asked: object) -> Sequence[Draft]:
@@ -278,7 +276,7 @@ def test_trials_see_the_cut_that_they_tune(home: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "says"),
+    ("asked", "message"),
     [
         ({"train_share": ("5",)}, "--train-share must be a share above 0%"),
         ({"train_share": ("0%",)}, "above 0% and at most 100%"),
@@ -287,6 +285,6 @@ def test_trials_see_the_cut_that_they_tune(home: Path) -> None:
         ({"splits": ()}, "study: splits must not be empty"),
     ],
 )
-def test_what_is_no_size_of_train_is_refused(asked: dict[str, tuple[object, ...]], says: str) -> None:
-    with pytest.raises(RequestError, match=says):
+def test_what_is_no_size_of_train_is_refused(asked: dict[str, tuple[object, ...]], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
         Study(**asked)  # type: ignore[arg-type]

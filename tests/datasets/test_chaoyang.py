@@ -86,7 +86,7 @@ def test_a_list_that_cannot_be_used_is_named(text: str, message: str, root: Path
         plugin.load(root, seed=0)
 
 
-def test_a_missing_list_says_how_to_get_the_data(root: Path) -> None:
+def test_an_error_about_a_missing_list_states_how_to_get_the_data(root: Path) -> None:
     (root / "chaoyang/test.json").unlink()
     assert str(plugin.presence(root)) == "no"
     with pytest.raises(MissingDataError, match=r"lacks test\.json\. Request the data"):

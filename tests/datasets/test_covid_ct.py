@@ -146,7 +146,7 @@ def test_a_missing_folder_of_images_is_named(root: Path) -> None:
         plugin.load(root, seed=0)
 
 
-def test_nothing_there_says_where_it_looked_and_how_to_get_it(tmp_path: Path) -> None:
+def test_missing_data_name_where_they_were_searched_and_how_to_get_them(tmp_path: Path) -> None:
     with pytest.raises(MissingDataError, match=r"covid_ct does not exist\. Clone https"):
         plugin.load(tmp_path, seed=0)
 

@@ -93,17 +93,17 @@ def test_several_labels_an_image_stand_in_a_table(home: Path) -> None:
     (home / "all.csv").write_text("\n".join(["image,label", *lines]))
     describe(CLINIC.replace("images", "all.csv") + 'task = "multi_label"')
     splits = load()
-    told = {
+    given = {
         name: label
         for part in splits.parts.values()
         for name, label in zip(part.names, part.labels.tolist(), strict=True)
     }
     assert availability.open_dataset("clinic").card.classes == ("effusion", "mass")
-    assert [told[line.split(",")[0]] for line in lines[:4]] == [[1, 1], [0, 1], [0, 0], [1, 0]]
+    assert [given[line.split(",")[0]] for line in lines[:4]] == [[1, 1], [0, 1], [0, 0], [1, 0]]
     assert splits.train.labels.shape == (28, 2)
 
 
-def test_a_folder_that_is_not_there_is_said_in_the_list(home: Path) -> None:
+def test_a_missing_folder_is_reported_in_the_list(home: Path) -> None:
     describe(CLINIC.replace("images", "nowhere"))
     assert availability.describe_presence("clinic", home) == "no"
 

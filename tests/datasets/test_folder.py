@@ -150,7 +150,7 @@ def test_files_that_are_no_images_by_their_names_are_counted(tmp_path: Path) -> 
     )
 
 
-def test_folders_of_the_same_names_in_every_class_folder_are_told(tmp_path: Path) -> None:
+def test_folders_of_the_same_names_in_every_class_folder_are_noted(tmp_path: Path) -> None:
     fill(tmp_path, 5, "clinic 1/a", "clinic 1/b", "clinic 2/a", "clinic 2/b")
     (note,) = load(tmp_path).notes
     assert note == "Every class folder holds the same 2 folders. If those are the classes, use a table instead."

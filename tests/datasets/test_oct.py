@@ -76,7 +76,7 @@ def test_octmnist_stands_in_where_the_release_is_not(tmp_path: Path, monkeypatch
 
 
 def test_octmnist_goes_before_a_sample_of_the_release(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_set(root, "octmnist", 224, monkeypatch, images=8)  # packed, so that its checksum vouches for all of it
+    write_set(root, "octmnist", 224, monkeypatch, images=8)  # packed, so that its checksum covers all of it
     assert plugin.presence(root).complete
     assert plugin.load(root, seed=0).rule == "official (OCTMNIST)"
 
@@ -88,7 +88,7 @@ def test_the_whole_release_goes_before_octmnist(root: Path, monkeypatch: pytest.
     assert plugin.presence(root).found == 96
 
 
-def test_nothing_there_says_how_to_get_it(tmp_path: Path) -> None:
+def test_missing_data_name_how_to_get_them(tmp_path: Path) -> None:
     assert str(plugin.presence(tmp_path)) == "no"
     with pytest.raises(MissingDataError, match=r"oct does not exist\. Download OCT2017\.tar\.gz"):
         plugin.load(tmp_path, seed=0)

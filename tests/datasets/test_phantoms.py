@@ -62,7 +62,7 @@ def test_a_patient_has_two_to_four_images(splits: Splits) -> None:
         assert set(images.tolist()) == {2, 3, 4}
 
 
-def test_a_name_says_data_set_part_patient_and_visit(phantom: Phantom, splits: Splits) -> None:
+def test_a_name_holds_data_set_part_patient_and_visit(phantom: Phantom, splits: Splits) -> None:
     assert splits.val.names[:2] == (f"{phantom.name}/val/p120_1", f"{phantom.name}/val/p120_2")
     assert splits.val.groups[:2] == ("p120", "p120")
 
@@ -72,7 +72,7 @@ def test_every_class_is_in_every_part(phantom: Phantom, splits: Splits) -> None:
         assert set(part.labels.tolist()) == set(range(len(phantom.card.classes)))
 
 
-def test_images_of_a_patient_agree_on_the_class_where_the_modality_says_so(phantom: Phantom, splits: Splits) -> None:
+def test_images_of_a_patient_agree_on_the_class_as_the_modality_requires(phantom: Phantom, splits: Splits) -> None:
     pairs = set(zip(splits.train.groups, splits.train.labels.tolist(), strict=True))
     assert (len(pairs) == len(set(splits.train.groups))) == phantom.by_patient
 
@@ -82,7 +82,7 @@ def test_no_two_images_are_the_same(splits: Splits) -> None:
     assert len(np.unique(images.reshape(len(images), -1), axis=0)) == len(images)
 
 
-def test_the_card_says_synthetic_and_names_the_group_key(phantom: Phantom) -> None:
+def test_the_card_is_synthetic_and_names_the_group_key(phantom: Phantom) -> None:
     card = phantom.card
     assert "synthetic" in card.title
     assert card.synthetic

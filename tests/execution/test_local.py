@@ -1,4 +1,4 @@
-"""Jobs side by side: the same numbers, each job once, and a word when a worker dies or Ctrl-C is pressed."""
+"""Jobs in parallel: the same numbers, each job once, and a message when a worker dies or Ctrl-C is pressed."""
 
 from __future__ import annotations
 
@@ -32,9 +32,7 @@ METHODS = ("linear", "bitfit")
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("workers")
-    studies.draw(folder / "images", 10)
-    return folder
+    return studies.home(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +74,8 @@ def test_side_by_side_gives_the_numbers_of_one_by_one(jobs: list[Job], home: Pat
     ticks, side_by_side = run_all(jobs, together, 2)
     assert one_by_one.keys() == side_by_side.keys() == {job.id for job in jobs}
     for job in jobs:
-        ours, theirs = (studies.left_by(where.store / "jobs" / job.id) for where in (together, alone))
-        assert {key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)} == set()
+        own, theirs = (studies.left_by(where.store / "jobs" / job.id) for where in (together, alone))
+        assert {key for key in own.keys() | theirs.keys() if own.get(key) != theirs.get(key)} == set()
     assert {tick.job_id for tick in ticks} <= set(one_by_one)
 
 
@@ -92,7 +90,7 @@ def test_workers_share_the_cards_in_turn(monkeypatch: pytest.MonkeyPatch) -> Non
     assert taken == [0, 1, 0]
 
 
-def test_a_tick_says_how_far_a_job_is(jobs: list[Job]) -> None:
+def test_a_tick_holds_the_progress_of_a_job(jobs: list[Job]) -> None:
     sent: list[Tick] = []
     watch = ticker(jobs[0], sent.append)
     watch(Progress(step=4))
@@ -139,7 +137,7 @@ def test_ctrl_c_ends_the_workers_without_a_word(
 
 
 class Deadly(str):
-    """A word that ends the process that unpickles it, as the system does for want of memory."""
+    """A string that ends the process that unpickles it, as the system does when memory runs out."""
 
     __slots__ = ()
 
@@ -150,7 +148,7 @@ class Deadly(str):
 def test_a_worker_that_dies_takes_only_its_job_with_it(
     jobs: list[Job], home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(local, "_work", records.faked)  # stands for the work
+    monkeypatch.setattr(local, "_work", records.faked)  # in place of the training
     doomed = replace(jobs[0], backbone=Deadly(jobs[0].backbone))
     where = replace(studies.places(home), store=tmp_path)
     kept = Kept()
@@ -184,7 +182,7 @@ def test_a_lost_helper_process_is_named_and_every_job_gets_its_record(
     assert {name: record.status for name, record in kept.records.items()} == {job.id: "done" for job in jobs}
 
 
-def test_the_first_ctrl_c_stops_behind_a_checkpoint(jobs: list[Job], home: Path, tmp_path: Path) -> None:
+def test_the_first_ctrl_c_stops_after_a_checkpoint(jobs: list[Job], home: Path, tmp_path: Path) -> None:
     long = [replace(job, recipe=replace(job.recipe, steps=100_000, evaluations=100)) for job in jobs]
     where = replace(studies.places(home), store=tmp_path)
     steps: dict[str, int] = {}
@@ -233,7 +231,7 @@ def test_a_worker_without_a_job_does_not_take_the_others_with_it(
     assert found[0].step >= asked_at[0]
 
 
-def test_workers_whose_parent_was_killed_end_behind_a_checkpoint(home: Path, tmp_path: Path) -> None:
+def test_workers_whose_parent_was_killed_end_after_a_checkpoint(home: Path, tmp_path: Path) -> None:
     words = ["run", "--methods", "bitfit,lora", "--datasets", f"folder:{home / 'images'}", "--recipe", "quick"]
     words += ["--steps", "100000", "--evaluations", "10000", "--batch", "4", "--no-baselines", "--jobs", "2"]
     process, store = studies.start(words, tmp_path), Store(tmp_path / "runs")

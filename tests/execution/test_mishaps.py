@@ -1,4 +1,4 @@
-"""What may go wrong outside of the mathematics: no memory, no disk, no locks, power cut at any moment."""
+"""Failures of the machine: no memory, a full disk, no locks, and a power cut at any moment."""
 
 from __future__ import annotations
 
@@ -39,9 +39,7 @@ CRASHES = int(os.environ.get("PEFTBENCH_TEST_CRASHES", "10"))
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("mishaps")
-    studies.draw(folder / "images", 10)
-    return folder
+    return studies.home(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +52,7 @@ def job(home: Path) -> Job:
 
 
 def starving(times: int, error: Exception) -> Callable[..., Progress]:
-    """`fit` that finds no memory the first `times` times."""
+    """Return a `fit` that runs out of memory the first `times` times."""
     left = [times]
 
     def tried(*arguments: Any, **named: Any) -> Progress:
@@ -84,7 +82,7 @@ def test_for_want_of_memory_a_batch_goes_in_pieces(
     assert scores[0] == pytest.approx(scores[1], abs=0.1)
 
 
-def test_when_that_is_not_enough_the_job_fails_and_says_what_it_wanted(
+def test_when_that_is_not_enough_the_job_fails_with_the_size_it_needed(
     job: Job, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(job_module, "fit", starving(2, RuntimeError(CPU_WORDS)))
@@ -211,7 +209,7 @@ def test_a_clock_that_goes_back_changes_nothing(
 
 
 def test_a_study_killed_again_and_again_ends_with_the_same_bits(home: Path, tmp_path: Path) -> None:
-    """At random moments. PEFTBENCH_TEST_CRASHES says how often; `nox -s crash` does it a hundred times."""
+    """At random moments, PEFTBENCH_TEST_CRASHES times; `nox -s crash` does it a hundred times."""
     asked = ("--methods", "shpeft,lora", "--datasets", f"folder:{home / 'images'}", "--recipe", "quick")
     words = ("run", *asked, *studies.SHORT)
     homes = [tmp_path / name for name in ("undisturbed", "disturbed")]
@@ -229,8 +227,8 @@ def test_a_study_killed_again_and_again_ends_with_the_same_bits(home: Path, tmp_
     finish(words, homes[1])
     left = [{f.name: studies.left_by(f) for f in (folder / "runs" / "jobs").iterdir()} for folder in homes]
     assert left[0].keys() == left[1].keys()
-    for name, ours in left[0].items():
-        assert {key for key in ours.keys() | left[1][name].keys() if ours.get(key) != left[1][name].get(key)} == set()
+    for name, own in left[0].items():
+        assert {key for key in own.keys() | left[1][name].keys() if own.get(key) != left[1][name].get(key)} == set()
 
 
 def finish(words: tuple[str, ...], home: Path) -> None:

@@ -1,4 +1,4 @@
-"""A finished job put to use: the same logits again, on any file; merged into one file; refused in a sentence."""
+"""Use of a finished job: the same logits on any file, one merged file, and a sentence for every refusal."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_a_model_in_the_place_of_another_is_refused(home: Path, tmp_path: Path) 
         shutil.copy(folder(home, METHODS[1]) / name, lent / name)
     with pytest.raises(DeltaError, match=r"delta\.json does not match the digest in the job's record"):
         open_model(lent, where(home))
-    (lent / "record.json").unlink()  # two files by themselves say what they are
+    (lent / "record.json").unlink()  # the two files are enough without the store
     assert open_model(lent, where(home)).about["method"]["name"] == METHODS[1].partition("[")[0]
 
 
@@ -115,14 +115,14 @@ def test_a_batch_norm_folds_into_the_linear_layer(home: Path) -> None:
     assert before == {"kind": "plain", "scale": 1.0}
 
 
-def test_what_does_not_look_like_the_training_images_is_said(home: Path, tmp_path: Path) -> None:
+def test_images_unlike_the_training_images_get_a_warning(home: Path, tmp_path: Path) -> None:
     Image.new("RGB", (80, 60), (255, 0, 0)).save(tmp_path / "red.png")
     Image.new("L", (40, 30), 255).save(tmp_path / "white.png")
     model = open_model(folder(home, "lora"), where(home))
     red, white, usual = predict.predict(model, [tmp_path / "red.png", tmp_path / "white.png", files(home)[0]])
-    assert any("in color" in said for said in red.warnings)
-    assert any("brightness 255" in said for said in white.warnings)
-    assert any("30 px" in said for said in white.warnings)
+    assert any("in color" in shown for shown in red.warnings)
+    assert any("brightness 255" in shown for shown in white.warnings)
+    assert any("30 px" in shown for shown in white.warnings)
     assert usual.warnings == ()
 
 
@@ -133,7 +133,7 @@ def test_an_image_that_does_not_open_is_named(home: Path, tmp_path: Path) -> Non
         list(predict.predict(model, [tmp_path / "broken.png"]))
 
 
-def test_the_command_writes_a_table_that_says_what_it_is(
+def test_the_command_writes_a_table_that_states_what_it_is(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job, out = folder(home, "lora").name, tmp_path / "out.csv"
@@ -153,9 +153,9 @@ def test_the_json_holds_the_same(
 ) -> None:
     words = ["predict", str(folder(home, "lora")), str(files(home)[0]), "--store", str(home / "runs"), "--json"]
     assert studies.call(words, monkeypatch) == 0
-    said = json.loads(capsys.readouterr().out)
-    assert set(said["predictions"][0]["probabilities"]) == set(studies.CLASSES)
-    assert said["use"] == "For research only; not a medical device."
+    shown = json.loads(capsys.readouterr().out)
+    assert set(shown["predictions"][0]["probabilities"]) == set(studies.CLASSES)
+    assert shown["use"] == "For research only; not a medical device."
 
 
 @pytest.mark.parametrize(("text", "message"), [("nothing", "no job in"), ("", "no job in")])

@@ -18,7 +18,7 @@ from peftbench.methods.convpass import Convpass
 from peftbench.methods.rep_adapter import RepAdapter
 from peftbench.methods.rlrr import RLRR
 from peftbench.models.method import Method, NoProbe
-from tests.networks import STYLES, batch, network, randomly_tuned
+from tests.networks import STYLES, assert_merges_exactly, batch, network, randomly_tuned
 
 EXACT: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-10}
 TOKENS = torch.randn(3, 17, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -48,7 +48,7 @@ def test_houlsby_stands_between_each_branch_and_its_skip(style: str) -> None:
     torch.testing.assert_close(vit.blocks[0](TOKENS), expected, **EXACT)
 
 
-def test_pfeiffer_stands_behind_the_mlp_only() -> None:
+def test_pfeiffer_comes_after_the_mlp_only() -> None:
     vit, _, tensors = randomly_tuned(AdapterPfeiffer(bottleneck=3), "dinov2")
     plain: Any = network("dinov2").blocks[1]
     x = TOKENS + plain.ls1(plain.attn(plain.norm1(TOKENS)))
@@ -116,13 +116,7 @@ def test_arc_shares_one_projection_for_attention_and_one_for_the_mlp() -> None:
 @pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize("method", [RepAdapter(r=4, groups=4, scale=2.0), ARC(r=3), RLRR()], ids=str)
 def test_what_is_linear_folds_into_the_layer(method: Method, style: str) -> None:
-    vit, tuned, _ = randomly_tuned(method, style)
-    x = batch()[0]
-    unmerged = vit(x)
-    assert not torch.allclose(unmerged, network(style).eval()(x), atol=1e-3)
-    assert tuned.merge()
-    torch.testing.assert_close(vit(x), unmerged, **EXACT)
-    network(style).load_state_dict(vit.state_dict(), strict=True)
+    assert_merges_exactly(method, style)
 
 
 def test_it_folds_from_training_mode_and_leaves_the_mode_alone() -> None:

@@ -1,4 +1,4 @@
-"""BitFit: which tensors, whatever the network is called."""
+"""BitFit: which tensors train, in networks with other names."""
 
 from __future__ import annotations
 

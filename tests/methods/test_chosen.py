@@ -125,7 +125,7 @@ def test_a_gain_multiplies_its_branch_and_folds_into_it(style: str) -> None:
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_the_last_blocks_and_what_lies_behind_them(style: str) -> None:
+def test_the_last_blocks_and_what_comes_after_them(style: str) -> None:
     vit = network(style)
     names = {n for n, _ in vit.named_parameters()}
     assert LastBlocks().plan(vit, NoProbe()).tune == {n for n in names if n.startswith(("blocks.1.", "norm."))}

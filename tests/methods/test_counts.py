@@ -171,7 +171,7 @@ def test_shpeft_below_one_weight_and_above_all_candidates() -> None:
 
 
 @pytest.mark.parametrize("name", catalogue_files.method_names())
-def test_the_catalogue_says_of_a_method_what_its_code_says(name: str) -> None:
+def test_the_catalogue_and_the_code_of_a_method_agree(name: str) -> None:
     """`peftbench list` reads the catalogue alone, so that it need not import torch."""
     entry, method = catalogue.method_entry(name), registry("methods").get(name)
     assert (entry.knob, entry.merges) == (method.knob or "", method.merges)

@@ -13,7 +13,7 @@ from peftbench.methods._fact import FacT
 from peftbench.methods.fact_tk import FacTTK
 from peftbench.methods.fact_tt import FacTTT
 from peftbench.models.method import NoProbe
-from tests.networks import STYLES, batch, network, randomly_tuned
+from tests.networks import STYLES, assert_merges_exactly, network, randomly_tuned
 
 EXACT: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-10}
 SITES = {"attn.qkv": (1, 3), "attn.proj": (1, 1), "mlp.fc1": (1, 4), "mlp.fc2": (4, 1)}  # squares in, out
@@ -62,13 +62,7 @@ def test_in_the_tucker_format_every_core_is_a_mixture_of_r() -> None:
 @pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize("method", FORMATS, ids=str)
 def test_the_change_folds_into_the_weights(method: FacT, style: str) -> None:
-    vit, tuned, _ = randomly_tuned(method, style)
-    x = batch()[0]
-    unmerged = vit(x)
-    assert not torch.allclose(unmerged, network(style).eval()(x), atol=1e-3)
-    assert tuned.merge()
-    torch.testing.assert_close(vit(x), unmerged, **EXACT)
-    network(style).load_state_dict(vit.state_dict(), strict=True)
+    assert_merges_exactly(method, style)
 
 
 @pytest.mark.parametrize("method", FORMATS, ids=str)

@@ -1,4 +1,4 @@
-"""FT-Att: the attention of the blocks, and not what is called like it."""
+"""FT-Att: the attention of the blocks, and no other layer of a similar name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""FT-LN: which tensors, whatever they are called."""
+"""FT-LN: which tensors train, by the type of their module."""
 
 from __future__ import annotations
 

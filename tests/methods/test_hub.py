@@ -50,7 +50,9 @@ from tests.networks import batch, blank, network
 
 TWO: tuple[Projection, ...] = ("qkv", "fc2")  # (96, 32) and (32, 128): what is shared must fit both
 SIZE = 96 * 32 / 768**2  # of the small network's qkv as a share of what scales are meant for
-PEERS: list[tuple[HubMethod, str, dict[str, Any]]] = [  # our method, and the equivalent kind and options of peft
+PEERS: list[
+    tuple[HubMethod, str, dict[str, Any]]
+] = [  # a method of peftbench, and the equivalent kind and options of peft
     (DoRA(r=3, alpha=5, sites=TWO), "LORA", {"r": 3, "lora_alpha": 5, "use_dora": True}),
     (RsLoRA(r=3, alpha=5, sites=TWO), "LORA", {"r": 3, "lora_alpha": 5, "use_rslora": True}),
     (AdaLoRA(r=4, alpha=5, sites=TWO), "ADALORA", {"init_r": 6, "target_r": 4, "lora_alpha": 5, "total_step": 9}),
@@ -87,7 +89,7 @@ MODULES = {"qkv": "attn.qkv", "proj": "attn.proj", "fc1": "mlp.fc1", "fc2": "mlp
 here = pytest.mark.filterwarnings("ignore::UserWarning:peft", "ignore:Sparse invariant checks:UserWarning")
 
 
-def ours(method: HubMethod, dtype: torch.dtype) -> tuple[nn.Module, Tuned]:
+def own(method: HubMethod, dtype: torch.dtype) -> tuple[nn.Module, Tuned]:
     vit = network(dtype=dtype)
     torch.manual_seed(0)
     return vit.train(), method.plan(vit, NoProbe()).carry_out(vit)
@@ -111,7 +113,7 @@ def trained(vit: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def stir(vit: nn.Module, peer: Any) -> None:
-    """The same noise on both."""
+    """Add the same noise to both."""
     twins = dict(peer.base_model.model.named_parameters())
     for name, parameter in trained(vit).items():
         with torch.no_grad():
@@ -134,7 +136,7 @@ def test_forward_and_gradients_equal_pefts_own(method: HubMethod, kind: str, opt
         pytest.skip(f"peft {peft.__version__} has no {kind}")
     dtype = torch.float32 if isinstance(method, PSOFT) else torch.float64
     near: dict[str, Any] = {"rtol": 0, "atol": 1e-5 if isinstance(method, SINGLE) else 1e-9}
-    (vit, _), peer = ours(method, dtype), theirs(method, kind, options, dtype)
+    (vit, _), peer = own(method, dtype), theirs(method, kind, options, dtype)
     assert sum(p.numel() for p in vit.parameters() if p.requires_grad) == method.count(network())
     stir(vit, peer)
     same_places(vit, peer)
@@ -156,7 +158,7 @@ def test_forward_and_gradients_equal_pefts_own(method: HubMethod, kind: str, opt
 @here
 def test_pissa_equals_pefts_with_its_residual() -> None:
     (vit, tuned), peer = (
-        ours(PiSSA(r=3), torch.float32),
+        own(PiSSA(r=3), torch.float32),
         theirs(PiSSA(r=3), "LORA", {"r": 3, "lora_alpha": 3, "init_lora_weights": "pissa"}, torch.float32),
     )
     site = "blocks.0.attn.qkv"
@@ -210,7 +212,7 @@ def vit_b() -> nn.Module:
     ids=lambda value: getattr(value, "name", str(value)),
 )
 def test_counts_and_budgets_on_vit_b(method: HubMethod, count: int) -> None:
-    """As the catalogue says; and the nearest size is found, also where sizes are divisors or cost less the larger."""
+    """Counts as in the catalogue; the nearest size is found, also where sizes are divisors or larger ones cost less."""
     vit = vit_b()
     assert method.count(vit) == count
     if method.knob is None:
@@ -242,7 +244,7 @@ def test_randlora_costs_less_the_larger_its_rank() -> None:
 
 def test_projections_come_from_their_key_and_are_not_saved() -> None:
     for method, change in ((VeRA(r=4), VeRA(r=4, key=1)), (RandLoRA(r=8), RandLoRA(r=8, key=1))):
-        (one, tuned), (other, _), (changed, _) = (ours(m, torch.float64) for m in (method, method, change))
+        (one, tuned), (other, _), (changed, _) = (own(m, torch.float64) for m in (method, method, change))
         drawn = {n: b for n, b in one.named_buffers() if n.endswith(("_A.default", "_B.default"))}
         assert len(drawn) == 2, "all sites share them"
         assert all(torch.equal(other.get_buffer(n), b) for n, b in drawn.items())
@@ -251,7 +253,7 @@ def test_projections_come_from_their_key_and_are_not_saved() -> None:
 
 
 def test_vectors_of_a_bank_are_shared_and_counted_once() -> None:
-    vit, tuned = ours(VBLoRA(vectors=5), torch.float64)
+    vit, tuned = own(VBLoRA(vectors=5), torch.float64)
     bank = tuned.tensors["shared/vblora/vblora_vector_bank.default"]
     assert bank.shape == (5, 32)
     assert sum(p is bank for p in vit.parameters()) == 1
@@ -275,11 +277,11 @@ def test_shiras_places_come_from_the_jobs_seed() -> None:
 
 
 SCHEDULE = AdaLoRA(r=2, warmup=0.2, final=0.3, every=2)
-STEPS = 10  # of which 3 to 6 drop ranks
+STEPS = 10  # steps 3 to 6 drop ranks
 
 
 def ada() -> tuple[nn.Module, Tuned, torch.optim.Optimizer]:
-    vit, tuned = ours(SCHEDULE, torch.float64)
+    vit, tuned = own(SCHEDULE, torch.float64)
     return vit, tuned, torch.optim.SGD(trained(vit).values(), lr=0.05, momentum=0.9)
 
 

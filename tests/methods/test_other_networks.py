@@ -1,4 +1,4 @@
-"""Networks that differ from ViT-B/16 in what methods look at, and one clear sentence where that is too much."""
+"""Networks that differ from ViT-B/16 in ways that matter to methods; one clear sentence where a method cannot run."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def network(**options: Any) -> VisionTransformer:
 
 
 class Ones:
-    """A probe to which every weight matters alike."""
+    """A probe for which every weight is equally important."""
 
     seed = 0
 
@@ -104,7 +104,7 @@ def test_rms_norms_are_norms() -> None:
         (registry("methods").get("fact_tt")(), RMS, r"This network has no layer blocks\.0\.mlp\.fc1"),
     ],
 )
-def test_what_a_method_wants_and_a_network_has_not_is_said(
+def test_what_a_method_needs_and_a_network_lacks_is_named(
     method: Method, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(RequestError, match=message):
@@ -119,7 +119,7 @@ def test_the_largest_rank_is_the_width_with_or_without_a_class_token() -> None:
     assert [LoRA().most(network(class_token=there, global_pool="avg")) for there in (True, False)] == [32, 32]
 
 
-def test_the_last_blocks_take_all_that_lies_behind_them() -> None:
+def test_the_last_blocks_take_all_that_comes_after_them() -> None:
     vit = network(**NETWORKS["SigLIP"])
     tuned = LastBlocks().plan(vit, NoProbe()).tune
     assert {name.split(".")[0] for name in tuned} == {"blocks", "norm", "attn_pool"}

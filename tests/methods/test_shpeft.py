@@ -1,4 +1,4 @@
-"""SH-PEFT worked by hand, then against numpy, then on real gradients."""
+"""SH-PEFT on a network of four weights with computed scores, then against numpy, then on real gradients."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def k_of_4(k: int, **fields: Any) -> list[int]:
     return chosen(SHPEFT(ratio=k / 4, **fields).plan(four_weights(), Given()))
 
 
-# --- by hand ---------------------------------------------------------------------------------------------------------
+# --- four weights ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_task_dependent_importance_alone(td: Any, order: list[int]) -> None:
 
 @pytest.mark.parametrize("ta", ["L1", "L2"])
 def test_magnitude_alone(ta: Any) -> None:
-    """No gradient is asked for: the probe refuses."""
+    """No gradient is requested: the probe would refuse."""
     for k, expected in ((1, [1]), (2, [0, 1]), (3, [0, 1, 2]), (4, [0, 1, 2, 3])):
         plan = SHPEFT(ratio=k / 4, td="none", ta=ta).plan(four_weights(), NoProbe())
         assert chosen(plan) == expected
@@ -195,7 +195,7 @@ def test_candidates_may_be_the_weights_of_linear_layers_only() -> None:
     assert k_of_4(2, candidates="linear") == [1, 2]  # 8.81, 20.24, 10.95
 
 
-def test_the_record_says_how_far_two_halves_of_the_data_agree() -> None:
+def test_the_record_states_how_far_two_halves_of_the_data_agree() -> None:
     """Squares of the even batch 1, 1, 9 | 0 choose 2 and 0; of the odd one 4, 4, 1 | 1 choose 0 and 1."""
     plan = SHPEFT(ratio=0.5, ta="none").plan(four_weights(), Given())
     assert plan.facts == {"mask_split_half_overlap": 0.5}
@@ -346,6 +346,6 @@ def test_a_budget_turns_the_ratio_only() -> None:
     assert method.within(3, four_weights()).method == replace(method, ratio=0.8)  # the shortest share of four that is 3
 
 
-def test_the_stub_is_as_it_says() -> None:
+def test_the_stub_is_as_described() -> None:
     squares: tuple[dict[str, Tensor], dict[str, Tensor]] = Given().estimate("squares")
     assert (squares[0]["0.weight"] + squares[1]["0.weight"]).tolist() == [[5, 5, 10]]

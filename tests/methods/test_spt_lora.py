@@ -1,4 +1,4 @@
-"""SPT-LoRA: its low-rank part on thirds of a fused projection, its choice by hand, and what it refuses."""
+"""SPT-LoRA: its low-rank part on thirds of a fused projection, its choice on known scores, and what it refuses."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def test_single_entries_of_norms_count_towards_the_budget_but_never_train() -> N
     assert plan.facts["spt_entries"] == 2
 
 
-def test_dropout_spares_the_projection_behind_attention() -> None:
+def test_dropout_spares_the_projection_after_attention() -> None:
     plan = chosen(32 + 64 + 160, {PROJ: [*range(20)], FC1: [*range(40)]}, r=1)
     dropouts = {site.rpartition(".")[2]: sizes["dropout"] for site, (_, sizes) in plan.grafts.items()}
     assert dropouts == {"proj": 0.0, "fc1": 0.1}

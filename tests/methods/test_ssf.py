@@ -1,4 +1,4 @@
-"""SSF: where it stands, how it starts, and that it folds away exactly."""
+"""SSF: its places, its start, and that it merges exactly."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ EIGHT = {"patch_embed.proj", "norm"} | {
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_it_stands_behind_eight_kinds_of_operations(style: str) -> None:
+def test_it_follows_eight_kinds_of_operations(style: str) -> None:
     assert set(SSF().plan(network(style), NoProbe()).grafts) == EIGHT
 
 

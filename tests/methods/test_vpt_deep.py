@@ -1,4 +1,4 @@
-"""VPT-Deep against a forward pass written out by hand."""
+"""VPT-Deep against an independent forward pass."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""VPT-Shallow against a forward pass written out by hand."""
+"""VPT-Shallow against an independent forward pass."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_the_prompts_go_with_the_tokens_through_all_blocks_and_not_into_the_pool
         torch.testing.assert_close(vit(x), expected, rtol=1e-10, atol=1e-10)
 
 
-def test_prompts_stand_behind_the_class_token_and_leave_from_there() -> None:
+def test_prompts_are_inserted_after_the_class_token_and_removed_from_there() -> None:
     vit, prompt = carried_out(VPTShallow(tokens=3), "plain")
     seen: list[Tensor] = []
     vit.blocks[1].register_forward_pre_hook(lambda _module, given: seen.append(given[0]))

@@ -125,7 +125,7 @@ def test_what_needs_a_positive_class_is_undefined_for_three() -> None:
     assert all(map(math.isnan, sensitivity.plugin(logits, labels).values()))
 
 
-def test_sensitivity_by_hand() -> None:
+def test_sensitivity_of_a_small_example() -> None:
     """Of 20 well people 1 may be alarmed at 95%, 2 at 90%; the ill stand between them."""
     score = np.array([*range(20), 18.5, 17.5, 5.5, 19.5], np.float32)
     labels = np.array([0] * 20 + [1] * 4)
@@ -176,11 +176,11 @@ def findings(images: int, labels: int, seed: int) -> tuple[Logits, Labels]:
 def test_multi_label_metrics_are_scikit_learns(images: int, labels: int, seed: int) -> None:
     logits, truth = findings(images, labels, seed)
     chances = expit(logits.astype(np.float64))
-    said, each = chances > 0.5, [(truth[:, one], chances[:, one]) for one in range(labels)]
+    shown, each = chances > 0.5, [(truth[:, one], chances[:, one]) for one in range(labels)]
     wanted = {
         macro_f1: np.mean([reference.f1_score(y, p > 0.5, zero_division=0.0) for y, p in each]),
         weighted_f1: np.average([reference.f1_score(y, p > 0.5) for y, p in each], weights=truth.sum(0)),
-        accuracy: np.mean(said == truth),
+        accuracy: np.mean(shown == truth),
         balanced_accuracy: np.mean([reference.balanced_accuracy_score(y, p > 0.5) for y, p in each]),
         auc: np.mean([reference.roc_auc_score(y, p) for y, p in each]),
         brier_score_loss: np.mean([reference.brier_score_loss(y, p) for y, p in each]),
@@ -248,7 +248,7 @@ def test_kappa_of_one_grade_throughout_is_undefined() -> None:
 @pytest.mark.parametrize(
     ("metric", "lower"), [("brier_score_loss", True), ("calibration_error_per_group", True), ("macro_f1", False)]
 )
-def test_a_name_says_which_way_is_better(metric: str, lower: bool) -> None:  # noqa: FBT001
+def test_a_name_determines_which_direction_is_better(metric: str, lower: bool) -> None:  # noqa: FBT001
     assert lower_is_better(metric) is lower
 
 

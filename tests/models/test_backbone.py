@@ -1,4 +1,4 @@
-"""What is done with any backbone, whatever it was loaded from."""
+"""What is common to all backbones."""
 
 from __future__ import annotations
 

@@ -74,9 +74,9 @@ _, fast, theirs, fast_calls, left = trained(enabled=True)
 _, again, _, _, _ = trained(enabled=True)
 compiled.BACKEND = refuse
 try:
-    said = trained(enabled=True)
+    message = trained(enabled=True)
 except JobError as error:
-    said = str(error)
+    message = str(error)
 print(json.dumps({
     "moved": max(float((plain[name] - start[name]).abs().max()) for name in plain),
     "gap": max(float((fast[name] - plain[name]).abs().max()) for name in plain),
@@ -84,7 +84,7 @@ print(json.dumps({
     "same": all(torch.equal(again[name], fast[name]) for name in fast),
     "calls": [eager_calls, fast_calls, len(set(calls))],
     "left": left,
-    "said": said,
+    "message": message,
 }))
 """
 
@@ -114,14 +114,14 @@ def test_every_block_is_compiled_for_training_and_none_for_evaluation(trained: d
     assert trained["calls"] == [0, blocks * steps, runs * blocks]
 
 
-def test_nothing_is_left_behind(trained: dict[str, Any]) -> None:
+def test_nothing_is_left_over(trained: dict[str, Any]) -> None:
     assert trained["left"] == 0
 
 
-def test_what_torch_cannot_compile_is_said_in_a_sentence(trained: dict[str, Any]) -> None:
-    assert trained["said"].startswith("torch.compile failed; run without --compile: ")
-    assert "no compiler is here" in trained["said"]
-    assert "\n" not in trained["said"]
+def test_what_torch_cannot_compile_is_reported_in_a_sentence(trained: dict[str, Any]) -> None:
+    assert trained["message"].startswith("torch.compile failed; run without --compile: ")
+    assert "no compiler is here" in trained["message"]
+    assert "\n" not in trained["message"]
 
 
 def test_it_is_another_job(tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def restore(folder: Path, style: str = "plain") -> Tensor:
 
 
 def rewrite(folder: Path, change: Callable[[dict[str, Any], dict[str, Tensor]], None]) -> None:
-    """Change what a delta says, and keep its digests right."""
+    """Change a delta and update its digests."""
     facts, tensors = json.loads((folder / "delta.json").read_text()), load_file(folder / "delta.safetensors")
     change(facts, tensors)
     save_file(tensors, folder / "delta.safetensors", {"about": delta._seal(facts)})
@@ -147,7 +147,7 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
 def test_a_changed_word_is_seen(tmp_path: Path) -> None:
     save(tmp_path)
     facts = json.loads((tmp_path / "delta.json").read_text())
-    facts["grafts"]["blocks.0.attn.qkv"]["sizes"]["alpha"] = 80  # of the same shape, so nothing else would tell
+    facts["grafts"]["blocks.0.attn.qkv"]["sizes"]["alpha"] = 80  # of the same shape, so that only the digest differs
     (tmp_path / "delta.json").write_text(json.dumps(facts))
     with pytest.raises(DeltaError, match=r"delta.json was modified"):
         restore(tmp_path)
@@ -160,7 +160,7 @@ def test_another_format_is_refused(tmp_path: Path) -> None:
         delta.restore(network(), tmp_path, BASE)
 
 
-def test_a_graft_that_nobody_brings_is_named(tmp_path: Path) -> None:
+def test_a_graft_of_a_missing_package_is_named(tmp_path: Path) -> None:
     save(tmp_path)
     rewrite(tmp_path, lambda facts, _: facts["grafts"]["blocks.0.attn.qkv"].update(kind="elsewhere:Graft"))
     with pytest.raises(DeltaError, match="needs 'elsewhere:Graft', which no installed method provides"):

@@ -1,4 +1,4 @@
-"""Gradients at the pretrained weights, against a loop that anybody can check."""
+"""Gradients at the pretrained weights, against a plain loop."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def test_gradients_are_those_of_a_plain_loop(style: str) -> None:
     found = list(GradientProbe(classifier(style), batches, F.cross_entropy).gradients())
     expected = plain_gradients(style)
     assert len(found) == len(expected) == 4
-    for ours, theirs in zip(found, expected, strict=True):
-        assert_near(ours, theirs)
+    for own, theirs in zip(found, expected, strict=True):
+        assert_near(own, theirs)
 
 
 SUMS = {
@@ -104,7 +104,7 @@ def test_the_model_is_as_it_was_after_a_look_at_one_batch() -> None:
 
 
 class Counted:
-    """Batches that know how often they were asked for."""
+    """Batches that count how often they were requested."""
 
     def __init__(self) -> None:
         self.passes = 0

@@ -26,7 +26,7 @@ from peftbench.training.optimizer import make_optimizer
 from tests.networks import STYLES, batch, classifier, network, values
 
 QKV = "blocks.0.attn.qkv"
-MIXED = Plan(  # everything that a plan can say, in one
+MIXED = Plan(  # a plan with everything that a plan can hold
     tune=frozenset({"norm.weight", "blocks.1.mlp.fc1.bias"}),
     entries={
         f"{QKV}.weight": torch.tensor([0, 5, 99]),
@@ -307,7 +307,7 @@ def test_edges() -> None:
     assert [edge(b, [2, 5]) for b in (1, 2, 5, 6)] == ["floor", None, None, "ceiling"]
 
 
-def test_a_method_without_a_size_says_so() -> None:
+def test_a_method_without_a_size_is_reported() -> None:
     with pytest.raises(RequestError, match="BitFit has no size to choose"):
         BitFit().within(10, network())
 
@@ -323,7 +323,7 @@ def test_a_method_that_names_a_knob_must_list_its_values() -> None:
 
 
 @pytest.mark.parametrize("ask", [lambda probe: probe.gradients(), lambda probe: probe.estimate("squares")])
-def test_a_method_that_needs_data_to_be_counted_is_told_what_to_write(ask: Any) -> None:
+def test_a_method_that_needs_data_to_be_counted_gets_an_error_with_the_fix(ask: Any) -> None:
     with pytest.raises(PluginError, match="override `count`"):
         ask(NoProbe())
 

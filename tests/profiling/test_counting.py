@@ -188,7 +188,7 @@ def test_fused_attention_is_counted(autocast: torch.dtype | None) -> None:
     assert found.forward == 2 * (linear_products(TOKENS) + attention(TOKENS))
 
 
-def test_the_backward_pass_of_full_tuning_costs_two_forward_ones_and_attention_anew() -> None:
+def test_the_backward_pass_of_full_tuning_costs_two_forward_ones_and_attention_again() -> None:
     found = counting.passes(everything(classifier(dtype=torch.float32)), IMAGES)
     first = 2 * 16 * PATCH * WIDTH  # no gradient of the pixels
     again = 2 * attention(TOKENS) // 2  # the fused backward computes the weights of attention a second time
@@ -211,9 +211,9 @@ def test_backward_stops_below_what_trains() -> None:
 # --- nothing is changed ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("way", ["faked", "in earnest"])
+@pytest.mark.parametrize("way", ["fake tensors", "real images"])
 def test_counting_changes_neither_network_nor_random_state(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if way == "in earnest":
+    if way == "real images":
         monkeypatch.setattr(counting, "_on_fake_tensors", None)
     model = everything(classifier(dtype=torch.float32, kind="batchnorm")).eval()
     vars(model.vit.get_submodule("blocks.0.mlp.drop1"))["p"] = 0.5
@@ -225,7 +225,7 @@ def test_counting_changes_neither_network_nor_random_state(way: str, monkeypatch
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_a_network_that_looks_at_values_is_counted_in_earnest() -> None:
+def test_a_network_that_depends_on_values_is_counted_on_real_images() -> None:
     class Looks(nn.Linear):
         def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - nn.Linear's own name
             return super().forward(input) if input.sum().item() < 1e9 else input

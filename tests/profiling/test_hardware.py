@@ -1,4 +1,4 @@
-"""What the machine is, and what a block of code takes of it."""
+"""The facts about the machine, and the memory that a block of code takes."""
 
 from __future__ import annotations
 
@@ -63,13 +63,13 @@ def test_fp32_where_the_processor_is_unknown(monkeypatch: pytest.MonkeyPatch) ->
     assert hardware._processor()
 
 
-@pytest.mark.parametrize(("card", "device"), [(True, "cuda"), (False, "cpu")])
-def test_cuda_where_there_is_a_card(card: bool, device: str, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: FBT001
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: card)
+@pytest.mark.parametrize(("gpu", "device"), [(True, "cuda"), (False, "cpu")])
+def test_cuda_where_there_is_a_gpu(gpu: bool, device: str, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: FBT001
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     assert hardware.auto_device() == device
 
 
-def test_kernels_are_deterministic_within_and_as_before_behind() -> None:
+def test_kernels_are_deterministic_within_and_as_before_afterwards() -> None:
     with hardware.repeatable(asked=True):
         assert torch.are_deterministic_algorithms_enabled()
     with hardware.repeatable(asked=False):

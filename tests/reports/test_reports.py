@@ -1,4 +1,4 @@
-"""Every format on one realistic study: readable by its readers, repeatable, and silent about patients."""
+"""Every format on one realistic study: well-formed, reproducible, and without names of patients."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_latex_compiles(results: list[Result], tmp_path: Path) -> None:
 
 
 class Tags(HTMLParser):
-    """What stands open, how many rows and pictures there were, and every address."""
+    """Open tags, the number of rows and pictures, and every address."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What was written and is read again: whole, or refused, or made again; never used as somebody changed it."""
+"""Stored files that were modified: they are refused or made again, never used."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ def damaged(data: st.DataObject, file: Path) -> bool:
     return file.read_bytes() != before
 
 
-def same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> bool:
-    return ours.keys() == theirs.keys() and all(
-        torch.equal(tensor, theirs[name]) and tensor.dtype == theirs[name].dtype for name, tensor in ours.items()
+def same(own: dict[str, Tensor], theirs: dict[str, Tensor]) -> bool:
+    return own.keys() == theirs.keys() and all(
+        torch.equal(tensor, theirs[name]) and tensor.dtype == theirs[name].dtype for name, tensor in own.items()
     )
 
 
@@ -249,11 +249,11 @@ def opens_pickles(node: ast.AST) -> bool:
     if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
         return False
     called = f"{ast.unparse(node.func.value)}.{node.func.attr}"
-    said = {word.arg: ast.unparse(word.value) for word in node.keywords}
+    shown = {word.arg: ast.unparse(word.value) for word in node.keywords}
     if called == "torch.load":
-        return said.get("weights_only") != "True"
+        return shown.get("weights_only") != "True"
     return (
-        said.get("allow_pickle", "False") != "False"
+        shown.get("allow_pickle", "False") != "False"
         or called.split(".", maxsplit=1)[0] in UNPICKLERS
         or "pickle" in node.func.attr
     )

@@ -1,4 +1,4 @@
-"""What lies on disk: whole files or none, for the owner's eyes, and one clear sentence where that cannot be."""
+"""The files of a store: complete or absent, readable by the owner only, and one clear sentence for every failure."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_drafts_of_a_killed_process_are_swept(tmp_path: Path) -> None:
     assert sorted(path.name for path in here.job("abc").path.rglob("*") if path.is_file()) == [".lock", "job.json"]
 
 
-def test_a_folder_without_results_says_so(tmp_path: Path) -> None:
+def test_a_folder_without_results_is_reported(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="There are no results in"):
         Store(tmp_path).results()
 

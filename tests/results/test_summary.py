@@ -1,4 +1,4 @@
-"""How jobs become rows: what shares a row, what may be averaged, what a report may say about an image."""
+"""How jobs become rows: which jobs share a row, which may be averaged, and what notes a row has."""
 
 from __future__ import annotations
 
@@ -66,10 +66,10 @@ def test_rates_that_were_looked_for_share_a_row(tmp_path: Path) -> None:
 @pytest.mark.parametrize("change", [{"threads": 2}, {"backbone": {"digest": "e" * 64}}, {"method": {"version": 2}}])
 def test_whatever_else_differs_is_no_seed(tmp_path: Path, change: dict[str, Any]) -> None:
     first, second = (Fake(seed=seed).write(tmp_path) for seed in (0, 1))
-    told = second.record.model_dump()
+    given = second.record.model_dump()
     for key, value in change.items():
-        told[key] = {**told[key], **value} if isinstance(value, dict) else value
-    (found,) = summary.summarize([first, replace(second, record=Record.model_validate(told))])
+        given[key] = {**given[key], **value} if isinstance(value, dict) else value
+    (found,) = summary.summarize([first, replace(second, record=Record.model_validate(given))])
     assert [len(row.records) for row in found.rows] == [1, 1]
 
 
@@ -162,7 +162,7 @@ def test_a_copy_of_the_data_that_is_not_whole_is_noted() -> None:
         (Fake("majority", tuned=False), False),
     ],
 )
-def test_a_rate_that_nobody_searched_for_is_marked(fake: Fake, *, untuned: bool) -> None:
+def test_a_rate_that_was_not_tuned_is_marked(fake: Fake, *, untuned: bool) -> None:
     assert ("untuned" in summary.notes(fake.record())) == untuned
 
 
@@ -250,7 +250,7 @@ def test_a_damaged_seed_is_noted(tmp_path: Path) -> None:
     assert found.rows[0].replicates["busi"].notes == ("1 of 2 seeds damaged",)
 
 
-def test_a_study_without_validation_part_says_so() -> None:
+def test_a_study_without_validation_part_is_noted() -> None:
     record = Fake().record()
     last = Record.model_validate(record.model_dump() | {"choices": {"last": record.choices["last"]}})
     assert "no validation part: last step" in summary.notes(last)

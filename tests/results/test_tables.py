@@ -109,7 +109,7 @@ def test_the_three_rules_stand_side_by_side(tmp_path: Path) -> None:
     assert "test oracle: not a result" in table.columns
 
 
-def test_the_caption_says_how_the_numbers_came_about(tmp_path: Path) -> None:
+def test_the_caption_describes_how_the_numbers_were_made(tmp_path: Path) -> None:
     fakes = [Fake(dataset="phantom_ct", synthetic=True, seed=seed) for seed in (0, 1)]
     caption = find(write(tmp_path, *fakes), "data_phantom_ct").caption
     for words in (
@@ -123,7 +123,7 @@ def test_the_caption_says_how_the_numbers_came_about(tmp_path: Path) -> None:
         assert words in caption
 
 
-def test_the_caption_says_what_was_changed_of_a_recipe(tmp_path: Path) -> None:
+def test_the_caption_states_what_was_changed_of_a_recipe(tmp_path: Path) -> None:
     (result,) = write(tmp_path, Fake(recipe="paper"))
     recipe = {**asdict(RECIPES["paper"]), "momentum": 0.0, "head_scale": 16.0}
     (caption,) = tables.caption([replace(result, record=result.record.model_copy(update={"recipe": recipe}))])

@@ -1,4 +1,4 @@
-"""The bootstrap: over groups, the same as the plain one, reproducible, silent where nothing can be said."""
+"""The bootstrap: over groups, equal to a plain one, reproducible, and nan where no interval exists."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def run(images: int = 120, classes: int = 3, seed: int = 0) -> tuple[Logits, Lab
 
 
 def plain(logits: Logits, labels: Labels, groups: list[int]) -> tuple[float, float]:
-    """The interval as anybody would write it: draw groups, gather their images, score."""
+    """Return the interval by a plain loop: draw groups, gather their images, score."""
     rng = np.random.default_rng(1)
     members = [np.flatnonzero(np.array(groups) == group) for group in sorted(set(groups))]
     drawn = []
@@ -59,7 +59,7 @@ def test_group_numbers_are_only_names() -> None:
     )
 
 
-def test_a_report_written_twice_says_the_same() -> None:
+def test_a_report_written_twice_is_the_same() -> None:
     logits, labels = run()
     assert bootstrap.interval(logits, labels, range(120)) == bootstrap.interval(logits, labels, range(120))
 
@@ -127,8 +127,8 @@ def test_test_sets_that_seeds_draw_from_the_same_patients_do_not_narrow_the_inte
         rng = np.random.default_rng(number)
         right, labels = rng.random(150) < 0.8, rng.integers(0, 2, 150)
         tests = [rng.permutation(150)[:60] for _ in range(10)]
-        said = np.eye(2, dtype=np.float32)[np.where(right, labels, 1 - labels)]
-        return bootstrap.estimate([(said[test], labels[test], range(60)) for test in tests], "accuracy").interval
+        shown = np.eye(2, dtype=np.float32)[np.where(right, labels, 1 - labels)]
+        return bootstrap.estimate([(shown[test], labels[test], range(60)) for test in tests], "accuracy").interval
 
     found = [studied(number) for number in range(60)]
     assert {one.clusters for one in found} == {60}

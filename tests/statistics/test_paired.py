@@ -27,7 +27,7 @@ def compare(first: list[Run], second: list[Run], metric: str, score: Any = None)
 
 
 def run(right: NDArray[np.bool_], groups: NDArray[np.int64] | None = None) -> Run:
-    """Predictions of two classes that are right where `right` says so; the classes take turns."""
+    """Return predictions of two alternating classes that are correct where `right` is true."""
     labels = np.arange(len(right)) % 2
     logits = np.eye(2, dtype=np.float32)[np.where(right, labels, 1 - labels)]
     return logits, labels, list(range(len(right))) if groups is None else groups.tolist()
@@ -78,7 +78,7 @@ def test_a_method_is_no_better_than_itself() -> None:
     assert (found.difference, found.p, found.interval, found.detectable) == (0.0, 1.0, (0.0, 0.0), 0.0)
 
 
-def test_one_group_says_nothing() -> None:
+def test_one_group_gives_no_interval() -> None:
     found = compare([run(np.ones(4, bool), np.zeros(4, int))], [run(np.zeros(4, bool), np.zeros(4, int))], "accuracy")
     assert found.difference == 1.0
     assert np.isnan([found.p, *found.interval, found.detectable]).all()

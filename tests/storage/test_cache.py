@@ -110,16 +110,16 @@ def test_a_maker_that_fails_leaves_nothing(tmp_path: Path) -> None:
 # --- the verbs -------------------------------------------------------------------------------------------------------
 
 
-def test_cache_list_says_kinds_sizes_and_what_is_damaged(
+def test_cache_list_states_kinds_sizes_and_what_is_damaged(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = prepare(CARD, splits(tmp_path / "d"), SMALL, tmp_path / "c")
     put(tmp_path / "c", "probes", "estimate", 2_500_000, 0)
     assert call(["cache", "list", "--cache", str(tmp_path / "c"), "--verify"], monkeypatch) == 0
-    said = capsys.readouterr().out
-    assert data.folder.name in said
-    assert "whole" in said
-    assert "2.5 MB" in said
+    shown = capsys.readouterr().out
+    assert data.folder.name in shown
+    assert "whole" in shown
+    assert "2.5 MB" in shown
     with (data.folder / "pixels.npy").open("r+b") as file:
         file.seek(-1, os.SEEK_END)
         file.write(b"!")
@@ -128,7 +128,7 @@ def test_cache_list_says_kinds_sizes_and_what_is_damaged(
     assert {row["kind"]: row["state"] for row in rows} == {"pixels": "damaged", "probes": "whole"}
 
 
-def test_cache_list_says_of_every_kind_whether_it_is_whole(
+def test_cache_list_states_of_every_kind_whether_it_is_whole(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "probes" / "key" / "squares.safetensors"
@@ -156,7 +156,7 @@ def test_a_cache_that_cannot_be_locked_is_named_with_what_to_do(
         cache.Hold(tmp_path / "pixels" / "key")
 
 
-def test_cache_clear_drops_what_was_named_and_nobody_uses(
+def test_cache_clear_removes_what_was_named_and_is_not_in_use(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     used = put(tmp_path, "pixels", "used", 10, 0)

@@ -22,7 +22,7 @@ JSON = st.recursive(
 
 @given(value=JSON)
 def test_what_was_written_is_read(value: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
-    file = tmp_path_factory.mktemp("vouched") / "new" / "a.json"
+    file = tmp_path_factory.mktemp("checked") / "new" / "a.json"
     checked_json.write(file, value, "place")
     assert checked_json.read(file, "place") == value
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
@@ -44,7 +44,7 @@ def test_another_value_or_place_is_not_read(tmp_path: Path) -> None:
     checked_json.write(file, {"rate": 3}, "here")
     with pytest.raises(ValueError, match="was modified after it was written"):
         checked_json.read(file, "there")
-    told = json.loads(file.read_text())
-    file.write_text(json.dumps({**told, "value": {"rate": 0}}))
+    stated = json.loads(file.read_text())
+    file.write_text(json.dumps({**stated, "value": {"rate": 0}}))
     with pytest.raises(ValueError, match="was modified after it was written"):
         checked_json.read(file, "here")

@@ -1,4 +1,4 @@
-"""What jobs of a sweep share is made once, by whoever comes first, and is never half there."""
+"""Tensors that the jobs of a sweep share: made once, by the first process, and never stored partly."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_a_maker_that_fails_leaves_nothing_and_the_next_one_makes_it(tmp_path: P
     assert [one.name for one in file.parent.iterdir()] == ["x.safetensors"]
 
 
-def test_a_copy_of_another_entry_is_made_anew(tmp_path: Path) -> None:
+def test_a_copy_of_another_entry_is_made_again(tmp_path: Path) -> None:
     first, second = (tmp_path / f"probes/{name}/x.safetensors" for name in ("first", "second"))
     cached(first, lambda: {"x": torch.zeros(2)})
     cached(second, lambda: {"x": torch.ones(2)})

@@ -1,4 +1,4 @@
-"""A recipe with values in brackets behind its name: what the paper leaves open can be tried both ways."""
+"""A recipe with values in brackets: what the paper leaves open can be tried both ways."""
 
 from __future__ import annotations
 

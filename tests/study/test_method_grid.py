@@ -53,11 +53,11 @@ def test_it_is_listed_and_shown(
 ) -> None:
     assert studies.call(["list", "methods", "--json"], monkeypatch) == 0
     assert '"small_lora"' in capsys.readouterr().out
-    told = facts("method", "small_lora")
-    assert told["variant of"] == "lora[r=2,sites=qkv+proj]"
-    assert told["options"]["r"] == "int = 2"
-    assert told["options"]["alpha"].endswith("= 8")
-    assert told["counts"]["mini"].startswith(f"{6 * 2 * (6 * 192):,} of ")
+    given = facts("method", "small_lora")
+    assert given["variant of"] == "lora[r=2,sites=qkv+proj]"
+    assert given["options"]["r"] == "int = 2"
+    assert given["options"]["alpha"].endswith("= 8")
+    assert given["counts"]["mini"].startswith(f"{6 * 2 * (6 * 192):,} of ")
     assert here.is_dir()
 
 
@@ -102,7 +102,7 @@ def test_a_field_that_the_base_does_not_have_is_refused(here: Path) -> None:
         method_of("odd", "standard")
 
 
-def test_a_name_of_ours_is_taken(here: Path) -> None:
+def test_a_built_in_name_is_taken(here: Path) -> None:
     (here / "methods" / "bitfit.toml").write_text('base = "lora"')
     with pytest.raises(CatalogueError, match="'bitfit' is the name of a built-in method"):
         method_of("small_lora", "standard")

@@ -1,4 +1,4 @@
-"""From what was asked for to jobs: names, budgets, baselines, tuning, and the study written down."""
+"""From a study to its jobs: names, budgets, baselines, tuning, and study.json."""
 
 from __future__ import annotations
 
@@ -29,9 +29,7 @@ TOTAL = 2_719_296  # weights of mini, no head
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Images and caches that the tests of this file share."""
-    folder = tmp_path_factory.mktemp("study")
-    studies.draw(folder / "images", 8)
-    return folder
+    return studies.home(tmp_path_factory, 8)
 
 
 def resolve(home: Path, **changes: object) -> Resolved:
@@ -47,27 +45,27 @@ def described(resolved: Resolved) -> list[str]:
 
 
 def complete(tmp_path: Path, *datasets: str) -> tuple[tuple[str, ...], str]:
-    study, says = defaults.complete(studies.study(methods=("linear",), datasets=datasets), studies.places(tmp_path))
-    return study.datasets, " ".join(says)
+    study, lines = defaults.complete(studies.study(methods=("linear",), datasets=datasets), studies.places(tmp_path))
+    return study.datasets, " ".join(lines)
 
 
 def phantoms() -> tuple[str, ...]:
     return tuple(name for name in registry("datasets").names() if name.startswith("phantom_"))
 
 
-def test_all_without_data_is_the_phantoms_and_says_so(tmp_path: Path) -> None:
-    names, says = complete(tmp_path, "all")
+def test_all_without_data_is_the_phantoms_with_a_note(tmp_path: Path) -> None:
+    names, lines = complete(tmp_path, "all")
     assert names == phantoms()
-    assert f"None of the paper's six data sets is complete in {tmp_path / 'data'}" in says
+    assert f"None of the paper's six data sets is complete in {tmp_path / 'data'}" in lines
 
 
 def test_all_is_what_is_here_and_names_what_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(defaults, "_present", lambda name, _: name in {"busi", "covid_ct"})
-    names, says = complete(tmp_path, "all")
+    names, lines = complete(tmp_path, "all")
     assert names == ("covid_ct", "busi")
-    assert "2 of the paper's 6" in says
-    assert "chest_xray" in says
-    assert "peftbench list datasets" in says  # how to get them
+    assert "2 of the paper's 6" in lines
+    assert "chest_xray" in lines
+    assert "peftbench list datasets" in lines  # how to get them
 
 
 def test_paper_means_the_six_even_if_some_are_missing(tmp_path: Path) -> None:
@@ -139,15 +137,15 @@ def test_two_budgets_that_reach_one_size_are_one_job(home: Path) -> None:
     assert [(draft.job.fields["r"], draft.targets) for draft in drafts] == [(6, (27_193, 27_000)), (12, (54_386,))]
 
 
-def test_images_that_are_left_out_are_said_once(tmp_path: Path) -> None:
+def test_images_that_are_left_out_are_noted_once(tmp_path: Path) -> None:
     studies.draw(tmp_path / "images", 8)
     next((tmp_path / "images").rglob("*.png")).with_suffix(".heic").touch()
-    said = [line for line in resolve(tmp_path, seeds=(0, 1)).notes if "left out" in line]
-    assert len(said) == 1
-    assert "Files left out because they are not image files: 1" in said[0]
+    shown = [line for line in resolve(tmp_path, seeds=(0, 1)).notes if "left out" in line]
+    assert len(shown) == 1
+    assert "Files left out because they are not image files: 1" in shown[0]
 
 
-def test_a_size_that_the_budgets_replace_is_said(home: Path) -> None:
+def test_a_size_that_the_budgets_replace_is_noted(home: Path) -> None:
     asked = ("lora[r=4]", "shpeft[lam=0.5]")
     assert [line for line in resolve(home, methods=asked, ratios=("1%",)).notes if "ignored" in line] == [
         "lora[r=4]: --ratios sets r, so the r given here is ignored."
@@ -247,7 +245,7 @@ def test_seeds_share_the_trials_of_the_first_where_the_test_part_is_stated(home:
 
 
 def test_no_test_image_of_any_seed_is_in_the_trials_that_find_its_rate(home: Path) -> None:
-    """Where each seed cuts the parts anew, the first one's train and val hold what others test on."""
+    """Where each seed draws its own parts, the train and val parts of the first hold test images of others."""
     resolved = resolve(home, tune=2, seeds=(0, 1, 2))
     data = {one.fingerprint: one for one in resolved.data}
     for draft in resolved.drafts:
@@ -298,7 +296,7 @@ def test_a_study_file_is_what_the_flags_are(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         ('method = ["lora"]', "has no field 'method'"),
         ("seeds = [", "is not valid TOML"),
@@ -307,11 +305,11 @@ def test_a_study_file_is_what_the_flags_are(tmp_path: Path) -> None:
         ('precision = "fp8"', "precision must be 'auto', 'fp32' or 'bf16', got fp8"),
     ],
 )
-def test_a_wrong_study_file_is_refused_by_key(text: str, says: str, tmp_path: Path) -> None:
+def test_a_wrong_study_file_is_refused_by_key(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "study.toml").write_text(text)
     with pytest.raises(RequestError) as error:
         load_study(tmp_path / "study.toml")
-    assert says in str(error.value)
+    assert message in str(error.value)
 
 
 # --- what is refused before anything trains --------------------------------------------------------------------------

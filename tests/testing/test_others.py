@@ -87,9 +87,9 @@ def test_a_spoilt_data_set_is_caught(fault: str, tmp_path: Path) -> None:
     assert caught(check_dataset(dataset, tmp_path)) == {meant}
 
 
-def test_crossing_groups_may_be_said(tmp_path: Path) -> None:
-    said = replace(with_train(groups=("test 0",) * 6)(), notes=("1 patient lies in train and in test.",))
-    assert failed(check_dataset(Dots(splits=lambda: said), tmp_path)) == []
+def test_crossing_groups_may_be_noted(tmp_path: Path) -> None:
+    shown = replace(with_train(groups=("test 0",) * 6)(), notes=("1 patient lies in train and in test.",))
+    assert failed(check_dataset(Dots(splits=lambda: shown), tmp_path)) == []
 
 
 def test_a_data_set_that_is_not_here_is_skipped_with_the_way_to_get_it(tmp_path: Path) -> None:

@@ -45,10 +45,10 @@ def test_what_was_written_is_read_bit_for_bit(checkpoint: Checkpoint) -> None:
         "last": (7, math.inf),
     }
     np.testing.assert_array_equal(after.chosen["last"].logits["test"], before.chosen["last"].logits["test"])
-    for ours, theirs in zip([after.kept, *tensors], [before.kept, learner, optimizer], strict=True):
-        assert ours.keys() == theirs.keys()
-        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-        assert all(ours[name].dtype == theirs[name].dtype for name in theirs)
+    for own, theirs in zip([after.kept, *tensors], [before.kept, learner, optimizer], strict=True):
+        assert own.keys() == theirs.keys()
+        assert all(torch.equal(own[name], theirs[name]) for name in theirs)
+        assert all(own[name].dtype == theirs[name].dtype for name in theirs)
 
 
 def test_tensors_that_share_memory_are_written_apart(checkpoint: Checkpoint) -> None:

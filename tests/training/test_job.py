@@ -1,4 +1,4 @@
-"""One job from start to end, and what it leaves."""
+"""One job from start to end, and its files."""
 
 from __future__ import annotations
 
@@ -45,9 +45,7 @@ def _permissive_umask() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("run")
-    studies.draw(folder / "images", 10)
-    return folder
+    return studies.home(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
@@ -81,18 +79,18 @@ def test_the_record_on_disk_is_the_one_that_was_returned(done: dict[str, Result]
         assert (result.folder / "record.json").read_text() == result.record.model_dump_json(indent=1)
 
 
-def test_what_is_said_of_the_images_is_the_jobs_own(jobs: dict[str, Job], home: Path) -> None:
+def test_notes_on_the_images_are_the_jobs_own(jobs: dict[str, Job], home: Path) -> None:
     """Cuts that keep the same images share them in the cache, but neither rule nor notes."""
     job = jobs["majority"]
     assert job.about is not None
     other = replace(job, split="70/10/20 stratified, grouped", about=(job.about[0], ("nothing left out",)))
-    records = [run(one, replace(studies.places(home), store=home / "said")) for one in (job, other)]
+    records = [run(one, replace(studies.places(home), store=home / "other")) for one in (job, other)]
     assert [record and record.data.split for record in records] == [job.split, other.split]
     assert records[1] is not None
     assert records[1].data.notes == ["nothing left out"]
 
 
-def test_the_request_says_what_decided_the_id(done: dict[str, Result], jobs: dict[str, Job]) -> None:
+def test_the_request_holds_what_decided_the_id(done: dict[str, Result], jobs: dict[str, Job]) -> None:
     noted = json.loads((done["lora"].folder / "job.json").read_text())
     assert noted["id"] == jobs["lora"].id == done["lora"].folder.name
     assert noted["identity"] == json.loads(json.dumps(jobs["lora"].identity(), default=list))
@@ -122,11 +120,11 @@ def test_no_image_name_lies_beside_the_private_file(done: dict[str, Result]) -> 
 def test_counts_are_those_of_the_tensors_saved(done: dict[str, Result]) -> None:
     for name in ("linear", "bitfit", "lora", "shpeft"):
         tensors = load_file(done[name].folder / "delta.safetensors")
-        ours = sum(t.numel() for n, t in tensors.items() if not n.startswith(("head/", "index/")))
+        own = sum(t.numel() for n, t in tensors.items() if not n.startswith(("head/", "index/")))
         head = sum(t.numel() for n, t in tensors.items() if n.startswith("head/"))
         counts = done[name].record.counts
         assert counts is not None
-        assert (ours, head) == (counts.trainable, counts.head)
+        assert (own, head) == (counts.trainable, counts.head)
     assert done["shpeft"].record.counts.trainable == round(0.001 * done["shpeft"].record.backbone.parameters)  # type: ignore[union-attr]
 
 
@@ -155,7 +153,7 @@ def test_the_curve_has_a_row_an_evaluation(done: dict[str, Result]) -> None:
     assert list(rows[0]) == ["step", "lr", "train_loss", "val_macro_f1", "val_loss"]
 
 
-def test_majority_says_the_log_frequencies(done: dict[str, Result]) -> None:
+def test_majority_predicts_the_log_frequencies(done: dict[str, Result]) -> None:
     logits, _, _ = done["majority"].predictions("last")
     np.testing.assert_allclose(np.exp(logits), 1 / 3, atol=1e-6)
     assert done["majority"].record.counts.head == 0  # type: ignore[union-attr]
@@ -213,7 +211,7 @@ def test_a_finished_job_is_not_run_again(done: dict[str, Result], jobs: dict[str
 # --- costs -----------------------------------------------------------------------------------------------------------
 
 
-def test_the_record_says_what_a_step_holds_and_computes(done: dict[str, Result], home: Path) -> None:
+def test_the_record_states_what_a_step_holds_and_computes(done: dict[str, Result], home: Path) -> None:
     costs = {name: result.record.costs for name, result in done.items()}
     assert all(found for found in costs.values())
     held = {name: found.memory for name, found in costs.items() if found and found.memory}
@@ -320,7 +318,7 @@ def test_a_failed_job_is_tried_again(
     assert (failed.status, again.status, again.reason) == ("failed", "done", "")
 
 
-def test_a_diverged_job_says_at_which_rate(jobs: dict[str, Job], tmp_path: Path, home: Path) -> None:
+def test_a_diverged_job_names_its_rate(jobs: dict[str, Job], tmp_path: Path, home: Path) -> None:
     wild = replace(jobs["bitfit"], recipe=replace(jobs["bitfit"].recipe, lr=1e30, warmup=0.0))
     record = run(wild, replace(studies.places(home), store=tmp_path))
     assert record is not None
@@ -336,7 +334,7 @@ def test_a_job_that_another_holds_is_left_alone(jobs: dict[str, Job], tmp_path: 
 
 
 def test_giving_up_takes_nothing_from_another_process(jobs: dict[str, Job], tmp_path: Path, home: Path) -> None:
-    """Whoever sees a worker die may be later than somebody who has taken the job over, or has finished it."""
+    """Another process may have taken the job over, or finished it, before this one notices that a worker died."""
     where, job = replace(studies.places(home), store=tmp_path), jobs["bitfit"]
     with Store(tmp_path).job(job.id).claim():
         assert give_up(job, where, "it died") is None
@@ -347,7 +345,7 @@ def test_giving_up_takes_nothing_from_another_process(jobs: dict[str, Job], tmp_
 
 
 class Fifth:
-    """Asks to stop when it is asked the fifth time."""
+    """A request to stop that is true from the fifth call on."""
 
     def __init__(self) -> None:
         self.times = 0

@@ -1,4 +1,4 @@
-"""The training loop against one that anybody can check by eye, and each of its promises by itself."""
+"""The training loop against a plain one, and each of its guarantees on its own."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def network() -> nn.Module:
 
 
 def plain_loop(model: nn.Module, on: Task, recipe: Recipe) -> list[float]:
-    """Recipe `recipe` written out by hand; the loss of each step."""
+    """Train by `recipe` in a plain loop; return the loss of each step."""
     matrices, vectors = ([p for p in model.parameters() if (p.dim() == 2) is two] for two in (True, False))
     groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     optimizer: torch.optim.Optimizer = (
@@ -80,11 +80,11 @@ def plain_loop(model: nn.Module, on: Task, recipe: Recipe) -> list[float]:
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_fit_is_the_plain_loop(optimizer: Literal["adamw", "sgd"]) -> None:
     recipe, on = replace(RECIPE, optimizer=optimizer), task("val")
-    ours, plain = network(), network()
-    progress = fit(learner(ours), on, recipe, SEED)
+    own, plain = network(), network()
+    progress = fit(learner(own), on, recipe, SEED)
     losses = plain_loop(plain, on, recipe)
     for name, tensor in plain.state_dict().items():
-        torch.testing.assert_close(ours.state_dict()[name], tensor, rtol=0, atol=1e-6)
+        torch.testing.assert_close(own.state_dict()[name], tensor, rtol=0, atol=1e-6)
     means = [sum(losses[start : start + 3]) / 3 for start in range(0, 12, 3)]
     np.testing.assert_allclose([row["train_loss"] for row in progress.curve], means, atol=1e-6)
 
@@ -190,7 +190,7 @@ def test_without_a_validation_part_the_last_step_is_kept() -> None:
 
 
 class Unseen(Features):
-    """A part at which nobody may look."""
+    """A part that must not be read."""
 
     def batch(self, index: object) -> Tensor:  # noqa: ARG002
         raise AssertionError("the test part was looked at")
@@ -229,16 +229,16 @@ def test_the_loss_weighs_classes_by_their_rarity() -> None:
     labels = torch.tensor([0, 0, 0, 0, 1, 1, 2, 2])
     on = replace(task(), labels=labels)
     logits = torch.randn(8, CLASSES, generator=torch.Generator().manual_seed(0))
-    ours = optimizer.make_loss(replace(RECIPE, class_weights="balanced"), on.labels, on.classes)(logits, labels)
+    own = optimizer.make_loss(replace(RECIPE, class_weights="balanced"), on.labels, on.classes)(logits, labels)
     each = F.cross_entropy(logits, labels, reduction="none")
     weight = torch.tensor([8 / 12, 8 / 6, 8 / 6])[labels]  # images / (classes x images of the class)
-    torch.testing.assert_close(ours, (weight * each).sum() / weight.sum())
+    torch.testing.assert_close(own, (weight * each).sum() / weight.sum())
     plain = optimizer.make_loss(RECIPE, on.labels, on.classes)(logits, labels)
     torch.testing.assert_close(plain, each.mean())
 
 
 class Frozen(nn.Module):
-    """Stands for a backbone of which nothing trains."""
+    """A substitute for a backbone in which nothing trains."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -253,7 +253,7 @@ class Frozen(nn.Module):
 
 
 @pytest.mark.parametrize("kind", ["plain", "l2", "batchnorm"])
-def test_a_head_on_stored_features_learns_what_it_learns_behind_the_network(kind: Kind) -> None:
+def test_a_head_on_stored_features_learns_what_it_learns_on_the_network(kind: Kind) -> None:
     on, recipe = task("val", "test"), replace(RECIPE, head=kind)
     through = Classifier(Frozen(), Head(WIDTH, CLASSES, kind, 1.0, SEED))
     stored = Classifier(Frozen(), Head(WIDTH, CLASSES, kind, 1.0, SEED))
@@ -353,7 +353,7 @@ def test_tensors_learn_at_the_multiples_of_the_rate_that_the_plan_gives_them() -
 def test_the_range_of_a_loss_is_where_an_optimizer_ends(
     smoothing: float, weights: Literal["none", "balanced"], kind: str
 ) -> None:
-    """One that may say one thing for all images, and one that may say another for each."""
+    """For one prediction for all images, and for one per image."""
     rng, recipe = np.random.default_rng(0), replace(RECIPE, label_smoothing=smoothing, class_weights=weights)
     flags = (rng.random((40, 3)) < (0.5, 0.2, 0.05)).astype(np.int64)
     labels = flags if kind == "multi_label" else rng.choice(3, 40, p=(0.8, 0.15, 0.05))
@@ -361,12 +361,12 @@ def test_the_range_of_a_loss_is_where_an_optimizer_ends(
     loss_of = optimizer.make_loss(recipe, truth, 3)
 
     def least(images: int) -> float:
-        said = torch.zeros(images, 3, requires_grad=True)
-        optimizer = torch.optim.LBFGS([said], max_iter=300, tolerance_change=0, line_search_fn="strong_wolfe")
+        shown = torch.zeros(images, 3, requires_grad=True)
+        optimizer = torch.optim.LBFGS([shown], max_iter=300, tolerance_change=0, line_search_fn="strong_wolfe")
 
         def loss() -> float:
             optimizer.zero_grad()
-            found = loss_of(said.expand(40, 3), truth)
+            found = loss_of(shown.expand(40, 3), truth)
             found.backward()
             return found.item()
 
@@ -377,9 +377,9 @@ def test_the_range_of_a_loss_is_where_an_optimizer_ends(
 
 
 def test_weights_and_smoothing_together_are_torchs_loss() -> None:
-    """On a card it is written out, since torch's own waits for the card in every step."""
+    """It is computed without torch's function, which waits for the GPU in every step."""
     draw = torch.Generator().manual_seed(0)
     logits, truth = torch.randn(9, CLASSES, generator=draw, dtype=torch.float64), torch.arange(9) % 2
     weight = torch.tensor([0.5, 2.0, 1.25], dtype=torch.float64)
-    ours = optimizer.smoothed_cross_entropy(logits, truth, weight=weight, smoothing=0.2)
-    torch.testing.assert_close(ours, F.cross_entropy(logits, truth, weight=weight, label_smoothing=0.2))
+    own = optimizer.smoothed_cross_entropy(logits, truth, weight=weight, smoothing=0.2)
+    torch.testing.assert_close(own, F.cross_entropy(logits, truth, weight=weight, label_smoothing=0.2))

@@ -1,4 +1,4 @@
-"""Jobs that are really killed, by SIGKILL, and end with the same bits as jobs that nobody disturbed."""
+"""Jobs that are killed by SIGKILL and end with the same bits as jobs that were not interrupted."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RECIPES = {
 DEATHS = [  # before the n-th file of that name is in place
     ("job.json", 1),  # nothing is there yet
     ("checkpoint.safetensors", 1),  # the first checkpoint is a draft
-    ("checkpoint.safetensors", 3),  # two steps behind a checkpoint
+    ("checkpoint.safetensors", 3),  # two steps after a checkpoint
     ("delta.safetensors", 1),  # trained, predicted, not written down
     ("record.json", 1),  # the record alone is missing
     ("checkpoint.safetensors", 5),  # in a later job of the study
@@ -49,8 +49,8 @@ def assert_same(home: Path, undisturbed: Path) -> None:
     """Every job of `home` left what it left in `undisturbed`, bit for bit, and nothing else."""
     assert jobs(home).keys() <= jobs(undisturbed).keys()
     for name, folder in jobs(home).items():
-        ours, theirs = studies.left_by(folder), studies.left_by(jobs(undisturbed)[name])
-        assert {key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)} == set()
+        own, theirs = studies.left_by(folder), studies.left_by(jobs(undisturbed)[name])
+        assert {key for key in own.keys() | theirs.keys() if own.get(key) != theirs.get(key)} == set()
         assert sorted(p.name for p in folder.iterdir()) == sorted(p.name for p in jobs(undisturbed)[name].iterdir())
 
 

@@ -1,4 +1,4 @@
-"""A captured step does what the step does. What a card records and replays is played here by the step itself."""
+"""A captured step computes what the eager step does. Here the eager step takes the place of a GPU's graph."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ GRAPH = replace(RECIPE, graph=True)
 
 
 @pytest.fixture
-def card(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """A card that does at each replay what it was shown, on the tensors it was shown, and a diary of it."""
+def gpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return a substitute for a GPU that repeats captured work on the captured tensors, and a log of its calls."""
     diary: list[str] = []
 
     def aside(work: Callable[[], Tensor], *, last: bool) -> Tensor:
@@ -70,16 +70,16 @@ def trained(recipe: Recipe, parts: int = 1) -> dict[str, Tensor]:
 @pytest.mark.parametrize("parts", [1, 2])
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_captured_training_ends_where_plain_training_does(
-    card: list[str], optimizer: Literal["adamw", "sgd"], parts: int
+    gpu: list[str], optimizer: Literal["adamw", "sgd"], parts: int
 ) -> None:
     plain, captured = (trained(replace(recipe, optimizer=optimizer), parts) for recipe in (RECIPE, GRAPH))
     for name, tensor in plain.items():
         torch.testing.assert_close(captured[name], tensor, rtol=1e-5, atol=1e-6)  # the rate is a float32 there
         assert not torch.equal(tensor, network().state_dict()[name])
-    assert card == ["aside"] * (WARM_UP - 1) + ["last", "capture"] + ["replay"] * (RECIPE.steps - WARM_UP)
+    assert gpu == ["aside"] * (WARM_UP - 1) + ["last", "capture"] + ["replay"] * (RECIPE.steps - WARM_UP)
 
 
-@pytest.mark.usefixtures("card")
+@pytest.mark.usefixtures("gpu")
 def test_every_batch_is_trained_on_once_and_each_loss_stays_what_it_was() -> None:
     seen: list[float] = []
 
@@ -93,7 +93,7 @@ def test_every_batch_is_trained_on_once_and_each_loss_stays_what_it_was() -> Non
     assert [float(loss) for loss in losses] == [6.0 * i for i in range(WARM_UP + 4)]
 
 
-@pytest.mark.usefixtures("card")
+@pytest.mark.usefixtures("gpu")
 def test_replays_compute_with_the_tensors_that_were_captured() -> None:
     places: list[tuple[int, int]] = []
 
@@ -128,7 +128,7 @@ def test_a_method_that_acts_beside_its_steps_is_refused() -> None:
 
 
 def test_images_in_memory_are_asked_for_by_places_in_memory() -> None:
-    """On a card, a place for each step that comes from outside would wait for it."""
+    """On a GPU, an index that comes from the CPU at each step would wait for it."""
     asked: list[type] = []
 
     class Asked(Features):

@@ -109,11 +109,11 @@ def test_groups_are_scored_by_their_mean_logits_and_those_of_two_minds_left_out(
     assert found["macro_f1_per_group"] == pytest.approx(
         reference.f1_score(labels[::2][:-1], means > 0, average="macro", zero_division=0.0)
     )
-    said = "per group: 1 of 12 test groups (patient) have images of several labels and are left out"
-    assert said in multi["bitfit"].record.data.notes
+    text = "per group: 1 of 12 test groups (patient) have images of several labels and are left out"
+    assert text in multi["bitfit"].record.data.notes
 
 
-def test_the_baseline_that_never_looks_says_the_log_odds(multi: dict[str, Result]) -> None:
+def test_the_baseline_without_images_predicts_the_log_odds(multi: dict[str, Result]) -> None:
     _, labels, _ = multi["majority"].predictions("last")
     logits, *_ = multi["majority"].predictions("last")
     train = Drawn(MULTI).load(Path(), 0).train.labels

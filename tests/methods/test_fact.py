@@ -13,7 +13,7 @@ from peftbench.methods._fact import FacT
 from peftbench.methods.fact_tk import FacTTK
 from peftbench.methods.fact_tt import FacTTT
 from peftbench.models.method import NoProbe
-from tests.networks import STYLES, assert_merges_exactly, network, randomly_tuned
+from tests.networks import STYLES, assert_merges_exactly, batch, network, randomly_tuned
 
 EXACT: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-10}
 SITES = {"attn.qkv": (1, 3), "attn.proj": (1, 1), "mlp.fc1": (1, 4), "mlp.fc2": (4, 1)}  # squares in, out

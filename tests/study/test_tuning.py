@@ -70,7 +70,7 @@ def test_a_peak_within_a_decade_of_the_first_rates_ends_inside(optimizer: str, e
         assert abs(math.log10(best(scores).lr) - exponent) <= 0.5
 
 
-def test_a_peak_far_outside_is_said_to_be_at_the_edge() -> None:
+def test_a_peak_far_outside_is_stated_to_be_at_the_edge() -> None:
     assert edge(search(peak("adamw", -9), 8)) == "lowest"
     assert edge(search(peak("sgd", 5), 8)) == "highest"
 

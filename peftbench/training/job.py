@@ -244,8 +244,11 @@ def _full_disk_is_no_failure(places: Places) -> Iterator[None]:
     except Exception as error:
         if not is_disk_full(error):
             raise
+        reason = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
         where = f"{places.store} (results) or {places.cache} (cache)"
-        raise StoreError(f"The disk is full: {where}. Free some space and run the same command to resume.") from None
+        raise StoreError(
+            f"The disk is full ({reason}): {where}. Free some space and run the same command to resume."
+        ) from None
 
 
 def _run_claimed(job: Job, places: Places, folder: JobFolder, outside: Outside) -> Record:

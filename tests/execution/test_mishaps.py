@@ -141,19 +141,22 @@ def test_a_last_step_that_breaks_the_network_is_no_result() -> None:
 # --- disk ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_leaves_no_half_record(
-    job: Job, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    error: int, job: Job, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     where, written = replace(studies.places(home), store=tmp_path), files.write_bytes
 
     def full(file: Path, content: bytes, *, private: bool = False) -> None:
         if file.name == "record.json":
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
+            raise OSError(error, os.strerror(error), str(file))
         written(file, content, private=private)
 
     with monkeypatch.context() as patch:
         patch.setattr(files, "write_bytes", full)
-        with pytest.raises(StoreError, match=r"The disk is full: .*. Free some space"):
+        with pytest.raises(
+            StoreError, match=rf"The disk is full \(.*record\.json: {os.strerror(error)}\): .*Free some space"
+        ):
             run(job, where)
     assert Store(tmp_path).job(job.id).state() == "interrupted"
     record = run(job, where)

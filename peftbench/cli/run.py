@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from peftbench.core.contract import Result
-    from peftbench.core.record import Record
+    from peftbench.core.record import Costs, Record
     from peftbench.core.spec import Job, Places, Study
     from peftbench.execution.executor import Tick
     from peftbench.results.formatting import Cell
@@ -72,15 +72,22 @@ def run_study(study: Study, places: Places, jobs: int, *, skip_broken: bool) -> 
     for line in resolved.notes:
         say(line)
     workers = jobs or (hardware.gpus() if places.device == "cuda" else hardware.cores())
+    ended: list[Record] = []
     for number, trials in enumerate(rounds(resolved.drafts, store), 1):
-        _run_jobs(f"trials of round {number}", trials, store, places, workers)
+        ended += _run_jobs(f"trials of round {number}", trials, store, places, workers)
     finals = [draft.final(store) for draft in resolved.drafts]
     note_study(resolved, finals, store)
-    _run_jobs("jobs", finals, store, places, workers)
-    return _conclude(finals, store, time.perf_counter() - started)
+    ended += _run_jobs("jobs", finals, store, places, workers)
+    seconds = time.perf_counter() - started
+    found = _conclude(finals, store, seconds)
+    if costs := [record.costs for record in ended if record.costs]:
+        say(time_account(costs, min(workers, len(ended)), seconds))
+    say(f"Next: peftbench report {shlex.quote(str(store.root))}")
+    return found
 
 
-def _run_jobs(what: str, jobs: Sequence[Job], store: Store, places: Places, workers: int) -> None:
+def _run_jobs(what: str, jobs: Sequence[Job], store: Store, places: Places, workers: int) -> list[Record]:
+    """Run the jobs that are not done; return the records of those that ended."""
     from peftbench.execution.local import LocalExecutor
 
     states = {job.id: store.job(job.id).state() for job in jobs}
@@ -90,9 +97,10 @@ def _run_jobs(what: str, jobs: Sequence[Job], store: Store, places: Places, work
         say(f"{done} of {len(jobs)} {what} were done before.")
     pending = [job for job in jobs if states[job.id] not in {"done", "damaged"}]
     if not pending:
-        return
+        return []
     with Board(what, pending) as board:
         LocalExecutor(workers).run(pending, places, board)
+    return board.records
 
 
 class Board:
@@ -105,7 +113,7 @@ class Board:
         self._bars = counters(output())
         self._total = self._bars.add_task(what, total=len(jobs), note="")
         self._running: dict[str, TaskID] = {}
-        self._ended = 0
+        self.records: list[Record] = []  # of the jobs that ended
 
     def __enter__(self) -> Self:
         self._bars.start()
@@ -124,12 +132,12 @@ class Board:
 
     def ended(self, job: Job, record: Record) -> None:
         """Count a job that ended."""
-        self._ended += 1
+        self.records.append(record)
         if job.id in self._running:
             self._bars.remove_task(self._running.pop(job.id))
-        self._bars.update(self._total, completed=self._ended)
+        self._bars.update(self._total, completed=len(self.records))
         if not output().is_terminal or record.status == "failed":
-            say(f"[{self._ended}/{len(self._jobs)}] {_name(job)}: {_outcome(record)}")
+            say(f"[{len(self.records)}/{len(self._jobs)}] {_name(job)}: {_outcome(record)}")
 
     def warn(self, text: str) -> None:
         """Print a sentence about a process that was lost, on stderr."""
@@ -177,8 +185,21 @@ def _conclude(finals: Sequence[Job], store: Store, seconds: float) -> int:
     say(f"{done} of {len(ids)} jobs done in {seconds:.0f} s; results in {store.root}.")
     if missing := [name for name in ids if not store.job(name).record_file.exists()]:
         warn(f"{len(missing)} jobs have no record: {', '.join(sorted(missing))}. Run the same command again.")
-    say(f"Next: peftbench report {shlex.quote(str(store.root))}")
     return 0 if done == len(ids) else 1
+
+
+def time_account(costs: Sequence[Costs], workers: int, seconds: float) -> str:
+    """Return where the time of all workers went in a run of some seconds; the rest is starting and waiting."""
+    spent = {
+        "selecting weights": sum(one.selection_seconds for one in costs),
+        "training": sum(one.train_seconds for one in costs),
+        "evaluation": sum(one.evaluation_seconds for one in costs),
+    }
+    jobs = sum(one.seconds for one in costs)
+    spent["other parts of jobs"] = max(0.0, jobs - sum(spent.values()))
+    spent["starting and waiting"] = max(0.0, workers * seconds - jobs)
+    whose = f"{workers} workers" if workers > 1 else "1 worker"
+    return f"Time of {whose}: {', '.join(f'{what} {value:.0f} s' for what, value in spent.items())}."
 
 
 def result_table(results: Sequence[Result]) -> Table:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from peftbench.cli.run import result_table
+from peftbench.cli.run import result_table, time_account
 from peftbench.core.contract import Result
 from peftbench.results import summary
 from tests.records import Fake, study
@@ -41,3 +41,10 @@ def test_names_are_neither_markup_nor_escape_codes(tmp_path: Path) -> None:
 
 def test_no_results_no_rows() -> None:
     assert result_table([]).row_count == 0
+
+
+def test_the_account_of_a_run_adds_up_to_the_time_of_its_workers() -> None:
+    """Two jobs of 12.34 s by two workers in 30 s: 60 s in all."""
+    said = time_account([Fake("lora").costs(), Fake("full").costs()], 2, 30.0)
+    parts = "selecting weights 1 s, training 20 s, evaluation 2 s, other parts of jobs 2 s, starting and waiting 35 s"
+    assert said == f"Time of 2 workers: {parts}."

@@ -1,4 +1,4 @@
-"""Wall and CPU time side by side: on a busy machine only CPU time says what a method costs."""
+"""Wall and CPU time side by side; on a busy machine only CPU time measures what a method costs."""
 
 from __future__ import annotations
 

@@ -94,8 +94,8 @@ def table(asked: Study, places: Places, seconds: float = 2.0) -> Iterator[Measur
     methods = tuple(dict.fromkeys((Spec(REFERENCE), *expand(asked.methods))))
     asked = replace(asked, methods=methods, baselines=False)
     rows = sized_methods(asked, source)
-    if idle := [row.name for row in rows if not row.method.trains]:
-        raise RequestError(f"--methods {idle[0]}: it trains nothing, so there is nothing to measure; leave it out.")
+    if idle := [row.name for row in rows if not row.method.has_learning_rate]:
+        raise RequestError(f"--methods {idle[0]}: it has no training steps to measure; leave it out.")
     setup = _set_up(asked, source, places, seconds)
     before = torch.get_num_threads()
     torch.set_num_threads(asked.threads)

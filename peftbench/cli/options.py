@@ -66,7 +66,7 @@ RefitOption = Annotated[
     bool | None, typer.Option("--refit", help="Train on train and val at the rate and step that trials have chosen.")
 ]
 BaselinesOption = Annotated[
-    bool, typer.Option("--baselines/--no-baselines", help="Add majority, linear and linear on random weights.")
+    bool, typer.Option("--baselines/--no-baselines", help="Add majority, knn, linear and linear on random weights.")
 ]
 AugmentationOption = Annotated[
     str, typer.Option("--augmentation", help="Of training images: none, light or medical (depends on the modality).")

@@ -7,6 +7,7 @@ from typing import Literal, TypeAlias
 Precision: TypeAlias = Literal["fp32", "bf16"]
 PrecisionOption: TypeAlias = Literal["auto", "fp32", "bf16"]  # auto: what the hardware multiplies natively
 PAPER_DATASETS = ("chaoyang", "covid_ct", "busi", "chest_xray", "oct", "limuc")  # D1 to D6 of the SH-PEFT paper
-BASELINES = ("majority", "linear")  # methods that every study runs in addition
+UNTRAINED = ("majority", "knn")  # methods without training, and so without a learning rate
+BASELINES = ("majority", "knn", "linear")  # methods that every study runs in addition
 QUICK_METHODS = ("bitfit", "lora", "shpeft", "full")  # of the study without arguments
 QUICK_DATASETS = ("phantom_ultrasound", "phantom_histology", "phantom_oct")

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self, TypeAlias
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
+from peftbench.core.constants import UNTRAINED
 from peftbench.storage.files import sha256_json
 
 SCHEMA = 1
@@ -188,6 +189,11 @@ class Record(_Strict):
         """Return the selection rule of the recipe, or `last` if there is no validation part."""
         rule = str(self.recipe["selection"])
         return rule if rule in self.choices else "last"
+
+    @property
+    def has_learning_rate(self) -> bool:
+        """Whether the recipe's steps trained it; not majority, k-NN and probes fitted by L-BFGS."""
+        return self.method.name not in UNTRAINED and self.method.fields.get("solver") != "lbfgs"
 
     @property
     def label(self) -> str:

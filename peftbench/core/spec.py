@@ -55,7 +55,7 @@ class Study:
     )
     tune: Annotated[int, Field(ge=0, le=MOST_TRIALS)] | None = None  # trials a method; None: 8 for standard, else 0
     refit: bool = False  # train the final jobs on train and val, at the rate and step that trials chose
-    baselines: bool = True  # run majority, linear, and linear on random weights as well
+    baselines: bool = True  # run majority, knn, linear, and linear on random weights as well
     precision: PrecisionOption = "auto"
     compile: bool = False  # torch.compile the blocks while they train
     graph: bool = False  # replay each training step as one CUDA graph

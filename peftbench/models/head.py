@@ -27,10 +27,23 @@ class Head(nn.Module):
     def forward(self, features: Float[Tensor, "batch width"]) -> Float[Tensor, "batch classes"]:
         """(B, D) -> (B, classes), in the head's dtype (float32 or wider) under any autocast."""
         with torch.autocast(features.device.type, enabled=False):
-            wide = features.to(self.linear.weight.dtype)
-            wide = self.scale * F.normalize(wide, dim=1) if self.kind == "l2" else self.norm(wide)
-            out: Tensor = self.linear(wide)
+            out: Tensor = self.linear(self.normalize(features))
             return out
+
+    def normalize(self, features: Float[Tensor, "batch width"]) -> Float[Tensor, "batch width"]:
+        """Return the inputs of the linear layer."""
+        wide = features.to(self.linear.weight.dtype)
+        out: Tensor = self.scale * F.normalize(wide, dim=1) if self.kind == "l2" else self.norm(wide)
+        return out
+
+    @torch.no_grad()
+    def fit_norm(self, features: Float[Tensor, "n width"]) -> Float[Tensor, "n width"]:
+        """Set the statistics of a batchnorm head to those of all training features; return these normalized."""
+        if isinstance(self.norm, nn.BatchNorm1d):
+            self.norm.train().momentum, momentum = 1.0, self.norm.momentum
+            self.norm(features.to(self.linear.weight.dtype))
+            self.norm.momentum = momentum
+        return self.eval().normalize(features)
 
 
 class Classifier(nn.Module):

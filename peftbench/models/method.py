@@ -12,15 +12,21 @@ that also checks the values of its fields, such as `r: AtLeast1 = 8`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, TypeAlias
 
-from torch import nn
+from torch import Tensor, nn
 
 from peftbench.errors import PluginError, RequestError
+from peftbench.models.head import Head
 from peftbench.models.plan import Plan, Probe, Scores
+
+Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]  # logits (n, classes), labels -> their mean loss
+Fitted: TypeAlias = tuple[
+    nn.Module, Mapping[str, float]
+]  # features (B, D) -> logits (B, classes); columns of the curve
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,24 @@ class Method:
     def count(self, vit: nn.Module) -> int:
         """Return the number of trainable parameters without the head; override it if `plan` needs data."""
         return self.plan(vit, NoProbe()).count(vit)
+
+    @property
+    def fits_features(self) -> bool:
+        """Whether `fits` takes the place of the recipe's training steps; the plan must then be empty."""
+        return False
+
+    @property
+    def has_learning_rate(self) -> bool:
+        """Whether the recipe's learning rate has an effect, so that it can be tuned."""
+        return self.trains and not self.fits_features
+
+    def fits(self, features: Tensor, labels: Tensor, head: Head, loss: Loss, *, choose: bool) -> Iterator[Fitted]:
+        """Yield classifiers of the frozen features (n, D) of the training images, with numbers for the curve.
+
+        The recipe's selection rule chooses among them; with `choose` there is a validation part. A method that trains
+        the head changes `head` in place before each yield.
+        """
+        raise NotImplementedError
 
     def sizes(self, vit: nn.Module) -> Sequence[float]:  # noqa: ARG002 - used by methods with a knob
         """Return the values of the knob that are legal on this network, ascending."""

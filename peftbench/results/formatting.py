@@ -234,7 +234,7 @@ def format_chosen(tuning: Tuning, optimizer: str) -> str:
 
 def format_learning_rates(records: Sequence[Record]) -> str:
     """Return the learning rates of the records, with a star if tuned and the optimizer if several were tried."""
-    found = sorted({float(record.recipe["lr"]) for record in records if record.method.name != "majority"})
+    found = sorted({float(record.recipe["lr"]) for record in records if record.has_learning_rate})
     if not found:
         return NONE
     tuned = "*" if any(record.tuning for record in records) else ""

@@ -249,7 +249,7 @@ def _place(name: str, names: Sequence[str]) -> int:
 
 def _order(row: MethodRow) -> tuple[object, ...]:
     """Return the sort key: baselines, full tuning, the other methods by name and budget, then by their data."""
-    record, first = row.jobs[0].record, ("majority", "linear (random weights)", "linear", "full")
+    record, first = row.jobs[0].record, ("majority", "knn", "linear (random weights)", "linear", "full")
     seen, plain = record.data.variant, record.plain_label
     data = (get_args(Cut).index(seen.splits), seen.shots or math.inf, seen.share)
     return (not row.baseline, _place(plain, first), plain, row.target or 0, *data, row.label)
@@ -273,7 +273,7 @@ def test_score(record: Record, rule: str, metric: str) -> float:
 
 def untuned(record: Record) -> bool:
     """Return whether the learning rate was neither tuned nor set for this method by the recipe."""
-    given = record.method.name == "majority" or record.recipe.get("name") in TUNED_BY_DESIGN
+    given = not record.has_learning_rate or record.recipe.get("name") in TUNED_BY_DESIGN
     return record.tuning is None and not given
 
 

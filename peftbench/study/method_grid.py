@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from peftbench.core import catalogue, catalogue_files, official_recipes
-from peftbench.core.constants import BASELINES
+from peftbench.core.constants import BASELINES, UNTRAINED
 from peftbench.core.fields import build
 from peftbench.core.registry import guard, registry, variant
 from peftbench.core.spec import Study, label
@@ -39,13 +39,13 @@ def resolve_method(spec: Spec, recipe: str) -> NamedMethod:
 
 
 def expand(specs: Sequence[Spec]) -> tuple[Spec, ...]:
-    """Replace `paper` by the methods of the paper's table and `all` by every method but the baseline `majority`."""
+    """Replace `paper` by the methods of the paper's table and `all` by every method that trains."""
     return tuple(expanded for spec in specs for expanded in _expand(spec))
 
 
 def _expand(spec: Spec) -> tuple[Spec, ...]:
     if str(spec) == "all":
-        return tuple(Spec(name) for name in registry("methods").names() if name != "majority")
+        return tuple(Spec(name) for name in registry("methods").names() if name not in UNTRAINED)
     if str(spec) != "paper":
         return (spec,)
     return tuple(Spec(name) for name in catalogue_files.method_names() if catalogue.method_entry(name).published)

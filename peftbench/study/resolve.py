@@ -207,7 +207,7 @@ def trials(
     given: tuple[float, ...] = (recipe.lr,)
     if recipe.name == "official" and "lr" not in overrides(study):
         given = tuple(official_recipes.rates(method.name, recipe))
-    if not (sizes["val"] and method.method.trains):
+    if not (sizes["val"] and method.method.has_learning_rate):
         return 0, (given[len(given) // 2],)
     if study.tune:
         return study.tune, ()

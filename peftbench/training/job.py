@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TypeAlias
 
@@ -37,6 +38,7 @@ from peftbench.results.store import JobFolder, Store
 from peftbench.storage.files import is_disk_full, sha256_json
 from peftbench.training import record_writer, trainee
 from peftbench.training.checkpoint import Checkpoint
+from peftbench.training.feature_fit import fit_features
 from peftbench.training.loop import Begun, Chosen, Outside, Progress, Task, fit
 from peftbench.training.model_card import model_card
 from peftbench.training.record_writer import Outcome, make_record
@@ -62,6 +64,11 @@ class Run:
     task: Task = field(init=False, repr=False)
     plan: Plan = field(init=False, repr=False)
     trainee: Trainee = field(init=False, repr=False)
+
+    @cached_property
+    def method(self) -> Method:
+        """The method with its hyper-parameters."""
+        return make_method(self.job.method, self.job.fields)
 
     @property
     def autocast(self) -> torch.dtype | None:
@@ -98,6 +105,7 @@ def build_task(run: Run) -> None:
     """Open the images and labels to train on and to predict; in pieces, images go to the GPU batch by batch."""
     job = run.job
     augment = augmentation.augmentation_for(job.recipe.augmentation, job.policy, job.preprocessing)
+    augment = None if run.method.fits_features else augment
     whole = run.pieces == 1
     run.task = trainee.make_task(run.data, job.preprocessing, run.places.device, run.evaluated, augment, resident=whole)
 
@@ -107,10 +115,11 @@ def select(run: Run) -> None:
     job, vit = run.job, run.model.vit
     probe = trainee.make_probe(run.model, run.task, job.recipe, job.seed, _probe_cache(job, run.places))
     started = time.perf_counter()
-    run.plan = make_method(job.method, job.fields).plan(vit, probe)
+    run.plan = run.method.plan(vit, probe)
     run.outcome.selection_seconds = time.perf_counter() - started
     run.outcome.facts = run.plan.facts
-    run.outcome.counts = Counts(trainable=run.plan.count(vit), head=sum(p.numel() for p in run.model.head.parameters()))
+    head = sum(p.numel() for p in run.model.head.parameters()) if run.method.trains else 0
+    run.outcome.counts = Counts(trainable=run.plan.count(vit), head=head)
 
 
 def carry_out(run: Run) -> None:
@@ -129,6 +138,12 @@ def train(run: Run) -> None:
         run.outcome.progress = fit(
             learner, task, recipe, run.job.seed, run.autocast, run.begun, run.outside, run.pieces
         )
+
+
+def fit_on_features(run: Run) -> None:
+    """Let the method fit the stored features, without the recipe's steps."""
+    run.outcome.fitted_features = True
+    run.outcome.progress = fit_features(run.method, run.trainee, run.job.recipe)
 
 
 def write_results(run: Run) -> None:
@@ -189,7 +204,22 @@ STEPS: tuple[Step, ...] = (
     write_delta,
     count_cost,
 )
+ON_FEATURES: tuple[Step, ...] = (
+    build_model,
+    build_task,
+    select,
+    carry_out,
+    fit_on_features,
+    write_results,
+)
 UNTRAINED: tuple[Step, ...] = (predict_majority, write_results)
+
+
+def steps_for(method: Method) -> tuple[Step, ...]:
+    """Return the steps of a job of this method; without a head there is no delta."""
+    if method.fits_features:
+        return (*ON_FEATURES, write_delta) if method.trains else ON_FEATURES
+    return STEPS if method.trains else UNTRAINED
 
 
 # --- from claim to record --------------------------------------------------------------------------------------------
@@ -294,7 +324,7 @@ def _followed(
     run = Run(job, places, folder, data, outside, pieces)
     try:
         hardware.free()
-        for step in STEPS if make_method(job.method, job.fields).trains else UNTRAINED:
+        for step in steps_for(run.method):
             step(run)
     except PeftbenchError as error:
         return str(error)

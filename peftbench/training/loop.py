@@ -220,22 +220,33 @@ def _evaluate(
     evaluations: list[int],
     autocast: torch.dtype | None,
 ) -> None:
-    """Predict every part, add a row to the curve, and let each selection rule choose this step or not."""
+    """Evaluate the learner after a step of training."""
+    since = max((e for e in evaluations if e < progress.step), default=0)
+    rate, loss = learning_rate(progress.step - 1, recipe), progress.loss_sum / (progress.step - since)
+    evaluate(learner, task, recipe, progress, {"step": progress.step, "lr": rate, "train_loss": loss}, autocast)
+    progress.loss_sum = 0.0
+
+
+def evaluate(
+    learner: Learner,
+    task: Task,
+    recipe: Recipe,
+    progress: Progress,
+    row: dict[str, float],
+    autocast: torch.dtype | None = None,
+) -> None:
+    """Predict every part, add `row` with its scores to the curve, and let each selection rule choose this step or not.
+
+    Raises DivergedError for logits that are not finite.
+    """
     started, macro_f1 = time.perf_counter(), registry("metrics").get("macro_f1")
     logits = {name: predict(learner.model, inputs, autocast) for name, (inputs, _) in task.parts.items()}
     if not all(np.isfinite(part).all() for part in logits.values()):
         raise DivergedError(f"Non-finite logits at step {progress.step} {_advice(recipe)}.")
     scores = {name: float(macro_f1(logits[name], labels)) for name, (_, labels) in task.parts.items()}
-    since = max((e for e in evaluations if e < progress.step), default=0)
-    row = {
-        "step": progress.step,
-        "lr": learning_rate(progress.step - 1, recipe),
-        "train_loss": progress.loss_sum / (progress.step - since),
-    }
     if "val" in scores:
         row |= {"val_macro_f1": scores["val"], "val_loss": unweighted_loss(logits["val"], task.parts["val"][1])}
     progress.curve.append(row)
-    progress.loss_sum = 0.0
     for rule, score in _rule_scores(recipe, progress.curve, scores).items():
         before = progress.chosen.get(rule)
         if score is not None and (before is None or rule == "last" or score > before.score):  # ties to the earlier step

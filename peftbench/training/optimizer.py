@@ -107,13 +107,18 @@ def make_loss(recipe: Recipe, labels: Tensor, classes: int) -> Callable[[Tensor,
         present = labels.sum(0).float()
         rarity = (len(labels) - present) / present.clamp_min(1) if balanced else None
         return lambda logits, truth: F.binary_cross_entropy_with_logits(
-            logits, truth.to(logits.dtype), pos_weight=rarity
+            logits, truth.to(logits.dtype), pos_weight=None if rarity is None else rarity.to(logits.dtype)
         )
     counts = torch.bincount(labels, minlength=classes).float()
     weight = counts.sum() / (classes * counts.clamp_min(1)) if balanced else None
     if weight is not None and recipe.label_smoothing and labels.is_cuda:
         return partial(smoothed_cross_entropy, weight=weight, smoothing=recipe.label_smoothing)
-    return lambda logits, truth: F.cross_entropy(logits, truth, weight=weight, label_smoothing=recipe.label_smoothing)
+    return lambda logits, truth: F.cross_entropy(
+        logits,
+        truth,
+        weight=None if weight is None else weight.to(logits.dtype),
+        label_smoothing=recipe.label_smoothing,
+    )
 
 
 def loss_range(recipe: Recipe, labels: Labels, classes: int) -> tuple[float, float]:

@@ -98,7 +98,8 @@ def make_record(job: Job, places: Places, data: Data, outcome: Outcome | str) ->
 def _results(job: Job, data: Data, outcome: Outcome) -> dict[str, Any]:
     """Return the fields that only the record of a finished job has."""
     progress, reached, faults = outcome.progress, outcome.counts.trainable, dict[str, None]()
-    rate = progress.step * job.recipe.batch / progress.train_seconds if progress.train_seconds else None
+    timed = progress.train_seconds and not outcome.fitted_features
+    rate = progress.step * job.recipe.batch / progress.train_seconds if timed else None
     return {
         "budget": Budget(target=job.target, reached=reached, knob=job.knob, edge=job.edge),
         "counts": outcome.counts,

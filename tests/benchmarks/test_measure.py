@@ -90,7 +90,7 @@ def test_the_word_paper_means_the_methods_of_its_table(here: Places) -> None:
 
 
 def test_what_trains_nothing_is_not_measured(here: Places) -> None:
-    with pytest.raises(RequestError, match="--methods majority: it trains nothing"):
+    with pytest.raises(RequestError, match="--methods majority: it has no training steps"):
         list(measure.table(studies.study(methods=("majority",), backbone=TINY), here))
 
 

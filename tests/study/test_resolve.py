@@ -106,12 +106,14 @@ def test_a_class_without_a_training_image_is_refused(tmp_path: Path) -> None:
 def test_baselines_are_added_once(home: Path) -> None:
     assert described(resolve(home, methods=("bitfit",), baselines=True)) == [
         "majority",
+        "knn",
         "linear",
         "linear@random",
         "bitfit",
     ]
     assert described(resolve(home, methods=("linear", "majority", "linear"), baselines=True)) == [
         "majority",
+        "knn",
         "linear",
         "linear@random",
     ]
@@ -223,7 +225,7 @@ def test_fields_at_their_default_are_left_out_of_the_identity(home: Path) -> Non
 
 def test_every_method_gets_the_same_trials_and_none_is_final(home: Path) -> None:
     drafts = resolve(home, methods=("bitfit", "lora"), tune=4, baselines=True).drafts
-    assert {draft.job.method for draft in drafts if not draft.search} == {"majority"}
+    assert {draft.job.method for draft in drafts if not draft.search} == {"majority", "knn"}
     searches = [draft.search for draft in drafts if draft.search]
     assert {(search.budget, tuple(search.first())) for search in searches} == {
         (4, (("adamw", 1e-4), ("adamw", 1e-3), ("adamw", 1e-2)))
@@ -344,6 +346,7 @@ def test_the_paper_s_jobs_are_listed_with_exact_counts_and_nothing_at_hand(tmp_p
     assert len(rows) == 3 * len(busi)
     assert {(row["method"], row["backbone"]): row["trainable"] for row in busi} == {
         ("majority", "clip_vit_b16"): 0,
+        ("knn", "clip_vit_b16"): 0,
         ("linear", "clip_vit_b16"): 0,
         ("linear", "clip_vit_b16@random"): 0,
         ("full", "clip_vit_b16"): CLIP,
@@ -351,7 +354,7 @@ def test_the_paper_s_jobs_are_listed_with_exact_counts_and_nothing_at_hand(tmp_p
         ("lora", "clip_vit_b16"): 294_912,
         ("shpeft", "clip_vit_b16"): round(0.01 * CLIP),
     }
-    assert {row["with head"] - row["trainable"] for row in busi if row["method"] != "majority"} == {3 * 769}
+    assert {row["with head"] - row["trainable"] for row in busi if row["method"] not in {"majority", "knn"}} == {3 * 769}
     assert {(row["recipe"], row["steps"]) for row in rows} == {("paper", 40_000)}
 
 
@@ -385,5 +388,5 @@ def test_paper_and_all_name_methods(tmp_path: Path) -> None:
     twelve = "adaptformer bitfit ft_att ft_ln full linear lora shpeft spt_lora ssf vpt_deep vpt_shallow"
     assert methods("paper") == tuple(twelve.split())
     assert {*twelve.split(), "dora", "control_random"} <= set(methods("all"))
-    assert "majority" not in methods("all")
+    assert {"majority", "knn"}.isdisjoint(methods("all"))
     assert methods("lora[r=4]", "paper")[0] == "lora[r=4]"

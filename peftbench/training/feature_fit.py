@@ -1,0 +1,33 @@
+"""Fit a classifier of stored features without the recipe's steps: k-nearest neighbours, L-BFGS."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+from peftbench.core.recipe import Recipe
+from peftbench.data.batches import Features
+from peftbench.errors import PluginError
+from peftbench.models.method import Method
+from peftbench.training.loop import Progress, evaluate
+from peftbench.training.optimizer import make_loss
+from peftbench.training.trainee import Trainee
+
+
+def fit_features(method: Method, trainee: Trainee, recipe: Recipe) -> Progress:
+    """Evaluate every classifier that the method fits; the selection rules choose among them as among steps.
+
+    Raises PluginError if the plan changes the backbone.
+    """
+    task, progress, started = trainee.task, Progress(), time.perf_counter()
+    if not isinstance(task.train, Features):
+        raise PluginError(f"{type(method).__name__} fits frozen features, but its plan changes the backbone.")
+    loss = make_loss(recipe, task.labels, task.classes)
+    fits = method.fits(task.train.features, task.labels, trainee.model.head, loss, choose="val" in task.parts)
+    for number, (classifier, facts) in enumerate(fits, start=1):
+        progress.step = number
+        progress.train_seconds += time.perf_counter() - started
+        learner = replace(trainee.learner, model=classifier)
+        evaluate(learner, task, recipe, progress, {"step": number, **facts})
+        started = time.perf_counter()
+    return progress

@@ -38,6 +38,7 @@ class Outcome:
     facts: Mapping[str, float] = field(default_factory=dict)  # of the plan
     selection_seconds: float = 0.0
     delta_bytes: int = 0
+    fitted_features: bool = False  # no steps of training
     counted: Counted | None = None  # the cost of a training step
     seconds: float = 0.0  # of the whole job, interruptions left out
     cpu_seconds: float = 0.0
@@ -194,7 +195,7 @@ def mean_by_group(logits: Logits, labels: Labels, groups: Sequence[str]) -> tupl
 def _notes(job: Job, progress: Progress, data: Data) -> list[str]:
     """Return what a reader of the row must know: convergence, memory, undefined metrics, unsupported settings."""
     best, constant = loss_range(job.recipe, data.labels["train"], len(data.card.classes))
-    stuck = progress.curve and progress.curve[-1]["train_loss"] - best > UNCONVERGED * (constant - best)
+    stuck = progress.curve and progress.curve[-1].get("train_loss", best) - best > UNCONVERGED * (constant - best)
     pieces = [f"each batch in {progress.parts} pieces, for want of memory"] if progress.parts > 1 else []
     left_out = official_recipes.left_out(job.method) if job.recipe.name == "official" else []
     return [*(["not converged"] if stuck else []), *pieces, *_undefined(data), *left_out]

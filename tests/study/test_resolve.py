@@ -354,7 +354,9 @@ def test_the_paper_s_jobs_are_listed_with_exact_counts_and_nothing_at_hand(tmp_p
         ("lora", "clip_vit_b16"): 294_912,
         ("shpeft", "clip_vit_b16"): round(0.01 * CLIP),
     }
-    assert {row["with head"] - row["trainable"] for row in busi if row["method"] not in {"majority", "knn"}} == {3 * 769}
+    assert {row["with head"] - row["trainable"] for row in busi if row["method"] not in {"majority", "knn"}} == {
+        3 * 769
+    }
     assert {(row["recipe"], row["steps"]) for row in rows} == {("paper", 40_000)}
 
 

@@ -32,6 +32,7 @@ class Official(_Entry):
     optimizer: Literal["AdamW", "SGD"] | None = None
     lr: float | None = None  # at the end of the warm-up
     lr_grid: Numbers = ()  # the authors choose from it on validation
+    lr_range: tuple[float, float] | None = Field(default=None, strict=False)  # lowest and highest over their data sets
     lr_batch: int | None = None  # batch size that lr is for; lr scales linearly with the batch size
     weight_decay: float | None = None
     weight_decay_grid: Numbers = ()

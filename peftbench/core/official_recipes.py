@@ -17,6 +17,7 @@ AS_THEY_ARE = (
     *("weight_decay", "momentum", "batch", "schedule", "clip"),
     *("label_smoothing", "warmup", "warmup_lr", "min_lr"),
 )
+POINTS = 4  # rates to try of a range that the authors state
 NOT_RUN: Mapping[str, str] = {
     name: name.replace("_", " ")
     for name in ("mixup", "cutmix", "erasing", "drop_path", "weight_decay_grid", "augmentation")
@@ -51,9 +52,17 @@ def recipe(method: str, base: Recipe, images: int, written: Mapping[str, Any]) -
 def rates(method: str, made: Recipe) -> tuple[float, ...]:
     """Return the authors' learning rates, ascending, scaled to the batch of `made`; its own rate if none is stated."""
     theirs = entry(method)
-    found = sorted(theirs.lr_grid) or ([theirs.lr] if theirs.lr else [made.lr])
+    found = sorted(theirs.lr_grid) or _spread(theirs.lr_range) or ([theirs.lr] if theirs.lr else [made.lr])
     scale = made.batch / theirs.lr_batch if theirs.lr_batch else 1.0
     return tuple(float(f"{rate * scale:.4g}") for rate in found)
+
+
+def _spread(limits: tuple[float, float] | None) -> list[float]:
+    """Return POINTS rates from the lower to the upper limit, evenly spaced on a logarithmic scale."""
+    if limits is None:
+        return []
+    low, high = limits
+    return [float(f"{low * (high / low) ** (i / (POINTS - 1)):.2g}") for i in range(POINTS)]
 
 
 def by_epochs(method: str, made: Recipe) -> bool:
@@ -73,7 +82,7 @@ def left_out(method: str) -> list[str]:
     names = [words for name, words in NOT_RUN.items() if getattr(theirs, name)]
     names += ["warm-up"] if theirs.warmup_epochs and not theirs.epochs else []  # in epochs of an unknown number
     notes = [f"official: without the authors' {', '.join(names)}"] if names else []
-    if theirs.lr is None and not theirs.lr_grid:
+    if theirs.lr is None and not theirs.lr_grid and theirs.lr_range is None:
         notes.append("official: the authors state no learning rate")
     return notes
 

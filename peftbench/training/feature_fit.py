@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 
 from peftbench.core.recipe import Recipe
 from peftbench.data.batches import Features
 from peftbench.errors import PluginError
 from peftbench.models.method import Method
+from peftbench.profiling.clock import Clock
 from peftbench.training.loop import Progress, evaluate
 from peftbench.training.optimizer import make_loss
 from peftbench.training.trainee import Trainee
@@ -19,15 +19,17 @@ def fit_features(method: Method, trainee: Trainee, recipe: Recipe) -> Progress:
 
     Raises PluginError if the plan changes the backbone.
     """
-    task, progress, started = trainee.task, Progress(), time.perf_counter()
+    task, progress, clock = trainee.task, Progress(), Clock()
     if not isinstance(task.train, Features):
         raise PluginError(f"{type(method).__name__} fits frozen features, but its plan changes the backbone.")
     loss = make_loss(recipe, task.labels, task.classes)
     fits = method.fits(task.train.features, task.labels, trainee.model.head, loss, choose="val" in task.parts)
     for number, (classifier, facts) in enumerate(fits, start=1):
+        passed = clock.lap()
         progress.step = number
-        progress.train_seconds += time.perf_counter() - started
+        progress.train_seconds += passed.wall
+        progress.train_cpu_seconds += passed.cpu
         learner = replace(trainee.learner, model=classifier)
         evaluate(learner, task, recipe, progress, {"step": number, **facts})
-        started = time.perf_counter()
+        clock.lap()  # the evaluation
     return progress

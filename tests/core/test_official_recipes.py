@@ -67,6 +67,14 @@ def test_a_grid_is_chosen_from_on_validation(tmp_path: Path) -> None:
     assert (recipe.lr, recipe.clip, recipe.schedule, recipe.warmup) == (1e-3, 1.0, "constant", 0.0)
 
 
+def test_of_a_range_four_rates_are_tried_from_its_lowest_to_its_highest() -> None:
+    """GPS' scripts choose for each data set; the middle of the four stands where there is no validation part."""
+    made = official_recipes.recipe("gps", BASE, 1000, {})
+    assert official_recipes.rates("gps", made) == (1e-4, 4.6e-4, 2.2e-3, 1e-2)
+    assert official_recipes.rates("ssf", official_recipes.recipe("ssf", BASE, 1000, {})) == (1e-3, 3.7e-3, 0.014, 0.05)
+    assert official_recipes.left_out("gps") == []
+
+
 def test_the_authors_fields_are_taken_where_the_user_gives_none() -> None:
     assert official_recipes.fields("ft_att", {}) == {"train_pos_embed": True}
     assert official_recipes.fields("ft_att", {"train_pos_embed": False}) == {"train_pos_embed": False}

@@ -43,7 +43,7 @@ from peftbench.study.defaults import refuse_graph
 from peftbench.study.method_grid import SizedMethod, expand, sized_methods
 from peftbench.training.loop import Learner, Progress, Task, fit
 from peftbench.training.step import WARM_UP
-from peftbench.training.trainee import Trainee, carry_out, count_step, make_classifier, make_probe
+from peftbench.training.trainee import Trainee, carry_out, choose_ways, count_step, make_classifier, make_probe
 
 CLASSES = 2
 TRAIN_BATCHES = 2  # in an epoch, whose gradients a method may read
@@ -168,6 +168,7 @@ def _prepare(row: SizedMethod, setup: Setup, stack: ExitStack) -> Candidate:
         trainee = carry_out(model, plan, task, setup.autocast)
         if trainee.freezes_features:
             trainee = trainee.on_features(_random_features(model, task))
+        trainee = choose_ways(trainee, setup.recipe, setup.places.cache)
         stack.enter_context(compiled(model.vit, enabled=setup.recipe.compile))
         found = Candidate(row, trainee, selection_seconds, sum(probed))
         for _ in range(2 if setup.recipe.compile or setup.places.device == "cuda" else 1):

@@ -165,6 +165,7 @@ class Record(_Strict):
     costs: Costs | None = None
     tuning: Tuning | None = None
     facts: dict[str, float] = {}  # numbers by which the method describes its plan
+    ways: dict[str, str] = {}  # layer -> how its single weights' gradient was computed; the last bits depend on it
     notes: list[str] = []  # "not converged", ...
     environment: dict[str, str] = {}
     files: dict[str, str] = {}  # file beside the record -> SHA-256

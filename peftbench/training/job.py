@@ -131,6 +131,12 @@ def carry_out(run: Run) -> None:
         run.trainee = run.trainee.on_features(trainee.stored_features(run.model, run.task, run.job.recipe, cache))
 
 
+def choose_ways(run: Run) -> None:
+    """Choose how the gradients of single weights are computed: as before an interruption, else as is fastest here."""
+    former = run.begun[0].ways if run.begun else None
+    run.trainee = trainee.choose_ways(run.trainee, run.job.recipe, run.places.cache, run.pieces, former)
+
+
 def train(run: Run) -> None:
     """Train to the last step, or from the checkpoint to the last step."""
     recipe, learner, task = run.job.recipe, run.trainee.learner, run.trainee.task
@@ -199,6 +205,7 @@ STEPS: tuple[Step, ...] = (
     build_task,
     select,
     carry_out,
+    choose_ways,
     train,
     write_results,
     write_delta,

@@ -70,6 +70,7 @@ class Learner:
     tensors: Mapping[str, Tensor]
     callback: Callback | None = None
     lr_multipliers: Mapping[Tensor, float] = field(default_factory=dict)  # of the recipe's learning rate; else 1
+    ways: Mapping[str, str] = field(default_factory=dict)  # how sparse layers compute gradients; kept on resume
 
     def state(self) -> dict[str, Tensor]:
         """Return a copy of the tensors."""
@@ -117,6 +118,7 @@ class Progress:
     curve: list[dict[str, float]] = field(default_factory=list)
     chosen: dict[str, Chosen] = field(default_factory=dict)  # rule -> step
     kept: dict[str, Tensor] = field(default_factory=dict)  # the learner's tensors at the step of the recipe's rule
+    ways: dict[str, str] = field(default_factory=dict)  # layer -> how the gradient of its single weights is computed
 
 
 Watch = Callable[[Progress], None]
@@ -293,8 +295,9 @@ def forward(model: nn.Module, inputs: Inputs, autocast: torch.dtype | None = Non
 
 def _resume(learner: Learner, optimizer: torch.optim.Optimizer, begun: Begun | None, parts: int) -> Progress:
     if begun is None:
-        return Progress(parts=parts)
+        return Progress(parts=parts, ways=dict(learner.ways))
     progress, tensors, momenta = begun
+    progress.ways = dict(learner.ways)
     learner.load(tensors)
     load_optimizer(optimizer, momenta)
     return progress

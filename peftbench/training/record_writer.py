@@ -118,6 +118,7 @@ def _results(job: Job, data: Data, outcome: Outcome) -> dict[str, Any]:
             **_counted(progress, outcome.counted),
         ),
         "facts": dict(outcome.facts),
+        "ways": outcome.progress.ways,
         "notes": [*_notes(job, progress, data), *faults],
     }
 

@@ -5,9 +5,10 @@ Jobs, `peftbench measure`, `peftbench bench` and the conformance rules all build
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -19,10 +20,11 @@ from peftbench.core.recipe import Recipe
 from peftbench.data.augmentation import Augment
 from peftbench.data.batches import Features, Images, fits_on_device
 from peftbench.data.pixel_cache import Data
+from peftbench.models import sparse_ways
 from peftbench.models.gradient_probe import Batch, GradientProbe
 from peftbench.models.head import Classifier, Head
 from peftbench.models.plan import Plan, Tuned
-from peftbench.profiling import counting
+from peftbench.profiling import counting, hardware
 from peftbench.profiling.counting import Alone, Counted
 from peftbench.profiling.hardware import PRECISIONS
 from peftbench.storage.checked_tensors import cached
@@ -80,6 +82,7 @@ class Trainee:
     tuned: Tuned
     task: Task
     head_only: bool = False  # the task holds stored features of the frozen backbone, and only the head is trained
+    ways: Mapping[str, str] = field(default_factory=dict)  # sparse layer -> how its gradient is computed
 
     @property
     def head(self) -> dict[str, Tensor]:
@@ -91,7 +94,8 @@ class Trainee:
         """What the training loop trains."""
         if self.head_only:
             return Learner(self.model.head, self.head)
-        return Learner(self.model, {**self.tuned.tensors, **self.head}, self.tuned.callback, self.tuned.lr_multipliers)
+        tensors = {**self.tuned.tensors, **self.head}
+        return Learner(self.model, tensors, self.tuned.callback, self.tuned.lr_multipliers, self.ways)
 
     @property
     def freezes_features(self) -> bool:
@@ -111,6 +115,25 @@ def carry_out(model: Classifier, plan: Plan, task: Task, autocast: torch.dtype |
     tuned = plan.carry_out(model.vit)
     tuned.cast_frozen(autocast)
     return Trainee(model, tuned, task)
+
+
+def choose_ways(
+    trainee: Trainee, recipe: Recipe, cache: Path, pieces: int = 1, former: Mapping[str, str] | None = None
+) -> Trainee:
+    """Let every sparse layer compute its gradient in the way of `former`, or else in the fastest on this machine.
+
+    Times are taken once for a pattern and kept in the folder `cache`. Batches are cut into `pieces`.
+    """
+    vit = trainee.model.vit
+    if not sparse_ways.patterns(vit):
+        return trainee
+    images, dtype = -(-recipe.batch // pieces), PRECISIONS[recipe.precision] or torch.float32
+    device = next(vit.parameters()).device.type
+    machine = hardware.environment(device) | {"threads": torch.get_num_threads()}
+    samples = images * cast("VisionTransformer", vit).patch_embed.num_patches
+    ways = former or sparse_ways.choose(vit, samples, dtype, cache, machine)
+    sparse_ways.settle(vit, ways)
+    return replace(trainee, ways=ways)
 
 
 def stored_features(model: Classifier, task: Task, recipe: Recipe, cache: Path) -> Task:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from hypothesis import given
@@ -21,16 +19,9 @@ from peftbench.models.sparse_product import (
     sampled_flops,
     turned,
 )
-from peftbench.models.sparse_ways import expected
 
 PLACES = torch.tensor([3, 4, 23, 61, 63, 118])  # of a (12, 10) matrix: in four rows and four columns
 CLOSE = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 1e-2}
-
-
-def spread(size: int, share: float) -> Tensor:
-    """Places drawn at random, ascending."""
-    draw = torch.Generator().manual_seed(0)
-    return torch.randperm(size, generator=draw)[: max(1, round(share * size))].sort().values
 
 
 def random(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
@@ -132,33 +123,3 @@ def test_patches_are_what_a_convolution_multiplies() -> None:
 
 def test_a_dot_product_is_two_operations_for_each_of_the_batch() -> None:
     assert sampled_flops((5, 64), (4, 64), (6,), (9,)) == 2 * 64 * 9
-
-
-# --- which way -------------------------------------------------------------------------------------------------------
-
-SHAPE = (768, 192)
-
-
-def picks(rows: Any, columns: Any) -> Tensor:
-    places: Tensor = (torch.as_tensor(rows) * SHAPE[1] + torch.as_tensor(columns)).flatten().unique()
-    return places
-
-
-@pytest.mark.parametrize(
-    ("index", "way"),
-    [
-        (picks(torch.arange(30)[:, None], torch.arange(9)), "block"),
-        (picks(torch.arange(768)[:, None], torch.arange(9)), "columns"),
-        (picks(torch.arange(20)[:, None], torch.arange(192)), "rows"),
-        (spread(768 * 192, 0.3), "dense"),
-    ],
-)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_the_expected_way_follows_the_pattern(index: Tensor, way: Way, dtype: torch.dtype, device: str) -> None:
-    assert expected(Pattern(index, SHAPE), dtype, device) == way
-
-
-def test_scattered_entries_are_sampled_where_there_is_a_kernel_for_it() -> None:
-    pattern = Pattern(spread(768 * 192, 0.01), SHAPE)
-    assert [expected(pattern, torch.float32, device) for device in ("cpu", "cuda")] == ["sampled", "dense"]

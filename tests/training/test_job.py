@@ -20,7 +20,7 @@ from peftbench.core.registry import registry
 from peftbench.core.spec import Job
 from peftbench.data import batches, pixel_cache
 from peftbench.errors import JobError
-from peftbench.models import backbone, delta
+from peftbench.models import backbone, delta, sparse_ways
 from peftbench.models.head import Classifier, Head
 from peftbench.models.plan import Plan
 from peftbench.profiling import counting
@@ -398,6 +398,28 @@ def test_a_job_in_pieces_stays_in_pieces_when_it_goes_on(
     cut = run(job, where)
     memory = [r.costs.memory.activations for r in (whole, cut) if r and r.costs and r.costs.memory]
     assert memory[1] == pytest.approx(memory[0] / 4, rel=0.01)
+
+
+def test_a_resumed_job_keeps_the_ways_to_its_gradients(
+    jobs: dict[str, Job], tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where, job = replace(studies.places(home), store=tmp_path), jobs["shpeft"]
+
+    def prefer(way: str) -> None:
+        """As a machine would on which this way is the fastest for every layer."""
+        monkeypatch.setattr(sparse_ways, "choose", lambda root, *_: dict.fromkeys(sparse_ways.patterns(root), way))
+
+    prefer("rows")
+    whole = run(job, replace(where, store=tmp_path / "whole"))
+    with pytest.raises(KeyboardInterrupt):
+        run(job, where, Outside(stop=Fifth()))
+    prefer("columns")
+    resumed = run(job, where)
+    assert resumed is not None
+    assert whole is not None
+    assert set(resumed.ways.values()) == {"rows"}
+    left = [studies.left_by(Store(store).job(job.id).path) for store in (tmp_path, tmp_path / "whole")]
+    assert left[0] == left[1]
 
 
 def test_the_rate_that_is_shown_is_known_from_the_first_look(jobs: dict[str, Job], tmp_path: Path, home: Path) -> None:

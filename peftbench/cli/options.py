@@ -62,6 +62,10 @@ EvaluationsOption = Annotated[
     int | None, typer.Option("--evaluations", help="Number of evaluations; default: the recipe's.")
 ]
 RateOption = Annotated[float | None, typer.Option("--lr", help="One learning rate for every method, without a search.")]
+FoldsOption = Annotated[
+    int | None,
+    typer.Option("--folds", help="Cross-validation: every image is tested once, tuning stays inside each fold."),
+]
 RefitOption = Annotated[
     bool | None, typer.Option("--refit", help="Train on train and val at the rate and step that trials have chosen.")
 ]
@@ -129,6 +133,7 @@ class StudyOptions:
     image_size: SizeOption = None
     recipe: RecipeOption = ""
     tune: TuneOption = None
+    folds: FoldsOption = None
     refit: RefitOption = None
     steps: StepsOption = None
     batch: BatchOption = None

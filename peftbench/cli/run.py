@@ -56,6 +56,7 @@ def run_study(study: Study, places: Places, jobs: int, *, skip_broken: bool) -> 
     from peftbench.cli.progress import Bars
     from peftbench.profiling import hardware
     from peftbench.results.store import Store
+    from peftbench.study.folds import pool_all
     from peftbench.study.resolve import note_study, resolve
     from peftbench.study.tuning import rounds
 
@@ -79,7 +80,7 @@ def run_study(study: Study, places: Places, jobs: int, *, skip_broken: bool) -> 
     note_study(resolved, finals, store)
     ended += _run_jobs("jobs", finals, store, places, workers)
     seconds = time.perf_counter() - started
-    found = _conclude(finals, store, seconds)
+    found = _conclude(pool_all(finals, store), store, seconds)
     if costs := [record.costs for record in ended if record.costs]:
         say(time_account(costs, min(workers, len(ended)), seconds))
     say(f"Next: peftbench report {shlex.quote(str(store.root))}")
@@ -164,11 +165,11 @@ def _outcome(record: Record) -> str:
 # --- the end of a run ------------------------------------------------------------------------------------------------
 
 
-def _conclude(finals: Sequence[Job], store: Store, seconds: float) -> int:
+def _conclude(shown: Sequence[str], store: Store, seconds: float) -> int:
     from peftbench.core.registry import registry
     from peftbench.results import tables
 
-    ids, problems = {job.id for job in finals}, list[str]()
+    ids, problems = set(shown), list[str]()
     results = store.results(problems.append, ids)
     failed = [r.record for r in results if r.record.status == "failed"]
     done = sum(r.record.status == "done" and not r.damage for r in results)

@@ -22,11 +22,14 @@ class Variant:
     splits: Cut = "official"  # as published; without groups in two parts; also without near duplicates
     share: float = 1.0  # of the training images, in whole groups
     shots: int = 0  # training images per class; 0: all
+    folds: int = 0  # of a cross-validation; 0: none
+    fold: int = 0  # from 1 to `folds`; 0: all of them, their predictions pooled
 
     def __str__(self) -> str:
         """Return the addition to a method's label, such as `grouped, 5% of train`; empty for the whole data set."""
         few = f"{100 * self.share:.3g}% of train" if self.share < 1 else f"{self.shots} shots" if self.shots else ""
-        return ", ".join(word for word in ("" if self.splits == "official" else self.splits, few) if word)
+        of = f"fold {self.fold} of {self.folds}" if self.fold else f"{self.folds} folds" if self.folds else ""
+        return ", ".join(word for word in ("" if self.splits == "official" else self.splits, few, of) if word)
 
 
 WHOLE = Variant()
@@ -150,7 +153,7 @@ class Record(_Strict):
 
     schema_version: int = SCHEMA
     id: str
-    role: Literal["final", "trial"]
+    role: Literal["final", "trial", "fold"]
     status: Literal["done", "failed"]
     reason: str = ""  # of a failure
     method: MethodFacts

@@ -54,6 +54,7 @@ class Study:
         None  # None: quick for the study without arguments, else standard
     )
     tune: Annotated[int, Field(ge=0, le=MOST_TRIALS)] | None = None  # trials a method; None: 8 for standard, else 0
+    folds: Annotated[int, Field(ge=0, le=100)] = 0  # of a cross-validation; 0: the data set's own parts
     refit: bool = False  # train the final jobs on train and val, at the rate and step that trials chose
     baselines: bool = True  # run majority, knn, linear, and linear on random weights as well
     precision: PrecisionOption = "auto"
@@ -80,15 +81,19 @@ class Study:
             )
         if self.train_share and self.shots:
             raise RequestError("--train-share and --shots exclude each other; leave one out.")
+        if self.folds == 1 or (self.folds and self.splits != ("official",)):
+            raise RequestError("--folds must be 0 or at least 2, and goes with --splits official only.")
         if self.match and self.ratios:
             raise RequestError("--match and --ratios exclude each other: --match sets the budget; leave one out.")
         _ = self.matched, self.variants, [budget(ratio) for ratio in self.ratios]  # refuses what cannot be read
 
     @property
     def variants(self) -> tuple[Variant, ...]:
-        """Every cut of the data with every size of train; each is a job of its own."""
+        """Return every cut of the data with every size of train and every fold; each is a job of its own."""
         sizes = [(_share(text), 0) for text in self.train_share] or [(1.0, n) for n in self.shots or (0,)]
-        return tuple(dict.fromkeys(Variant(cut, *size) for cut in self.splits for size in sizes))
+        folds = range(1, self.folds + 1) if self.folds else (0,)
+        found = [Variant(cut, *size, self.folds, fold) for cut in self.splits for size in sizes for fold in folds]
+        return tuple(dict.fromkeys(found))
 
     @property
     def matched(self) -> tuple[Spec, float | int] | None:
@@ -195,7 +200,7 @@ class Job:
     recipe: Recipe
     seed: int
     threads: int | None  # CPU
-    role: Literal["final", "trial"] = "final"
+    role: Literal["final", "trial", "fold"] = "final"
     knob: str | None = None  # the method's, if it has one
     target: int | None = None  # the budget, in trainable parameters
     edge: Literal["floor", "ceiling"] | None = None

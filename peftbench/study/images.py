@@ -15,6 +15,7 @@ from peftbench.core.registry import registry
 from peftbench.core.spec import Places
 from peftbench.data import audit, image_scan, pixel_cache, subsets
 from peftbench.data.availability import open_dataset
+from peftbench.data.folds import fold_splits
 from peftbench.data.pixel_cache import Data
 from peftbench.data.splits import drop_unknown_group_key
 from peftbench.errors import DataError, SplitError
@@ -45,6 +46,8 @@ def load(  # noqa: PLR0913 - what decides the data
         splits = dataset.load(places.data, seed)
     card = drop_unknown_group_key(dataset.card, splits)
     _refuse_undecodable([name, *card.classes])
+    if variant.folds:
+        splits = fold_splits(splits, card, variant.fold, variant.folds, seed)
     if joined and splits.carved:
         splits = _with_val(splits, "all of train")
     most = None if variant.splits == "deduplicated" else audit.MAX_FILES

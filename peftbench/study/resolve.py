@@ -183,6 +183,7 @@ def _job(method: SizedMethod, study: Study, recipe: Recipe, data: Data, where: W
         variant=variant,
         alias=method.alias,
         about=(data.card, data.notes),
+        role="fold" if variant.folds else "final",
         policy=policy_name(data.card) if recipe.augmentation == "medical" else "",
     )
 

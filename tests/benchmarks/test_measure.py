@@ -157,7 +157,7 @@ def test_a_plan_states_memory_and_time_or_how_to_get_it(
     assert call(["plan", *words], monkeypatch) == 0
     shown = capsys.readouterr().out
     assert "Duration unknown for bitfit" in shown
-    assert f"peftbench measure --methods bitfit --backbone {TINY}" in " ".join(shown.split())
+    assert f"peftbench measure --methods bitfit --backbone '{TINY}'" in " ".join(shown.split())
     assert rows
 
 

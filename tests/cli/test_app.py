@@ -147,7 +147,7 @@ MISTAKES: list[tuple[str, str, Callable[[Path], None]]] = [  # the command, what
     (f"{LORA} --lr nan", "--lr must be a finite number, got nan", nothing),
     (f"{LORA} --threads 0", "--threads must be above 0, got 0", nothing),
     (f"{LORA} --jobs -1", "'--jobs'", nothing),
-    (f"{LORA} --tune 1", "--tune must be at least 2, got 1", nothing),
+    (f"{LORA} --tune 1", "--tune must be 0 or at least 2, got 1", nothing),
     (f"{LORA} --tune 4 --lr 0.1", "--tune and --lr exclude each other", nothing),
     (f"{LORA} --precision fp8", "--precision must be 'auto', 'fp32' or 'bf16', got fp8", nothing),
     (f"{LORA} --device tpu", "--device must be auto, cpu or cuda, got tpu", nothing),
@@ -252,7 +252,6 @@ def test_a_study_runs_reports_and_goes_on(
     before = {file: file.stat().st_mtime_ns for file in here.glob("runs/jobs/*/record.json")}
     assert peftbench([*asked, "--recipe", "quick"], monkeypatch) == 0
     printed = capsys.readouterr().out
-    assert "4 of 4 trials of round 1 were done before." in printed
     assert "2 of 2 jobs were done before." in printed
     assert {file: file.stat().st_mtime_ns for file in here.glob("runs/jobs/*/record.json")} == before
 
@@ -368,7 +367,7 @@ def test_a_phantom_is_marked_synthetic() -> None:
 def test_plan_needs_neither_weights_nor_data(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = "plan --recipe paper --backbone clip_vit_b16 --datasets busi --methods full,lora,shpeft"
+    asked = "plan --recipe paper --seeds 0 --backbone clip_vit_b16 --datasets busi --methods full,lora,shpeft"
     rows = json.loads(answer([*asked.split(), "--json"], capsys, monkeypatch))
     assert [row["trainable"] for row in rows if row["method"] in {"full", "lora"}] == [85_799_424, 294_912]
     assert "85,799,424" in answer(asked.split(), capsys, monkeypatch)

@@ -212,7 +212,7 @@ def trials(
         return 0, (given[len(given) // 2],)
     if study.tune:
         return study.tune, ()
-    chosen = len(given) > 1 or (study.refit and recipe.selection == "validation")
+    chosen = len(given) > 1 or (study.refit and recipe.selection != "last")
     return (len(given), given) if chosen else (0, given)
 
 

@@ -156,7 +156,7 @@ class Draft:
         scores, _ = self.search.replay(store)
         chosen = best(scores)
         recipe = self.search.recipes[chosen.optimizer].at(chosen.lr)
-        if self.search.refit and recipe.selection == "validation":
+        if self.search.refit and recipe.selection != "last":
             record = store.job(self.search.trial_job(chosen).id).record()
             step = record.choices[record.rule].step if record and record.choices else 0
             recipe = replace(recipe, selection="last", stop=step if step < recipe.steps else 0)

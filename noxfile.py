@@ -132,10 +132,11 @@ def crash(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def fuzz(session: nox.Session) -> None:
-    """Fuzz studies, tables, catalogs, archives, images and stored files, with 2,000 new examples per test."""
+    """Fuzz studies, tables, catalogs, archives, images and stored files: 2,000 new examples per test, 20,000 images."""
     session.install("-e", ".", "--group", "test", *PINNED)
-    tests = ("tests/test_fuzz.py", "tests/test_fuzz_files.py", "tests/results/test_damage.py")
-    session.run("pytest", *PARALLEL, *tests, *session.posargs, env=ONE_THREAD | {"PEFTBENCH_TEST_FUZZ": "2000"})
+    files = ("test_fuzz.py", "test_fuzz_files.py", "results/test_damage.py", "data/test_corpus.py")
+    many = {"PEFTBENCH_TEST_FUZZ": "2000", "PEFTBENCH_TEST_ODD_IMAGES": "20000"}
+    session.run("pytest", *PARALLEL, *(f"tests/{file}" for file in files), *session.posargs, env=ONE_THREAD | many)
 
 
 @nox.session(default=False)

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from peftbench.core.recipe import Recipe
-from peftbench.data.batches import Features
+from peftbench.data.batches import FeatureBatches
 from peftbench.methods import _spt
 from peftbench.methods._spt import Piece, Rule
 from peftbench.methods.adaptformer import AdaptFormer
@@ -194,7 +194,9 @@ def test_three_steps(file: str, scenario: str, method: Method, monkeypatch: pyte
     trainee = carry_out(method, given)
     x, y = given.batch
     learner = Learner(trainee.model, trainee.tensors)
-    progress = fit(learner, Task(Features(x), y, {"test": (Features(x), y.numpy())}, CLASSES), THREE_STEPS, seed=0)
+    progress = fit(
+        learner, Task(FeatureBatches(x), y, {"test": (FeatureBatches(x), y.numpy())}, CLASSES), THREE_STEPS, seed=0
+    )
     assert_near(trainee.tensors, given.under("after3/"))
     trajectory = torch.tensor([row["train_loss"] for row in progress.curve], dtype=torch.float64)
     logits = trainee.model(x)  # in training mode still, which differs where a batch is normalised
@@ -211,7 +213,7 @@ def test_the_batch_norm_head_of_adaptformer_in_evaluation(monkeypatch: pytest.Mo
     trainee = carry_out(AdaptFormer(bottleneck=8, dropout=0), given)
     x, y = given.batch
     trainee.model.train()(x)  # theirs computed the first logits apart from the steps, and the last loss
-    fit(Learner(trainee.model, trainee.tensors), Task(Features(x), y, {}, CLASSES), THREE_STEPS, seed=0)
+    fit(Learner(trainee.model, trainee.tensors), Task(FeatureBatches(x), y, {}, CLASSES), THREE_STEPS, seed=0)
     trainee.model.train()(x)
     norm = trainee.model.head.norm.state_dict()
     assert_near(
@@ -238,7 +240,7 @@ def test_merged_weights_are_theirs(file: str, scenario: str, method: Method, mon
     given = oracle(file, scenario)
     trainee = carry_out(method, given)
     x, y = given.batch
-    fit(Learner(trainee.model, trainee.tensors), Task(Features(x), y, {}, CLASSES), THREE_STEPS, seed=0)
+    fit(Learner(trainee.model, trainee.tensors), Task(FeatureBatches(x), y, {}, CLASSES), THREE_STEPS, seed=0)
     assert trainee.tuned.merge()
     head = {f"head.{n}": t for n, t in trainee.model.head.linear.state_dict().items()}
     assert_near({**trainee.model.vit.state_dict(), **head}, given.under("merged_after3/"))

@@ -25,7 +25,7 @@ from sklearn.preprocessing import StandardScaler
 from tabulate import tabulate
 
 from peftbench.core.spec import Places
-from peftbench.data.batches import Images
+from peftbench.data.batches import ImageBatches
 from peftbench.data.pixel_cache import Data
 from peftbench.models import backbone
 from peftbench.study import defaults, images
@@ -61,7 +61,7 @@ def in_folds(seen: Mapping[str, NDArray[np.float32]], data: Data) -> list[float]
 
 
 def _features(vit: torch.nn.Module, data: Data, part: str, source: backbone.Source) -> NDArray[np.float32]:
-    images = Images(data.pixels(part), source.preprocessing, torch.device("cpu"))
+    images = ImageBatches(data.pixels(part), source.preprocessing, torch.device("cpu"))
     found: NDArray[np.float32] = forward(vit, images, torch.bfloat16).float().numpy()
     return found
 

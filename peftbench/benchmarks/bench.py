@@ -28,7 +28,7 @@ from peftbench.benchmarks.gates import Gate, random_mask, ratios
 from peftbench.benchmarks.random_task import random_task
 from peftbench.core.contract import Preprocessing
 from peftbench.core.recipe import Recipe
-from peftbench.data.batches import Features, Images, batch_order
+from peftbench.data.batches import FeatureBatches, ImageBatches, batch_order
 from peftbench.models import backbone
 from peftbench.models.gradient_probe import GradientProbe
 from peftbench.models.head import Classifier
@@ -177,7 +177,7 @@ def training_loops(
 
 def plain_loop(model: nn.Module, task: Task, batches: Sequence[NDArray[np.int64]], recipe: Recipe) -> nn.Module:
     """Train without checkpoints, evaluations or anything to resume. Raises FloatingPointError on divergence."""
-    pixels = torch.from_numpy(cast("Images", task.train).pixels)
+    pixels = torch.from_numpy(cast("ImageBatches", task.train).pixels)
     optimizer = torch.optim.SGD(model.parameters(), lr=recipe.lr, momentum=recipe.momentum)
     total = 0.0
     model.train()
@@ -247,7 +247,7 @@ def head_step(rounds: int) -> Iterator[Gate]:
     """Compare training the head on stored features with training it through the network."""
     model = network()
     Plan().carry_out(model.vit)
-    features = Features(torch.randn(BATCH, 192))
+    features = FeatureBatches(torch.randn(BATCH, 192))
     steps = {
         "through the network": lambda: _train(model, batch()[0]),
         "stored": lambda: _train(model.head, features.batch(np.arange(BATCH))),

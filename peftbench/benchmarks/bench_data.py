@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from peftbench.core.contract import DatasetCard, Part, Preprocessing, Splits
-from peftbench.data.batches import Images, batch_order
+from peftbench.data.batches import ImageBatches, batch_order
 from peftbench.data.pixel_cache import prepare
 
 SIDE, BATCH, IMAGES, CAMERA = 224, 32, 64, 512  # pixels, images, images, pixels of the files
@@ -61,7 +61,7 @@ def epochs(folder: Path) -> dict[str, Callable[[], object]]:
     card = DatasetCard("Photographs", "none", ("all",), "none", "drawn from a seed")
     splits = Splits(whole, whole.take([]), whole.take([]), "all")
     data = prepare(card, splits, PREPROCESSING, folder / "cache")
-    images = Images(data.pixels("train"), PREPROCESSING, torch.device("cpu"))
+    images = ImageBatches(data.pixels("train"), PREPROCESSING, torch.device("cpu"))
     return {
         "decoding": lambda: [len(batch) for batch in loader],
         "cached": lambda: [len(images.batch(index)) for index in batch_order(IMAGES, BATCH, 0, 0, IMAGES // BATCH)],

@@ -27,7 +27,7 @@ from peftbench.core.constants import Precision
 from peftbench.core.recipe import Recipe
 from peftbench.core.spec import Places, Study
 from peftbench.core.syntax import Spec
-from peftbench.data.batches import Features
+from peftbench.data.batches import FeatureBatches
 from peftbench.errors import PluginError, RequestError
 from peftbench.models import backbone, delta
 from peftbench.models.backbone import Source
@@ -256,7 +256,7 @@ def _counting_probe(model: Classifier, task: Task, recipe: Recipe) -> tuple[Grad
 def _random_features(model: Classifier, task: Task) -> Task:
     """Return the task with random features in place of images."""
     features = torch.randn(len(task.train), model.head.linear.in_features, device=task.labels.device)
-    return replace(task, train=Features(features))
+    return replace(task, train=FeatureBatches(features))
 
 
 def _delta_bytes(plan: Plan, learner: Learner) -> int:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from peftbench.core.contract import Preprocessing
-from peftbench.data.batches import Images
+from peftbench.data.batches import ImageBatches
 from peftbench.training.loop import Task
 
 
@@ -14,5 +14,5 @@ def random_task(preprocessing: Preprocessing, images: int, classes: int, device:
     """Return a task of random images, on the GPU if there is one, whose labels repeat 0..classes-1; no parts."""
     side, where = preprocessing.size, torch.device(device)
     pixels = np.random.default_rng(0).integers(0, 256, (images, 3, side, side), dtype=np.uint8)
-    train = Images(pixels, preprocessing, where, resident=where.type == "cuda")
+    train = ImageBatches(pixels, preprocessing, where, resident=where.type == "cuda")
     return Task(train, torch.arange(images, device=where) % classes, {}, classes)

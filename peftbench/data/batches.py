@@ -16,7 +16,7 @@ from peftbench.core.contract import Preprocessing
 RESIDENT_SHARE = 0.25  # of a GPU's free memory that images may occupy for the whole job
 
 
-class Images:
+class ImageBatches:
     """uint8 images (n, 3, S, S) as normalized float batches, written into buffers that are reused.
 
     With `resident` all images are copied to the device at the first batch; otherwise each batch is copied by itself.
@@ -62,7 +62,7 @@ class Images:
         return self._buffers[images]
 
 
-class Features:
+class FeatureBatches:
     """Stored features (n, D) in place of images: the input of jobs that train only a head."""
 
     resident = True

@@ -180,10 +180,15 @@ def drop_unknown_group_key(card: DatasetCard, splits: Splits) -> DatasetCard:
 
 
 def check_parts(card: DatasetCard, splits: Splits) -> None:
-    """Raise SplitError if train or test has no image, or a class no training image.
+    """Raise SplitError for labels of another shape than the task's, an empty part, or a class without training images.
 
-    The last step before decoded images are used, after images have been left out for whatever reason.
+    The last step before decoded images are used, after images have been left out for whatever reason. Only val may be
+    empty.
     """
+    several = card.task == "multi_label"
+    if any(part.labels.shape[1:] != ((len(card.classes),) if several else ()) for part in splits.parts.values()):
+        needed = f"{len(card.classes)} labels, 0 or 1," if several else "one label"
+        raise SplitError(f"{card.title}: its task is {card.task}, so each image must have {needed} in every part.")
     for name in ("train", "test"):
         if not len(splits.parts[name]):
             outside = sum(Path(file).parts[0].lower().startswith(name) for file in splits.left_out)

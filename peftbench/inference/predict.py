@@ -17,7 +17,7 @@ from PIL import Image
 
 from peftbench.core.contract import Part
 from peftbench.data import image_files
-from peftbench.data.batches import Images
+from peftbench.data.batches import ImageBatches
 from peftbench.data.decode import decode
 from peftbench.data.image_io import broken_sentence
 from peftbench.errors import BrokenImagesError, RequestError
@@ -79,7 +79,7 @@ def predict(model: Model, files: Sequence[Path]) -> Iterator[Prediction]:
 @torch.inference_mode()
 def probabilities(model: Model, pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
     """Return calibrated probabilities (n, classes) of decoded images (n, 3, S, S)."""
-    inputs = Images(pixels, model.preprocessing, torch.device(model.device))
+    inputs = ImageBatches(pixels, model.preprocessing, torch.device(model.device))
     index = np.arange(len(pixels))
     batches = [model.classifier(inputs.batch(index[i : i + BATCH])) for i in range(0, len(index), BATCH)]
     logits = torch.cat(batches).double() / (model.temperature or 1.0)

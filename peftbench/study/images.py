@@ -7,9 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Literal, TypeAlias
 
-import numpy as np
-
-from peftbench.core.contract import DatasetCard, Preprocessing, Splits
+from peftbench.core.contract import Preprocessing, Splits
 from peftbench.core.record import WHOLE, Variant
 from peftbench.core.registry import registry
 from peftbench.core.spec import Places
@@ -18,7 +16,7 @@ from peftbench.data.availability import open_dataset
 from peftbench.data.folds import fold_splits
 from peftbench.data.pixel_cache import Data
 from peftbench.data.splits import drop_unknown_group_key
-from peftbench.errors import DataError, SplitError
+from peftbench.errors import DataError
 
 Watch = Callable[[str, int, int], None]  # what is being done, images done, images in all
 Joined: TypeAlias = Literal["", "carved", "all"]  # which validation parts are added to train
@@ -55,7 +53,6 @@ def load(  # noqa: PLR0913 - what decides the data
     splits = subsets.apply_variant(splits, variant, card, seen.duplicates if seen else (), seed)
     if joined == "all" and len(splits.val):
         splits = _with_val(splits, "train and val")
-    check_labels(name, splits, card)
     data = pixel_cache.prepare(
         card,
         splits,
@@ -84,18 +81,3 @@ def _with_val(splits: Splits, what: str) -> Splits:
         rule=f"{splits.rule}, {what}",
         carved=False,
     )
-
-
-def check_labels(name: str, splits: Splits, card: DatasetCard) -> None:
-    """Raise SplitError for labels of another shape than the card's task has, or a class that train lacks."""
-    classes, several = len(card.classes), card.task == "multi_label"
-    shape = (classes,) if several else ()
-    if any(part.labels.shape[1:] != shape for part in splits.parts.values()):
-        wanted = f"{classes} labels, 0 or 1," if several else "one label"
-        raise SplitError(f"{name}: its task is {card.task}, so each image must have {wanted} in every part.")
-    labels = splits.train.labels
-    seen = np.flatnonzero(labels.any(axis=0)) if several else labels
-    if missing := set(range(classes)) - set(seen.tolist()):
-        raise SplitError(
-            f"{name}: class {min(missing)} of {classes} has no image in train; every class must be trained on."
-        )

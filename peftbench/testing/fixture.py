@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from peftbench.core.recipe import Recipe
-from peftbench.data.batches import Features
+from peftbench.data.batches import FeatureBatches
 from peftbench.models.gradient_probe import GradientProbe
 from peftbench.models.head import Classifier
 from peftbench.models.method import Method
@@ -91,7 +91,7 @@ class MethodFixture:
     def __init__(self, method: Method, style: str) -> None:
         self.method, self.style = method, style
         self.images, self.labels = batch()
-        self.task = Task(Features(self.images), self.labels, {}, CLASSES)
+        self.task = Task(FeatureBatches(self.images), self.labels, {}, CLASSES)
 
     def model(self) -> Classifier:
         """Return a new classifier with the pretrained weights."""

@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from peftbench.data.batches import Features
+from peftbench.data.batches import FeatureBatches
 from peftbench.testing.findings import Skipped, listed, require
 from peftbench.testing.fixture import Carried, MethodFixture, Trained, differing, relative
 from peftbench.training.loop import forward
@@ -100,7 +100,7 @@ def evaluation_is_deterministic(fixture: MethodFixture) -> str:
     torch.manual_seed(2)
     require(torch.equal(one, vit(fixture.images)), "In evaluation mode, the same images must give the same features.")
     require(
-        torch.equal(one, forward(vit, Features(fixture.images))),
+        torch.equal(one, forward(vit, FeatureBatches(fixture.images))),
         "Features must be the same with and without gradients.",
     )
     return "Two passes are equal, bit for bit."

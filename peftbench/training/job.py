@@ -23,7 +23,7 @@ from peftbench.core.record import Counts, Record
 from peftbench.core.registry import registry
 from peftbench.core.spec import Job, Places
 from peftbench.data import augmentation, pixel_cache
-from peftbench.data.batches import Images
+from peftbench.data.batches import ImageBatches
 from peftbench.data.pixel_cache import Data
 from peftbench.errors import PeftbenchError, StoreError
 from peftbench.models import backbone, delta
@@ -360,7 +360,7 @@ def _pixels_in_memory(run: Run) -> int:
     if run.places.device == "cpu":
         return counting.mapped_bytes(run.data.folder / "pixels.npy")
     inputs = [run.task.train, *(images for images, _ in run.task.parts.values())]
-    return sum(images.pixels.nbytes for images in inputs if isinstance(images, Images) and images.resident)
+    return sum(images.pixels.nbytes for images in inputs if isinstance(images, ImageBatches) and images.resident)
 
 
 def _probe_cache(job: Job, places: Places) -> Path:

@@ -18,7 +18,7 @@ from torch import Tensor
 from peftbench.core.contract import Preprocessing
 from peftbench.core.recipe import Recipe
 from peftbench.data.augmentation import Augment
-from peftbench.data.batches import Features, Images, fits_on_device
+from peftbench.data.batches import FeatureBatches, ImageBatches, fits_on_device
 from peftbench.data.pixel_cache import Data
 from peftbench.models import sparse_ways
 from peftbench.models.gradient_probe import Batch, GradientProbe
@@ -53,7 +53,7 @@ def make_task(
     where = torch.device(device)
     pixels = {part: data.pixels(part) for part in ("train", *evaluated) if data.sizes[part]}
     resident = resident and fits_on_device(sum(raw.nbytes for raw in pixels.values()), where)
-    images = {part: Images(raw, preprocessing, where, resident=resident) for part, raw in pixels.items()}
+    images = {part: ImageBatches(raw, preprocessing, where, resident=resident) for part, raw in pixels.items()}
     parts = {part: (images[part], data.labels[part]) for part in evaluated if part in images}
     labels = torch.from_numpy(data.labels["train"]).to(where)
     return Task(images["train"], labels, parts, len(data.card.classes), augment)
@@ -139,11 +139,11 @@ def choose_ways(
 def stored_features(model: Classifier, task: Task, recipe: Recipe, cache: Path) -> Task:
     """Return the task with every image replaced by its features, read from the folder `cache` or computed once."""
 
-    def features(part: str, images: Inputs) -> Features:
+    def features(part: str, images: Inputs) -> FeatureBatches:
         def compute() -> dict[str, Tensor]:
             return {"features": forward(model.vit, images, PRECISIONS[recipe.precision]).cpu().clone()}
 
-        return Features(cached(cache / f"{part}.safetensors", compute)["features"].to(task.labels.device))
+        return FeatureBatches(cached(cache / f"{part}.safetensors", compute)["features"].to(task.labels.device))
 
     parts = {name: (features(name, images), labels) for name, (images, labels) in task.parts.items()}
     return replace(task, train=features("train", task.train), parts=parts)

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from peftbench.data.batches import Features, Images, batch_order, fits_on_device
+from peftbench.data.batches import FeatureBatches, ImageBatches, batch_order, fits_on_device
 from peftbench.data.pixel_cache import prepare
 from tests.images import CARD, SMALL, splits
 
@@ -19,14 +19,14 @@ def test_a_batch_is_normalized() -> None:
     raw = np.random.default_rng(0).integers(256, size=(5, 3, 8, 8), dtype=np.uint8)
     raw[0] = np.arange(192).reshape(3, 8, 8)
     mean, std = (np.asarray(v)[:, None, None] for v in (SMALL.mean, SMALL.std))
-    found = Images(raw, SMALL, torch.device("cpu")).batch([3, 0, 3])
+    found = ImageBatches(raw, SMALL, torch.device("cpu")).batch([3, 0, 3])
     assert found.dtype == torch.float32
     assert np.abs(found.numpy() - ((raw[[3, 0, 3]] / 255 - mean) / std)).max() < 1e-6
 
 
 def test_batches_are_read_from_the_memory_map(tmp_path: Path) -> None:
     data = prepare(CARD, splits(tmp_path / "d"), SMALL, tmp_path / "c")
-    images = Images(data.pixels("train"), SMALL, torch.device("cpu"))
+    images = ImageBatches(data.pixels("train"), SMALL, torch.device("cpu"))
     assert len(images) == 4
     assert images.batch(np.array([2])).shape == (1, 3, 8, 8)
 
@@ -34,7 +34,7 @@ def test_batches_are_read_from_the_memory_map(tmp_path: Path) -> None:
 def test_resident_images_give_the_same_batches(tmp_path: Path) -> None:
     data = prepare(CARD, splits(tmp_path / "d"), SMALL, tmp_path / "c")
     streamed, resident = (
-        Images(data.pixels("train"), SMALL, torch.device("cpu"), resident=resident) for resident in (False, True)
+        ImageBatches(data.pixels("train"), SMALL, torch.device("cpu"), resident=resident) for resident in (False, True)
     )
     for index in (np.array([2, 0, 2]), [3]):
         assert torch.equal(resident.batch(index), streamed.batch(index))
@@ -49,7 +49,7 @@ def test_images_stay_on_a_gpu_if_a_quarter_of_its_free_memory_holds_them(monkeyp
 
 
 def test_features_are_selected_by_position() -> None:
-    features = Features(torch.arange(8.0).view(4, 2))
+    features = FeatureBatches(torch.arange(8.0).view(4, 2))
     assert len(features) == 4
     assert features.batch(np.array([3, 0])).tolist() == [[6, 7], [0, 1]]
 

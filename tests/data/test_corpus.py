@@ -13,7 +13,7 @@ from peftbench.data.image_io import facts, open_picture, quiet_decoders
 from peftbench.data.raster import UndecodableError
 from tests.odd_images import Case, draw
 
-DRAWN = int(os.environ.get("PEFTBENCH_ODD_IMAGES", "500"))  # 20,000 in the fuzz session
+DRAWN = int(os.environ.get("PEFTBENCH_TEST_ODD_IMAGES", "500"))  # 20,000 in the fuzz session
 
 
 def fault(case: Case, file: Path) -> str:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from dataclasses import replace
 from itertools import combinations
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from peftbench.core.contract import DatasetCard, Labels, Part, Splits
 from peftbench.data import splits as splits_
@@ -23,6 +26,8 @@ from peftbench.data.splits import (
     split,
 )
 from peftbench.errors import SplitError
+from tests.images import photo
+from tests.images import splits as image_files
 
 SHARES = (0.7, 0.1, 0.2)
 
@@ -206,3 +211,24 @@ def test_a_file_that_has_just_changed_is_always_read(tmp_path: Path) -> None:
         file.write_text(f"{i:02}")
         digests.add(cached_file_digest(file))
     assert len(digests) == 20
+
+
+# --- images that version 0.1.0 decoded otherwise ---------------------------------------------------------------------
+
+
+def before(splits: Splits) -> str:
+    """The fingerprint of version 0.1.0."""
+    total = hashlib.sha256()
+    for name, one in splits.parts.items():
+        contents = [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in one.images]
+        total.update(json.dumps([name, one.names, one.labels.tolist(), one.groups, contents]).encode())
+    return total.hexdigest()
+
+
+def test_data_whose_pixels_are_the_same_keep_their_fingerprint_and_others_do_not(tmp_path: Path) -> None:
+    found = image_files(tmp_path / "d")
+    assert fingerprint(found) == before(found)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(photo()).save(tmp_path / "d/0.png", exif=exif)
+    assert fingerprint(found) != before(found)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from peftbench.core.recipe import Recipe
 from peftbench.core.spec import Job
-from peftbench.data.batches import Features
+from peftbench.data.batches import FeatureBatches
 from peftbench.errors import DivergedError, StoreError
 from peftbench.results.store import Store
 from peftbench.storage import checked_tensors, files
@@ -110,7 +110,9 @@ def learner() -> Learner:
 
 def task() -> Task:
     rng = np.random.default_rng(0)
-    return Task(Features(torch.from_numpy(rng.normal(size=(20, 4)))), torch.from_numpy(rng.integers(3, size=20)), {}, 3)
+    return Task(
+        FeatureBatches(torch.from_numpy(rng.normal(size=(20, 4)))), torch.from_numpy(rng.integers(3, size=20)), {}, 3
+    )
 
 
 @pytest.mark.parametrize("pieces", [2, 4, 6])

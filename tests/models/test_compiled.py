@@ -28,7 +28,7 @@ from peftbench.models import compiled
 from peftbench.training.loop import Learner, Task, fit
 from peftbench.errors import JobError
 from peftbench.models.head import Classifier, Head
-from peftbench.data.batches import Features
+from peftbench.data.batches import FeatureBatches
 from peftbench.plan import Plan
 from peftbench.core.recipe import Recipe
 
@@ -59,7 +59,7 @@ def trained(enabled):
     head = {f"head/{name}": tensor for name, tensor in model.head.state_dict(keep_vars=True).items()}
     learner = Learner(model, {**tuned.tensors, **head})
     start = learner.state()
-    task = Task(Features(images), labels, {"val": (Features(images), labels.numpy())}, 2)
+    task = Task(FeatureBatches(images), labels, {"val": (FeatureBatches(images), labels.numpy())}, 2)
     with compiled.compiled(vit, enabled=enabled):
         progress = fit(learner, task, Recipe(batch=4, steps=STEPS, evaluations=2, warmup=0.0, lr=1e-2), 0)
     left = sum("forward" in vars(block) for block in vit.blocks)

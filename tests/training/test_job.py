@@ -166,7 +166,7 @@ def test_the_saved_delta_gives_the_stored_logits(done: dict[str, Result], jobs: 
     model = Classifier(vit, Head(192, 3, "plain", 1.0, 99))
     model.head.load_state_dict(head)
     data = pixel_cache.open_prepared(job.fingerprint, job.preprocessing, home / "cache")
-    images = batches.Images(data.pixels("test"), job.preprocessing, torch.device("cpu"))
+    images = batches.ImageBatches(data.pixels("test"), job.preprocessing, torch.device("cpu"))
     np.testing.assert_array_equal(loop.predict(model, images), done["shpeft"].predictions("validation")[0])
 
 

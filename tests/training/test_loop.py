@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from peftbench.core.contract import Logits
 from peftbench.core.recipe import Recipe
-from peftbench.data.batches import Features, batch_order
+from peftbench.data.batches import FeatureBatches, batch_order
 from peftbench.errors import DivergedError
 from peftbench.models.head import Classifier, Head
 from peftbench.training import loop, optimizer
@@ -31,12 +31,12 @@ CLASSES, WIDTH, SEED = 3, 6, 3
 RECIPE = Recipe("tiny", lr=0.05, batch=4, steps=12, evaluations=4, precision="fp32", weight_decay=0.1)
 
 
-def features(images: int, seed: int) -> tuple[Features, NDArray[np.int64]]:
+def features(images: int, seed: int) -> tuple[FeatureBatches, NDArray[np.int64]]:
     """Points around one centre a class."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(CLASSES, size=images)
     points = rng.normal(size=(images, WIDTH)) + 2 * np.eye(CLASSES, WIDTH)[labels]
-    return Features(torch.from_numpy(points).float()), labels
+    return FeatureBatches(torch.from_numpy(points).float()), labels
 
 
 def task(*parts: str) -> Task:
@@ -189,7 +189,7 @@ def test_without_a_validation_part_the_last_step_is_kept() -> None:
     assert "val_loss" not in progress.curve[0]
 
 
-class Unseen(Features):
+class Unseen(FeatureBatches):
     """A part that must not be read."""
 
     def batch(self, index: object) -> Tensor:  # noqa: ARG002
@@ -258,10 +258,10 @@ def test_a_head_on_stored_features_learns_what_it_learns_on_the_network(kind: Ki
     through = Classifier(Frozen(), Head(WIDTH, CLASSES, kind, 1.0, SEED))
     stored = Classifier(Frozen(), Head(WIDTH, CLASSES, kind, 1.0, SEED))
     parts = {
-        name: (Features(loop.forward(stored.vit, inputs).clone()), labels)
+        name: (FeatureBatches(loop.forward(stored.vit, inputs).clone()), labels)
         for name, (inputs, labels) in on.parts.items()
     }
-    train = Features(loop.forward(stored.vit, on.train).clone())
+    train = FeatureBatches(loop.forward(stored.vit, on.train).clone())
     slow = fit(Learner(through, through.head.state_dict(keep_vars=True)), on, recipe, SEED)
     fast = fit(learner(stored.head), replace(on, train=train, parts=parts), recipe, SEED)
     for name, tensor in slow.kept.items():

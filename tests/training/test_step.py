@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from peftbench.core.recipe import Recipe
-from peftbench.data.batches import Features
+from peftbench.data.batches import FeatureBatches
 from peftbench.errors import JobError
 from peftbench.models.plan import Callback
 from peftbench.training import step as steps
@@ -57,7 +57,7 @@ def network() -> nn.Module:
 def task() -> Task:
     draw = torch.Generator().manual_seed(0)
     labels = torch.arange(IMAGES) % CLASSES
-    inputs = Features(torch.randn(IMAGES, WIDTH, generator=draw))
+    inputs = FeatureBatches(torch.randn(IMAGES, WIDTH, generator=draw))
     return Task(inputs, labels, {"val": (inputs, labels.numpy())}, CLASSES)
 
 
@@ -131,7 +131,7 @@ def test_images_in_memory_are_asked_for_by_places_in_memory() -> None:
     """On a GPU, an index that comes from the CPU at each step would wait for it."""
     asked: list[type] = []
 
-    class Asked(Features):
+    class Asked(FeatureBatches):
         def batch(self, index: Any) -> Tensor:
             asked.append(type(index))
             return super().batch(index)

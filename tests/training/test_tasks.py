@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from peftbench.core.contract import DatasetCard, Part, Result, Splits
 from peftbench.core.recipe import Recipe
-from peftbench.data.splits import split
+from peftbench.data.splits import check_parts, split
 from peftbench.errors import SplitError
 from peftbench.results import tables
 from peftbench.results.frame import frame
@@ -69,7 +69,7 @@ def ran(card: DatasetCard, home: Path, *methods: str) -> dict[str, Result]:
     """Every method's finished job."""
     where = studies.places(home)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "open_dataset", lambda _: Drawn(card))
+        patch.setattr(module, "open_dataset", lambda *_: Drawn(card))
         jobs = studies.jobs(studies.small(home, methods=methods, steps=20), where)
     done = {job.method: run(job, where) for job in jobs}
     return {name: Result(r, Store(where.store).job(r.id).path) for name, r in done.items() if r is not None}
@@ -160,14 +160,14 @@ def test_a_split_shares_out_every_label() -> None:
 def test_labels_that_the_card_does_not_promise_are_refused(card: DatasetCard, what: str) -> None:
     other = Drawn(MULTI if card is ORDERED else ORDERED).load(Path(), 0)
     with pytest.raises(SplitError, match=f"its task is {card.task}.*must have {what}"):
-        module.check_labels("drawn", other, card)
+        check_parts(card, other)
 
 
 def test_a_label_that_is_never_present_in_train_is_refused() -> None:
     whole = Drawn(MULTI).load(Path(), 0)
     blind = replace(whole.train, labels=whole.train.labels * np.array([1, 0, 1]))
-    with pytest.raises(SplitError, match="class 1 of 3 has no image in train"):
-        module.check_labels("drawn", replace(whole, train=blind), MULTI)
+    with pytest.raises(SplitError, match=f"no training image of class {MULTI.classes[1]!r}"):
+        check_parts(MULTI, replace(whole, train=blind))
 
 
 # --- ordered classes and groups --------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from peftbench.core.recipe import Recipe
-from peftbench.data.batches import Features
+from peftbench.data.batches import FeatureBatches
 from peftbench.errors import PluginError
 from peftbench.models.method import Method
 from peftbench.profiling.clock import Clock
@@ -20,7 +20,7 @@ def fit_features(method: Method, trainee: Trainee, recipe: Recipe) -> Progress:
     Raises PluginError if the plan changes the backbone.
     """
     task, progress, clock = trainee.task, Progress(), Clock()
-    if not isinstance(task.train, Features):
+    if not isinstance(task.train, FeatureBatches):
         raise PluginError(f"{type(method).__name__} fits frozen features, but its plan changes the backbone.")
     loss = make_loss(recipe, task.labels, task.classes)
     fits = method.fits(task.train.features, task.labels, trainee.model.head, loss, choose="val" in task.parts)

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from peftbench.benchmarks.gates import Gate
+from peftbench.core.constants import SELECTION_RULES
 from peftbench.core.fields import build
 from peftbench.core.record import BackboneFacts, Choice, Costs, Counts, DataFacts, MethodFacts, Record
 from peftbench.core.spec import Job, Places, Study
@@ -32,7 +33,6 @@ JOBS = 10_000
 DATASETS, IMAGES, SIDE = 10, 60, 32  # data sets of so many images of so many pixels
 CLASSES = ("a", "b", "c")
 SEEDS, BUDGETS = 10, 5
-RULES = ("validation", "last", "oracle")
 WARM_UP = "import peftbench.cli.run, peftbench.study.resolve, peftbench.execution.local, statsmodels.stats.multitest"
 BOUNDS = {"status": 3.0, "report": 60.0, "run": 10.0}  # seconds
 
@@ -100,7 +100,7 @@ def _finish(store: Store, job: Job, data: Data) -> None:
     labels = data.labels["test"]
     arrays: dict[str, NDArray[Any]] = {"test/labels": labels, "test/groups": np.arange(len(labels))}
     choices: dict[str, Choice] = {}
-    for rule in RULES:
+    for rule in SELECTION_RULES:
         logits = draw.normal(size=(len(labels), len(CLASSES))).astype(np.float32)
         logits[np.arange(len(labels)), labels] += 1
         arrays[f"test/{rule}/logits"] = logits

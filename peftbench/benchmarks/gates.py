@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from peftbench.profiling import hardware
+from peftbench.storage.files import write_json
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def random_mask(vit: nn.Module, share: float, *, clustered: bool) -> dict[str, T
 def write(gates: Sequence[Gate], device: str, file: Path) -> None:
     """Write the figures, with the machine that they were measured on, as JSON."""
     rows = [asdict(gate) | {"passed": gate.passed} for gate in gates]
-    file.write_text(json.dumps({"environment": hardware.environment(device), "gates": rows}, indent=1))
+    write_json(file, {"environment": hardware.environment(device), "gates": rows})
 
 
 def ratios(variants: Mapping[str, Callable[[], object]], base: str, rounds: int) -> dict[str, float]:

@@ -13,6 +13,7 @@ import typer
 
 from peftbench.cli.console import bare_table, output, say, show, styled, warn
 from peftbench.cli.options import PlaceOptions, StudyArgument, StudyOptions, grouped
+from peftbench.core.constants import RANDOM_WEIGHTS
 from peftbench.results.text import printable
 
 if TYPE_CHECKING:
@@ -146,7 +147,7 @@ class Board:
 
 
 def _name(job: Job) -> str:
-    random = " (random weights)" if job.backbone.endswith("@random") else ""
+    random = RANDOM_WEIGHTS if job.backbone.endswith("@random") else ""
     size = f" @ {job.target:,}" if job.target is not None else ""
     trial = f" {job.recipe.optimizer} lr {job.recipe.lr:g}" if job.role == "trial" else ""
     cut = f" ({job.variant})" if str(job.variant) else ""

@@ -6,6 +6,10 @@ from typing import Literal, TypeAlias
 
 Precision: TypeAlias = Literal["fp32", "bf16"]
 PrecisionOption: TypeAlias = Literal["auto", "fp32", "bf16"]  # auto: what the hardware multiplies natively
+Role: TypeAlias = Literal["final", "trial", "fold"]  # of a job: reported; a trial of a learning rate; a fold of one
+Edge: TypeAlias = Literal["floor", "ceiling"]  # a budget below or above all sizes of a method
+SELECTION_RULES = ("validation", "last", "oracle")  # how the reported step of a job is chosen
+RANDOM_WEIGHTS = " (random weights)"  # addition to a label
 PAPER_DATASETS = ("chaoyang", "covid_ct", "busi", "chest_xray", "oct", "limuc")  # D1 to D6 of the SH-PEFT paper
 UNTRAINED = ("majority", "knn")  # methods without training, and so without a learning rate
 BASELINES = ("majority", "knn", "linear")  # methods that every study runs in addition

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self, TypeAlias
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
-from peftbench.core.constants import UNTRAINED
+from peftbench.core.constants import RANDOM_WEIGHTS, UNTRAINED, Edge, Role
 from peftbench.storage.files import sha256_json
 
 SCHEMA = 1
@@ -82,7 +82,7 @@ class Budget(_Strict):
     target: int | None  # None: no budget was set
     reached: int
     knob: str | None
-    edge: Literal["floor", "ceiling"] | None = None
+    edge: Edge | None = None
 
 
 class Counts(_Strict):
@@ -153,7 +153,7 @@ class Record(_Strict):
 
     schema_version: int = SCHEMA
     id: str
-    role: Literal["final", "trial", "fold"]
+    role: Role
     status: Literal["done", "failed"]
     reason: str = ""  # of a failure
     method: MethodFacts
@@ -211,4 +211,4 @@ class Record(_Strict):
     @property
     def plain_label(self) -> str:
         """Return the label without the variant of the data."""
-        return self.method.label + (" (random weights)" if self.backbone.random else "")
+        return self.method.label + (RANDOM_WEIGHTS if self.backbone.random else "")

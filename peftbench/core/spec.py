@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Field
 
-from peftbench.core.constants import PrecisionOption
+from peftbench.core.constants import Edge, PrecisionOption, Role
 from peftbench.core.contract import DatasetCard, Preprocessing
 from peftbench.core.fields import Count, Positive, build, checked, fields_of_many
 from peftbench.core.recipe import MOST_TRIALS, Recipe
@@ -200,10 +200,10 @@ class Job:
     recipe: Recipe
     seed: int
     threads: int | None  # CPU
-    role: Literal["final", "trial", "fold"] = "final"
+    role: Role = "final"
     knob: str | None = None  # the method's, if it has one
     target: int | None = None  # the budget, in trainable parameters
-    edge: Literal["floor", "ceiling"] | None = None
+    edge: Edge | None = None
     tuning: Mapping[str, Any] | None = None
     variant: Variant = WHOLE  # of the data; part of the id through `split` and `fingerprint`
     policy: str = ""  # how augmentation `medical` treats this data set
@@ -247,6 +247,3 @@ def label(name: str, values: Mapping[str, Any], defaults: Mapping[str, Any], tur
     The field `turned`, which a budget has set, is left out.
     """
     return str(Spec(name, None, {k: v for k, v in values.items() if k != turned and v != defaults.get(k, MISSING)}))
-
-
-digest = sha256_json  # for modules that have not taken it from storage.files yet

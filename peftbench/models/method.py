@@ -15,10 +15,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal, Self, TypeAlias
+from typing import Any, ClassVar, Self, TypeAlias
 
 from torch import Tensor, nn
 
+from peftbench.core.constants import Edge
 from peftbench.errors import PluginError, RequestError
 from peftbench.models.head import Head
 from peftbench.models.plan import Plan, Probe, Scores
@@ -93,7 +94,7 @@ class Match:
 
     method: Method
     reached: int  # trainable parameters without the head
-    edge: Literal["floor", "ceiling"] | None = None  # the budget is below or above all sizes of the method
+    edge: Edge | None = None  # the budget is below or above all sizes of the method
 
 
 def nearest(method: Method, budget: int, counts: Mapping[float, int]) -> Match:
@@ -102,7 +103,7 @@ def nearest(method: Method, budget: int, counts: Mapping[float, int]) -> Match:
     return Match(method.at_size(value), counts[value], edge(budget, list(counts.values())))
 
 
-def edge(budget: int, counts: Sequence[int]) -> Literal["floor", "ceiling"] | None:
+def edge(budget: int, counts: Sequence[int]) -> Edge | None:
     """Return whether a budget lies below or above every count."""
     return "floor" if budget < min(counts) else "ceiling" if budget > max(counts) else None
 

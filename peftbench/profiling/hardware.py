@@ -12,11 +12,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
 
 import psutil
 import torch
 
+from peftbench.core.constants import Precision
 from peftbench.errors import JobError, is_out_of_memory
 
 PRECISIONS: Mapping[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16}  # what autocast computes in
@@ -61,7 +61,7 @@ def auto_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def auto_precision(device: str) -> Literal["fp32", "bf16"]:
+def auto_precision(device: str) -> Precision:
     """Return bf16 where the hardware has native products in it, else fp32."""
     if device == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from peftbench.core.constants import RANDOM_WEIGHTS
 from peftbench.core.contract import Result, lower_is_better
 from peftbench.core.registry import registry
 from peftbench.errors import RequestError
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 METRIC = "macro_f1"
 LISTED = 20  # pairs; more are only counted
-BOUNDS = ("majority", "linear (random weights)")  # labels of rows that are compared only when they are named
+BOUNDS = ("majority", f"linear{RANDOM_WEIGHTS}")  # labels of rows that are compared only when they are named
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from typing import get_args
 
 import numpy as np
 
-from peftbench.core.constants import BASELINES, PAPER_DATASETS
+from peftbench.core.constants import BASELINES, PAPER_DATASETS, RANDOM_WEIGHTS
 from peftbench.core.contract import INCOMPLETE, Result
 from peftbench.core.recipe import RECIPES, Recipe
 from peftbench.core.record import Cut, Record
@@ -249,7 +249,7 @@ def _place(name: str, names: Sequence[str]) -> int:
 
 def _order(row: MethodRow) -> tuple[object, ...]:
     """Return the sort key: baselines, full tuning, the other methods by name and budget, then by their data."""
-    record, first = row.jobs[0].record, ("majority", "knn", "linear (random weights)", "linear", "full")
+    record, first = row.jobs[0].record, ("majority", "knn", f"linear{RANDOM_WEIGHTS}", "linear", "full")
     seen, plain = record.data.variant, record.plain_label
     data = (get_args(Cut).index(seen.splits), seen.shots or math.inf, seen.share)
     return (not row.baseline, _place(plain, first), plain, row.target or 0, *data, row.label)

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from peftbench.core.constants import SELECTION_RULES
 from peftbench.core.contract import Report, Result
 from peftbench.core.record import SCHEMA, Record
 from peftbench.results.store import JobFolder
 from peftbench.testing.findings import Finding, Rule, listed, refuse_torch, require, run_rules
 
 PRIVATE = "patient_0017.png"  # an image's name, in a job's private file and in the reason of a failure
-RULES_OF_CHOICE = ("validation", "last", "oracle")
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def _predictions(seed: int) -> dict[str, NDArray[Any]]:
     draw, labels = np.random.default_rng(seed), np.arange(30) % 3
     arrays = {f"{part}/{what}": v for part in ("val", "test") for what, v in (("labels", labels), ("groups", labels))}
     logits = (draw.normal(size=(30, 3)) + np.eye(3)[labels]).astype(np.float32)
-    return arrays | {f"{part}/{rule}/logits": logits for part in ("val", "test") for rule in RULES_OF_CHOICE}
+    return arrays | {f"{part}/{rule}/logits": logits for part in ("val", "test") for rule in SELECTION_RULES}
 
 
 def _record(method: str, data: str, reason: str) -> dict[str, Any]:
@@ -157,7 +157,7 @@ def _record(method: str, data: str, reason: str) -> dict[str, Any]:
     card = {"title": data, "classes": ["a", "b", "c"], "group_key": "patient", "synthetic": data.startswith("phantom")}
     done = {
         "counts": {"trainable": 0 if method == "linear" else 27_648, "head": 579},
-        "choices": {rule: {"step": 40, "val": scores, "test": scores} for rule in RULES_OF_CHOICE},
+        "choices": {rule: {"step": 40, "val": scores, "test": scores} for rule in SELECTION_RULES},
         "costs": {"seconds": 12.0, "selection_seconds": 0.0, "train_seconds": 10.0, "evaluation_seconds": 1.0}
         | {"images_per_second": 200.0, "peak_memory": 2**28, "delta_bytes": 110_592},
     }

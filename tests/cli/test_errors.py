@@ -131,4 +131,4 @@ def test_names_from_old_archives_are_names(
     os.rename(images / "rows", os.fsencode(images) + b"/\xe4")  # noqa: PTH104
     capsys.readouterr()
     assert studies.call([*asked, *studies.SHORT], monkeypatch) == 2
-    assert "The name '\\udce4' is not written in UTF-8; rename that folder." in capsys.readouterr().err
+    assert "The folder name '\\udce4' is not valid UTF-8; rename that folder." in capsys.readouterr().err

@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from peftbench.core.contract import Preprocessing
 from peftbench.core.fields import build
 from peftbench.core.recipe import RECIPES, Recipe
-from peftbench.core.spec import Job, digest, load_study
+from peftbench.core.spec import Job, load_study
 from peftbench.core.syntax import Spec, budget, parse, texts
 from peftbench.errors import PeftbenchError, RequestError
 from peftbench.methods.lora import LoRA
 from peftbench.methods.shpeft import SHPEFT
+from peftbench.storage.files import sha256_json
 from tests import studies
 
 # --- reading ---------------------------------------------------------------------------------------------------------
@@ -284,7 +285,7 @@ def test_ids_are_the_same_tomorrow() -> None:
 
 def test_an_id_does_not_depend_on_the_order_of_fields() -> None:
     assert replace(JOB, fields=dict(reversed([*JOB.fields.items()]))).id == JOB.id
-    assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
+    assert sha256_json({"a": 1, "b": 2}) == sha256_json({"b": 2, "a": 1})
 
 
 def test_a_label_shows_what_is_not_at_its_default() -> None:

@@ -334,6 +334,8 @@ def _caption(block: Block, names: Sequence[str]) -> str:
     details = "".join(f", {values[key]} {unit}" for key, unit in _DETAILS.items() if key in values)
     details += "".join(f", {key.replace('_', ' ')} {value}" for key, value in _changed(setting.recipe, values).items())
     details += "".join(f", {what}" for key, what in _KERNELS.items() if values.get(key))
+    details += f", {values['precision']}" if values.get("precision", "auto") != "auto" else ""
+    details += ", trained on train and val" if _refitted(block) else ""
     data = _data(block.records[names[0]]) if len(names) == 1 else f"{len(names)} data sets"
     data += _synthetic(block, names) + _partial(block, names)
     return (
@@ -342,6 +344,11 @@ def _caption(block: Block, names: Sequence[str]) -> str:
         f"Scores in %{', mean ± standard deviation over seeds' if len(seeds) > 1 else ''}; brackets: 95% interval "
         f"(bootstrap over groups of test images). Bold: first tier, no method is shown to be better."
     )
+
+
+def _refitted(block: Block) -> bool:
+    """Return whether the jobs were trained on train and val after their search."""
+    return any(result.record.tuning.refit for result in block.results if result.record.tuning)
 
 
 def _changed(name: str, values: Mapping[str, Any]) -> dict[str, Any]:

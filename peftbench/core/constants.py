@@ -6,7 +6,9 @@ from typing import Literal, TypeAlias
 
 Precision: TypeAlias = Literal["fp32", "bf16"]
 PrecisionOption: TypeAlias = Literal["auto", "fp32", "bf16"]  # auto: what the hardware multiplies natively
-Role: TypeAlias = Literal["final", "trial", "fold"]  # of a job: reported; a trial of a learning rate; a fold of one
+Role: TypeAlias = Literal[
+    "final", "trial", "fold"
+]  # of a job: reported, a trial of tuning, or a fold of a cross-validation
 Edge: TypeAlias = Literal["floor", "ceiling"]  # a budget below or above all sizes of a method
 SELECTION_RULES = ("validation", "last", "oracle")  # how the reported step of a job is chosen
 RANDOM_WEIGHTS = " (random weights)"  # addition to a label

@@ -49,8 +49,8 @@ def test_several_values_follow_one_option_or_many(
     monkeypatch.setenv("PEFTBENCH_CACHE", str(tmp_path / "cache"))
     shown = []
     for methods in ("--methods lora[r=4],ssf", "--methods lora[r=4] --methods=ssf"):
-        words = ["plan", *methods.split(), "--datasets", "phantom_ct", "--backbone", "mini", "--no-baselines", "--json"]
-        assert studies.call(words, monkeypatch) == 0
+        words = [*methods.split(), "--datasets", "phantom_ct", "--seeds", "0", "--backbone", "mini", "--no-baselines"]
+        assert studies.call(["plan", *words, "--json"], monkeypatch) == 0
         shown.append(json.loads(capsys.readouterr().out))
     assert [row["method"] for row in shown[0]] == ["lora[r=4]", "ssf"]
     assert shown[0] == shown[1]

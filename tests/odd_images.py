@@ -309,7 +309,8 @@ def write_dicom(pixels: Array, rng: Rng, **tags: Any) -> bytes:
     plain += b"\0" * (len(plain) % 2)
     scan.PixelData = plain
     if syntax == RLELossless:
-        options = {k: scan[t].value for k, t in RLE_TAGS.items()} | {"planar_configuration": 0, "number_of_frames": 1}
+        options: dict[str, Any] = {name: scan[tag].value for name, tag in RLE_TAGS.items()}
+        options |= {"planar_configuration": 0, "number_of_frames": 1}
         scan.PixelData = encapsulate([RLELosslessEncoder.encode(np.ascontiguousarray(pixels), **options)])
         scan["PixelData"].VR = "OB"
     else:

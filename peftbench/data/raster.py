@@ -198,9 +198,9 @@ def _orientation(picture: Image.Image) -> int:
 
 def _was_mapped(picture: ImageFile, orientation: int) -> bool:
     """Return whether Pillow scrambles a TIFF file of this orientation if it opens it by name and maps its pixels."""
-    tile = picture.tile[0]
-    raw = tile[3][0] if isinstance(tile[3], tuple) else tile[3]
-    mapped = len(picture.tile) == 1 and tile[0] == "raw" and raw == picture.mode and raw in MAPPED
+    decoder, _, _, options = picture.tile[0]
+    raw = options[0] if isinstance(options, tuple) else options
+    mapped = len(picture.tile) == 1 and decoder == "raw" and raw == picture.mode and raw in MAPPED
     return mapped and orientation > 4  # noqa: PLR2004 - those that swap rows and columns
 
 

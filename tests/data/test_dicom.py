@@ -9,6 +9,7 @@ import numpy as np
 import pydicom
 import pytest
 from numpy.typing import NDArray
+from pydicom import data
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_voi_lut
 from pydicom.pixels.utils import pixel_array
@@ -152,7 +153,7 @@ def test_what_is_no_dicom_states_no_patient(tmp_path: Path) -> None:
 
 # --- against pydicom -------------------------------------------------------------------------------------------------
 
-SHIPPED = sorted(Path(pydicom.data.__file__).with_name("test_files").rglob("*.dcm"))  # more would be downloaded
+SHIPPED = sorted(Path(data.__file__).with_name("test_files").rglob("*.dcm"))  # more would be downloaded
 SYNTAXES: dict[Any, UID] = {
     (True, True): ImplicitVRLittleEndian,
     (False, True): ExplicitVRLittleEndian,

@@ -26,6 +26,8 @@ def run(
     weights: str | Path | None = None,
     device: str = "auto",
     jobs: int = 0,
+    skip_broken: bool = False,
+    timeout: float | None = None,
     **asked: Any,  # noqa: ANN401 - the fields of a Study
 ) -> int:
     """Run a study as `peftbench run` does; keyword arguments are its long options with underscores.
@@ -41,7 +43,8 @@ def run(
         Path(store), Path(data) if data else None, None, Path(weights) if weights else None, device
     )
     values = {k: syntax.texts(v) if k in spec.SEVERAL and isinstance(v, str) else v for k, v in asked.items()}
-    return run_study(fields.build(spec.Study, values, "peftbench.run"), places, jobs, skip_broken=False)
+    study = fields.build(spec.Study, values, "peftbench.run")
+    return run_study(study, places, jobs, skip_broken=skip_broken, timeout=timeout)
 
 
 def load(store: str | Path = "runs") -> pandas.DataFrame:

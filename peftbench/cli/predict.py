@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from peftbench.cli.console import say
-from peftbench.cli.options import STORE, DeviceOption, JobArgument, JsonOption, StoreOption, WeightsOption
+from peftbench.cli.options import (
+    STORE,
+    DeviceOption,
+    JobArgument,
+    JsonOption,
+    SkipBrokenOption,
+    StoreOption,
+    WeightsOption,
+)
 
 if TYPE_CHECKING:
     from peftbench.inference.predict import Prediction
@@ -25,6 +33,7 @@ def predict(
     weights: WeightsOption = None,
     store: StoreOption = STORE,
     device: DeviceOption = "auto",
+    skip_broken: SkipBrokenOption = False,
     json: JsonOption = False,
 ) -> None:
     """Predict class probabilities of new images with a job's model. For research only; not a medical device."""
@@ -37,19 +46,22 @@ def predict(
     if out:
         make_room(out)
     model = open_model(find_job(store, job), places(store, weights=weights, device=device))
-    found = list(inference.predict(model, inference.find_images(images)))
-    text = inference.as_json(model, found) if json else inference.as_csv(model, found)
+    broken: dict[str, str] = {}
+    found = list(inference.predict(model, inference.find_images(images), broken if skip_broken else None))
+    text = (inference.as_json if json else inference.as_csv)(model, found, broken)
     if out is None:
         sys.stdout.write(text)
         return
     write_text(out, text, private=True)  # it holds names of images
-    show_summary(found, out)
+    show_summary(found, broken, out)
 
 
-def show_summary(found: Sequence[Prediction], out: Path) -> None:
-    """Print the number of images in the file `out`, and the first warnings."""
-    warned = [one for one in found if one.warnings]
+def show_summary(found: Sequence[Prediction], broken: Mapping[str, str], out: Path) -> None:
+    """Print the number of images in the file `out`, and the first warnings and images that were left out."""
+    warned = {one.image: "; ".join(one.warnings) for one in found if one.warnings}
     images = f"{len(found)} image{'' if len(found) == 1 else 's'}"
-    say(f"{out}: {images}" + (f", {len(warned)} with warnings" if warned else "") + ".")
-    for one in warned[:SHOWN]:
-        say(f"  {one.image}: {'; '.join(one.warnings)}")
+    notes = [f", {len(warned)} with warnings"] if warned else []
+    notes += [f", {len(broken)} left out"] if broken else []
+    say(f"{out}: {images}{''.join(notes)}.")
+    for name, note in [*list(broken.items())[:SHOWN], *list(warned.items())[:SHOWN]]:
+        say(f"  {name}: {note}")

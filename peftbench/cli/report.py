@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -54,7 +55,9 @@ def write_report(root: Path, formats: Sequence[str], out: Path, *, anonymous: bo
     if not any(result.record.role == "final" for result in results):
         if problems:
             raise StoreError(problems[0])
-        raise RequestError(f"{root} holds no finished job; `peftbench status {root}` lists the unfinished ones.")
+        raise RequestError(
+            f"{root} holds no finished job; `peftbench status {shlex.quote(str(root))}` lists the unfinished ones."
+        )
     reports = registry("reports")
     writers = {name: reports.get(name) for name in (SHORT_NAMES.get(name, name) for name in formats)}
     if not writers:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Self
 import typer
 
 from peftbench.cli.console import bare_table, output, say, show, styled, warn
-from peftbench.cli.options import PlaceOptions, StudyArgument, StudyOptions, grouped
+from peftbench.cli.options import PlaceOptions, SkipBrokenOption, StudyArgument, StudyOptions, grouped
 from peftbench.core.constants import RANDOM_WEIGHTS
 from peftbench.results.text import printable
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from peftbench.core.contract import Result
     from peftbench.core.record import Costs, Record
     from peftbench.core.spec import Job, Places, Study
-    from peftbench.execution.executor import Tick
+    from peftbench.execution.executor import Executor, Tick
     from peftbench.results.formatting import Cell
     from peftbench.results.store import Store
     from peftbench.results.tables import Table as ResultTable
@@ -41,20 +41,22 @@ def run(
     jobs: Annotated[
         int, typer.Option(min=0, help="Jobs at the same time; 0: one per core on a CPU, one per GPU on GPUs.")
     ] = 0,
-    skip_broken: Annotated[
-        bool, typer.Option("--skip-broken", help="Leave out images that cannot be decoded.")
-    ] = False,
+    timeout: Annotated[
+        float | None, typer.Option(min=1.0, help="Seconds after which a job fails; default: no limit.")
+    ] = None,
+    skip_broken: SkipBrokenOption = False,
 ) -> None:
     """Train every method on every data set. Without arguments, the quick study."""
     from peftbench.core.spec import read_study
 
     found = read_study(study, asdict(options))  # before torch is imported, so that a typing error is answered at once
-    raise typer.Exit(run_study(found, places.found(), jobs, skip_broken=skip_broken))
+    raise typer.Exit(run_study(found, places.found(), jobs, skip_broken=skip_broken, timeout=timeout))
 
 
-def run_study(study: Study, places: Places, jobs: int, *, skip_broken: bool) -> int:
+def run_study(study: Study, places: Places, jobs: int, *, skip_broken: bool, timeout: float | None = None) -> int:
     """Run what is not done and print a table; return 0 when every job is done, 1 when some failed or have no record."""
     from peftbench.cli.progress import Bars
+    from peftbench.execution.local import LocalExecutor
     from peftbench.profiling import hardware
     from peftbench.results.store import Store
     from peftbench.study.folds import pool_all
@@ -74,12 +76,12 @@ def run_study(study: Study, places: Places, jobs: int, *, skip_broken: bool) -> 
     for line in resolved.notes:
         say(line)
     workers = jobs or (hardware.gpus() if places.device == "cuda" else hardware.cores())
-    ended: list[Record] = []
+    executor, ended = LocalExecutor(workers, timeout), list["Record"]()
     for number, trials in enumerate(rounds(resolved.drafts, store), 1):
-        ended += _run_jobs(f"trials of round {number}", trials, store, places, workers)
+        ended += _run_jobs(f"trials of round {number}", trials, store, places, executor)
     finals = [draft.final(store) for draft in resolved.drafts]
     note_study(resolved, finals, store)
-    ended += _run_jobs("jobs", finals, store, places, workers)
+    ended += _run_jobs("jobs", finals, store, places, executor)
     seconds = time.perf_counter() - started
     found = _conclude(pool_all(finals, store), store, seconds)
     if costs := [record.costs for record in ended if record.costs]:
@@ -88,10 +90,8 @@ def run_study(study: Study, places: Places, jobs: int, *, skip_broken: bool) -> 
     return found
 
 
-def _run_jobs(what: str, jobs: Sequence[Job], store: Store, places: Places, workers: int) -> list[Record]:
+def _run_jobs(what: str, jobs: Sequence[Job], store: Store, places: Places, executor: Executor) -> list[Record]:
     """Run the jobs that are not done; return the records of those that ended."""
-    from peftbench.execution.local import LocalExecutor
-
     states = {job.id: store.job(job.id).state() for job in jobs}
     for name in (name for name, state in states.items() if state == "damaged"):
         say(f"DAMAGED {name}: {store.job(name).damage()}")
@@ -101,7 +101,7 @@ def _run_jobs(what: str, jobs: Sequence[Job], store: Store, places: Places, work
     if not pending:
         return []
     with Board(what, pending) as board:
-        LocalExecutor(workers).run(pending, places, board)
+        executor.run(pending, places, board)
     return board.records
 
 

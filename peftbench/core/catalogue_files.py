@@ -109,7 +109,7 @@ def _names(kind: Kind) -> tuple[str, ...]:
 def read(file: Path) -> dict[str, Any]:
     """Return the content of a TOML file. Raises CatalogueError."""
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        return tomllib.loads(file.read_text(encoding="utf-8-sig"))  # editors may add a byte-order mark
     except OSError as error:
         raise CatalogueError(f"Cannot read {file}: {error.strerror}.") from None
     except (ValueError, RecursionError) as error:

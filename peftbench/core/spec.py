@@ -135,7 +135,7 @@ def _share(text: str) -> float:
 def load_study(file: Path) -> Study:
     """Read study.toml. Raises RequestError naming the file and the key."""
     try:
-        values = tomllib.loads(file.read_text(encoding="utf-8"))
+        values = tomllib.loads(file.read_text(encoding="utf-8-sig"))  # some editors begin a file with a byte-order mark
         json.dumps(values, default=str)  # refuses integers with more digits than Python prints
     except OSError as error:
         raise RequestError(f"Cannot read the study {file}: {error.strerror}.") from None

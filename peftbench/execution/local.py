@@ -23,8 +23,17 @@ import torch
 
 from peftbench.core.record import Record
 from peftbench.core.spec import Job, Places
+from peftbench.errors import JobError
 from peftbench.execution.executor import Monitor, Tick, ticker
-from peftbench.execution.signals import Stop, call_when_orphaned, ignore_sigterm, is_orphan, signals_blocked, stop_on
+from peftbench.execution.signals import (
+    Stop,
+    call_when_orphaned,
+    ignore_sigterm,
+    is_orphan,
+    signals_blocked,
+    stop_on,
+    time_limit,
+)
 from peftbench.profiling import hardware
 from peftbench.results.store import Store
 from peftbench.training.job import give_up, run
@@ -48,15 +57,16 @@ class LocalExecutor:
     """
 
     workers: int
+    timeout: float | None = None  # seconds after which a job fails; None: never
 
     def run(self, jobs: Sequence[Job], places: Places, monitor: Monitor) -> None:
         """Run every job until it has a record. Raises KeyboardInterrupt when asked to stop."""
         waiting = list(jobs)
         with stop_on(signal.SIGINT, signal.SIGTERM, notify=_print_stopping) as stop:
             while waiting:
-                pool = _Pool(places, monitor, stop, min(self.workers, len(waiting)))
+                pool = _Pool(places, monitor, stop, min(self.workers, len(waiting)), self.timeout)
                 held = []
-                for job, record in pool.one_by_one(waiting) if pool.workers == 1 else pool.side_by_side(waiting):
+                for job, record in pool.one_by_one(waiting) if pool.in_this_process else pool.side_by_side(waiting):
                     if record is None:
                         held.append(job)
                     else:
@@ -78,6 +88,12 @@ class _Pool:
     monitor: Monitor
     stop: Stop
     workers: int
+    timeout: float | None
+
+    @property
+    def in_this_process(self) -> bool:
+        """Whether the jobs need no worker; only a worker can be ended when a job exceeds its time."""
+        return self.workers == 1 and self.timeout is None
 
     def one_by_one(self, jobs: Sequence[Job]) -> Ended:
         """Run jobs in this process."""
@@ -105,12 +121,21 @@ class _Pool:
                     del left[job.id]
                     yield job, self._alone(job)
 
+    def _ended(self, job: Job, future: Future[Record | None]) -> tuple[Job, Record | None]:
+        """Return a job with the record that its worker returned, or with that of its failure outside of training."""
+        try:
+            return job, future.result()
+        except JobError as error:
+            return job, give_up(job, self.places, str(error))
+
     def _alone(self, job: Job) -> Record | None:
         """Run a job in a worker of its own; if that dies, too, the job has failed."""
+        started = time.monotonic()
         try:
             return next(record for _, record in self._in_workers([job], 1))
         except BrokenProcessPool:
-            return give_up(job, self.places, DIED)
+            is_late = self.timeout is not None and time.monotonic() - started > self.timeout
+            return give_up(job, self.places, str(_late(self.timeout)) if is_late else DIED)
 
     def _in_workers(self, jobs: Sequence[Job], workers: int) -> Ended:
         """Yield jobs as they end. Raises BrokenProcessPool when a worker dies."""
@@ -124,14 +149,14 @@ class _Pool:
                 others = set(multiprocessing.active_children())  # the manager among them
                 gpus = gpu_queue(context, count, hardware.gpus() if self.places.device == "cuda" else 0)
                 pool = stack.enter_context(ProcessPoolExecutor(count, context, start_worker, (gpus,)))
-                pending = {pool.submit(_work, job, self.places, ticks.queue): job for job in jobs}
+                pending = {pool.submit(_work, job, self.places, ticks.queue, self.timeout): job for job in jobs}
             started = set(multiprocessing.active_children()) - others
             try:
                 while pending:
                     finished, _ = wait(pending, timeout=POLL, return_when=FIRST_COMPLETED)
                     ticks.forward()
                     for future in finished:
-                        yield pending.pop(future), future.result()
+                        yield self._ended(pending.pop(future), future)
                     if self.stop():
                         _stop_workers(pending, started)
             except BrokenProcessPool:
@@ -140,6 +165,10 @@ class _Pool:
                 pool.shutdown(wait=False, cancel_futures=True)
                 _kill(started)
                 raise
+
+
+def _late(timeout: float | None) -> JobError:
+    return JobError(f"The job exceeded --timeout {timeout:g}.")
 
 
 def gpu_queue(context: SpawnContext, workers: int, gpus: int) -> SimpleQueue[int]:
@@ -218,7 +247,7 @@ def _terminate_self() -> None:
     os.kill(os.getpid(), signal.SIGTERM)  # a running job stops after its checkpoint
 
 
-def _work(job: Job, places: Places, ticks: Any) -> Record | None:  # noqa: ANN401
+def _work(job: Job, places: Places, ticks: Any, timeout: float | None) -> Record | None:  # noqa: ANN401
     terminated = Stop()
 
     def handle(number: int, frame: object) -> None:  # any number of times: a pool that breaks sends it, too
@@ -229,7 +258,8 @@ def _work(job: Job, places: Places, ticks: Any) -> Record | None:  # noqa: ANN40
     try:
         if _stop():
             raise KeyboardInterrupt
-        return run(job, places, Outside(ticker(job, _sender(ticks)), stop=_stop))
+        with time_limit(timeout, _late(timeout) if timeout else None):
+            return run(job, places, Outside(ticker(job, _sender(ticks)), stop=_stop))
     finally:
         signal.signal(signal.SIGTERM, before)
         if terminated() or is_orphan():  # no process will take the result or send another job

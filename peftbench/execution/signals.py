@@ -6,6 +6,7 @@ Imports nothing heavy: helper processes start here.
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
 import os
 import signal
@@ -14,6 +15,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
+
+GRACE = 10.0  # seconds that a job has to end by itself
 
 
 @dataclass
@@ -64,6 +67,30 @@ def signals_blocked(*numbers: signal.Signals) -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def time_limit(seconds: float | None, error: Exception | None) -> Iterator[None]:
+    """Raise `error` in this block after `seconds`; end the process GRACE seconds later if it has not left the block.
+
+    The second limit is for code that catches the error, or that never returns to Python. None: no limit.
+    """
+    if seconds is None or error is None:
+        yield
+        return
+
+    def handle(_number: int, _frame: object) -> None:
+        raise error
+
+    before = signal.signal(signal.SIGALRM, handle)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    faulthandler.dump_traceback_later(seconds + GRACE, exit=True)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def call_when_orphaned(end: Callable[[], None]) -> None:

@@ -5,6 +5,7 @@ The images that it was trained on are not needed.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +63,9 @@ def find_job(store: Path, text: str) -> Path:
     found = sorted(p for p in jobs.iterdir() if p.name.startswith(text)) if jobs.is_dir() and text else []
     if len(found) != 1:
         reason = f"the ids of {len(found)} jobs in {store} begin with it" if found else f"no job in {store} has that id"
-        raise RequestError(f"Cannot find the job {text!r}: {reason}; `peftbench status {store}` lists them.")
+        raise RequestError(
+            f"Cannot find the job {text!r}: {reason}; `peftbench status {shlex.quote(str(store))}` lists them."
+        )
     if not (found[0] / "delta.json").is_file():
         raise RequestError(f"The job {found[0].name} has no trained model: {_no_model(Store(store), found[0].name)}.")
     return found[0]

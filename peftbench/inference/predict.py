@@ -5,10 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -25,6 +26,9 @@ from peftbench.inference.model import Model
 from peftbench.results.text import csv_text, printable
 from peftbench.training.model_card import brightness, is_grey
 
+Pixels: TypeAlias = NDArray[np.uint8]  # decoded images (n, 3, S, S)
+
+NONE_BROKEN: Mapping[str, str] = MappingProxyType({})
 BATCH = 64
 MARGIN = 0.25  # of the range of the training images, by which brightness may lie outside without a warning
 LEAST_RANGE = 10.0  # grey levels; a narrower range of the training images counts as this wide
@@ -59,25 +63,43 @@ class Prediction:
     warnings: tuple[str, ...]
 
 
-def predict(model: Model, files: Sequence[Path]) -> Iterator[Prediction]:
+def predict(model: Model, files: Sequence[Path], broken: dict[str, str] | None = None) -> Iterator[Prediction]:
     """Yield a prediction for each image.
 
-    Raises BrokenImagesError for images that cannot be decoded.
+    Args:
+        model: the classifier.
+        files: the images.
+        broken: receives the names of images that cannot be decoded, with the reason; without it, they are an error.
+
+    Raises BrokenImagesError.
     """
     for i in range(0, len(files), BATCH):
         batch = list(files[i : i + BATCH])
         names = tuple(map(str, batch))
         pixels, bad = decode(Part(batch, np.zeros(len(batch), np.int64), names, names), model.preprocessing)
-        if bad:
-            raise BrokenImagesError(broken_sentence({names[i]: reason for i, reason in bad.items()}))
-        size = model.preprocessing.size
-        found = zip(batch, probabilities(model, pixels), differences(model, pixels), strict=True)
-        for file, row, unlike in found:
-            yield Prediction(str(file), tuple(map(float, row)), (*_enlarged(file, size), *unlike))
+        reasons = {names[position]: reason for position, reason in bad.items()}
+        if reasons and broken is None:
+            raise BrokenImagesError(broken_sentence(reasons, ", or pass --skip-broken"))
+        (broken if broken is not None else {}).update(reasons)
+        yield from _predictions(model, *_intact(batch, pixels, bad))
+
+
+def _intact(files: Sequence[Path], pixels: Pixels, bad: Collection[int]) -> tuple[list[Path], Pixels]:
+    keep = [position for position in range(len(files)) if position not in bad]
+    return [files[position] for position in keep], pixels[keep]
+
+
+def _predictions(model: Model, files: Sequence[Path], pixels: Pixels) -> Iterator[Prediction]:
+    """Yield the predictions of decoded images (n, 3, S, S)."""
+    if not files:
+        return
+    size = model.preprocessing.size
+    for file, row, unlike in zip(files, probabilities(model, pixels), differences(model, pixels), strict=True):
+        yield Prediction(str(file), tuple(map(float, row)), (*_enlarged(file, size), *unlike))
 
 
 @torch.inference_mode()
-def probabilities(model: Model, pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
+def probabilities(model: Model, pixels: Pixels) -> NDArray[np.float64]:
     """Return calibrated probabilities (n, classes) of decoded images (n, 3, S, S)."""
     inputs = ImageBatches(pixels, model.preprocessing, torch.device(model.device))
     index = np.arange(len(pixels))
@@ -97,7 +119,7 @@ def predicted_class(model: Model, one: Prediction) -> str:
 # --- warnings --------------------------------------------------------------------------------------------------------
 
 
-def differences(model: Model, pixels: NDArray[np.uint8]) -> list[tuple[str, ...]]:
+def differences(model: Model, pixels: Pixels) -> list[tuple[str, ...]]:
     """Return for each decoded image (n, 3, S, S) in which ways it is unlike the training images."""
     seen = model.about["trained_on"]["look"]
     grey, (means, spreads) = is_grey(pixels), brightness(pixels)
@@ -139,13 +161,14 @@ def header(model: Model) -> list[str]:
     ]
 
 
-def as_csv(model: Model, predictions: Sequence[Prediction]) -> str:
-    """Return comment lines that begin with #, then one line per image.
+def as_csv(model: Model, predictions: Sequence[Prediction], broken: Mapping[str, str] = NONE_BROKEN) -> str:
+    """Return comment lines that begin with #, then one line per image; comments name the images that were left out.
 
     A text that looks like a formula gets a leading apostrophe; `as_json` keeps every text as it is.
     """
     out = io.StringIO()
-    out.writelines(f"# {printable(line)}\n" for line in header(model))
+    left_out = [f"left out: {name} ({reason})" for name, reason in broken.items()]
+    out.writelines(f"# {printable(line)}\n" for line in (*header(model), *left_out))
     table = csv.writer(out, lineterminator="\n")
     table.writerow(["image", "predicted", *map(csv_text, model.classes), "warnings"])
     for one in predictions:
@@ -155,7 +178,7 @@ def as_csv(model: Model, predictions: Sequence[Prediction]) -> str:
     return out.getvalue()
 
 
-def as_json(model: Model, predictions: Sequence[Prediction]) -> str:
+def as_json(model: Model, predictions: Sequence[Prediction], broken: Mapping[str, str] = NONE_BROKEN) -> str:
     """Return the same as one JSON object."""
     rows = [
         {
@@ -167,4 +190,5 @@ def as_json(model: Model, predictions: Sequence[Prediction]) -> str:
         for one in predictions
     ]
     about = {k: model.about[k] for k in ("base", "backbone", "job", "temperature", "use")}
-    return json.dumps({**about, "method": model.about["method"], "predictions": rows}, indent=1)
+    left_out = {"left_out": dict(broken)} if broken else {}
+    return json.dumps({**about, "method": model.about["method"], "predictions": rows, **left_out}, indent=1)

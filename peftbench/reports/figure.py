@@ -7,11 +7,12 @@ Colors are those of Okabe and Ito, distinguishable by color-blind readers; each 
 from __future__ import annotations
 
 import math
+import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from peftbench.core.contract import Result
@@ -68,7 +69,7 @@ class Figure:
 
 
 def _save(block: Block, stem: Path) -> list[Path]:
-    import matplotlib as mpl  # noqa: PLC0415 - `peftbench list` loads every report
+    mpl = _import_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415 - likewise
     from matplotlib.figure import Figure as Canvas  # noqa: PLC0415 - likewise
 
@@ -81,6 +82,17 @@ def _save(block: Block, stem: Path) -> list[Path]:
             with replacing(file) as draft:
                 canvas.savefig(draft, format=file.suffix.removeprefix("."), dpi=_DPI, metadata=metadata)
     return list(files)
+
+
+def _import_matplotlib() -> ModuleType:
+    """Import matplotlib without MPLBACKEND: these figures need no backend, and an unknown one would be an error."""
+    given = os.environ.pop("MPLBACKEND", None)
+    try:
+        import matplotlib as mpl  # noqa: PLC0415 - `peftbench list` loads every report
+    finally:
+        if given is not None:
+            os.environ["MPLBACKEND"] = given
+    return mpl
 
 
 # --- the whole -----------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
@@ -125,7 +126,11 @@ def _leaks(tables: Mapping[Where, Data], places: Places) -> list[str]:
     """Return what the audit found on each data set, for the variant with the most training images."""
     fullest = {name: data for (name, *_), data in sorted(tables.items(), key=lambda item: item[1].sizes["train"])}
     found = {name: audit.warning(audit.load_counts(places.cache, data.fingerprint)) for name, data in fullest.items()}
-    return [f"{name}: {text}. `peftbench data check {name}` lists them." for name, text in found.items() if text]
+    return [
+        f"{name}: {text}. `peftbench data check {shlex.quote(name)}` lists them."
+        for name, text in found.items()
+        if text
+    ]
 
 
 def _refuse_bad_weights(source: Source) -> None:

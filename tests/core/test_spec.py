@@ -297,3 +297,15 @@ def test_a_label_shows_what_is_not_at_its_default() -> None:
 def test_a_label_leaves_out_the_knob_that_a_budget_turned() -> None:
     assert replace(JOB, knob="r").label == "lora[r=4]"
     assert replace(JOB, knob="r", target=1000).label == "lora"
+
+
+def test_a_study_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    file = tmp_path / "study.toml"
+    file.write_text('methods = ["lora"]\nsteps = 5\n', encoding="utf-8-sig")
+    assert load_study(file).steps == 5
+
+
+def test_true_is_no_number(tmp_path: Path) -> None:
+    (tmp_path / "study.toml").write_text("steps = true\n")
+    with pytest.raises(RequestError, match="steps must be a whole number, got true"):
+        load_study(tmp_path / "study.toml")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -18,7 +20,8 @@ import torch
 
 from peftbench.core.record import Record
 from peftbench.core.spec import Job, Places
-from peftbench.execution import local
+from peftbench.errors import JobError
+from peftbench.execution import local, signals
 from peftbench.execution.executor import Tick, ticker
 from peftbench.execution.local import LocalExecutor
 from peftbench.results.store import Store
@@ -180,6 +183,40 @@ def test_a_lost_helper_process_is_named_and_every_job_gets_its_record(
     assert len(lost) == 1
     assert kept.warnings == [local.NO_PROGRESS]
     assert {name: record.status for name, record in kept.records.items()} == {job.id: "done" for job in jobs}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_job_that_takes_too_long_fails_and_the_others_go_on(
+    jobs: list[Job], home: Path, tmp_path: Path, workers: int
+) -> None:
+    linear, bitfit = jobs
+    long = replace(bitfit, recipe=replace(bitfit.recipe, steps=10_000_000, evaluations=1))
+    where = replace(studies.places(home), store=tmp_path)
+    kept = Kept()
+    LocalExecutor(workers, timeout=20.0).run([long, linear], where, kept)
+    assert kept.records[linear.id].status == "done"
+    assert kept.records[long.id].status == "failed"
+    assert kept.records[long.id].reason == "The job exceeded --timeout 20."
+
+
+def test_a_job_that_never_returns_to_python_is_ended(tmp_path: Path) -> None:
+    code = (
+        "import signal, time\nfrom peftbench.execution import signals\nsignals.GRACE = 0.5\n"
+        "with signals.time_limit(0.5, ValueError('late')):\n"
+        "    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})\n"
+        "    time.sleep(60)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("Timeout")
+
+
+def test_a_time_limit_raises_its_error_and_ends_with_the_block() -> None:
+    with pytest.raises(JobError, match="late"), signals.time_limit(0.05, JobError("late")):
+        time.sleep(60)
+    with signals.time_limit(0.05, JobError("late")):
+        pass
+    time.sleep(0.1)
 
 
 def test_the_first_ctrl_c_stops_after_a_checkpoint(jobs: list[Job], home: Path, tmp_path: Path) -> None:

@@ -180,3 +180,34 @@ def test_other_weights_are_refused(home: Path, tmp_path: Path) -> None:
     save_file(weights, tmp_path / "other.safetensors")
     with pytest.raises(DeltaError, match="was made for weights"):
         open_model(folder(home, "lora"), replace(where(home), weights=tmp_path / "other.safetensors"))
+
+
+def test_images_that_cannot_be_decoded_are_left_out_and_named(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = tmp_path / "images"
+    shutil.copytree(home / "images" / "dots", images)
+    (images / "broken.png").write_bytes(b"no picture")
+    words = ["predict", str(folder(home, "lora")), str(images), "--out", str(tmp_path / "out.csv")]
+    assert studies.call(words, monkeypatch) == 2
+    error = capsys.readouterr().err
+    assert "broken.png" in error
+    assert "or pass --skip-broken" in error
+
+    assert studies.call([*words, "--skip-broken"], monkeypatch) == 0
+    assert "12 images, 1 left out" in capsys.readouterr().out
+    assert (tmp_path / "out.csv").stat().st_mode & 0o777 == 0o600  # it holds names of images
+    assert f"# left out: {images / 'broken.png'} (" in (tmp_path / "out.csv").read_text()
+    assert len(pd.read_csv(tmp_path / "out.csv", comment="#")) == 12
+
+    assert studies.call([*words[:3], "--skip-broken", "--json"], monkeypatch) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert list(printed["left_out"]) == [str(images / "broken.png")]
+    assert len(printed["predictions"]) == 12
+
+
+def test_a_folder_of_broken_images_only_has_no_prediction(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    broken: dict[str, str] = {}
+    assert list(predict.predict(open_model(folder(home, "lora"), where(home)), [tmp_path / "broken.png"], broken)) == []
+    assert list(broken) == [str(tmp_path / "broken.png")]

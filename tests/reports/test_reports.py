@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
+import sys
 from csv import DictReader
 from html.parser import HTMLParser
 from pathlib import Path
@@ -193,3 +195,23 @@ def test_points_of_one_share_are_drawn_side_by_side() -> None:
     assert shifts["a", 0.01] == pytest.approx(-shifts["b", 0.01])
     assert shifts["a", 0.01] < 0
     assert shifts["c", 0.5] == 0
+
+
+MATPLOTLIB = """
+import sys
+from pathlib import Path
+from peftbench.reports import figure
+from tests.records import Fake
+print(*figure.plugin.write([Fake().write(Path(sys.argv[1]) / "store")], Path(sys.argv[1])))
+"""
+
+
+@pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "nonsense", "TkAgg"])
+def test_the_figure_needs_no_backend_of_the_environment(backend: str, tmp_path: Path) -> None:
+    """Jupyter sets MPLBACKEND for every program that it starts."""
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "MPLBACKEND": backend, "PYTHONPATH": str(root)}
+    command = [sys.executable, "-c", MATPLOTLIB, str(tmp_path)]
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "figure.png").stat().st_size

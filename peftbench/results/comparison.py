@@ -21,7 +21,7 @@ from peftbench.core.contract import Result, lower_is_better
 from peftbench.core.registry import registry
 from peftbench.errors import RequestError
 from peftbench.results import summary
-from peftbench.results.summary import Block, MethodRow
+from peftbench.results.summary import Block, MethodRow, Replicates
 from peftbench.statistics import paired
 from peftbench.statistics.paired import Comparison, Jackknife
 from peftbench.statistics.ranks import Ranks, ranks
@@ -139,16 +139,20 @@ class Compared:
 
     @cached_property
     def _scored(self) -> dict[tuple[str, str], dict[int, Jackknife]]:
-        """Runs of each row and data set by seed, each scored once for all of its pairs."""
-        score = None if self.metric in (*STATISTICS, "auc") else registry("metrics").get(self.metric)
-        with registry("metrics").calling(self.metric):
-            return {
-                (row.name, name): {
-                    seed: paired.jackknife(run, self.metric, score) for seed, run in row.replicates[name].runs().items()
-                }
-                for row in self.rows
-                for name in self.datasets
-            }
+        """Runs of each row and data set by seed."""
+        return {
+            (row.name, name): _jackknives(row.replicates[name], self.metric)
+            for row in self.rows
+            for name in self.datasets
+        }
+
+
+@lru_cache(maxsize=4096)
+def _jackknives(found: Replicates, metric: str) -> dict[int, Jackknife]:
+    """Return the runs of replicates by seed, each scored once for all pairs on its data set and for all averages."""
+    score = None if metric in (*STATISTICS, "auc") else registry("metrics").get(metric)
+    with registry("metrics").calling(metric):
+        return {seed: paired.jackknife(run, metric, score) for seed, run in found.runs().items()}
 
 
 @lru_cache(maxsize=64)

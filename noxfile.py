@@ -134,7 +134,13 @@ def crash(session: nox.Session) -> None:
 def fuzz(session: nox.Session) -> None:
     """Fuzz studies, tables, catalogs, archives, images and stored files: 2,000 new examples per test, 20,000 images."""
     session.install("-e", ".", "--group", "test", *PINNED)
-    files = ("test_fuzz.py", "test_fuzz_files.py", "results/test_damage.py", "data/test_corpus.py")
+    files = (
+        "test_fuzz.py",
+        "test_fuzz_files.py",
+        "results/test_damage.py",
+        "data/test_corpus.py",
+        "cli/test_command_lines.py",
+    )
     many = {"PEFTBENCH_TEST_FUZZ": "2000", "PEFTBENCH_TEST_ODD_IMAGES": "20000"}
     session.run("pytest", *PARALLEL, *(f"tests/{file}" for file in files), *session.posargs, env=ONE_THREAD | many)
 

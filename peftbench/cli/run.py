@@ -76,7 +76,8 @@ def run_study(study: Study, places: Places, jobs: int, *, skip_broken: bool, tim
     for line in resolved.notes:
         say(line)
     workers = jobs or (hardware.gpus() if places.device == "cuda" else hardware.cores())
-    executor, ended = LocalExecutor(workers, timeout), list["Record"]()
+    executor = LocalExecutor(workers, timeout)
+    ended: list[Record] = []
     for number, trials in enumerate(rounds(resolved.drafts, store), 1):
         ended += _run_jobs(f"trials of round {number}", trials, store, places, executor)
     finals = [draft.final(store) for draft in resolved.drafts]

@@ -153,13 +153,21 @@ def read_study(file: Path | None, given: Mapping[str, Any]) -> Study:
     options = {k: v for k, v in given.items() if v not in (None, "", [])}
     for name in SEVERAL & options.keys():
         text = ",".join(options[name])
-        if not (found := texts(text)):
+        if not (found := texts(text, _exists)):
             raise RequestError(f"{flag(name)} must name at least one value, got {text!r}.")
         options[name] = found
     if not base.baselines:
         options.pop("baselines", None)
     study = build(Study, options, "", flag)
     return replace(base, **{name: getattr(study, name) for name in options})
+
+
+def _exists(path: str) -> bool:
+    """Return whether a text names a file or folder; not for a text that no file system takes."""
+    try:
+        return bool(path) and Path(path).exists()
+    except (OSError, ValueError):
+        return False
 
 
 def flag(name: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,9 +57,24 @@ def parse(text: str) -> Spec:
     return Spec(found["name"], found["argument"], values, bool(found["random"]))
 
 
-def texts(text: str) -> tuple[str, ...]:
-    """Split a list at the commas outside brackets."""
-    return tuple(piece.strip() for piece in re.split(r",(?![^\[]*\])", text) if piece.strip())
+def texts(text: str, exists: Callable[[str], bool] = lambda _: False) -> tuple[str, ...]:
+    """Split a list at the commas outside brackets.
+
+    A comma may be part of a path: of `folder:set, v2` the longest path that `exists` is taken.
+    """
+    pieces, found = re.split(r",(?![^\[]*\])", text), list[str]()
+    while pieces:
+        lengths = range(len(pieces), 1, -1)
+        count = next((n for n in lengths if exists(_path(",".join(pieces[:n]).strip()))), 1)
+        found.append(",".join(pieces[:count]).strip())
+        del pieces[:count]
+    return tuple(piece for piece in found if piece)
+
+
+def _path(text: str) -> str:
+    """Return the path of a data set's specification; empty where there is none."""
+    kind, colon, path = text.partition(":")
+    return path if colon and kind in PATHS else text if "/" in kind else ""
 
 
 def _value(text: str) -> Any:  # noqa: ANN401 - typed by the field it is for

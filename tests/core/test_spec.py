@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from peftbench.core.contract import Preprocessing
 from peftbench.core.fields import build
 from peftbench.core.recipe import RECIPES, Recipe
-from peftbench.core.spec import Job, load_study
+from peftbench.core.spec import Job, load_study, read_study
 from peftbench.core.syntax import Spec, budget, parse, texts
 from peftbench.errors import PeftbenchError, RequestError
 from peftbench.methods.lora import LoRA
@@ -72,6 +72,21 @@ def test_commas_inside_brackets_do_not_separate() -> None:
     assert texts("lora[r=4,alpha=r], shpeft[lam=0.5],,full") == ("lora[r=4,alpha=r]", "shpeft[lam=0.5]", "full")
     assert texts(" 1%,100k ") == ("1%", "100k")
     assert texts("") == ()
+
+
+def test_a_comma_may_be_part_of_a_path_that_exists() -> None:
+    there = {"set, v2", "set", "a/b,c,d"}.__contains__
+    assert texts("folder:set, v2", there) == ("folder:set, v2",)
+    assert texts("busi,folder:set, v2,table:x.csv", there) == ("busi", "folder:set, v2", "table:x.csv")
+    assert texts("a/b,c,d,busi", there) == ("a/b,c,d", "busi")
+    assert texts("folder:other, v2", there) == ("folder:other", "v2")
+
+
+def test_a_folder_with_a_comma_in_its_name_is_one_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "set, v2").mkdir()
+    assert read_study(None, {"datasets": ["folder:set, v2"]}).datasets == ("folder:set, v2",)
+    assert read_study(None, {"datasets": ["folder:" + "x" * 9000 + ",busi"]}).datasets[1] == "busi"
 
 
 NAME = st.from_regex(r"[A-Za-z0-9_\-]{1,8}", fullmatch=True)

@@ -59,7 +59,7 @@ def epochs(folder: Path) -> dict[str, Callable[[], object]]:
     names = tuple(file.name for file in files)
     whole = Part(files, np.zeros(IMAGES, np.int64), names, names)
     card = DatasetCard("Photographs", "none", ("all",), "none", "drawn from a seed")
-    splits = Splits(whole, whole.take([]), whole.take([]), "all")
+    splits = Splits(whole, whole.take([]), whole.take([0]), "all")  # a test part must not be empty
     data = prepare(card, splits, PREPROCESSING, folder / "cache")
     images = ImageBatches(data.pixels("train"), PREPROCESSING, torch.device("cpu"))
     return {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
@@ -128,13 +129,18 @@ def cost_table(rows: Sequence[Measured]) -> Table:
     return _table(title, _costs(rows[0]), rows)
 
 
+def _relative(
+    full: Measured, get: Callable[[Measured], float], show: Callable[[float], str]
+) -> Callable[[Measured], str]:
+    """Return what shows a figure and, in parentheses, its ratio to that of full fine-tuning."""
+    return lambda row: f"{show(get(row))} ({get(row) / get(full):.2f})"
+
+
 def _costs(full: Measured) -> Cells:
     from peftbench.results import formatting
     from peftbench.storage.sizes import format_size
 
-    def relative(get: Callable[[Measured], float], show: Callable[[float], str]) -> Callable[[Measured], str]:
-        return lambda row: f"{show(get(row))} ({get(row) / get(full):.2f})"
-
+    relative = partial(_relative, full)
     return {
         "method": lambda row: row.method,
         "trained": lambda row: f"{row.trainable:,}",
@@ -142,7 +148,6 @@ def _costs(full: Measured) -> Cells:
         "training": relative(lambda row: row.flops_training, formatting.format_giga),
         "held": relative(lambda row: row.memory.total, format_size),
         "images/s training": relative(lambda row: row.images_per_second, formatting.format_rate),
-        "CPU ms/image": relative(lambda row: 1e3 * (row.cpu_seconds_per_image or 0.0), "{:,.1f}".format),
         "prediction": relative(lambda row: row.predicted_per_second, formatting.format_rate),
         "delta": lambda row: format_size(row.delta_bytes),
     }
@@ -150,10 +155,11 @@ def _costs(full: Measured) -> Cells:
 
 def time_table(rows: Sequence[Measured]) -> Table:
     """Return steps, seconds of selection and latencies."""
-    title = "Timed steps, seconds of weight selection with its images, latency p50 / p95 (runs)"
+    title = "Timed steps, CPU time of training, seconds of weight selection with its images, latency p50 / p95 (runs)"
     cells: Cells = {
         "method": lambda row: row.method,
         "steps": lambda row: str(row.steps),
+        "CPU ms/image": _relative(rows[0], lambda row: 1e3 * (row.cpu_seconds_per_image or 0.0), "{:,.1f}".format),
         "selection": lambda row: f"{row.selection_seconds:.2f} s, {row.selection_images} images",
         "ms at 1": _latency("1"),
         "merged": _latency("1 merged"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +59,8 @@ def epochs(folder: Path) -> dict[str, Callable[[], object]]:
     names = tuple(file.name for file in files)
     whole = Part(files, np.zeros(IMAGES, np.int64), names, names)
     card = DatasetCard("Photographs", "none", ("all",), "none", "drawn from a seed")
-    splits = Splits(whole, whole.take([]), whole.take([0]), "all")  # a test part must not be empty
+    test = replace(whole.take([0]), names=("test",), groups=("test",))  # must not be empty; only train is read
+    splits = Splits(whole, whole.take([]), test, "all")
     data = prepare(card, splits, PREPROCESSING, folder / "cache")
     images = ImageBatches(data.pixels("train"), PREPROCESSING, torch.device("cpu"))
     return {

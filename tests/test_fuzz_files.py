@@ -98,7 +98,7 @@ def locked(content: bytes) -> bytes:
 
 def test_an_encrypted_zip_is_refused_in_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "set.zip").write_bytes(locked(zipped([("a.txt", 0o100644)])))
-    with pytest.raises(DataError, match=r"cannot be unpacked here \(.*password required.*\)"):
+    with pytest.raises(DataError, match=r"cannot be unpacked by peftbench \(.*password required.*\)"):
         unpack(tmp_path / "set.zip")
 
 

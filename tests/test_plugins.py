@@ -268,13 +268,13 @@ def test_a_check_of_everything_as_json_is_json_only(program: Any, monkeypatch: p
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "Say what to check"),
+        ((), "check needs what to check"),
         (("lorra",), "No plug-in is called 'lorra'. Did you mean lora"),
         (("broken",), "The method 'broken' (theirs_broken:plugin) cannot be loaded"),
         (("nowhere:Thing",), "nowhere:Thing cannot be loaded: ModuleNotFoundError"),
-        (("pathlib:Path",), "pathlib:Path is no method, data set, backbone, metric or report"),
+        (("pathlib:Path",), "pathlib:Path is not a method, data set, backbone, metric or report"),
         (("lora[r=0]",), "lora[r=0]: r must be at least 1, got 0."),
-        (("lora", "--all"), "Say what to check"),
+        (("lora", "--all"), "check needs what to check"),
     ],
 )
 def test_what_cannot_be_checked_is_one_sentence(program: Any, arguments: tuple[str, ...], message: str) -> None:

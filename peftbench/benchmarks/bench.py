@@ -164,7 +164,7 @@ def training_loops(
 ) -> Mapping[str, Callable[[], nn.Module]]:
     """Return `engine` and `plain`: each call trains its own copy of the model by SGD and returns it."""
     recipe = replace(recipe, optimizer="sgd", weight_decay=0.0, warmup=0.0, evaluations=1)
-    task = random_task(Preprocessing(side, (0.5,) * 3, (0.5,) * 3), LOOP_IMAGES, classes)
+    task = random_task(Preprocessing(side, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)), LOOP_IMAGES, classes)
     index = list(batch_order(LOOP_IMAGES, recipe.batch, 0, 0, recipe.steps))
     by_engine, by_plain = deepcopy(model), deepcopy(model)
 

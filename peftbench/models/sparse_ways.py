@@ -96,7 +96,7 @@ def choose(
     with building(file):  # jobs side by side wait for the first one and take its choice
         with suppress(OSError, ValueError):
             return dict(checked_json.read(file, key))
-        ways = {name: fastest(pattern, samples, dtype) for name, pattern in found.items()}
+        ways: dict[str, Way] = {name: fastest(pattern, samples, dtype) for name, pattern in found.items()}
         with suppress(OSError):
             checked_json.write(file, ways, key)
     return ways
@@ -107,7 +107,7 @@ def fastest(pattern: Pattern, samples: int, dtype: torch.dtype) -> Way:
     device = pattern.index.device
     costs = expected_costs(pattern, dtype, device.type)
     usual = min(costs, key=costs.__getitem__)
-    plausible = [way for way, cost in costs.items() if cost <= PLAUSIBLE * costs[usual]]
+    plausible: list[Way] = [way for way, cost in costs.items() if cost <= PLAUSIBLE * costs[usual]]
     if len(plausible) == 1:
         return usual
     seconds = time_ways(pattern, plausible, usual, min(samples, SAMPLES), dtype)
@@ -120,8 +120,9 @@ def time_ways(pattern: Pattern, ways: Sequence[Way], usual: Way, samples: int, d
     """Return the least seconds of each way over several rounds, in which the ways that are not slow take turns."""
     device = pattern.index.device
     grad, seen = (torch.ones(samples, n, device=device, dtype=dtype) for n in pattern.shape)
-    laid_out = {way: Pattern(pattern.index, pattern.shape, way) for way in ways}
-    clock, seconds = _clock(device), dict.fromkeys(ways, float("inf"))
+    laid_out: dict[Way, Pattern] = {way: Pattern(pattern.index, pattern.shape, way) for way in ways}
+    clock = _clock(device)
+    seconds: dict[Way, float] = dict.fromkeys(ways, float("inf"))
     for _ in range(ROUNDS):
         for way, one in laid_out.items():
             started = clock()

@@ -24,7 +24,8 @@ class Csv:
         file = out / "results.csv"
         table = frame(result for result in results if result.record.role == "final")
         texts = table.select_dtypes(exclude=["number", "bool"]).map(_harmless)
-        write_text(file, table.assign(**texts).to_csv(index=False))
+        table[texts.columns] = texts
+        write_text(file, table.to_csv(index=False))
         return [file]
 
 

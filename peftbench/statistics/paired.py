@@ -110,7 +110,8 @@ def jackknife(run: Run, metric: str, score: Score | None = None) -> Jackknife:
     else:
         value, members = score(logits, labels), np.asarray(groups)
         left = np.asarray([score(logits[members != one], labels[members != one]) for one in np.unique(members)])
-    return Jackknife(value, (len(left) - 1) * (np.mean(left) - left), labels, groups)
+    deviations = np.asarray((len(left) - 1) * (np.mean(left) - left), np.float64)
+    return Jackknife(value, deviations, labels, groups)
 
 
 def compare(first: Sequence[Jackknife], second: Sequence[Jackknife]) -> Comparison:

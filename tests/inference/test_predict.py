@@ -178,7 +178,7 @@ def test_other_weights_are_refused(home: Path, tmp_path: Path) -> None:
     weights = load_file(Path(predict.__file__).parents[1] / "backbones" / "mini.safetensors")
     weights["norm.bias"] = weights["norm.bias"] + 1
     save_file(weights, tmp_path / "other.safetensors")
-    with pytest.raises(DeltaError, match="was made for weights"):
+    with pytest.raises(DeltaError, match="was made for the weights"):
         open_model(folder(home, "lora"), replace(where(home), weights=tmp_path / "other.safetensors"))
 
 

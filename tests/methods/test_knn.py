@@ -38,7 +38,7 @@ def test_predictions_are_those_of_scikit_learn() -> None:
     labels = draw_.integers(4, size=80)
     train, test = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (train, test))
     weights = lambda distance: np.exp((1 - distance) / 0.07)  # noqa: E731 - as scikit-learn takes it
-    peer = KNeighborsClassifier(5, metric="cosine", weights=weights).fit(train, labels)
+    peer = KNeighborsClassifier(5, metric="cosine", weights=weights).fit(train, labels)  # pyright: ignore[reportArgumentType] - its stubs lack functions
     ours = Neighbours(torch.tensor(train), torch.tensor(labels), 4, k=5, temperature=0.07)
     share = (ours(torch.tensor(test)).exp().numpy() - FLOOR / 4) / (1 - FLOOR)
     np.testing.assert_allclose(share, peer.predict_proba(test), atol=1e-4)

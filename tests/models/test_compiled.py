@@ -140,5 +140,5 @@ def test_a_method_that_does_not_compile_is_refused(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(registry("methods").get("bitfit"), "compiles", False)
     images = studies.draw(tmp_path / "images", 4)
     assert registry("methods").get("bitfit") is BitFit
-    with pytest.raises(RequestError, match=r"torch\.compile does not take bitfit"):
+    with pytest.raises(RequestError, match=r"--compile does not work with bitfit"):
         studies.jobs(studies.small(images, methods=("bitfit", "lora"), compile=True), studies.places(tmp_path))

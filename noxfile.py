@@ -1,4 +1,4 @@
-"""The checks of a change. `nox` runs those of CI, in under 12 minutes on two cores; `nox --list` shows the others."""
+"""The checks of a change. `nox` runs those of CI in a quarter of an hour; `nox --list` shows the others."""
 
 from __future__ import annotations
 

@@ -10,8 +10,8 @@ their mean squares
 
 Two or three seeds estimate their variance badly. Where that estimate happens to be small, the usual degrees of freedom
 (Satterthwaite) are too many: in simulated ties of three seeds up to 11% were then called differences. The degrees of
-freedom are therefore taken at an upper confidence limit of the seeds' variance; `reports/statistics/calibration.md`
-holds the false-positive rates and coverages that result.
+freedom are therefore taken at an upper confidence limit of the seeds' variance; `nox -s calibration` writes
+the false-positive rates and coverages that result to `reports/statistics/calibration.md`.
 
 With one seed only the groups' variance can be estimated; the result describes these two models, not the methods.
 """

@@ -12,6 +12,7 @@ import multiprocessing
 import shutil
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import chdir
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -29,7 +30,6 @@ with atheris.instrument_imports(include=CODE):  # pyright: ignore[reportAttribut
     from peftbench.data import audit, pixel_cache
     from peftbench.errors import CatalogueError, DeltaError, StoreError
     from peftbench.models import delta
-    from peftbench.results import summary
     from peftbench.results.store import Store
     from peftbench.storage import checked_json
     from peftbench.storage.checked_tensors import cached
@@ -59,10 +59,13 @@ def study(home: Path) -> Target:
 
 
 def entry(home: Path) -> Target:
+    file = home / "methods" / "mine.toml"
+    file.parent.mkdir()
+
     def check(content: bytes) -> None:
-        test_fuzz.assert_an_entry_or_a_sentence(home / "mine.toml", content)
-        with or_refused(CatalogueError):
-            catalogue_files._variant(home / "mine.toml")
+        test_fuzz.assert_an_entry_or_a_sentence(file, content)
+        with chdir(home), or_refused(CatalogueError):
+            catalogue_files.method_variant("mine")
 
     own = test_fuzz.told({"title": "mine", "path": "a.csv", "group": "(.*)_", "classes": ["a"], "task": "multi_label"})
     ours = [(ROOT / name).read_bytes() for name in ("datasets/chest_xray.toml", "methods/bitfit.toml")]
@@ -124,7 +127,7 @@ def predictions(home: Path) -> Target:
 
     def check() -> None:
         with or_refused(StoreError):
-            summary._run(result)
+            result.predictions(result.record.rule)
 
     return replacing(result.folder / "predictions.npz", check)
 

@@ -20,9 +20,9 @@ from PIL import Image
 
 from peftbench.core.catalogue import DatasetEntry, MethodEntry, OwnEntry, read_entry
 from peftbench.core.contract import Splits
+from peftbench.core.registry import registry
 from peftbench.core.spec import Study, read_study
 from peftbench.core.syntax import LARGEST, budget, parse, texts
-from peftbench.datasets import _described
 from peftbench.datasets.table import Table
 from peftbench.errors import CatalogueError, DataError, PeftbenchError, RequestError
 from tests.fuzzing import drawn, fresh, or_refused
@@ -245,7 +245,7 @@ def test_an_own_data_set_loads_or_is_refused(home: Path, group: str, path: str) 
     (folder / "datasets").mkdir()
     (folder / "datasets" / "mine.toml").write_bytes(told({"title": "mine", "path": path, "group": group}))
     with chdir(folder), pytest.raises(PeftbenchError) as refusal:
-        _described.Described("mine").load(folder, 0)
+        registry("datasets").get("mine").load(folder, 0)
     assert str(refusal.value).endswith(".")
 
 
@@ -257,4 +257,4 @@ def test_a_group_that_is_no_expression_is_named(group: str, images: Path, home: 
     facts = {"title": "mine", "path": str(images / "whole.csv"), "group": group}
     (folder / "datasets" / "mine.toml").write_bytes(told(facts))
     with chdir(folder), pytest.raises(CatalogueError, match="`group` is not a valid regular expression"):
-        _described.Described("mine").load(folder, 0)
+        registry("datasets").get("mine").load(folder, 0)

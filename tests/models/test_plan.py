@@ -13,7 +13,6 @@ from torch.nn import functional as F
 
 from peftbench.core.recipe import Recipe
 from peftbench.errors import DeltaError, PluginError, RequestError
-from peftbench.methods._fields import Projection
 from peftbench.methods.bitfit import BitFit
 from peftbench.methods.full import Full
 from peftbench.methods.linear import Linear
@@ -241,10 +240,10 @@ def test_a_state_of_another_plan_is_refused(fault: str) -> None:
 
 
 @pytest.mark.parametrize("style", STYLES)
-@pytest.mark.parametrize("sites", [("qkv",), ("qkv", "proj", "fc1", "fc2")])
-def test_merged_lora_computes_the_same_in_a_plain_network(style: str, sites: tuple[Projection, ...]) -> None:
+@pytest.mark.parametrize("method", [LoRA(r=3, alpha=6), LoRA(r=3, alpha=6, sites=("qkv", "proj", "fc1", "fc2"))])
+def test_merged_lora_computes_the_same_in_a_plain_network(style: str, method: LoRA) -> None:
     vit, fresh = network(style, torch.float32), network(style, torch.float32)
-    tuned = LoRA(r=3, alpha=6, sites=sites).plan(vit, NoProbe()).carry_out(vit)
+    tuned = method.plan(vit, NoProbe()).carry_out(vit)
     randomise(tuned.tensors)
     x, _ = batch(dtype=torch.float32)
     unmerged = vit.eval()(x)

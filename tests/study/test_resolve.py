@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,15 +15,15 @@ from peftbench.benchmarks.forecast import outline
 from peftbench.core import catalogue, official_recipes
 from peftbench.core.constants import PAPER_DATASETS
 from peftbench.core.recipe import RECIPES
-from peftbench.core.record import WHOLE
 from peftbench.core.registry import registry
 from peftbench.core.spec import Job, Places, load_study
 from peftbench.data.availability import open_dataset
+from peftbench.data.pixel_cache import Data
 from peftbench.errors import MissingDataError, RequestError, SplitError, UnknownNameError, WeightsError
 from peftbench.results.store import Store
 from peftbench.study import defaults
 from peftbench.study import resolve as studies_
-from peftbench.study.resolve import Images, Resolved
+from peftbench.study.resolve import Resolved
 from tests import studies
 
 TOTAL = 2_719_296  # weights of mini, no head
@@ -257,14 +260,18 @@ def test_no_test_image_of_any_seed_is_in_the_trials_that_find_its_rate(home: Pat
         assert trial.seed == draft.job.seed
 
 
-def test_without_a_validation_part_nothing_is_tuned(home: Path) -> None:
+def test_without_a_validation_part_nothing_is_tuned(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     studies.draw(home / "given" / "train", 4)
     studies.draw(home / "given" / "test", 3, seed=1)
-    asked = studies.small(home / "given", recipe="paper")
-    (data,) = studies_.resolve(asked, studies.places(home)).data
-    images = dict.fromkeys([("given", WHOLE, 0)], data)
-    with pytest.raises(RequestError, match="--tune 2 needs a validation part, and given has none"):
-        studies_._refuse_no_validation(replace(asked, tune=2), Images(images, images))
+    monkeypatch.setattr(studies_, "load", partial(all_of_train, load=studies_.load))
+    asked = studies.small(home / "given", tune=2)
+    with pytest.raises(RequestError, match=r"--tune 2 needs a validation part, and folder:.*given has none"):
+        studies_.resolve(asked, studies.places(home))
+
+
+def all_of_train(*wanted: Any, load: Callable[..., Data], **options: Any) -> Data:
+    """Load images with what was carved from train joined to it again, as a data set without a validation part has."""
+    return load(*wanted, **options | {"joined": "carved"})
 
 
 # --- written down ----------------------------------------------------------------------------------------------------

@@ -45,7 +45,7 @@ from peftbench.training import loop
 from peftbench.training.loop import Learner, Task, fit
 from tests.networks import CLASSES, network
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 NEAR: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-9}
 THREE_STEPS = Recipe(
     "oracle", optimizer="sgd", lr=0.1, momentum=0.0, weight_decay=0.0, batch=8, steps=3, warmup=0.0, evaluations=3

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import os
 import shutil
@@ -24,6 +23,7 @@ from peftbench.core.catalogue import DatasetEntry, OwnEntry, dataset_entry
 from peftbench.core.syntax import Spec, parse
 from peftbench.errors import DataError, RequestError
 from peftbench.storage import archives
+from peftbench.storage.files import checksum
 from peftbench.storage.sizes import format_size
 
 ATTEMPTS = 6  # consecutive ones without a new byte
@@ -254,9 +254,3 @@ def _check(file: RemoteFile, there: Path) -> None:
         raise DataError(f"{there} {why}. Move it away to download the published file.")
     os.truncate(there, 0)
     raise DataError(f"The file from {file.url} {why}. Run the command again, or download it from another source.")
-
-
-def checksum(file: Path, kind: str = "sha256") -> str:
-    """Return the hexadecimal digest of a file, by `sha256` or the `md5` that some publishers state."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, lambda: hashlib.new(kind, usedforsecurity=False)).hexdigest()

@@ -6,10 +6,9 @@ files, and so may name patients: it is readable by its owner only and never leav
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,6 +28,7 @@ from peftbench.data.near_duplicates import ALIKE, SIDE, SIMILAR, Thumbnails, ali
 from peftbench.data.raster import UndecodableError
 from peftbench.data.splits import cached_file_digest
 from peftbench.storage import checked_json
+from peftbench.storage.files import Content, sha256, sha256_pieces
 
 VERSION = 2  # of the stored result
 
@@ -121,7 +121,7 @@ def _scan_image(image: Path | NDArray[np.uint8]) -> tuple[Seen, Thumbnails]:
     """Return digest, size, format and fault of one image, and its thumbnail."""
     if isinstance(image, np.ndarray):
         picture = Image.fromarray(image)
-        digest = hashlib.sha256(np.ascontiguousarray(image).data).hexdigest()
+        digest = sha256(np.ascontiguousarray(image).data)
         return (digest, picture.size, "", ""), thumbnail(picture)
     digest = cached_file_digest(image)
     try:
@@ -148,15 +148,18 @@ def _format(image: Path) -> str:
 
 def _key(images: Sequence[NamedImage]) -> str:
     """Return the cache key: it changes with every name and file, and with the way of scanning."""
-    total = hashlib.sha256(f"{VERSION} {SIDE} {SIMILAR}".encode())
+    return sha256_pieces(_pieces(images))[:24]
+
+
+def _pieces(images: Sequence[NamedImage]) -> Iterator[Content]:
+    yield f"{VERSION} {SIDE} {SIMILAR}".encode()
     for name, image in images:
-        total.update(name.encode(errors="surrogateescape"))
+        yield name.encode(errors="surrogateescape")
         if isinstance(image, Path):
             known = image.stat()
-            total.update(f"{image.absolute()} {known.st_size} {known.st_mtime_ns}".encode(errors="surrogateescape"))
+            yield f"{image.absolute()} {known.st_size} {known.st_mtime_ns}".encode(errors="surrogateescape")
         else:
-            total.update(np.ascontiguousarray(image).data)
-    return total.hexdigest()[:24]
+            yield np.ascontiguousarray(image).data
 
 
 def _read(file: Path) -> ImageScan | None:

@@ -5,7 +5,6 @@ A group is what must not be in training and test at once: a patient, a source pa
 
 from __future__ import annotations
 
-import hashlib
 import json
 import stat
 import time
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 from peftbench.core.contract import DatasetCard, Labels, Part, Splits
 from peftbench.data.image_io import facts
 from peftbench.errors import DataError, SplitError
-from peftbench.storage.files import sha256_file
+from peftbench.storage.files import sha256, sha256_file, sha256_pieces
 
 Index = NDArray[np.int64]  # positions of images
 DECODED = "/2"  # after the digest of images that version 0.1.0 decoded otherwise: their jobs are others
@@ -234,14 +233,13 @@ def _remembered(file: str, *_: int) -> str:
 
 def fingerprint(splits: Splits) -> str:
     """Return a SHA-256 over the names, labels, groups and image contents of each part."""
-    total = hashlib.sha256()
-    for name, part in splits.parts.items():
-        content = [name, part.names, part.labels.tolist(), part.groups, _contents(part)]
-        total.update(json.dumps(content).encode())
-    return total.hexdigest()
+    parts = (
+        [name, part.names, part.labels.tolist(), part.groups, _contents(part)] for name, part in splits.parts.items()
+    )
+    return sha256_pieces(json.dumps(content).encode() for content in parts)
 
 
 def _contents(part: Part) -> list[str]:
     if isinstance(part.images, np.ndarray):
-        return [hashlib.sha256(np.ascontiguousarray(image).data).hexdigest() for image in part.images]
+        return [sha256(np.ascontiguousarray(image).data) for image in part.images]
     return [cached_file_digest(file) + DECODED * facts(file).changed for file in part.images]

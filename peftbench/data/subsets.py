@@ -5,7 +5,6 @@ The test part never changes, so that scores of variants are comparable.
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -16,6 +15,7 @@ from peftbench.core.contract import PARTS, DatasetCard, Labels, Part, Splits
 from peftbench.core.record import Variant
 from peftbench.data.splits import Index, crossings
 from peftbench.errors import SplitError
+from peftbench.storage.files import sha256
 
 MAX_EXCESS = 1.5  # times the requested share; if whole groups with every class need more, the share is refused
 
@@ -160,8 +160,8 @@ def _indicators(labels: Labels, classes: int) -> Index:
 def _shuffled(names: Sequence[str], seed: int) -> list[int]:
     """Return positions in random order; the order of two images depends on their names and the seed alone."""
 
-    def sort_key(i: int) -> bytes:
-        return hashlib.sha256(f"{seed} {names[i]}".encode(errors="surrogateescape")).digest()
+    def sort_key(i: int) -> str:
+        return sha256(f"{seed} {names[i]}".encode(errors="surrogateescape"))
 
     return sorted(range(len(names)), key=sort_key)
 

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from peftbench.core.catalogue import dataset_entry
 from peftbench.core.contract import INCOMPLETE, PARTS, Part, Presence
-from peftbench.data.download import checksum
 from peftbench.errors import DataError, MissingDataError
 from peftbench.storage import archives
+from peftbench.storage.files import checksum
 
 COLLECTION = "medmnist"
 SIDES = (28, 64, 128, 224)  # pixels

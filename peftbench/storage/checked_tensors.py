@@ -6,9 +6,8 @@ The file's metadata hold a text and the SHA-256 of it and of every tensor's name
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -48,11 +47,14 @@ def read(file: Path) -> tuple[dict[str, Tensor], str]:
 
 
 def _metadata(tensors: Mapping[str, Tensor], text: str) -> dict[str, str]:
-    digest = hashlib.sha256(json.dumps(text).encode())
+    return {TEXT: text, "sha256": files.sha256_pieces(_pieces(tensors, text))}
+
+
+def _pieces(tensors: Mapping[str, Tensor], text: str) -> Iterator[files.Content]:
+    yield json.dumps(text).encode()
     for name, tensor in sorted(tensors.items()):
-        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
-    return {TEXT: text, "sha256": digest.hexdigest()}
+        yield json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode()
+        yield tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data
 
 
 # --- in the cache ----------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -126,13 +126,26 @@ def is_disk_full(error: BaseException) -> bool:
 
 def sha256(content: Content) -> str:
     """Return the SHA-256 of bytes, in hexadecimal digits."""
-    return hashlib.sha256(content).hexdigest()
+    return sha256_pieces([content])
+
+
+def sha256_pieces(pieces: Iterable[Content]) -> str:
+    """Return the SHA-256 of the pieces put together; each may be an array's memory, in C order."""
+    total = hashlib.sha256()
+    for piece in pieces:
+        total.update(piece)
+    return total.hexdigest()
 
 
 def sha256_file(file: Path) -> str:
     """Return the SHA-256 of a file's bytes, read in pieces. Raises OSError."""
+    return checksum(file, "sha256")
+
+
+def checksum(file: Path, kind: str) -> str:
+    """Return the digest of a file by `sha256`, or by the `md5` that some publishers state. Raises OSError."""
     with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        return hashlib.file_digest(stream, lambda: hashlib.new(kind, usedforsecurity=False)).hexdigest()
 
 
 def sha256_json(value: object, *, spaced: bool = False) -> str:

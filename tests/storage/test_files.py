@@ -144,5 +144,7 @@ def test_digests_are_those_of_sha256sum_and_of_version_0_1_0(tmp_path: Path) -> 
     (tmp_path / "a").write_bytes(b"abc")
     abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert files.sha256(b"abc") == files.sha256(memoryview(b"abc")) == files.sha256_file(tmp_path / "a") == abc
+    assert files.sha256_pieces([b"a", memoryview(b"bc")]) == abc
+    assert files.checksum(tmp_path / "a", "md5") == "900150983cd24fb0d6963f7d28e17f72"
     assert files.sha256_json({"b": [1, 2], "a": (3,)}) == files.sha256(b'{"a":[3],"b":[1,2]}')
     assert files.sha256_json({"b": [1, 2], "a": (3,)}, spaced=True) == files.sha256(b'{"a": [3], "b": [1, 2]}')

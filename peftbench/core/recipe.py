@@ -69,7 +69,7 @@ RECIPES: Mapping[str, Recipe] = {
 }
 IN_BRACKETS = (  # fields that may be set as in paper[momentum=0]; the others have flags
     *("optimizer", "lr", "momentum", "weight_decay", "warmup", "schedule", "clip", "label_smoothing"),
-    *("head", "head_scale", "head_lr", "class_weights"),
+    *("head", "head_scale", "head_lr", "class_weights", "selection"),
 )
 CPU_STANDARD: Mapping[str, Any] = {
     "batch": 32,

@@ -137,13 +137,14 @@ class Costs(_Strict):
 
 
 class Tuning(_Strict):
-    """How the learning rate was tuned, always on the validation part."""
+    """How optimizer, learning rate and fields of the method were tuned, always on the validation part."""
 
     grid: list[float]
     scores: list[float | None]  # validation macro F1 of each; None: the trial failed
     trials: list[str]  # job ids
     chosen: float
     optimizers: list[str] = []  # of each trial; empty in records of version 0.1.0, whose trials all used the recipe's
+    settings: list[dict[str, Any]] = []  # of each trial: fields of the method that were tuned; empty if there are none
     edge: Literal["", "lowest", "highest"] = ""  # whether the chosen rate is at the edge of those tried
     refit: bool = False  # trained on train and val at the chosen rate, to the step chosen by the trial
 

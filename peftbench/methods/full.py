@@ -1,5 +1,6 @@
 """Full fine-tuning, with layer-wise learning-rate decay and stochastic depth as options."""
 
+from types import MappingProxyType
 from typing import Any
 
 from timm.layers.drop import DropPath
@@ -45,7 +46,9 @@ class Full(Method):
     branches with probability p i / (L - 1).
     """
 
-    layer_decay: Share = 1.0  # the field's usual values are 0.65 to 1
+    tuned = MappingProxyType({"layer_decay": (0.75,), "drop_path": (0.1,)})
+
+    layer_decay: Share = 1.0  # usual values: 0.65 to 1
     drop_path: Fraction = 0.0
 
     def plan(self, vit: nn.Module, probe: Probe) -> Plan:

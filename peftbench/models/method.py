@@ -42,6 +42,8 @@ class Method:
     merges: ClassVar[bool] = True  # what was trained can be folded into the backbone's own tensors
     compiles: ClassVar[bool] = True  # torch.compile supports a network with this plan
     aliases: ClassVar[Mapping[str, str]] = MappingProxyType({})  # other names of fields on the command line
+    # values of fields at their default that tuning tries, too, each as one of the trials that every method gets
+    tuned: ClassVar[Mapping[str, Sequence[Any]]] = MappingProxyType({})
     idle: ClassVar[tuple[str, ...]] = ()  # suffixes of trained tensors that may get no gradient, beside key biases
 
     def plan(self, vit: nn.Module, probe: Probe) -> Plan:
@@ -82,6 +84,15 @@ class Method:
     def at_size(self, value: float) -> Self:
         """Return the same method with its knob at `value`."""
         return replace(self, **{str(self.knob): value})
+
+    def alternatives(self) -> tuple[tuple[str, Any], ...]:
+        """Return the names and values in `tuned` of the fields that are at their default."""
+        return tuple(
+            (field.name, value)
+            for field in fields(self)
+            if getattr(self, field.name) == field.default
+            for value in self.tuned.get(field.name, ())
+        )
 
     def values(self) -> dict[str, Any]:
         """Return every hyper-parameter by name."""

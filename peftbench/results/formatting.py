@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from peftbench.core.record import Costs, Record, Tuning
 from peftbench.results import summary
@@ -212,24 +212,45 @@ SPENT: Mapping[str, Callable[[Sequence[Record]], str]] = MappingProxyType(
 
 
 def format_search(tuning: Tuning, optimizer: str) -> str:
-    """Return the rates tried with an optimizer and their scores, ascending: `0.001: 61.2, 0.01: failed`."""
-    names = tuning.optimizers or [""] * len(tuning.grid)
-    tried = sorted(
-        (lr, score) for name, lr, score in zip(names, tuning.grid, tuning.scores, strict=True) if name == optimizer
-    )
-    return ", ".join(f"{lr:g}: {'failed' if score is None else format_points(score)}" for lr, score in tried)
+    """Return the rates tried with an optimizer and their scores, ascending: `0.001: 61.2, 0.01: failed`.
+
+    Fields of the method that were tuned follow the rate: `0.001 (layer_decay=0.75): 62.0`.
+    """
+    tried = sorted((point for point in _points(tuning) if point.optimizer == optimizer), key=lambda point: point.lr)
+    return ", ".join(f"{_at(point.lr, point.setting)}: {_points_or_failed(point.score)}" for point in tried)
+
+
+@dataclass(frozen=True)
+class _Point:
+    optimizer: str
+    lr: float
+    setting: Mapping[str, Any]
+    score: float | None
+
+
+def _points(tuning: Tuning) -> list[_Point]:
+    """Return the trials in their order."""
+    optimizers = tuning.optimizers or [""] * len(tuning.grid)
+    settings = tuning.settings or [{}] * len(tuning.grid)
+    return [_Point(*values) for values in zip(optimizers, tuning.grid, settings, tuning.scores, strict=True)]
+
+
+def _points_or_failed(score: float | None) -> str:
+    return "failed" if score is None else format_points(score)
+
+
+def _at(lr: float, setting: Mapping[str, Any]) -> str:
+    fields = ", ".join(f"{name}={value}" for name, value in setting.items())
+    return f"{lr:g} ({fields})" if fields else f"{lr:g}"
 
 
 def format_chosen(tuning: Tuning, optimizer: str) -> str:
     """Return the chosen rate and whether it is at an edge, if it was chosen with this optimizer."""
-    names = tuning.optimizers or [""] * len(tuning.grid)
-    scores = {
-        (name, lr): -math.inf if score is None else score
-        for name, lr, score in zip(names, tuning.grid, tuning.scores, strict=True)
-    }
-    if max(scores, key=scores.__getitem__)[0] != optimizer:
+    points = [point for point in _points(tuning) if point.lr == tuning.chosen]
+    best = max(points, key=lambda point: -math.inf if point.score is None else point.score)
+    if best.optimizer != optimizer:
         return ""
-    return f"{tuning.chosen:g}{f' ({tuning.edge} tried)' if tuning.edge else ''}"
+    return f"{_at(best.lr, best.setting)}{f' ({tuning.edge} tried)' if tuning.edge else ''}"
 
 
 def format_learning_rates(records: Sequence[Record]) -> str:

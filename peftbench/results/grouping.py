@@ -1,6 +1,6 @@
 """Decide which jobs may be averaged: jobs that differ in their seed or data set and in nothing that a user chose.
 
-A tuned learning rate may differ between data sets and seeds; one that was given may not.
+A tuned learning rate or field may differ between data sets and seeds; one that was given may not.
 """
 
 from __future__ import annotations
@@ -63,7 +63,10 @@ def _chosen(record: Record) -> str:
     recipe = {k: v for k, v in record.recipe.items() if k not in ("lr", "steps", "stop", *tuned)}
     given = record.tuning is None and record.data.sizes.get("val")
     rate = record.recipe["lr"] if given else None  # without validation it was the middle of the others' grid
-    method = [record.method.version, record.method.fields]
+    settings = record.tuning.settings if record.tuning else []
+    searched = {name for setting in settings for name in setting}
+    fields = {name: value for name, value in record.method.fields.items() if name not in searched}
+    method = [record.method.version, fields]
     weights = "" if record.backbone.random else record.backbone.digest
     return json.dumps([rate, record.threads, method, weights, recipe], sort_keys=True, default=str)
 

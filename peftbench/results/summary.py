@@ -284,6 +284,8 @@ def notes(record: Record) -> list[str]:
     found = [*partial, "untuned" if untuned(record) else "", "" if as_requested else "no validation part: last step"]
     if record.tuning:
         found += [f"{record.tuning.edge} learning rate tried" if record.tuning.edge else ""]
+        searched = dict.fromkeys(name for setting in record.tuning.settings for name in setting)
+        found += [f"{name} tuned: {record.method.fields[name]}" for name in searched]
         found += ["trained on train and val" if record.tuning.refit else ""]
     return [note for note in found if note] + [redact(note) for note in record.notes]
 

@@ -162,7 +162,8 @@ def _draft(method: SizedMethod, study: Study, recipe: Recipe, images: Images, wh
     )
     optimizers = (recipe.optimizer,) if given else optimizers_of(study, recipe)
     recipes = {optimizer: recipe.by(optimizer, overrides(study)) for optimizer in optimizers}
-    return Draft(job, method.targets, Search(trial, recipes, budget, given, refit=study.refit))
+    alternatives = () if given else method.method.alternatives()
+    return Draft(job, method.targets, Search(trial, recipes, budget, given, alternatives, refit=study.refit))
 
 
 def _job(method: SizedMethod, study: Study, recipe: Recipe, data: Data, where: Where) -> Job:

@@ -253,3 +253,23 @@ def test_scores_over_the_rates_are_shown_for_each_optimizer(tmp_path: Path) -> N
     shown = find([Result(record, result.folder)], "data_busi")
     assert column(shown, "lr") == [f"sgd {record.recipe['lr']:g}* (edge)"]
     assert "(edge): the lowest or highest rate that was tried" in shown.caption
+
+
+def test_fields_that_were_tuned_stand_beside_the_rate_and_share_a_row(tmp_path: Path) -> None:
+    tuning = {
+        "optimizers": ["adamw"] * 3,
+        "grid": [1e-3, 1e-4, 1e-3],
+        "scores": [0.5, 0.25, 0.75],
+        "settings": [{}, {}, {"layer_decay": 0.75}],
+        "trials": ["a", "b", "c"],
+        "chosen": 1e-3,
+    }
+    both = []
+    for result, decay in zip(write(tmp_path, Fake("full"), Fake("full", seed=1)), (0.75, 1.0), strict=True):
+        method = result.record.method.model_copy(update={"fields": {"layer_decay": decay}})
+        update = {"tuning": Tuning.model_validate(tuning), "method": method}
+        both.append(Result(result.record.model_copy(update=update), result.folder))
+    table = find(both, "tuning_busi")
+    assert column(table, "rate: score") == ["0.0001: 25.0, 0.001: 50.0, 0.001 (layer_decay=0.75): 75.0"]
+    assert column(table, "chosen") == ["0.001 (layer_decay=0.75)"]
+    assert len(column(find(both, "data_busi"), "method")) == 1

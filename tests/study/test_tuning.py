@@ -43,8 +43,8 @@ def peak(optimizer: str, exponent: float) -> Score:
 
 def test_eight_trials_are_three_rates_of_each_optimizer_and_two_for_the_better_one() -> None:
     assert first_round(BOTH, 8) == [
-        *(("adamw", rate) for rate in (1e-4, 1e-3, 1e-2)),
-        *(("sgd", rate) for rate in (1e-3, 1e-2, 1e-1)),
+        *(Trial("adamw", rate) for rate in (1e-4, 1e-3, 1e-2)),
+        *(Trial("sgd", rate) for rate in (1e-3, 1e-2, 1e-1)),
     ]
 
 
@@ -79,6 +79,20 @@ def test_the_better_neighbor_decides_where_to_look_next() -> None:
     scores = {Trial("sgd", 1e-3): 0.5, Trial("sgd", 1e-2): 0.9, Trial("sgd", 1e-1): 0.8}
     assert next_trial(scores) == Trial("sgd", 0.0316)
     assert next_trial(scores | {Trial("sgd", 0.0316): 0.7}) == Trial("sgd", 0.00316)
+
+
+def test_fields_are_tried_at_the_best_rate_once_it_lies_inside() -> None:
+    decay, drop = ("layer_decay", 0.75), ("drop_path", 0.1)
+    scores: dict[Trial, float | None] = {Trial("sgd", 1e-3): 0.5, Trial("sgd", 1e-2): 0.7, Trial("sgd", 1e-1): 0.8}
+    assert next_trial(scores, (decay, drop)) == Trial("sgd", 1.0)
+    scores |= {Trial("sgd", 1.0): 0.1}
+    assert next_trial(scores, (decay, drop)) == Trial("sgd", 0.1, (decay,))
+    assert next_trial(scores | {Trial("sgd", 0.1, (decay,)): 0.7}, (decay, drop)) == Trial("sgd", 0.1, (drop,))
+    scores |= {Trial("sgd", 0.1, (decay,)): 0.9}
+    assert next_trial(scores, (decay, drop)) == Trial("sgd", 0.1, (decay, drop))
+    scores |= {Trial("sgd", 0.1, (decay, drop)): 0.9}
+    assert best(scores) == Trial("sgd", 0.1, (decay,))
+    assert next_trial(scores, (decay, drop)) == Trial("sgd", 0.0316, (decay,))
 
 
 def test_a_rate_that_diverged_bounds_the_search() -> None:
@@ -146,6 +160,28 @@ def test_rounds_of_all_methods_run_side_by_side(home: Path, tmp_path: Path) -> N
         assert final.tuning["grid"] == [1e-4, 1e-3, 1e-2, 1e-3, 1e-2, 1e-1, 0.0316, 0.0178]
         assert final.tuning["optimizers"] == ["adamw"] * 3 + ["sgd"] * 5
         assert (final.tuning["chosen"], final.tuning["edge"], len(set(final.tuning["trials"]))) == (0.0178, "", 8)
+
+
+def test_full_tuning_spends_its_trials_on_decay_and_stochastic_depth_too(home: Path, tmp_path: Path) -> None:
+    (draft,) = drafts(home, methods=("full",), recipe="standard", tune=8)
+
+    def score(job: Job) -> float:
+        return float((job.recipe.lr == 1e-3) + (job.fields["layer_decay"] == 0.75) - (job.fields["drop_path"] == 0.1))
+
+    for jobs in rounds((draft,), Store(tmp_path)):
+        for job in jobs:
+            write(Store(tmp_path), job, record_with(score(job)))
+    final = draft.final(Store(tmp_path))
+    assert (final.recipe.lr, final.fields["layer_decay"], final.fields["drop_path"]) == (1e-3, 0.75, 0.0)
+    assert final.label == "full"
+    assert final.tuning
+    assert final.tuning["settings"][6:] == [{"layer_decay": 0.75}, {"layer_decay": 0.75, "drop_path": 0.1}]
+
+
+def test_a_field_that_the_user_sets_is_not_tuned(home: Path) -> None:
+    (draft,) = drafts(home, methods=("full[layer_decay=0.65,drop_path=0.2]",), recipe="standard", tune=8)
+    assert draft.search
+    assert draft.search.alternatives == ()
 
 
 def test_an_interrupted_search_goes_on_where_it_was(home: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import peftbench
 peftbench.run(methods=["shpeft", "lora"], datasets="all")
 table = peftbench.load("runs")  # a pandas DataFrame, one row a job
 pairs = peftbench.compare("runs")  # another, one row a pair of methods
+(advice,) = peftbench.recommend("runs", max_share="1%")
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pandas  # noqa: ICN001 - by its full name the run-time type checks of the tests find it
 
+    import peftbench.results.recommendation
+
 __version__ = version("peftbench")
-__all__ = ["__version__", "compare", "load", "run"]
+__all__ = ["__version__", "compare", "load", "recommend", "run"]
 
 
 def run(
@@ -66,3 +69,26 @@ def compare(store: str | Path = "runs", metric: str = "macro_f1", against: str =
     from peftbench.results.store import Store
 
     return comparison.frame(comparison.compare(Store(Path(store)).results(), metric, against))
+
+
+def recommend(
+    store: str | Path = "runs",
+    *,
+    max_share: str | float | None = None,
+    max_memory: str | int | None = None,
+    max_latency: str | None = None,
+    metric: str = "macro_f1",
+) -> list[peftbench.results.recommendation.Recommendation]:
+    """Return which method a store recommends within limits, for each setting and each group of data sets.
+
+    Limits are written as for `peftbench recommend`: `0.5%` or a number of parameters, `8GiB`, `20ms` per image. Each
+    recommendation has `sentence`, `not_beaten`, `methods` with their costs, `remarks` and `commands`. Raises
+    RequestError for a limit or metric that cannot be read and for a store without finished jobs, StoreError where there
+    is no store.
+    """
+    from peftbench.results import recommendation
+    from peftbench.results.limits import Limits
+    from peftbench.results.store import Store
+
+    limits = Limits.read(max_share, max_memory, max_latency)
+    return recommendation.recommend(Store(Path(store)).results(), Path(store), limits, metric)

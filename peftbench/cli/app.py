@@ -21,6 +21,7 @@ from peftbench.cli.measure import measure
 from peftbench.cli.merge import merge
 from peftbench.cli.plan import plan
 from peftbench.cli.predict import predict
+from peftbench.cli.recommend import recommend
 from peftbench.cli.report import report
 from peftbench.cli.run import run
 from peftbench.cli.show import show
@@ -35,7 +36,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for verb in (run, plan, report, compare, status):
+for verb in (run, plan, report, compare, recommend, status):
     app.command()(verb)
 app.command("list")(list_)
 for verb in (show, merge, predict, check, measure, bench):

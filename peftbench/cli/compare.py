@@ -9,16 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from peftbench.cli.console import make_table, say, show, show_json
-from peftbench.cli.options import STORE, JsonOption, StoreArgument
+from peftbench.cli.options import STORE, JsonOption, MetricOption, StoreArgument
 
 if TYPE_CHECKING:
     from peftbench.results.comparison import Compared, Pair
 
-MetricOption = Annotated[str, typer.Option("--metric", help="A metric of `peftbench list metrics`.")]
 AgainstOption = Annotated[str, typer.Option("--against", help="Compare all methods with this one, such as lora.")]
 CsvOption = Annotated[Path | None, typer.Option("--csv", help="Write all pairs to this file, at full precision.")]
 COLUMNS = ("method", "other", "difference", "95% interval", "p", "p (Holm)", "verdict")
-SMALLEST = 0.001  # p-value that is shown by its digits
 RIGHT = frozenset({"difference", "95% interval", "p", "p (Holm)"})
 
 
@@ -68,14 +66,12 @@ def _show(group: Compared) -> None:
 
 def _cells(pair: Pair) -> tuple[str, ...]:
     """Return a pair as a row, scores in points."""
+    from peftbench.results.formatting import format_probability
+
     found = pair.found
     low, high = found.interval
     bounds = "" if math.isnan(low) else f"[{100 * low:+.1f}, {100 * high:+.1f}]"
     return (
         *(pair.method, pair.other, f"{100 * found.difference:+.1f}", bounds),
-        *(_probability(found.p), _probability(pair.p), pair.verdict),
+        *(format_probability(found.p), format_probability(pair.p), pair.verdict),
     )
-
-
-def _probability(p: float) -> str:
-    return "" if math.isnan(p) else "< 0.001" if p < SMALLEST else f"{p:.3f}"

@@ -108,6 +108,7 @@ ImageColumnOption = Annotated[
 LabelColumnOption = Annotated[str, typer.Option("--label-column", help="Column of a table that holds the labels.")]
 SplitColumnOption = Annotated[str, typer.Option("--split-column", help="Column of a table: train, val or test.")]
 GroupColumnOption = Annotated[str, typer.Option("--group-column", help="Column of a table that holds the patients.")]
+MetricOption = Annotated[str, typer.Option("--metric", help="A metric of `peftbench list metrics`.")]
 SkipBrokenOption = Annotated[bool, typer.Option("--skip-broken", help="Leave out images that cannot be decoded.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON.")]
 

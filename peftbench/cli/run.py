@@ -169,7 +169,7 @@ def _outcome(record: Record) -> str:
 
 def _conclude(shown: Sequence[str], store: Store, seconds: float) -> int:
     from peftbench.core.registry import registry
-    from peftbench.results import tables
+    from peftbench.results import recommendation, tables
 
     ids, problems = set(shown), list[str]()
     results = store.results(problems.append, ids)
@@ -186,6 +186,8 @@ def _conclude(shown: Sequence[str], store: Store, seconds: float) -> int:
     for file in figures:
         say(f"Figure: {file}")
     say(f"{done} of {len(ids)} jobs done in {seconds:.0f} s; results in {store.root}.")
+    for sentence in recommendation.sentences(results, store.root):
+        say(sentence)
     if missing := [name for name in ids if not store.job(name).record_file.exists()]:
         warn(f"{len(missing)} jobs have no record: {', '.join(sorted(missing))}. Run the same command again.")
     return 0 if done == len(ids) else 1

@@ -116,3 +116,11 @@ def budget(text: str) -> float | int:
             f"The ratio {text!r} is out of range: a share is above 0% and at most 100%, a count from 1 to {LARGEST}."
         )
     return value
+
+
+def seconds(text: str) -> float:
+    """Parse a duration such as `20ms`, `0.5s` or `2 s`. Raises RequestError."""
+    found = re.fullmatch(r"([\d.]+)\s*(ms|s)", text.strip())
+    if not found or _number(found[1], text) <= 0:
+        raise RequestError(f"Cannot read the duration {text!r}: write a number with its unit, such as 20ms or 0.5s.")
+    return float(found[1]) / (1000 if found[2] == "ms" else 1)

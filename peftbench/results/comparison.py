@@ -191,7 +191,7 @@ def compare(results: Iterable[Result], metric: str = METRIC, against: str = "") 
     Raises RequestError for a metric that no method has or that is no single number, and for an unknown method.
     """
     blocks = summary.summarize(results)
-    _refuse_metric(metric, blocks)
+    refuse_metric(metric, blocks)
     known = {name for block in blocks for row in block.rows for name in (row.label, row.name)}
     if against and against not in known:
         raise RequestError(f"--against {against}: no such method in this store; it has {', '.join(sorted(known))}.")
@@ -232,7 +232,8 @@ def _row(group: Compared, pair: Pair) -> dict[str, Any]:
     }
 
 
-def _refuse_metric(metric: str, blocks: Sequence[Block]) -> None:
+def refuse_metric(metric: str, blocks: Sequence[Block]) -> None:
+    """Raise RequestError for a metric that no job has or that is no single number."""
     scored = {name for block in blocks for r in block.results for c in r.record.choices.values() for name in c.test}
     single = sorted(scored & set(registry("metrics").names()))
     if blocks and metric not in single:

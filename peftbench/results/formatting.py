@@ -85,9 +85,7 @@ def gap_cell(pair: Pair | None) -> Cell:
 
 def p_cell(pair: Pair | None) -> Cell:
     """Return the adjusted p-value of a pair."""
-    if pair is None or math.isnan(pair.p):
-        return Cell(NONE)
-    return Cell(f"{pair.p:.3f}" if pair.p >= _SMALLEST_P else f"< {_SMALLEST_P}")
+    return Cell(format_probability(math.nan if pair is None else pair.p))
 
 
 def score_cell(value: float) -> Cell:
@@ -135,6 +133,16 @@ def format_giga(value: float) -> str:
 def format_rate(value: float) -> str:
     """Return images per second with three digits, or all digits of a larger number."""
     return f"{value:.3g}" if value < _THOUSAND else f"{value:,.0f}"
+
+
+def format_probability(value: float) -> str:
+    """Return a p-value with three decimals, or that it is smaller."""
+    return NONE if math.isnan(value) else f"{value:.3f}" if value >= _SMALLEST_P else f"< {_SMALLEST_P}"
+
+
+def format_latency(value: float) -> str:
+    """Return seconds in ms with three digits."""
+    return NONE if math.isnan(value) else f"{1000 * value:.3g} ms"
 
 
 def format_range(values: Iterable[float], show: Callable[[float], str]) -> str:

@@ -38,6 +38,18 @@ Score = Callable[[Logits, Labels], float]
 
 
 @dataclass(frozen=True)
+class Components:
+    """Variance of a difference in score: of one group, of one seed, and of one seed on one group.
+
+    Seeds that each have their own test set have no interaction: it is part of the groups' variance.
+    """
+
+    groups: float
+    seeds: float  # 0 with one seed, where it is not known
+    interaction: float
+
+
+@dataclass(frozen=True)
 class Comparison:
     """The first method's score minus the second's, averaged over seeds."""
 
@@ -46,6 +58,8 @@ class Comparison:
     freedom: float  # degrees of freedom of the t distribution
     groups: int
     seeds: int
+    components: Components | None = None  # of a comparison on one data set
+    parts: tuple[Comparison, ...] = ()  # of an average: the comparisons on its data sets
 
     @property
     def p(self) -> float:
@@ -140,7 +154,23 @@ def average(found: Sequence[Comparison]) -> Comparison:
         float(variances.sum()) ** 2 / spread if spread else math.inf,  # Satterthwaite
         sum(one.groups for one in found),
         min(one.seeds for one in found),
+        parts=tuple(found),
     )
+
+
+def projected(found: Comparison, seeds: int, times: float) -> Comparison:
+    """Return what the comparison would be with so many seeds and `times` as many groups, if nothing else changed.
+
+    The difference and its components of variance are taken to be the true ones, so with the same seeds and groups the
+    standard error is the same. Raises DataError where the components are not known.
+    """
+    if found.parts:
+        return average([projected(part, seeds, times) for part in found.parts])
+    if found.components is None:
+        raise DataError("The variance of this comparison is not known: it needs at least two groups.")
+    groups, one = math.ceil(times * found.groups), found.components
+    squares = (seeds * one.groups + one.interaction, groups * one.seeds + one.interaction, one.interaction)
+    return _comparison(np.full(seeds, found.difference), *squares, (groups, seeds), one)
 
 
 def _delong(logits: Logits, labels: Labels, groups: Sequence[int]) -> tuple[float, Values]:
@@ -185,11 +215,13 @@ def _crossed(differences: Values, deviations: Values) -> Comparison:
     cells = differences[:, None] + deviations
     of_groups = seeds * float(np.var(cells.mean(0), ddof=1))
     if seeds == 1:
-        return _comparison(differences, of_groups, 0.0, 0.0, (groups, seeds))
+        return _comparison(differences, of_groups, 0.0, 0.0, (groups, seeds), Components(of_groups, 0.0, 0.0))
     of_seeds = groups * float(np.var(differences, ddof=1))
     rest = cells - cells.mean(0) - cells.mean(1, keepdims=True) + cells.mean()
     interaction = float((rest**2).sum()) / ((groups - 1) * (seeds - 1))
-    return _comparison(differences, of_groups, of_seeds, interaction, (groups, seeds))
+    between = max(of_groups - interaction, 0.0) / seeds
+    components = Components(between, max(of_seeds - interaction, 0.0) / groups, of_groups - seeds * between)
+    return _comparison(differences, of_groups, of_seeds, interaction, (groups, seeds), components)
 
 
 def _nested(differences: Values, deviations: Sequence[Values]) -> Comparison:
@@ -201,14 +233,19 @@ def _nested(differences: Values, deviations: Sequence[Values]) -> Comparison:
     if min(len(one) for one in deviations) < 2:  # noqa: PLR2004 - likewise
         return Comparison(float(differences.mean()), math.nan, math.nan, groups, seeds)
     within = float(np.mean([np.var(one, ddof=1) / len(one) for one in deviations]))  # of one seed's difference
-    scale = seeds * groups
-    return _comparison(
-        differences, within * scale, float(np.var(differences, ddof=1)) * groups, within * groups, (groups, seeds)
-    )
+    between = float(np.var(differences, ddof=1))
+    components = Components(within * groups, max(between - within, 0.0), 0.0)
+    squares = (within * seeds * groups, between * groups, within * groups)
+    return _comparison(differences, *squares, (groups, seeds), components)
 
 
 def _comparison(
-    differences: Values, of_groups: float, of_seeds: float, interaction: float, size: tuple[int, int]
+    differences: Values,
+    of_groups: float,
+    of_seeds: float,
+    interaction: float,
+    size: tuple[int, int],
+    components: Components,
 ) -> Comparison:
     """Return the comparison from the mean squares of groups, seeds and their interaction."""
     from scipy import special  # noqa: PLC0415 - likewise
@@ -219,4 +256,5 @@ def _comparison(
     if seeds > 1 and total > 0:
         upper = max(of_seeds * (seeds - 1) / float(special.chdtri(seeds - 1, LIMIT)) - interaction, 0.0)
         freedom = (of_groups + upper) ** 2 / (of_groups**2 / (groups - 1) + upper**2 / (seeds - 1))
-    return Comparison(float(differences.mean()), math.sqrt(total / (seeds * groups)), freedom, groups, seeds)
+    error = math.sqrt(total / (seeds * groups))
+    return Comparison(float(differences.mean()), error, freedom, groups, seeds, components)

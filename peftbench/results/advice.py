@@ -1,0 +1,120 @@
+"""What a reader must know before acting on a recommendation, in sentences: how sure it is, and what would decide."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+from peftbench.core.contract import Result
+from peftbench.results import summary
+from peftbench.results.comparison import Compared, Pair, compared
+from peftbench.results.summary import Block
+from peftbench.statistics.power import MOST_GROUPS, MOST_SEEDS, SEVERAL, Needed, needed
+
+FEW_GROUPS = 100  # in a test set, below which it is called small
+EXPLAINED = 3  # methods of the first tier for which it is stated what would decide
+
+
+def remarks(found: Compared, whole: Block) -> list[str]:
+    """Return the sentences on a comparison of the methods within the limits; `whole` has all methods."""
+    return [
+        *_about_data(found.datasets, whole),
+        *found.remarks(),
+        *_failures(found, whole),
+        *_decision(found),
+        *_each(found),
+    ]
+
+
+def words(names: Sequence[str]) -> str:
+    """Return names as an English list: `a`, `a and b`, `a, b and c`."""
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def verb(names: Sequence[object]) -> str:
+    """Return the verb that fits so many names."""
+    return "is" if len(names) == 1 else "are"
+
+
+def _about_data(names: Sequence[str], block: Block) -> Iterator[str]:
+    drawn = [name for name in names if block.synthetic(name)]
+    if drawn:
+        yield f"Synthetic data ({words(drawn)}): this recommends no method for real images."
+    if len(names) > 1:
+        yield f"Compared is the average over {len(names)} data sets; a single one may differ."
+    for name in names:
+        data = block.records[name].data
+        if (groups := data.groups.get("test", 0)) < FEW_GROUPS:
+            key = data.card.get("group_key") or "image"
+            yield f"Small test set: {name} has {groups} groups ({key}), so only large differences can be shown."
+
+
+def _failures(found: Compared, whole: Block) -> Iterator[str]:
+    jobs: dict[tuple[str, str], list[Result]] = {}
+    for row in whole.rows:
+        for name in found.datasets:
+            if name in row.replicates and row.replicates[name].failed:
+                jobs[row.name, name] = list(row.replicates[name].failed)
+    for (method, name), failed in jobs.items():
+        seeds = words([str(one.record.seed) for one in failed])
+        yield f"Failed: {method} on {name}, seed {seeds}: {summary.failure(failed[0]).rstrip('.')}."
+
+
+def _decision(found: Compared) -> Iterator[str]:
+    """Yield which differences are noise, and what would show those between the best and the others of its tier."""
+    first = [name for name, tier in found.tiers.items() if tier == 1]
+    if not found.tiers:
+        yield "No method can be compared."
+    elif len(found.tiers) == 1:
+        yield f"Only {first[0]} can be compared: there is no other method."
+    elif len(first) > 1:
+        yield f"Noise, as far as these tests can show: the differences between {words(first)}."
+    for other in first[1 : 1 + EXPLAINED]:
+        if pair := pair_of(found, first[0], other):
+            yield _what_decides(pair, found)
+    if len(first) > 1 + EXPLAINED:
+        yield f"For {len(first) - 1 - EXPLAINED} more methods of the first tier, --json has the differences."
+
+
+def pair_of(found: Compared, one: str, other: str) -> Pair | None:
+    """Return the comparison of two methods, whichever comes first in it."""
+    return next((pair for pair in found.pairs if {pair.method, pair.other} == {one, other}), None)
+
+
+def _what_decides(pair: Pair, found: Compared) -> str:
+    points, which = 100 * abs(pair.found.difference), f"{pair.method} and {pair.other}"
+    if math.isnan(pair.found.error):
+        return f"What would decide between {which} is unknown: the test set has fewer than two groups."
+    if pair.found.difference == 0:
+        return f"Nothing would decide between {which}: their scores are the same."
+    start = f"To show the observed difference of {points:.1f} points between {which} with 80% power"
+    return f"{start}, {_enough(needed(pair.found), pair, found)}."
+
+
+def _enough(more: Needed, pair: Pair, found: Compared) -> str:
+    groups = _groups(more.groups, pair, found) if more.groups else ""
+    if pair.found.seeds == 1:
+        enough = f"it takes {groups}" if groups else f"{MOST_GROUPS:,.0f} times the groups are not enough"
+        return f"{enough}; how many more seeds it takes is unknown from one seed"
+    options = [f"{more.seeds} seeds on these test images"] if more.seeds else []
+    options += [f"{groups} with the same seeds"] if groups else []
+    options += [f"{SEVERAL} seeds and {_groups(more.groups_and_seeds, pair, found)}"] if more.groups_and_seeds else []
+    limits = f"{MOST_SEEDS} seeds or {MOST_GROUPS:,.0f} times the test groups are not enough"
+    return f"it takes {' or '.join(options)}" if options else limits
+
+
+def _groups(times: float | None, pair: Pair, found: Compared) -> str:
+    """Return a number of groups, on several data sets as a multiple."""
+    if len(found.datasets) > 1:
+        return f"{times or 0:.1f} times the test groups of each data set"
+    return f"about {math.ceil((times or 0) * pair.found.groups):,} test groups (now {pair.found.groups:,})"
+
+
+def _each(found: Compared) -> Iterator[str]:
+    """Yield the first tier on each of several data sets."""
+    for name in found.datasets if len(found.datasets) > 1 else ():
+        tiers = compared(found.block, (name,), found.metric).tiers
+        first = [method for method, tier in tiers.items() if tier == 1]
+        if first:
+            yield f"On {name} alone, not beaten: {', '.join(first)}."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
 from pydantic import Field
@@ -57,6 +57,12 @@ class Recipe:
     def stored(self) -> dict[str, Any]:
         """Return the fields under the names that records and job ids have used since version 0.1.0."""
         return {"optimiser" if name == "optimizer" else name: value for name, value in asdict(self).items()}
+
+    @classmethod
+    def restored(cls, stored: Mapping[str, Any]) -> Self:
+        """Return the recipe of a record: fields that it lacks have their default, unknown ones are dropped."""
+        values = {"optimizer" if name == "optimiser" else name: value for name, value in stored.items()}
+        return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
 
 
 RECIPES: Mapping[str, Recipe] = {

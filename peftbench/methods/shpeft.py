@@ -78,7 +78,7 @@ class SHPEFT(Masked):
         """Select entries of every tensor, and compute how far the two halves of the batches agree on them."""
         k, own = self.count(vit), {name: vit.get_parameter(name) for name in self.candidates_in(vit)}
         if self.td == "none":
-            return Plan(entries=largest({name: _magnitude(weight, self.ta) for name, weight in own.items()}, k))
+            return Plan(entries=largest(_magnitudes(own, self.ta), k))
         estimate, function = TASK[self.td]
         even, odd = probe.estimate(estimate, self.batches)
         entries = self._select(own, (even, odd), function, k)
@@ -98,15 +98,29 @@ class SHPEFT(Masked):
         return [name for name in names if name in linear]
 
     def _select(self, own: Mapping[str, Tensor], sums: Sequence[Scores], function: str, k: int) -> dict[str, Tensor]:
-        """Return the k entries of the largest importance, by equation 1 over all candidates, in float64."""
+        """Return the k entries of the largest importance."""
+        return largest(self._importance(own, sums, function), k)
+
+    def importance(self, vit: nn.Module, probe: Probe) -> Iterator[tuple[str, Tensor]]:
+        """Yield the importance by which `plan` selects, in float64, name by name and a flat piece at a time."""
+        own = {name: vit.get_parameter(name) for name in self.candidates_in(vit)}
+        if self.td == "none":
+            return _magnitudes(own, self.ta)
+        estimate, function = TASK[self.td]
+        return self._importance(own, probe.estimate(estimate, self.batches), function)
+
+    def _importance(
+        self, own: Mapping[str, Tensor], sums: Sequence[Scores], function: str
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Yield equation 1 over all candidates, in float64."""
         terms = partial(_terms, own, sums, FUNCTIONS[function], self.ta)
         if self.ta == "none" or self.lam == 0:
-            return largest(((name, task) for name, task, _ in terms()), k)
+            return ((name, task) for name, task, _ in terms())
         sum_td, sum_ta = (dict.fromkeys(own, torch.zeros((), dtype=torch.float64)) for _ in range(2))
         for name, task, size in terms():
             sum_td[name], sum_ta[name] = sum_td[name] + task.sum(), sum_ta[name] + size.sum()
         scale = self._scale(sum_td, sum_ta)
-        return largest(((name, task.add_(size * (self.lam * scale[name]))) for name, task, size in terms()), k)
+        return ((name, task.add_(size * (self.lam * scale[name]))) for name, task, size in terms())
 
     def _scale(self, task: Scores, own: Scores) -> Scores:
         """Return the ratio of the sums, which puts the magnitudes on the scale of the task's importance."""
@@ -126,6 +140,12 @@ def _terms(
             for other in others:
                 total = total + other
             yield name, function(total), _magnitude(piece, ta)
+
+
+def _magnitudes(own: Mapping[str, Tensor], kind: str) -> Iterator[tuple[str, Tensor]]:
+    for name, weight in own.items():
+        for piece in weight.detach().flatten().split(PIECE):
+            yield name, _magnitude(piece, kind)
 
 
 def _magnitude(weight: Tensor, kind: str) -> Tensor:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
@@ -49,11 +50,7 @@ def read(folder: Path, base: str) -> tuple[Plan, dict[str, Tensor], dict[str, An
         described = {"grafts": about["grafts"], "shared": about.get("shared", {})}
     except DAMAGE as error:
         raise DeltaError(f"Cannot read the delta in {folder} ({type(error).__name__}: {error}).") from None
-    if about.get("base") != base:
-        made_for = str(about.get("base"))[:12]
-        raise DeltaError(
-            f"The delta in {folder} was made for the weights {made_for}, not for {base[:12]}; pass its weights."
-        )
+    _check_base(folder, about, base)
     registry("methods").get(method)  # imports the classes of its adapters
     grafts, shared = _resolved(described["grafts"], Graft, folder), _resolved(described["shared"], Shared, folder)
     index = {n.removeprefix("index/"): tensors.pop(n).long() for n in list(tensors) if n.startswith("index/")}
@@ -78,6 +75,33 @@ def read_about(folder: Path) -> dict[str, Any]:
     if about.get("sha256") != held:
         raise DeltaError(f"The delta in {folder} is damaged: delta.safetensors does not match delta.json.")
     return dict(about)
+
+
+@contextmanager
+def open_tuned(folder: Path, base: str) -> Iterator[Callable[[str], Tensor]]:
+    """Yield a function that reads one stored tensor by its name, such as `tune/norm.weight` or `head/linear.weight`.
+
+    No more than that tensor is in memory. Raises DeltaError.
+    """
+    _check_base(folder, read_about(folder), base)
+    with safe_open(folder / "delta.safetensors", "pt") as stored:
+
+        def read_tensor(name: str) -> Tensor:
+            try:
+                tensor: Tensor = stored.get_tensor(name)
+            except SafetensorError:
+                raise DeltaError(f"The delta in {folder} holds no tensor {name}.") from None
+            return tensor
+
+        yield read_tensor
+
+
+def _check_base(folder: Path, about: Mapping[str, Any], base: str) -> None:
+    if about.get("base") != base:
+        made_for = str(about.get("base"))[:12]
+        raise DeltaError(
+            f"The delta in {folder} was made for the weights {made_for}, not for {base[:12]}; pass its weights."
+        )
 
 
 def restore(vit: nn.Module, folder: Path, base: str) -> tuple[Tuned, dict[str, Tensor]]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Float32, Int64
 from torch import Tensor, nn
 
 from peftbench.errors import JobError
@@ -72,6 +73,38 @@ def split(index: Tensor, sizes: Mapping[str, int]) -> dict[str, Tensor]:
     cuts = torch.searchsorted(index, ends)
     entries = {name: index[cuts[i] : cuts[i + 1]] - ends[i] for i, name in enumerate(sizes)}
     return {name: chosen for name, chosen in entries.items() if len(chosen)}
+
+
+@dataclass(frozen=True)
+class Cutoff:
+    """The least of the k largest scores, from which they can be selected a tensor at a time."""
+
+    least: float
+    ties: int  # entries of this score that are among the k: the first ones
+
+
+def cutoffs(scores: Float32[Tensor, " n"], ks: Sequence[int]) -> list[Cutoff]:
+    """Return the cutoff of each k in 1..n, in place: the order of `scores` is lost, no copy is made.
+
+    Raises JobError if a score is not finite.
+    """
+    values = _finite(scores).numpy()
+    values.partition([len(values) - k for k in ks])
+    found = []
+    for k in ks:
+        least = float(values[len(values) - k])
+        found.append(Cutoff(least, k - int((values[len(values) - k :] > least).sum())))
+    return found
+
+
+def select(scores: Iterable[tuple[str, Tensor]], cutoff: Cutoff) -> Iterator[tuple[str, Tensor]]:
+    """Yield for each tensor the ascending flat indices of its entries at or above the cutoff, as `largest` would."""
+    left = cutoff.ties
+    for name, score in scores:
+        flat = score.flatten()
+        ties = (flat == cutoff.least).nonzero().flatten()[:left]
+        left -= len(ties)
+        yield name, torch.cat([(flat > cutoff.least).nonzero().flatten(), ties]).sort().values
 
 
 def overlap(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:

@@ -1,53 +1,30 @@
 """Score against trainable share: a curve for a method with several budgets, a point for any other.
 
 A method that trains nothing in the backbone has no place on a logarithmic axis and is drawn as a horizontal line.
-Colors are those of Okabe and Ito, distinguishable by color-blind readers; each method also has its own marker.
 """
 
 from __future__ import annotations
 
 import math
-import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from types import MappingProxyType, ModuleType
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
 from peftbench.core.contract import Result
-from peftbench.results import summary
+from peftbench.results import drawing, summary
+from peftbench.results.drawing import COLORS, DASHES, MARKERS, grid
 from peftbench.results.summary import Block, MethodRow
 from peftbench.results.text import printable
-from peftbench.storage.files import replacing
 
 if TYPE_CHECKING:
     import matplotlib.axes
     import matplotlib.figure
 
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#000000")
-_MARKERS = "os^Dv<>Pp*hX"
-_DASHES = ("--", ":", "-.", (0, (8, 3)), (0, (3, 1, 1, 1, 1, 1)))
 _NEAR = 0.05  # decades: points closer than this are moved apart by as much, so that no interval hides another
 _ROOM = 1.7  # left and right of the outermost points, as a factor
-
-_DPI = 200
-_SVG_METADATA = MappingProxyType({"Date": None, "Creator": "peftbench"})
-_STYLE: Mapping[Any, object] = MappingProxyType(
-    {
-        "font.size": 9,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.edgecolor": "#666666",
-        "axes.grid": True,
-        "axes.grid.axis": "y",
-        "axes.axisbelow": True,
-        "grid.color": "#E6E6E6",
-        "xtick.color": "#444444",
-        "ytick.color": "#444444",
-        "svg.hashsalt": "peftbench",  # the same figure is the same file
-    }
-)
 
 Point: TypeAlias = tuple[float, float, float, float]  # share of the backbone, score, low, high; 0..1
 
@@ -64,35 +41,8 @@ class Figure:
         files = []
         for number, block in enumerate(blocks, 1):
             stem = f"figure_{number}" if len(blocks) > 1 else "figure"
-            files += _save(block, out / stem)
+            files += drawing.save(partial(_draw, block), _size(block), out / stem, ("png", "svg"))
         return files
-
-
-def _save(block: Block, stem: Path) -> list[Path]:
-    mpl = _import_matplotlib()
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415 - likewise
-    from matplotlib.figure import Figure as Canvas  # noqa: PLC0415 - likewise
-
-    files = {stem.with_suffix(".png"): {"Software": None}, stem.with_suffix(".svg"): _SVG_METADATA}
-    with mpl.rc_context(dict(_STYLE)):
-        canvas = Canvas(figsize=_size(block), layout="constrained")
-        FigureCanvasAgg(canvas)
-        _draw(block, canvas)
-        for file, metadata in files.items():
-            with replacing(file) as draft:
-                canvas.savefig(draft, format=file.suffix.removeprefix("."), dpi=_DPI, metadata=metadata)
-    return list(files)
-
-
-def _import_matplotlib() -> ModuleType:
-    """Import matplotlib without MPLBACKEND: these figures need no backend, and an unknown one would be an error."""
-    given = os.environ.pop("MPLBACKEND", None)
-    try:
-        import matplotlib as mpl  # noqa: PLC0415 - `peftbench list` loads every report
-    finally:
-        if given is not None:
-            os.environ["MPLBACKEND"] = given
-    return mpl
 
 
 # --- the whole -----------------------------------------------------------------------------------------------------
@@ -104,15 +54,9 @@ def _panels(block: Block) -> dict[str, tuple[str, ...]]:
     return {**alone, **block.averages()}
 
 
-def _grid(panels: int) -> tuple[int, int]:
-    """Return rows and columns: at most four panels in a row, and no row with a single one."""
-    columns = panels if panels <= 4 else 3 if panels in (5, 6, 9) else 4  # noqa: PLR2004 - the small cases
-    return math.ceil(panels / columns), columns
-
-
 def _size(block: Block) -> tuple[float, float]:
     """Return width and height in inches: about 3 by 3 per panel, more for a single one, and room for the legend."""
-    rows, columns = _grid(len(_panels(block)))
+    rows, columns = grid(len(_panels(block)))
     if rows * columns == 1:
         return 5.6, 3.7 + 0.2 * _legend_lines(block, 5.6)
     width = 3.0 * columns + 0.6
@@ -125,7 +69,7 @@ def _legend_lines(block: Block, width: float) -> int:
 
 def _draw(block: Block, canvas: matplotlib.figure.Figure) -> None:
     panels = _panels(block)
-    rows, columns = _grid(len(panels))
+    rows, columns = grid(len(panels))
     axes = canvas.subplots(rows, columns, squeeze=False).ravel()
     for number, (axis, (title, datasets)) in enumerate(zip(axes, panels.items(), strict=False)):
         _panel(axis, block, datasets)
@@ -172,7 +116,7 @@ def _level(row: MethodRow) -> bool:
 
 
 def _panel(axis: matplotlib.axes.Axes, block: Block, datasets: Sequence[str]) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator  # noqa: PLC0415 - see _save
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator  # noqa: PLC0415 - `peftbench list` loads every report
 
     names = _names(block)
     levels = [row.label for row in block.rows if _level(row)]
@@ -213,7 +157,7 @@ def _points(row: MethodRow, datasets: Sequence[str]) -> Iterator[Point]:
 
 def _line(axis: matplotlib.axes.Axes, name: str, point: Point, number: int) -> None:
     grey = "#222222" if number % 2 == 0 else "#888888"
-    axis.axhline(100 * point[1], label=name, color=grey, linestyle=_DASHES[number % len(_DASHES)], linewidth=1.2)
+    axis.axhline(100 * point[1], label=name, color=grey, linestyle=DASHES[number % len(DASHES)], linewidth=1.2)
 
 
 def _curve(
@@ -233,8 +177,8 @@ def _curve(
             [100 * max(0.0, high - score) for _, score, _, high in points],
         ],
         label=name,
-        color=_COLORS[number % len(_COLORS)],
-        marker=_MARKERS[number % len(_MARKERS)],
+        color=COLORS[number % len(COLORS)],
+        marker=MARKERS[number % len(MARKERS)],
         markersize=5.5,
         markeredgecolor="white",
         markeredgewidth=0.6,

@@ -82,12 +82,34 @@ def difference(first: Sequence[Run], second: Sequence[Run], metric: str = "macro
 
     Raises DataError unless all runs have the same test set.
     """
+    return _together(first, second, metric, np.subtract)
+
+
+def ratio(first: Sequence[Run], second: Sequence[Run], metric: str = "macro_f1") -> Estimate:
+    """Return the mean score of the first runs divided by that of the second, all resampled together.
+
+    Raises DataError unless all runs have the same test set.
+    """
+    return _together(first, second, metric, _quotient)
+
+
+def _quotient(above: Values, below: Values) -> Values:
+    found: Values = np.divide(above, below, out=np.full(np.shape(below), np.nan), where=below > 0)
+    return found
+
+
+def _together(
+    first: Sequence[Run], second: Sequence[Run], metric: str, combine: Callable[[Values, Values], Values]
+) -> Estimate:
     runs, cut = [*first, *second], len(first)
     if not _same_test_set(runs):
         raise DataError("Runs on different test images cannot be resampled together; choose runs on the same test set.")
     tables = np.stack([confusions(*run) for run in runs], 1)
     return _resampled(
-        tables, metric, runs[0][1], lambda scores: scores[..., :cut].mean(-1) - scores[..., cut:].mean(-1)
+        tables,
+        metric,
+        runs[0][1],
+        lambda scores: combine(np.asarray(scores[..., :cut].mean(-1)), np.asarray(scores[..., cut:].mean(-1))),
     )
 
 

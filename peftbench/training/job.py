@@ -12,13 +12,14 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from peftbench.core.fields import build
+from peftbench.core.recipe import Recipe
 from peftbench.core.record import Counts, Record
 from peftbench.core.registry import registry
 from peftbench.core.spec import Job, Places
@@ -113,7 +114,9 @@ def build_task(run: Run) -> None:
 def select(run: Run) -> None:
     """Let the method choose what will train."""
     job, vit = run.job, run.model.vit
-    probe = trainee.make_probe(run.model, run.task, job.recipe, job.seed, _probe_cache(job, run.places))
+    probe = trainee.make_probe(
+        run.model, run.task, job.recipe, job.seed, probe_cache(job.identity(), job.recipe, run.places)
+    )
     started = time.perf_counter()
     run.plan = run.method.plan(vit, probe)
     run.outcome.selection_seconds = time.perf_counter() - started
@@ -363,11 +366,10 @@ def _pixels_in_memory(run: Run) -> int:
     return sum(images.pixels.nbytes for images in inputs if isinstance(images, ImageBatches) and images.resident)
 
 
-def _probe_cache(job: Job, places: Places) -> Path:
-    """Return the folder of the job's gradient estimates; its name holds everything that decides them."""
-    recipe = job.recipe
+def probe_cache(identity: Mapping[str, Any], recipe: Recipe, places: Places) -> Path:
+    """Return the folder of a job's gradient estimates; its name holds everything that decides them."""
     key = {
-        **job.identity(),
+        **identity,
         "method": "probe",
         "recipe": [recipe.batch, recipe.head, recipe.head_scale],
         "precision": recipe.precision,

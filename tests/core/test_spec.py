@@ -324,3 +324,9 @@ def test_true_is_no_number(tmp_path: Path) -> None:
     (tmp_path / "study.toml").write_text("steps = true\n")
     with pytest.raises(RequestError, match="steps must be a whole number, got true"):
         load_study(tmp_path / "study.toml")
+
+
+def test_a_recipe_is_restored_from_its_record() -> None:
+    recipe = Recipe("standard", optimizer="sgd", lr=1e-2, clip=1.0, precision="bf16")
+    assert Recipe.restored({**recipe.stored(), "label": "a field of an earlier version"}) == recipe
+    assert Recipe.restored({"name": "standard"}) == Recipe()

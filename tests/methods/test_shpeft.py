@@ -21,7 +21,7 @@ from peftbench.methods.shpeft import SHPEFT
 from peftbench.models.gradient_probe import GradientProbe
 from peftbench.models.method import NoProbe
 from peftbench.models.plan import Plan, Scores
-from peftbench.models.top_k import top
+from peftbench.models.top_k import largest, top
 from tests.networks import STYLES, batches, classifier, network, values
 
 # A network of four weights. By tensor: weight (1, 3), bias (1,).
@@ -193,6 +193,15 @@ def test_candidates_may_be_the_weights_of_linear_layers_only() -> None:
     """td 5, 5, 10 sums to 20; w^2 1, 4, .25 to 5.25. The ratio still is a share of all four weights."""
     assert k_of_4(3, candidates="linear", td="L2_per_sample", ta="none") == [0, 1, 2]
     assert k_of_4(2, candidates="linear") == [1, 2]  # 8.81, 20.24, 10.95
+
+
+@pytest.mark.parametrize("fields", [{}, {"td": "none"}, {"ta": "none"}, {"td": "L1"}, {"scaling": "tensor"}])
+def test_the_mask_is_the_largest_importance(fields: dict[str, Any]) -> None:
+    method = SHPEFT(ratio=0.5, **fields)
+    importance: dict[str, Any] = dict(method.importance(four_weights(), Given()))
+    assert {name: len(scores) for name, scores in importance.items()} == {"0.weight": 3, "0.bias": 1}
+    expected = {name: index.tolist() for name, index in largest(importance, 2).items()}
+    assert {name: index.tolist() for name, index in method.plan(four_weights(), Given()).entries.items()} == expected
 
 
 def test_the_record_states_how_far_two_halves_of_the_data_agree() -> None:

@@ -203,3 +203,15 @@ def test_restoring_hands_back_what_can_go_on_training(tmp_path: Path) -> None:
     tuned, _ = delta.restore(network(), tmp_path, BASE)
     assert isinstance(tuned, Tuned)
     assert tuned.plan.tune == BitFit().plan(network(), NoProbe()).tune
+
+
+def test_one_tensor_at_a_time_can_be_read(tmp_path: Path) -> None:
+    save(tmp_path, "full")
+    stored = load_file(tmp_path / "delta.safetensors")
+    with delta.open_tuned(tmp_path, BASE) as read:
+        assert torch.equal(read("tune/norm.weight"), stored["tune/norm.weight"])
+        assert torch.equal(read("head/linear.bias"), stored["head/linear.bias"])
+        with pytest.raises(DeltaError, match=r"holds no tensor tune/nothing\."):
+            read("tune/nothing")
+    with pytest.raises(DeltaError, match="was made for the weights"), delta.open_tuned(tmp_path, "cd" * 32):
+        pass

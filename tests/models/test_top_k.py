@@ -69,3 +69,21 @@ def test_a_share_is_the_shortest_number_that_asks_for_a_count(k: int) -> None:
     share = top_k.shortest_share(k, 85_798_656)
     assert round(share * 85_798_656) == k
     assert k != 857_987 or share == 0.01
+
+
+@settings(max_examples=60)
+@given(TENSORS, st.data())
+def test_cutoffs_select_a_tensor_at_a_time_what_sorting_all_selects(
+    tensors: list[list[float]], data: st.DataObject
+) -> None:
+    single = {name: tensor.clamp(-2, 2).float() for name, tensor in scores(tensors).items()}
+    size = sum(map(len, tensors))
+    ks = data.draw(st.lists(st.integers(1, size), min_size=1, max_size=4))
+    for k, cutoff in zip(ks, top_k.cutoffs(torch.cat(list(single.values())), ks), strict=True):
+        found = {name: index.tolist() for name, index in top_k.select(single.items(), cutoff) if len(index)}
+        assert found == {name: index.tolist() for name, index in top_k.largest(single, k).items()}
+
+
+def test_cutoffs_of_scores_that_are_not_finite_are_refused() -> None:
+    with pytest.raises(JobError, match="not finite"):
+        top_k.cutoffs(torch.tensor([1.0, float("nan")]), [1])

@@ -178,3 +178,20 @@ def test_a_difference_is_resampled_pair_by_pair() -> None:
 def test_no_difference_of_scores_on_other_images() -> None:
     with pytest.raises(DataError, match="choose runs on the same test set"):
         bootstrap.difference([(*run(), range(120))], [(*run(119), range(119))])
+
+
+def test_a_ratio_is_resampled_pair_by_pair() -> None:
+    first, second = (*run(seed=0), range(120)), (*run(seed=1), range(120))
+    apart = bootstrap.ratio([first], [second])
+    scores = [bootstrap.estimate([one]).value for one in (first, second)]
+    assert apart.value == pytest.approx(scores[0] / scores[1])
+    same = bootstrap.ratio([first, first], [first]).interval
+    assert (same.low, same.high) == pytest.approx((1, 1))
+
+
+def test_a_ratio_to_a_score_of_zero_is_unknown() -> None:
+    labels = np.arange(4) % 2
+    wrong = np.eye(2, dtype=np.float32)[1 - labels]
+    found = bootstrap.ratio([(wrong, labels, range(4))], [(wrong, labels, range(4))])
+    assert math.isnan(found.value)
+    assert math.isnan(found.interval.low)

@@ -23,7 +23,7 @@ from peftbench.core.contract import Splits
 from peftbench.core.registry import registry
 from peftbench.core.spec import Study, read_study
 from peftbench.core.syntax import LARGEST, budget, parse, texts
-from peftbench.datasets.table import Table
+from peftbench.datasets.table import ImageTable
 from peftbench.errors import CatalogueError, DataError, PeftbenchError, RequestError
 from tests.fuzzing import drawn, fresh, or_refused
 from tests.images import photo
@@ -161,7 +161,7 @@ def with_images(folder: Path) -> Path:
 def assert_loads_or_refuses(table: Path, content: bytes) -> None:
     table.write_bytes(content)
     with or_refused(DataError, printable=False):
-        assert_whole(Table(str(table)).load(table.parent, 0), table)
+        assert_whole(ImageTable(str(table)).load(table.parent, 0), table)
 
 
 def assert_whole(splits: Splits, table: Path) -> None:
@@ -200,19 +200,19 @@ def test_any_bytes_as_a_table(images: Path, content: bytes) -> None:
     file = images / "bytes.csv"
     file.write_bytes(content)
     with pytest.raises(DataError):  # two images are too few to be parted
-        Table(str(file)).load(images, 0)
+        ImageTable(str(file)).load(images, 0)
 
 
 def test_numbers_as_labels_have_one_order(images: Path) -> None:
     file = images / "numbers.csv"
     file.write_text("image,label\n" + "".join(f"{i}.png,{label}\n" for i, label in enumerate(("10", "9", "09", "0"))))
-    assert Table(str(file)).card.classes == ("0", "09", "9", "10")
+    assert ImageTable(str(file)).card.classes == ("0", "09", "9", "10")
 
 
 @pytest.mark.parametrize("path", ["~nobody-of-that-name/x.csv", "a\0b.csv"])
 def test_a_path_that_no_file_can_have_is_named(path: str) -> None:
     with pytest.raises(DataError, match="Invalid path"):
-        Table(path).load(Path(), 0)
+        ImageTable(path).load(Path(), 0)
 
 
 # --- the catalogue ---------------------------------------------------------------------------------------------------

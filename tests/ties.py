@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from peftbench.statistics.bootstrap import Run
+from peftbench.statistics.bootstrap import Predictions
 
 CLASSES = 3
 OF_CLASS = (0.5, 0.3, 0.2)
@@ -19,7 +19,7 @@ def tie(
     methods: int = 2,
     shift: float = 0.0,
     seed_noise: float = 0.1,
-) -> list[list[Run]]:
+) -> list[list[Predictions]]:
     """Draw methods' runs on the same patients of 1 to 4 images, each method `shift` better than the one before.
 
     An image is classified correctly where the sum of the method's level, the image's and patient's difficulty, what
@@ -30,7 +30,7 @@ def tie(
     labels = draw.choice(CLASSES, groups, p=OF_CLASS)[group]
     labels[:CLASSES] = np.arange(CLASSES)
     shared = _normal(draw, 0.7, group) + draw.normal(0, 0.7, images) + 0.9
-    made: list[list[Run]] = [[] for _ in range(methods)]
+    made: list[list[Predictions]] = [[] for _ in range(methods)]
     for method, runs in enumerate(made):
         level = shared + _normal(draw, 0.5, group) + draw.normal(0, 0.5, images) + method * shift
         for _ in range(seeds):

@@ -340,7 +340,7 @@ def _dataset(name: str, entry: DatasetEntry) -> str:
     return "\n\n".join(pieces)
 
 
-def _sizes(sizes: Mapping[catalogue.Size, int]) -> str:
+def _sizes(sizes: Mapping[catalogue.SizeName, int]) -> str:
     """Return `425 / 118 / 203` for train, val and test, or the total where parts are not published."""
     parts = [f"{sizes[part]:,}" for part in ("train", "val", "test") if part in sizes]
     return "\N{NO-BREAK SPACE}/\N{NO-BREAK SPACE}".join(parts) or (f"{sizes['total']:,}" if "total" in sizes else "")

@@ -42,12 +42,12 @@ BATCH, CLASSES, SIDE = 32, 4, 64
 LOOP_IMAGES = 256
 RECIPE = Recipe("bench", "sgd", 0.05, weight_decay=0.01, batch=BATCH, steps=50, evaluations=1, precision="fp32")
 
-Part = Callable[[int], Iterator[Gate]]  # some gates, from the number of rounds to time
+GatePart = Callable[[int], Iterator[Gate]]  # some gates, from the number of rounds to time
 
 
 def run(rounds: int = 5, *, timed: bool = True) -> list[Gate]:
     """Return every gate, in about three minutes; without `timed` only those that decide the exit code."""
-    parts: tuple[Part, ...] = (equality, mask_equality, counted_memory)
+    parts: tuple[GatePart, ...] = (equality, mask_equality, counted_memory)
     if timed:
         parts += (
             mask_steps,

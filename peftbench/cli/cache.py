@@ -13,7 +13,7 @@ from peftbench.cli.console import make_table, say, show, show_json
 from peftbench.cli.options import CacheOption, JsonOption
 
 if TYPE_CHECKING:
-    from peftbench.storage.cache import Entry, Kind
+    from peftbench.storage.cache import CacheEntry, CacheKind
 
 app = typer.Typer(help="List and clear what is kept between runs.", rich_markup_mode=None)
 
@@ -64,15 +64,15 @@ def list_cache(root: Path | None, *, verify: bool, as_json: bool) -> int:
     return 1 if "damaged" in state.values() else 0
 
 
-def _facts(entry: Entry) -> dict[str, str | int | float]:
+def _facts(entry: CacheEntry) -> dict[str, str | int | float]:
     return {"kind": entry.kind, "name": entry.folder.name, "bytes": entry.bytes, "used": entry.used}
 
 
-def _state(entry: Entry) -> str:
+def _state(entry: CacheEntry) -> str:
     return "whole" if _is_whole(entry) else "damaged"
 
 
-def _is_whole(entry: Entry) -> bool:
+def _is_whole(entry: CacheEntry) -> bool:
     """Return whether every file of an entry has the digest that it was written with."""
     if entry.kind == "pixels" and not (entry.folder / "broken.json").exists():
         from peftbench.data.pixel_cache import is_whole
@@ -95,7 +95,7 @@ def _is_whole_json(file: Path) -> bool:
     return True
 
 
-def _show(found: Sequence[Entry], state: Mapping[Path, str], place: Path) -> None:
+def _show(found: Sequence[CacheEntry], state: Mapping[Path, str], place: Path) -> None:
     import humanize
 
     from peftbench.storage.sizes import format_size
@@ -113,7 +113,7 @@ def _show(found: Sequence[Entry], state: Mapping[Path, str], place: Path) -> Non
 # --- clear -----------------------------------------------------------------------------------------------------------
 
 
-def clear_cache(root: Path | None, kinds: Sequence[Kind]) -> None:
+def clear_cache(root: Path | None, kinds: Sequence[CacheKind]) -> None:
     """Remove all entries of these kinds that are not in use. Raises RequestError when no kind is named."""
     from peftbench.errors import RequestError
     from peftbench.storage import cache

@@ -18,28 +18,29 @@ import typer
 if TYPE_CHECKING:
     from peftbench.core.spec import Places
 
-Values: TypeAlias = list[str] | None  # separated by commas, or the option repeated
+TextList: TypeAlias = list[str] | None  # separated by commas, or the option repeated
 
 StoreOption = Annotated[Path, typer.Option("--store", help="Folder of the results.")]
 MethodsOption = Annotated[
-    Values, typer.Option("--methods", help="Such as lora,shpeft or 'lora[r=4],shpeft[lam=0.5]'; paper or all.")
+    TextList, typer.Option("--methods", help="Such as lora,shpeft or 'lora[r=4],shpeft[lam=0.5]'; paper or all.")
 ]
 DatasetsOption = Annotated[
-    Values,
+    TextList,
     typer.Option("--datasets", help="Names, all, paper, medmnist, every, phantoms, folder:PATH or table:FILE.csv."),
 ]
 SplitsOption = Annotated[
-    Values, typer.Option("--splits", help="Some of official, grouped, deduplicated: the effect of leaks between parts.")
+    TextList,
+    typer.Option("--splits", help="Some of official, grouped, deduplicated: the effect of leaks between parts."),
 ]
-ShareOption = Annotated[Values, typer.Option("--train-share", help="Shares of the train part, such as 5%,25%,100%.")]
-ShotsOption = Annotated[Values, typer.Option("--shots", help="Training images per class, such as 4,16.")]
+ShareOption = Annotated[TextList, typer.Option("--train-share", help="Shares of the train part, such as 5%,25%,100%.")]
+ShotsOption = Annotated[TextList, typer.Option("--shots", help="Training images per class, such as 4,16.")]
 RatiosOption = Annotated[
-    Values, typer.Option("--ratios", help="Budgets: shares (0.1%,1%) or counts (100k) of trainable parameters.")
+    TextList, typer.Option("--ratios", help="Budgets: shares (0.1%,1%) or counts (100k) of trainable parameters.")
 ]
 MatchOption = Annotated[
     str, typer.Option("--match", help="Such as shpeft@1%: every method with a size, and the controls, at that size.")
 ]
-SeedsOption = Annotated[Values, typer.Option("--seeds", help="Such as 0,1,2.")]
+SeedsOption = Annotated[TextList, typer.Option("--seeds", help="Such as 0,1,2.")]
 BackboneOption = Annotated[
     str,
     typer.Option(

@@ -12,12 +12,12 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from peftbench.core.catalogue_files import built_in, own_datasets, read
-from peftbench.core.contract import DatasetCard, Task
+from peftbench.core.contract import DatasetCard, TaskKind
 from peftbench.core.fields import sentence
 from peftbench.errors import CatalogueError
 
 Column = Literal["D1", "D2", "D3", "D4", "D5", "D6", "average"]
-Size = Literal["train", "val", "test", "total"]
+SizeName = Literal["train", "val", "test", "total"]
 Texts = Annotated[tuple[str, ...], Field(strict=False)]  # TOML has lists only
 Numbers = Annotated[tuple[float, ...], Field(strict=False)]
 
@@ -84,9 +84,9 @@ class Member(_Entry):
     title: str
     modality: str
     classes: Texts
-    task: Task = "single"
+    task: TaskKind = "single"
     licence: str = ""  # "" = the collection's
-    sizes: dict[Size, int]
+    sizes: dict[SizeName, int]
 
 
 class Download(_Entry):
@@ -107,12 +107,12 @@ class DatasetEntry(_Entry):
     licence: str
     sources: Texts  # URLs, or one line such as "generated from a seed"
     citation: str = ""
-    task: Task = "single"
+    task: TaskKind = "single"
     group_key: str = ""  # what must not be shared between parts, such as a patient; "" = unknown
     synthetic: bool = False
     layout: str = ""  # folders and files as published, below root/<name>/
-    sizes: dict[Size, int] = {}  # images a part, as published
-    paper: dict[Size, int] = {}  # as stated in the SH-PEFT paper
+    sizes: dict[SizeName, int] = {}  # images a part, as published
+    paper: dict[SizeName, int] = {}  # as stated in the SH-PEFT paper
     complete: int | None = None  # images of a complete copy; None = the published total
     split: str = ""  # the rule in words
     checksums: dict[str, str] = {}  # downloaded file -> "sha256:..." or "md5:...", as published

@@ -23,7 +23,7 @@ from peftbench.storage import files
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
 
-Task: TypeAlias = Literal["single", "multi_label", "ordinal"]
+TaskKind: TypeAlias = Literal["single", "multi_label", "ordinal"]
 Labels: TypeAlias = NDArray[np.int64]  # (n,) class indices; task multi_label: (n, classes) of 0 and 1
 Logits: TypeAlias = NDArray[np.float32]  # (n, classes)
 Images: TypeAlias = Sequence[Path] | NDArray[np.uint8]  # files, or pixels (n, height, width, 3)
@@ -44,7 +44,7 @@ class DatasetCard:
     licence: str
     source: str  # a URL or "drawn from a seed"
     citation: str = ""
-    task: Task = "single"
+    task: TaskKind = "single"
     group_key: str = ""  # "patient", "source paper": no group may be in two parts; "" = unknown
     synthetic: bool = False
 
@@ -240,7 +240,7 @@ class Metric(Protocol):
 Scorer = TypeVar("Scorer", bound=Callable[[Logits, Labels], float | Mapping[str, float]])
 
 
-def of_tasks(*tasks: Task) -> Callable[[Scorer], Scorer]:
+def of_tasks(*tasks: TaskKind) -> Callable[[Scorer], Scorer]:
     """Declare the tasks for which a metric is defined: `@of_tasks("ordinal")`."""
 
     def marked(metric: Scorer) -> Scorer:
@@ -250,9 +250,9 @@ def of_tasks(*tasks: Task) -> Callable[[Scorer], Scorer]:
     return marked
 
 
-def tasks_of(metric: Metric) -> tuple[Task, ...]:
+def tasks_of(metric: Metric) -> tuple[TaskKind, ...]:
     """Return the tasks that `of_tasks` declares, by default those with one label per image."""
-    tasks: tuple[Task, ...] = getattr(metric, "tasks", ("single", "ordinal"))
+    tasks: tuple[TaskKind, ...] = getattr(metric, "tasks", ("single", "ordinal"))
     return tasks
 
 

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from peftbench.core.contract import DatasetCard, Preprocessing
 
-Kind: TypeAlias = Literal["none", "light", "medical"]
+AugmentationName: TypeAlias = Literal["none", "light", "medical"]
 Augment: TypeAlias = Callable[[Tensor, int, int], Tensor]  # batch, seed, step -> batch
 
 
@@ -86,7 +86,7 @@ def policy(name: str) -> Policy:
     return replace(found, mirror=False, upside_down=False, quarter_turns=False) if name.endswith(SIDED) else found
 
 
-def augmentation_for(kind: Kind, policy_: str, preprocessing: Preprocessing) -> Augment | None:
+def augmentation_for(kind: AugmentationName, policy_: str, preprocessing: Preprocessing) -> Augment | None:
     """Return the augmentation of normalized images (B, 3, S, S), or None for `none`."""
     if kind == "none":
         return None

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,11 +20,12 @@ MAX_ASPECT = 1000  # long side over short side; a more extreme image would fill 
 CHUNK = 32  # images between two progress updates
 _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
-Tick = Callable[[int], None]  # images decoded since the last call
+OnImages: TypeAlias = Callable[[int, int], None]  # images done, images in all
+OnDecoded: TypeAlias = Callable[[int], None]  # images decoded since the last call
 
 
 def decode(
-    part: Part, preprocessing: Preprocessing, out: NDArray[np.uint8] | None = None, tick: Tick | None = None
+    part: Part, preprocessing: Preprocessing, out: NDArray[np.uint8] | None = None, tick: OnDecoded | None = None
 ) -> tuple[NDArray[np.uint8], dict[int, str]]:
     """Return the pixels (n, 3, size, size) of a part, and position -> reason of the images that fail (left black).
 

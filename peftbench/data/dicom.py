@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from peftbench.data.intensity import Values, Window, stretch, to_picture
+from peftbench.data.intensity import Intensities, Window, stretch, to_picture
 from peftbench.data.raster import ImageFacts, UndecodableError, refuse_size
 from peftbench.errors import DataError
 
@@ -179,7 +179,7 @@ def _frame_items(header: Header) -> Iterator[Header]:
 # --- grey values -----------------------------------------------------------------------------------------------------
 
 
-def _grey(header: Header, pixels: NDArray[Any]) -> Values:
+def _grey(header: Header, pixels: NDArray[Any]) -> Intensities:
     """Return grey values in 0..1, before a possible inversion."""
     from pydicom.pixels.processing import apply_modality_lut  # noqa: PLC0415
 
@@ -196,12 +196,12 @@ def _lut(header: Header) -> Header | None:
     return next((one for one in found if one.get("LUTDescriptor") and one.get("LUTData") is not None), None)
 
 
-def _through_lut(header: Header, lut: Header, values: Values) -> Values:
+def _through_lut(header: Header, lut: Header, values: Intensities) -> Intensities:
     from pydicom.pixels.processing import apply_voi  # noqa: PLC0415
 
     entries, first, bits = map(int, lut.LUTDescriptor)
     index = np.floor(values).clip(first, first + (entries or 1 << 16) - 1).astype(np.int64)
-    shown: Values = np.asarray(apply_voi(index, header), np.float64) / (2**bits - 1)
+    shown: Intensities = np.asarray(apply_voi(index, header), np.float64) / (2**bits - 1)
     return shown
 
 
@@ -224,7 +224,7 @@ def _first(value: Any) -> float | None:  # noqa: ANN401 - a number, several, or 
     return float(value if isinstance(value, (int, float, str)) else next(iter(value)))
 
 
-def _without_padding(header: Header, pixels: NDArray[Any], values: Values) -> Values:
+def _without_padding(header: Header, pixels: NDArray[Any], values: Intensities) -> Intensities:
     """Return values with the padding around the scan set to what is shown black, so that it sets no window."""
     padding = header.get("PixelPaddingValue")
     if padding is None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +22,7 @@ from PIL import Image, UnidentifiedImageError
 from pydantic import TypeAdapter
 
 from peftbench.core.contract import Splits
+from peftbench.data.decode import OnImages
 from peftbench.data.dicom import is_dicom
 from peftbench.data.image_io import open_picture, quiet_decoders
 from peftbench.data.near_duplicates import ALIKE, SIDE, SIMILAR, Thumbnails, alike, thumbnail
@@ -32,9 +33,8 @@ from peftbench.storage.files import Content, sha256, sha256_pieces
 
 VERSION = 2  # of the stored result
 
-Pair: TypeAlias = tuple[str, str]
+NamePair: TypeAlias = tuple[str, str]
 Seen: TypeAlias = tuple[str, tuple[int, int], str, str]  # digest, size, format, why it cannot be decoded
-Progress: TypeAlias = Callable[[int, int], None]  # images read, images in all
 NamedImage: TypeAlias = tuple[str, Path | NDArray[np.uint8]]  # name within the data set, file or pixels
 
 
@@ -58,17 +58,17 @@ class ImageScan:
         return tuple(tuple(names) for names in same.values() if len(names) > 1)
 
     @cached_property
-    def near(self) -> tuple[Pair, ...]:
+    def near(self) -> tuple[NamePair, ...]:
         """Pairs of names of near duplicates, identical images included."""
         return tuple((self.names[i], self.names[j]) for i, j, correlation in self.alike if correlation > ALIKE)
 
     @cached_property
-    def similar(self) -> tuple[Pair, ...]:
+    def similar(self) -> tuple[NamePair, ...]:
         """Pairs of names of images that are similar but below the threshold of near duplicates."""
         return tuple((self.names[i], self.names[j]) for i, j, correlation in self.alike if correlation <= ALIKE)
 
     @cached_property
-    def duplicates(self) -> tuple[Pair, ...]:
+    def duplicates(self) -> tuple[NamePair, ...]:
         """Pairs of names of identical images and near duplicates, which must be in the same part."""
         same = (pair for names in self.identical for pair in combinations(names, 2))
         return tuple(dict.fromkeys((*same, *self.near)))
@@ -88,7 +88,7 @@ class ImageScan:
         )
 
 
-def scan(splits: Splits, cache: Path, most: int | None = None, progress: Progress | None = None) -> ImageScan | None:
+def scan(splits: Splits, cache: Path, most: int | None = None, progress: OnImages | None = None) -> ImageScan | None:
     """Return the scan of all images, from the cache or by reading them; None if more than `most` files are uncached.
 
     Cached files are recognized by name, size and modification time, independently of their part.
@@ -104,7 +104,7 @@ def scan(splits: Splits, cache: Path, most: int | None = None, progress: Progres
     return found
 
 
-def scan_images(images: Sequence[NamedImage], progress: Progress | None = None) -> ImageScan:
+def scan_images(images: Sequence[NamedImage], progress: OnImages | None = None) -> ImageScan:
     """Read every image once; broken files are recorded, not raised. Raises DataError for DICOM without pydicom."""
     thumbnails, facts = np.zeros((len(images), SIDE * SIDE), np.float32), list[Seen]()
     with quiet_decoders(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:

@@ -15,7 +15,7 @@ from PIL import Image
 
 PERCENTILES = (0.5, 99.5)
 
-Values: TypeAlias = NDArray[np.float64]  # (H, W) grey values, or (H, W, 3) colors
+Intensities: TypeAlias = NDArray[np.float64]  # (H, W) grey values, or (H, W, 3) colors
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Window:
     high: float
     shape: Literal["linear", "sigmoid"] = "linear"
 
-    def apply(self, values: Values) -> Values:
+    def apply(self, values: Intensities) -> Intensities:
         """Return values in 0..1: black at `low` and below, white at `high` and above; NaN becomes 0."""
         if self.shape == "sigmoid":  # DICOM PS3.3 C.11.2.1.3.1
             centre, width = (self.low + self.high) / 2, self.high - self.low
@@ -36,7 +36,7 @@ class Window:
         return np.nan_to_num((values.clip(self.low, self.high) - self.low) / (self.high - self.low))
 
 
-def percentile_window(values: Values) -> Window:
+def percentile_window(values: Intensities) -> Window:
     """Return the window between the PERCENTILES of all finite values, or their extremes if both are equal."""
     known = values[np.isfinite(values)]
     if not known.size:
@@ -47,11 +47,11 @@ def percentile_window(values: Values) -> Window:
     return Window(low, high if high > low else low + 1.0)
 
 
-def stretch(values: Values) -> Values:
+def stretch(values: Intensities) -> Intensities:
     """Return values in 0..1 through their own percentile window; one window for all channels keeps the hue."""
     return percentile_window(values).apply(values)
 
 
-def to_picture(shown: Values) -> Image.Image:
+def to_picture(shown: Intensities) -> Image.Image:
     """Return values in 0..1, (H, W) or (H, W, 3), as an eight-bit RGB picture."""
     return Image.fromarray((shown * 255).round().astype(np.uint8)).convert("RGB")

@@ -9,7 +9,7 @@ An entry whose files do not match their digests is decoded again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from peftbench.core.contract import PARTS, DatasetCard, Preprocessing, Splits
-from peftbench.data.decode import decode
+from peftbench.data.decode import OnImages, decode
 from peftbench.data.image_io import broken_sentence
 from peftbench.data.splits import check_parts, fingerprint, missing_class_notes
 from peftbench.errors import BrokenImagesError, DataError
@@ -30,8 +30,7 @@ from peftbench.storage.files import PRIVATE_FILE, sha256_file, sha256_json
 CHUNK = 256  # images copied at a time
 DECODER = 2  # version of decode.py and what it uses; another one decodes everything again
 
-Broken = Mapping[str, Mapping[int, str]]  # part -> position -> why the image cannot be decoded
-Progress = Callable[[int, int], None]  # images decoded, images in all
+BrokenImages = Mapping[str, Mapping[int, str]]  # part -> position -> why the image cannot be decoded
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ def prepare(
     cache: Path,
     *,
     skip_broken: bool = False,
-    progress: Progress | None = None,
+    progress: OnImages | None = None,
     limit: int = cache_folder.LIMIT,
 ) -> Data:
     """Return the decoded splits, decoding what is not cached yet, and evict old entries above `limit` bytes.
@@ -136,8 +135,8 @@ def _facts(card: DatasetCard, splits: Splits, print_: str) -> dict[str, Any]:
 
 
 def _build(
-    card: DatasetCard, splits: Splits, preprocessing: Preprocessing, cache: Path, progress: Progress | None
-) -> Broken:
+    card: DatasetCard, splits: Splits, preprocessing: Preprocessing, cache: Path, progress: OnImages | None
+) -> BrokenImages:
     """Decode the splits into an entry. If some images fail, cache the others and return the positions of those."""
     print_ = fingerprint(splits)
     folder, total = _entry_folder(print_, preprocessing, cache), sum(map(len, splits.parts.values()))
@@ -166,8 +165,8 @@ def _allocate(draft: Path, images: int, side: int) -> np.memmap[Any, np.dtype[np
 
 
 def _decode_parts(
-    splits: Splits, preprocessing: Preprocessing, out: NDArray[np.uint8], progress: Progress | None
-) -> Broken:
+    splits: Splits, preprocessing: Preprocessing, out: NDArray[np.uint8], progress: OnImages | None
+) -> BrokenImages:
     """Fill `out` with the images of one part after another."""
     done, broken = 0, dict[str, dict[int, str]]()
 
@@ -187,7 +186,7 @@ def _decode_parts(
 def _build_rest(
     card: DatasetCard,
     splits: Splits,
-    broken: Broken,
+    broken: BrokenImages,
     pixels: NDArray[np.uint8],
     preprocessing: Preprocessing,
     cache: Path,
@@ -210,7 +209,7 @@ def _build_rest(
         cache_folder.publish(draft, folder)
 
 
-def known_broken(folder: Path, splits: Splits, preprocessing: Preprocessing) -> Broken:
+def known_broken(folder: Path, splits: Splits, preprocessing: Preprocessing) -> BrokenImages:
     """Return the images listed in `broken.json` if all of them still fail; a decoder may have been installed since."""
     try:
         stored: dict[str, dict[str, str]] = checked_json.read(folder / "broken.json")
@@ -222,7 +221,7 @@ def known_broken(folder: Path, splits: Splits, preprocessing: Preprocessing) -> 
     return known if still else {}
 
 
-def _without(card: DatasetCard, splits: Splits, broken: Broken, *, skip: bool) -> Splits:
+def _without(card: DatasetCard, splits: Splits, broken: BrokenImages, *, skip: bool) -> Splits:
     """Return the splits without broken images. Raises BrokenImagesError unless `skip`, or if a part would be empty."""
     reasons = {splits.parts[part].names[i]: why for part, failed in broken.items() for i, why in failed.items()}
     emptied = [part for part, failed in broken.items() if len(failed) == len(splits.parts[part])]

@@ -68,7 +68,7 @@ class Listing:
 
 
 @dataclass(frozen=True)
-class Table:
+class ImageTable:
     """The images listed in the table `path`, which is relative to the working folder or starts with `~`."""
 
     path: str
@@ -314,4 +314,4 @@ def _refuse_missing(listing: Listing) -> None:
         )
 
 
-plugin = Table
+plugin = ImageTable

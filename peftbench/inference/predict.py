@@ -26,7 +26,7 @@ from peftbench.inference.model import Model
 from peftbench.results.text import csv_text, printable
 from peftbench.training.model_card import brightness, is_grey
 
-Pixels: TypeAlias = NDArray[np.uint8]  # decoded images (n, 3, S, S)
+DecodedPixels: TypeAlias = NDArray[np.uint8]  # decoded images (n, 3, S, S)
 
 NONE_BROKEN: Mapping[str, str] = MappingProxyType({})
 BATCH = 64
@@ -84,12 +84,12 @@ def predict(model: Model, files: Sequence[Path], broken: dict[str, str] | None =
         yield from _predictions(model, *_intact(batch, pixels, bad))
 
 
-def _intact(files: Sequence[Path], pixels: Pixels, bad: Collection[int]) -> tuple[list[Path], Pixels]:
+def _intact(files: Sequence[Path], pixels: DecodedPixels, bad: Collection[int]) -> tuple[list[Path], DecodedPixels]:
     keep = [position for position in range(len(files)) if position not in bad]
     return [files[position] for position in keep], pixels[keep]
 
 
-def _predictions(model: Model, files: Sequence[Path], pixels: Pixels) -> Iterator[Prediction]:
+def _predictions(model: Model, files: Sequence[Path], pixels: DecodedPixels) -> Iterator[Prediction]:
     """Yield the predictions of decoded images (n, 3, S, S)."""
     if not files:
         return
@@ -99,7 +99,7 @@ def _predictions(model: Model, files: Sequence[Path], pixels: Pixels) -> Iterato
 
 
 @torch.inference_mode()
-def probabilities(model: Model, pixels: Pixels) -> NDArray[np.float64]:
+def probabilities(model: Model, pixels: DecodedPixels) -> NDArray[np.float64]:
     """Return calibrated probabilities (n, classes) of decoded images (n, 3, S, S)."""
     inputs = ImageBatches(pixels, model.preprocessing, torch.device(model.device))
     index = np.arange(len(pixels))
@@ -119,7 +119,7 @@ def predicted_class(model: Model, one: Prediction) -> str:
 # --- warnings --------------------------------------------------------------------------------------------------------
 
 
-def differences(model: Model, pixels: Pixels) -> list[tuple[str, ...]]:
+def differences(model: Model, pixels: DecodedPixels) -> list[tuple[str, ...]]:
     """Return for each decoded image (n, 3, S, S) in which ways it is unlike the training images."""
     seen = model.about["trained_on"]["look"]
     grey, (means, spreads) = is_grey(pixels), brightness(pixels)

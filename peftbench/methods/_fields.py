@@ -10,7 +10,7 @@ LARGEST_SIZE = 8192  # of a rank, a bottleneck or a prompt: above it, tensors of
 
 Size: TypeAlias = Annotated[int, Field(ge=1, le=LARGEST_SIZE)]
 Seed: TypeAlias = Annotated[int, Field(ge=0, lt=2**31)]
-Projection: TypeAlias = Literal["qkv", "proj", "fc1", "fc2"]
+SiteName: TypeAlias = Literal["qkv", "proj", "fc1", "fc2"]
 LoRASite: TypeAlias = Literal["qkv", "q", "k", "v", "proj", "fc1", "fc2"]  # q, k, v: parts of the fused qkv
 
 
@@ -34,7 +34,7 @@ def _no_overlap(sites: tuple[str, ...]) -> tuple[str, ...]:
 
 
 Factor: TypeAlias = Annotated[float, Field(allow_inf_nan=False), AfterValidator(_nonzero)]
-Sites: TypeAlias = Annotated[tuple[Projection, ...], Field(min_length=1), AfterValidator(no_repeats)]
+Sites: TypeAlias = Annotated[tuple[SiteName, ...], Field(min_length=1), AfterValidator(no_repeats)]
 LoRASites: TypeAlias = Annotated[
     tuple[LoRASite, ...], Field(min_length=1), AfterValidator(no_repeats), AfterValidator(_no_overlap)
 ]

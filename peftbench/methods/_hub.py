@@ -119,7 +119,7 @@ class HubMethod(Method):
 
 
 @checked
-class LowRank(HubMethod):
+class LowRankMethod(HubMethod):
     """A method whose knob is a rank."""
 
     knob: ClassVar[str | None] = "r"
@@ -140,7 +140,7 @@ class LowRank(HubMethod):
 
 
 @checked
-class LoRAVariant(LowRank):
+class LoRAVariant(LowRankMethod):
     """A variant of LoRA: an option of peft's LoraConfig."""
 
     kind: ClassVar[str] = "LORA"
@@ -162,7 +162,7 @@ class LoRAVariant(LowRank):
 
 
 @checked
-class SharedHub(LowRank):
+class SharedHub(LowRankMethod):
     """A method whose layers share tensors; peft draws them for the largest layer."""
 
     def graft(self, site: str) -> tuple[type[Graft], Sizes]:

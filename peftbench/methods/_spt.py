@@ -61,7 +61,7 @@ def _divide(name: str, shape: tuple[int, ...], named: dict[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
-class Rule:
+class WholeRule:
     """When a piece trains as a whole."""
 
     r: int

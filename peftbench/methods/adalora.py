@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from peftbench.core.fields import AtLeast1, Fraction, NotNegative, checked
 from peftbench.errors import RequestError
 from peftbench.methods._fields import Size
-from peftbench.methods._hub import LowRank
+from peftbench.methods._hub import LowRankMethod
 from peftbench.models.peft_tuners import HubTuner
 from peftbench.models.plan import Callback, Graft, Plan, Probe, Sizes
 
@@ -90,7 +90,7 @@ def _distance(rows: Tensor) -> Tensor:
 
 
 @checked
-class AdaLoRA(LowRank):
+class AdaLoRA(LowRankMethod):
     """y = Wx + b + (alpha / first) P diag(e) Q x, e zero at the start; 1.5 r ranks per layer at the start."""
 
     kind: ClassVar[str] = "ADALORA"

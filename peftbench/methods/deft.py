@@ -3,12 +3,12 @@
 from typing import ClassVar, Literal
 
 from peftbench.core.fields import checked
-from peftbench.methods._hub import LowRank
+from peftbench.methods._hub import LowRankMethod
 from peftbench.models.plan import Sizes
 
 
 @checked
-class DEFT(LowRank):
+class DEFT(LowRankMethod):
     """W' = W - Q S' W + Q R, Q (out, r) and S = relu(Q), or both its orthonormal columns; R starts as S' W."""
 
     kind: ClassVar[str] = "DEFT"

@@ -3,12 +3,12 @@
 from typing import ClassVar
 
 from peftbench.core.fields import AtLeast1, checked
-from peftbench.methods._hub import LowRank
+from peftbench.methods._hub import LowRankMethod
 from peftbench.models.plan import Sizes
 
 
 @checked
-class DeLoRA(LowRank):
+class DeLoRA(LowRankMethod):
     """W' = W + (l/r) B diag(1 / |b_i| |a_i|) A diag(|w_j|), w_j the columns of W; l trains, B starts at zero."""
 
     kind: ClassVar[str] = "DELORA"

@@ -6,12 +6,12 @@ from torch import nn
 
 from peftbench.core.fields import checked
 from peftbench.errors import RequestError
-from peftbench.methods._hub import LowRank
+from peftbench.methods._hub import LowRankMethod
 from peftbench.methods._sites import PROJECTIONS, blocks
 
 
 @checked
-class GLoRA(LowRank):
+class GLoRA(LowRankMethod):
     """W' = W + W * A + B and b' = b + b * D + E + W C; A, B, C of rank r, D and E scalars; all changes start at 0."""
 
     kind: ClassVar[str] = "GLORA"

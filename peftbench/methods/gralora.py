@@ -8,12 +8,12 @@ from torch import nn
 from peftbench.core.fields import AtLeast1, checked
 from peftbench.errors import RequestError
 from peftbench.methods._fields import Size
-from peftbench.methods._hub import LowRank, common_divisor
+from peftbench.methods._hub import LowRankMethod, common_divisor
 from peftbench.models.plan import Sizes
 
 
 @checked
-class GraLoRA(LowRank):
+class GraLoRA(LowRankMethod):
     """The weight as `cells` x `cells` blocks with updates of rank r / cells each, at scale alpha / r; B starts at 0."""
 
     kind: ClassVar[str] = "GRALORA"

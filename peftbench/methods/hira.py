@@ -3,11 +3,11 @@
 from typing import ClassVar
 
 from peftbench.core.fields import checked
-from peftbench.methods._hub import LowRank
+from peftbench.methods._hub import LowRankMethod
 
 
 @checked
-class HiRA(LowRank):
+class HiRA(LowRankMethod):
     """W' = W + W * (B A), entry by entry, so the update has the rank of W; B starts at zero."""
 
     kind: ClassVar[str] = "HIRA"

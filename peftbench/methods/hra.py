@@ -6,11 +6,11 @@ from typing import ClassVar
 from torch import nn
 
 from peftbench.core.fields import checked
-from peftbench.methods._hub import LowRank
+from peftbench.methods._hub import LowRankMethod
 
 
 @checked
-class HRA(LowRank):
+class HRA(LowRankMethod):
     """y = W H1 ... Hr x + b, H = 1 - 2 u u' / |u|^2; vectors start in equal pairs, whose reflections cancel."""
 
     kind: ClassVar[str] = "HRA"

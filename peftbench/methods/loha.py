@@ -3,12 +3,12 @@
 from typing import ClassVar
 
 from peftbench.core.fields import AtLeast1, checked
-from peftbench.methods._hub import LowRank
+from peftbench.methods._hub import LowRankMethod
 from peftbench.models.plan import Sizes
 
 
 @checked
-class LoHa(LowRank):
+class LoHa(LowRankMethod):
     """W' = W + (alpha/r) (B1 A1) * (B2 A2), of rank up to r^2; B1 starts at zero."""
 
     kind: ClassVar[str] = "LOHA"

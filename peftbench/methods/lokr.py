@@ -7,12 +7,12 @@ from torch import nn
 
 from peftbench.core.fields import AtLeast1, checked
 from peftbench.methods._fields import Size
-from peftbench.methods._hub import LowRank
+from peftbench.methods._hub import LowRankMethod
 from peftbench.models.plan import Sizes
 
 
 @checked
-class LoKr(LowRank):
+class LoKr(LowRankMethod):
     """W' = W + (alpha/r) C x (B A), x the Kronecker product; C starts at zero. A large r makes B A one matrix."""
 
     kind: ClassVar[str] = "LOKR"

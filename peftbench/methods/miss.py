@@ -3,11 +3,11 @@
 from typing import ClassVar
 
 from peftbench.core.fields import checked
-from peftbench.methods._hub import LowRank
+from peftbench.methods._hub import LowRankMethod
 
 
 @checked
-class MiSS(LowRank):
+class MiSS(LowRankMethod):
     """y = Wx + b + D' s(x), s(x) the sums of every r-th group of inputs (r), D (r, out) zero at the start."""
 
     kind: ClassVar[str] = "MISS"

@@ -6,12 +6,12 @@ from pydantic import Field
 
 from peftbench.core.fields import checked
 from peftbench.methods._fields import LARGEST_SIZE
-from peftbench.methods._hub import LowRank
+from peftbench.methods._hub import LowRankMethod
 from peftbench.models.plan import Sizes
 
 
 @checked
-class PEANuT(LowRank):
+class PEANuT(LowRankMethod):
     """W' = W + f(W), f a network with bottleneck r, `depth` pairs of hidden layers and ReLU; f(W) starts at zero."""
 
     kind: ClassVar[str] = "PEANUT"

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from peftbench.core.fields import checked
-from peftbench.methods._hub import LowRank
+from peftbench.methods._hub import LowRankMethod
 from peftbench.models.peft_tuners import LoRATuner
 from peftbench.models.plan import Graft, Sizes
 
@@ -42,7 +42,7 @@ def principal(weight: Tensor, r: int) -> tuple[Tensor, Tensor]:
 
 
 @checked
-class PiSSA(LowRank):
+class PiSSA(LowRankMethod):
     """y = (W - B0 A0) x + b + B A x, A and B starting at A0 and B0, the r largest singular directions of W."""
 
     kind: ClassVar[str] = "LORA"

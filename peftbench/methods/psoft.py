@@ -6,7 +6,7 @@ from torch import nn
 
 from peftbench.core.fields import checked
 from peftbench.methods._fields import Size
-from peftbench.methods._hub import LowRank
+from peftbench.methods._hub import LowRankMethod
 from peftbench.models.peft_tuners import HubTuner
 from peftbench.models.plan import Graft, Sizes
 
@@ -27,7 +27,7 @@ class PsoftTuner(HubTuner):
 
 
 @checked
-class PSOFT(LowRank):
+class PSOFT(LowRankMethod):
     """W' = W + U S (diag(a) R diag(b) - 1) V'; U S V' of rank r, R a Cayley transform; R, a, b start as identity."""
 
     kind: ClassVar[str] = "PSOFT"

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from peftbench.core.fields import checked
-from peftbench.methods._hub import LowRank
+from peftbench.methods._hub import LowRankMethod
 from peftbench.models.peft_tuners import HubTuner
 from peftbench.models.plan import Graft, Sizes
 
@@ -50,7 +50,7 @@ class ShiraTuner(HubTuner):
 
 
 @checked
-class SHiRA(LowRank):
+class SHiRA(LowRankMethod):
     """W' = W + S, S zero except r (in + out) entries at random positions, which start at zero."""
 
     kind: ClassVar[str] = "SHIRA"

@@ -38,7 +38,7 @@ WORDS = {"L1": "L1_abs_of_sum", "L2": "L2_sum_of_sq"}  # the paper's words for t
 PIECE = 1 << 18  # entries processed at a time
 FUNCTIONS: Mapping[str, Callable[[Tensor], Tensor]] = {"same": torch.clone, "square": torch.square, "abs": torch.abs}
 
-Task: TypeAlias = Annotated[
+TaskScore: TypeAlias = Annotated[
     Literal[
         "L1",
         "L2",
@@ -62,7 +62,7 @@ class SHPEFT(Masked):
     """
 
     lam: NotNegative = 1.0  # lambda
-    td: Task = "L2_sum_of_sq"
+    td: TaskScore = "L2_sum_of_sq"
     ta: Literal["auto", "L1", "L2", "none"] = "auto"  # auto: L1 if td is an L1 estimate, else L2; then stored as such
     candidates: Literal["all", "no_embeddings", "linear"] = "all"  # linear: weights of Linear layers only
     scaling: Literal["global", "tensor"] = "global"  # one ratio of sums for all tensors, or one for each

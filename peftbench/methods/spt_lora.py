@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from peftbench.core.fields import AtLeast1, Fraction, NotNegative, Share, checked
 from peftbench.methods import _spt
 from peftbench.methods._fields import Size
-from peftbench.methods._spt import PARTS, Piece, Ranking, Rule
+from peftbench.methods._spt import PARTS, Piece, Ranking, WholeRule
 from peftbench.models import top_k
 from peftbench.models.method import Match, Method, edge
 from peftbench.models.plan import Graft, Plan, Probe, Sizes
@@ -94,7 +94,7 @@ class SPTLoRA(Method):
 
     def plan(self, vit: nn.Module, probe: Probe) -> Plan:
         """Select the class token and the weights of the sweep's step that is nearest to the budget."""
-        among, rule, budget = _spt.pieces(vit), Rule(self.r, self.alpha, self.beta), self.count(vit)
+        among, rule, budget = _spt.pieces(vit), WholeRule(self.r, self.alpha, self.beta), self.count(vit)
         even, odd = probe.estimate("squares", self.batches)
         tries = _spt.steps(_spt.unit(budget))
         ranking = _spt.rank(among, (p.of(even[p.name]).double() + p.of(odd[p.name]) for p in among), tries[-1])
@@ -102,7 +102,7 @@ class SPTLoRA(Method):
         totals = [sum(always.values()) + rule.spent(among, ranking.counts(k)) for k in tries]
         return self._planned(set(always), among, rule, ranking, tries[_spt.nearest(totals, budget)])
 
-    def _planned(self, tune: set[str], among: list[Piece], rule: Rule, ranking: Ranking, k: int) -> Plan:
+    def _planned(self, tune: set[str], among: list[Piece], rule: WholeRule, ranking: Ranking, k: int) -> Plan:
         """Return the plan of the k most sensitive weights and of the tensors `tune`."""
         single, products = defaultdict[str, list[Tensor]](list), defaultdict[str, str](str)
         facts = {"spt_matrices": 0.0, "spt_vectors": 0.0, "spt_entries": 0.0}
@@ -139,7 +139,7 @@ class SPTLoRA(Method):
 
     def within(self, budget: int, vit: nn.Module) -> Match:
         """Return the budget itself, limited to between the class token with one weight and everything whole."""
-        rule, always = Rule(self.r, self.alpha, self.beta), sum(_always(vit).values())
+        rule, always = WholeRule(self.r, self.alpha, self.beta), sum(_always(vit).values())
         least, most = always + 1, always + sum(rule.cost(piece) for piece in _spt.pieces(vit))
         reached = min(max(budget, least), most)
         aimed = replace(self, budget=top_k.shortest_share(reached, top_k.backbone_size(vit)))

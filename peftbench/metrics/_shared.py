@@ -6,8 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from peftbench.core.contract import Labels, Logits
-
-Values = NDArray[np.float64]
+from peftbench.statistics.scores import Values
 
 
 def probabilities(logits: Logits, labels: Labels) -> Values:

@@ -29,7 +29,7 @@ WORTH = 3e-4  # seconds in a step that it must save
 
 
 @dataclass(frozen=True)
-class Costs:
+class RowCosts:
     """Costs per row of the batch, in multiples of what one entry of the dense product costs."""
 
     read: float  # a row or column that goes into a product
@@ -40,7 +40,10 @@ class Costs:
 
 # Fitted to times on a Zen 4 core with avx512_bf16 at widths 192 and 384, with operands that are in no cache: the way
 # that is expected takes at most 1.25 times as long as the fastest one.
-COSTS: Mapping[torch.dtype, Costs] = {torch.bfloat16: Costs(20, 75, 50, 20), torch.float32: Costs(18, 40, 25, 10)}
+COSTS: Mapping[torch.dtype, RowCosts] = {
+    torch.bfloat16: RowCosts(20, 75, 50, 20),
+    torch.float32: RowCosts(18, 40, 25, 10),
+}
 
 
 def expected_costs(pattern: Pattern, dtype: torch.dtype, device: str = "cpu") -> dict[Way, float]:

@@ -111,7 +111,7 @@ class Replicates:
             return None
         return bootstrap.difference([_run(job) for job in self.done], [_run(job) for job in other.done])
 
-    def runs(self) -> dict[int, bootstrap.Run]:
+    def runs(self) -> dict[int, bootstrap.Predictions]:
         """Return the stored test predictions by seed, at the step that the recipe's rule chose."""
         return {result.record.seed: _run(result) for result in self.done}
 
@@ -309,5 +309,5 @@ def _missing(found: Replicates) -> str:
     return ", ".join(pieces) if jobs > 1 else ""
 
 
-def _run(result: Result) -> bootstrap.Run:
+def _run(result: Result) -> bootstrap.Predictions:
     return result.predictions(result.record.rule)

@@ -24,7 +24,7 @@ from peftbench.results.formatting import Cell
 from peftbench.results.summary import Block, MethodRow
 from peftbench.results.text import printable
 
-RULES = MappingProxyType(
+RULE_LABELS = MappingProxyType(
     {
         "validation": "best on validation",
         "validation_smoothed": "best on validation, mean of 3",
@@ -201,13 +201,13 @@ def _rules(block: Block, name: str) -> Table:
         "target": [formatting.target_cell(row, one.records) for row, one in done],
     }
     chosen = {rule for _, one in done for record in one.records for rule in record.choices}
-    for rule in (rule for rule in RULES if rule in chosen):
-        facts[RULES[rule]] = [Cell(formatting.format_points(one.mean("macro_f1", rule))) for _, one in done]
+    for rule in (rule for rule in RULE_LABELS if rule in chosen):
+        facts[RULE_LABELS[rule]] = [Cell(formatting.format_points(one.mean("macro_f1", rule))) for _, one in done]
     gains = [one.mean("macro_f1", "oracle") - one.mean("macro_f1") for _, one in done]
     facts["inflation"] = [Cell(formatting.format_points(gain)) for gain in gains]
     text = (
         f"{name}: macro F1 in % under each selection rule{_synthetic(block, [name])}; {block.setting.network}. "
-        f"Inflation: gain over {RULES[block.setting.selection]!r} if the step were chosen on the test set."
+        f"Inflation: gain over {RULE_LABELS[block.setting.selection]!r} if the step were chosen on the test set."
     )
     return Table(f"rules_{_stem(name)}", f"{name}: selection rules", block.setting.short, text, *_transposed(facts))
 
@@ -339,7 +339,7 @@ def _caption(block: Block, names: Sequence[str]) -> str:
     data = _data(block.records[names[0]]) if len(names) == 1 else f"{len(names)} data sets"
     data += _synthetic(block, names) + _partial(block, names)
     return (
-        f"{setting.network}. Recipe {setting.recipe}{details}; step: {RULES[setting.selection]}; "
+        f"{setting.network}. Recipe {setting.recipe}{details}; step: {RULE_LABELS[setting.selection]}; "
         f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}. {data}. "
         f"Scores in %{', mean ± standard deviation over seeds' if len(seeds) > 1 else ''}; brackets: 95% interval "
         f"(bootstrap over groups of test images). Bold: first tier, no method is shown to be better."

@@ -22,7 +22,7 @@ from peftbench.core.contract import Labels, Logits
 from peftbench.errors import DataError
 from peftbench.statistics.scores import Values, confusions, of_resamples, statistic
 
-Run: TypeAlias = tuple[Logits, Labels, Sequence[int]]  # logits (n, classes), labels, group numbers (n,)
+Predictions: TypeAlias = tuple[Logits, Labels, Sequence[int]]  # logits (n, classes), labels, group numbers (n,)
 
 LEVEL = 0.95
 RESAMPLES = 2000
@@ -65,7 +65,7 @@ def interval(logits: Logits, labels: Labels, groups: Sequence[int], metric: str 
     return estimate([(logits, labels, groups)], metric).interval
 
 
-def estimate(runs: Sequence[Run], metric: str = "macro_f1") -> Estimate:
+def estimate(runs: Sequence[Predictions], metric: str = "macro_f1") -> Estimate:
     """Return the mean score of several seeds of one method on one data set.
 
     Runs on the same test set are resampled together, so that seeds do not count as more patients. Runs on different
@@ -77,7 +77,7 @@ def estimate(runs: Sequence[Run], metric: str = "macro_f1") -> Estimate:
     return _resampled(tables, metric, runs[0][1], lambda scores: scores.mean(-1))
 
 
-def difference(first: Sequence[Run], second: Sequence[Run], metric: str = "macro_f1") -> Estimate:
+def difference(first: Sequence[Predictions], second: Sequence[Predictions], metric: str = "macro_f1") -> Estimate:
     """Return the mean score of the first runs minus that of the second, all resampled together.
 
     Raises DataError unless all runs have the same test set.
@@ -136,7 +136,7 @@ def average(estimates: Sequence[Estimate]) -> Estimate:
     return Estimate(value, np.mean([rng.permutation(one.draws) for one in estimates], 0), clusters)
 
 
-def _same_test_set(runs: Sequence[Run]) -> bool:
+def _same_test_set(runs: Sequence[Predictions]) -> bool:
     _, labels, groups = runs[0]
     return all(np.array_equal(run[1], labels) and np.array_equal(run[2], groups) for run in runs)
 

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from peftbench.core.contract import Labels, Logits
 from peftbench.errors import DataError
-from peftbench.statistics.bootstrap import LEVEL, Run
+from peftbench.statistics.bootstrap import LEVEL, Predictions
 from peftbench.statistics.scores import STATISTICS, Values, confusions, of_resamples, statistic
 
 LIMIT = 0.75  # confidence of the upper limit of the seeds' variance that decides the degrees of freedom
@@ -106,7 +106,7 @@ class Jackknife:
         return self.test == other.test
 
 
-def jackknife(run: Run, metric: str, score: Score | None = None) -> Jackknife:
+def jackknife(run: Predictions, metric: str, score: Score | None = None) -> Jackknife:
     """Score a run and leave out one group at a time.
 
     `score` computes a metric that is neither a function of the confusion matrix nor `auc`. Raises DataError without it.

@@ -29,16 +29,16 @@ from peftbench.errors import DataError
 from peftbench.storage import files
 from peftbench.storage.sizes import format_size
 
-Kind = Literal["pixels", "probes", "features", "audit", "measured"]
-KINDS: tuple[Kind, ...] = ("pixels", "probes", "features", "audit", "measured")
+CacheKind = Literal["pixels", "probes", "features", "audit", "measured"]
+KINDS: tuple[CacheKind, ...] = ("pixels", "probes", "features", "audit", "measured")
 LIMIT = 50 * 10**9  # bytes
 
 
 @dataclass(frozen=True)
-class Entry:
+class CacheEntry:
     """A folder of the cache."""
 
-    kind: Kind
+    kind: CacheKind
     folder: Path
     bytes: int
     used: float  # time of the last use, in seconds since the epoch
@@ -258,7 +258,7 @@ def publish(draft: Path, folder: Path) -> None:
 # --- size ------------------------------------------------------------------------------------------------------------
 
 
-def entries(root: Path, kinds: Iterable[Kind] = KINDS) -> list[Entry]:
+def entries(root: Path, kinds: Iterable[CacheKind] = KINDS) -> list[CacheEntry]:
     """Return the entries of these kinds, the most recently used first."""
     found = (_entry(kind, folder) for kind in kinds for folder in _folders(root / kind))
     return sorted((entry for entry in found if entry), key=lambda entry: -entry.used)
@@ -268,14 +268,14 @@ def _folders(place: Path) -> list[Path]:
     return [f for f in place.iterdir() if f.is_dir() and not f.name.startswith(".")] if place.is_dir() else []
 
 
-def _entry(kind: Kind, folder: Path) -> Entry | None:
+def _entry(kind: CacheKind, folder: Path) -> CacheEntry | None:
     """Return None if another process removes the entry at this moment."""
     lock = _beside(folder, "lock")
     try:
         used = (lock if lock.exists() else folder).stat().st_mtime
     except FileNotFoundError:
         return None
-    return Entry(kind, folder, _size(folder), used)
+    return CacheEntry(kind, folder, _size(folder), used)
 
 
 def _size(folder: Path) -> int:
@@ -286,13 +286,13 @@ def _size(folder: Path) -> int:
     return total
 
 
-def shrink(root: Path, limit: int) -> list[Entry]:
+def shrink(root: Path, limit: int) -> list[CacheEntry]:
     """Remove what crashes left and the least recently used entries, except those in use, until `limit` bytes remain.
 
     Return the removed entries.
     """
     _sweep(root)
-    found, dropped = entries(root), list[Entry]()
+    found, dropped = entries(root), list[CacheEntry]()
     excess = sum(entry.bytes for entry in found) - limit
     for entry in reversed(found):
         if excess > 0 and drop(entry):
@@ -301,7 +301,7 @@ def shrink(root: Path, limit: int) -> list[Entry]:
     return dropped
 
 
-def drop(entry: Entry) -> bool:
+def drop(entry: CacheEntry) -> bool:
     """Remove an entry unless it is in use; return whether it was removed."""
     try:
         with Hold(entry.folder, alone=True):

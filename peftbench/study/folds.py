@@ -16,14 +16,14 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from peftbench.core.contract import Labels, Logits, Result, Task
+from peftbench.core.contract import Labels, Logits, Result, TaskKind
 from peftbench.core.record import Choice, Costs, Record
 from peftbench.core.spec import Job
 from peftbench.results.store import Store
 from peftbench.storage.files import sha256_json
 from peftbench.training.record_writer import compute_metrics, mean_by_group
 
-Scores: TypeAlias = dict[str, float | None]
+MetricScores: TypeAlias = dict[str, float | None]
 
 
 def pool_all(jobs: Sequence[Job], store: Store) -> list[str]:
@@ -122,7 +122,7 @@ class _Pooled:
         }
 
     def _choice(self, rule: str) -> Choice:
-        task: Task = self.records[0].data.card.get("task", "single")
+        task: TaskKind = self.records[0].data.card.get("task", "single")
         logits, grouped = self.logits(rule), self.records[0].data.card.get("group_key")
         steps = [r.choices[rule].step for r in self.records]
         test = _scores(logits, self.labels, self.groups if grouped else (), task)
@@ -130,7 +130,7 @@ class _Pooled:
         return Choice(step=round(statistics.fmean(steps)), val=val, test=test)
 
 
-def _scores(logits: Logits, labels: Labels, groups: Sequence[str], task: Task) -> Scores:
+def _scores(logits: Logits, labels: Labels, groups: Sequence[str], task: TaskKind) -> MetricScores:
     found = compute_metrics(logits, labels, task)
     if groups:
         means, truth, _ = mean_by_group(logits, labels, groups)
@@ -138,7 +138,7 @@ def _scores(logits: Logits, labels: Labels, groups: Sequence[str], task: Task) -
     return found
 
 
-def _mean(scores: Sequence[Mapping[str, float | None]]) -> Scores:
+def _mean(scores: Sequence[Mapping[str, float | None]]) -> MetricScores:
     """Return the mean of each metric over folds; None where it is undefined in one of them."""
     values = {name: [one.get(name) for one in scores] for name in scores[0]}
     return {

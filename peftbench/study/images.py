@@ -18,7 +18,7 @@ from peftbench.data.pixel_cache import Data
 from peftbench.data.splits import drop_unknown_group_key
 from peftbench.errors import DataError
 
-Watch = Callable[[str, int, int], None]  # what is being done, images done, images in all
+OnLoading = Callable[[str, int, int], None]  # what is being done, images done, images in all
 Joined: TypeAlias = Literal["", "carved", "all"]  # which validation parts are added to train
 
 
@@ -31,7 +31,7 @@ def load(  # noqa: PLR0913 - what decides the data
     joined: Joined = "",
     skip_broken: bool = False,
     variant: Variant = WHOLE,
-    watch: Watch | None = None,
+    watch: OnLoading | None = None,
     columns: Mapping[str, str] | None = None,
 ) -> Data:
     """Return a data set's images, decoded. Raises DataError and SplitError.

@@ -20,7 +20,7 @@ from peftbench.models.backbone import Source
 from peftbench.results.store import Store
 from peftbench.storage import files
 from peftbench.study.defaults import complete, make_recipe, overrides
-from peftbench.study.images import Joined, Watch, load
+from peftbench.study.images import Joined, OnLoading, load
 from peftbench.study.method_grid import SizedMethod, fixed_sizes, resolve_method, sized_methods
 from peftbench.study.tuning import Draft, Search
 
@@ -28,7 +28,7 @@ Where: TypeAlias = tuple[str, Variant, int]  # data set, which of its images, se
 
 
 @dataclass(frozen=True)
-class Images:
+class StudyImages:
     """The images of a study: those that final jobs train on, and those of the trials, which keep a validation part."""
 
     final: Mapping[Where, Data]
@@ -55,7 +55,7 @@ class Resolved:
 # --- resolving -------------------------------------------------------------------------------------------------------
 
 
-def resolve(study: Study, places: Places, *, skip_broken: bool = False, watch: Watch | None = None) -> Resolved:
+def resolve(study: Study, places: Places, *, skip_broken: bool = False, watch: OnLoading | None = None) -> Resolved:
     """Return every job of a study with its id. Decodes the images and refuses bad input before anything trains."""
     study, notes = complete(study, places)
     recipe = make_recipe(study, places.device)
@@ -85,7 +85,7 @@ def resolve(study: Study, places: Places, *, skip_broken: bool = False, watch: W
 
     joined: Joined = "all" if study.refit else "carved" if recipe.name == "paper" else ""
     final = loaded(joined)
-    images = Images(final, loaded("") if joined and (study.tune or study.refit) else final)
+    images = StudyImages(final, loaded("") if joined and (study.tune or study.refit) else final)
     _refuse_no_validation(study, images)
     if study.match and (fixed := fixed_sizes(methods)):
         notes.append(f"Sizes match {study.match}, except for methods of one fixed size: {', '.join(fixed)}.")
@@ -97,7 +97,7 @@ def resolve(study: Study, places: Places, *, skip_broken: bool = False, watch: W
     )
 
 
-def _refuse_no_validation(study: Study, images: Images) -> None:
+def _refuse_no_validation(study: Study, images: StudyImages) -> None:
     """Raise RequestError if something is to be chosen on a validation part that a data set does not have."""
     flag = f"--tune {study.tune}" if study.tune else "--refit" if study.refit else ""
     without = [name for (name, *_), data in images.held_out.items() if not data.sizes["val"]]
@@ -142,7 +142,7 @@ def _refuse_bad_weights(source: Source) -> None:
 # --- jobs ------------------------------------------------------------------------------------------------------------
 
 
-def _draft(method: SizedMethod, study: Study, recipe: Recipe, images: Images, where: Where) -> Draft:
+def _draft(method: SizedMethod, study: Study, recipe: Recipe, images: StudyImages, where: Where) -> Draft:
     tuned_on = images.tuned_on(where, study.seeds[0])
     held_out = images.held_out[tuned_on]
     recipe = method_recipe(method, study, recipe, held_out.sizes["train"])

@@ -49,7 +49,7 @@ class Trial:
     setting: Setting = ()  # fields that differ from those of the method as requested
 
 
-Scores: TypeAlias = Mapping[Trial, float | None]  # in the order of the trials; None: failed
+TrialScores: TypeAlias = Mapping[Trial, float | None]  # in the order of the trials; None: failed
 
 
 # --- the rule --------------------------------------------------------------------------------------------------------
@@ -68,7 +68,7 @@ def _decades(middle: float, points: int) -> list[float]:
     return [float(f"1e{exponent}") for exponent in sorted(exponents)]
 
 
-def next_trial(scores: Scores, alternatives: Setting = ()) -> Trial:
+def next_trial(scores: TrialScores, alternatives: Setting = ()) -> Trial:
     """Return the trial that follows from the scores of all earlier ones; `alternatives` are fields to be tried."""
     optimizer, lr, setting = astuple(best(scores))
     rates = _rates(scores, optimizer)
@@ -82,7 +82,7 @@ def next_trial(scores: Scores, alternatives: Setting = ()) -> Trial:
     return Trial(optimizer, _between(scores, optimizer, lr), setting)
 
 
-def _between(scores: Scores, optimizer: str, lr: float) -> float:
+def _between(scores: TrialScores, optimizer: str, lr: float) -> float:
     """Return a rate between two that were tried with an optimizer, beside `lr` as long as there is room."""
     rates = _rates(scores, optimizer)
     at = rates.index(lr)
@@ -98,7 +98,7 @@ def _between(scores: Scores, optimizer: str, lr: float) -> float:
     return next(rate for rate in middles if rate not in rates)
 
 
-def best(scores: Scores) -> Trial:
+def best(scores: TrialScores) -> Trial:
     """Return the trial with the best score."""
     order = list(dict.fromkeys(trial.optimizer for trial in scores))
 
@@ -108,14 +108,14 @@ def best(scores: Scores) -> Trial:
     return max(scores, key=rank)
 
 
-def edge(scores: Scores) -> Literal["", "lowest", "highest"]:
+def edge(scores: TrialScores) -> Literal["", "lowest", "highest"]:
     """Return whether the best rate is the lowest or the highest that was tried with its optimizer."""
     chosen = best(scores)
     rates = _rates(scores, chosen.optimizer)
     return "lowest" if chosen.lr == rates[0] else "highest" if chosen.lr == rates[-1] else ""
 
 
-def _rates(scores: Scores, optimizer: str) -> list[float]:
+def _rates(scores: TrialScores, optimizer: str) -> list[float]:
     return sorted({trial.lr for trial in scores if trial.optimizer == optimizer})
 
 

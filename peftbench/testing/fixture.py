@@ -24,13 +24,12 @@ from peftbench.models.plan import Plan, Tuned
 from peftbench.results.store import JobFolder
 from peftbench.testing.networks import CLASSES, batch, batches, classifier
 from peftbench.training.checkpoint import Checkpoint
-from peftbench.training.loop import Outside, Progress, Task, fit
+from peftbench.training.loop import Begun, Outside, Progress, Task, fit
 from peftbench.training.trainee import Trainee, carry_out
 
 SEED = 3
 RATES = {"sgd": 0.05, "adamw": 0.01}
 STEPS = 4  # with a checkpoint after half of them
-Begun = tuple[Progress, dict[str, Tensor], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)

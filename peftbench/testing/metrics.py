@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from peftbench.core.contract import Labels, Logits, Metric, Task, lower_is_better, tasks_of
+from peftbench.core.contract import Labels, Logits, Metric, TaskKind, lower_is_better, tasks_of
 from peftbench.testing.findings import Finding, Rule, refuse_torch, require, run_rules
 
 Case = tuple[str, Logits, Labels]
@@ -36,7 +36,7 @@ class MetricFixture:
                 yield f"{task}, {classes} classes", *predictions(task, classes)
 
 
-def predictions(task: Task, classes: int, images: int = 40) -> tuple[Logits, Labels]:
+def predictions(task: TaskKind, classes: int, images: int = 40) -> tuple[Logits, Labels]:
     """Return logits (n, classes) that are somewhat better than chance, and labels."""
     draw = np.random.default_rng(classes)
     labels = draw.permutation(np.arange(images) % classes)

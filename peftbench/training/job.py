@@ -201,8 +201,8 @@ def predict_majority(run: Run) -> None:
     run.outcome.progress = Progress(chosen=chosen)
 
 
-Step: TypeAlias = Callable[[Run], None]
-STEPS: tuple[Step, ...] = (
+JobStep: TypeAlias = Callable[[Run], None]
+STEPS: tuple[JobStep, ...] = (
     resume,
     build_model,
     build_task,
@@ -214,7 +214,7 @@ STEPS: tuple[Step, ...] = (
     write_delta,
     count_cost,
 )
-ON_FEATURES: tuple[Step, ...] = (
+ON_FEATURES: tuple[JobStep, ...] = (
     build_model,
     build_task,
     select,
@@ -222,10 +222,10 @@ ON_FEATURES: tuple[Step, ...] = (
     fit_on_features,
     write_results,
 )
-UNTRAINED: tuple[Step, ...] = (predict_majority, write_results)
+UNTRAINED: tuple[JobStep, ...] = (predict_majority, write_results)
 
 
-def steps_for(method: Method) -> tuple[Step, ...]:
+def steps_for(method: Method) -> tuple[JobStep, ...]:
     """Return the steps of a job of this method; without a head there is no delta."""
     if method.fits_features:
         return (*ON_FEATURES, write_delta) if method.trains else ON_FEATURES

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from peftbench.core import official_recipes
-from peftbench.core.contract import Labels, Logits, Metric, Task, tasks_of
+from peftbench.core.contract import Labels, Logits, Metric, TaskKind, tasks_of
 from peftbench.core.record import BackboneFacts, Budget, Choice, Costs, Counts, DataFacts, MethodFacts, Record, Tuning
 from peftbench.core.registry import registry
 from peftbench.core.spec import Job, Places
@@ -153,7 +153,7 @@ def _scores(logits: Logits, part: str, data: Data, faults: dict[str, None]) -> d
 
 
 def compute_metrics(
-    logits: Logits, labels: Labels, task: Task = "single", faults: dict[str, None] | None = None
+    logits: Logits, labels: Labels, task: TaskKind = "single", faults: dict[str, None] | None = None
 ) -> dict[str, float | None]:
     """Return every registered metric that is defined for the task; None where its value is undefined.
 

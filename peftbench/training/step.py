@@ -16,12 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from peftbench.errors import JobError
+from peftbench.models.method import Loss
 from peftbench.models.plan import Callback
 
 SYNC_WARNING = "called a synchronizing"  # part of torch's message for an operation that waits for the GPU
 WARM_UP = 3  # eager steps before a capture, in which libraries, optimizer and autograd allocate what they keep
-
-Loss = Callable[[Tensor, Tensor], Tensor]  # logits, labels -> the batch's mean
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import pytest
 
 from peftbench.core.catalogue import dataset_entry
 from peftbench.core.contract import PARTS
-from peftbench.data import download
 from peftbench.datasets import _medmnist
+from peftbench.storage import files
 
 
 def write_set(root: Path, name: str, side: int, monkeypatch: pytest.MonkeyPatch, images: int = 30) -> Path:
@@ -28,7 +28,7 @@ def write_set(root: Path, name: str, side: int, monkeypatch: pytest.MonkeyPatch,
     file = _medmnist.file_of(root, name, side)
     file.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(file, **arrays)
-    sums, real = dataset_entry("medmnist").checksums, download.checksum
+    sums, real = dataset_entry("medmnist").checksums, files.checksum
     known, own = file.read_bytes(), sums[file.name].removeprefix("md5:")
     monkeypatch.setattr(
         _medmnist, "checksum", lambda asked, kind: own if asked.read_bytes() == known else real(asked, kind)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from peftbench.errors import RequestError
-from peftbench.methods._fields import Projection
+from peftbench.methods._fields import SiteName
 from peftbench.methods._hub import UNFIT, HubMethod
 from peftbench.methods.adalora import AdaLoRA
 from peftbench.methods.boft import BOFT
@@ -48,7 +48,7 @@ from peftbench.models.peft_tuners import HubTuner
 from peftbench.models.plan import Tuned
 from tests.networks import batch, blank, network
 
-TWO: tuple[Projection, ...] = ("qkv", "fc2")  # (96, 32) and (32, 128): what is shared must fit both
+TWO: tuple[SiteName, ...] = ("qkv", "fc2")  # (96, 32) and (32, 128): what is shared must fit both
 SIZE = 96 * 32 / 768**2  # of the small network's qkv as a share of what scales are meant for
 PEERS: list[
     tuple[HubMethod, str, dict[str, Any]]

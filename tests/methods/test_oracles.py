@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from peftbench.core.recipe import Recipe
 from peftbench.data.batches import FeatureBatches
 from peftbench.methods import _spt
-from peftbench.methods._spt import Piece, Rule
+from peftbench.methods._spt import Piece, WholeRule
 from peftbench.methods.adaptformer import AdaptFormer
 from peftbench.methods.bitfit import BitFit
 from peftbench.methods.ft_att import FTAtt
@@ -270,10 +270,10 @@ def test_the_probe_sums_the_squares_that_spt_sums() -> None:
 # --- SPT's choice: its own code on the four selection batches, with 5,000 for a million so that its sweep fits --------
 
 SETTINGS = {
-    "r2_alpha10_beta5_vec": Rule(2, 10, 5),
-    "r2_alpha1_beta5_vec": Rule(2, 1, 5),
-    "r2_alpha10_beta5_novec": Rule(2, 10, 0),
-    "r4_alpha10_beta5_vec": Rule(4, 10, 5),
+    "r2_alpha10_beta5_vec": WholeRule(2, 10, 5),
+    "r2_alpha1_beta5_vec": WholeRule(2, 1, 5),
+    "r2_alpha10_beta5_novec": WholeRule(2, 10, 0),
+    "r4_alpha10_beta5_vec": WholeRule(4, 10, 5),
 }
 
 

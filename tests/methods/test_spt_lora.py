@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from peftbench.core.recipe import Recipe
 from peftbench.errors import RequestError
 from peftbench.methods import _spt
-from peftbench.methods._spt import Rule
+from peftbench.methods._spt import WholeRule
 from peftbench.methods.spt_lora import LowRank, SPTLoRA
 from peftbench.models.gradient_probe import GradientProbe
 from peftbench.models.plan import Plan, Scores
@@ -179,8 +179,8 @@ def test_nothing_of_the_embedding_competes() -> None:
 
 def test_the_rules_cost_is_that_of_the_paper() -> None:
     qkv = next(piece for piece in _spt.pieces(network()) if piece.part == "q")
-    assert [Rule(2, 10, 5).whole(qkv, c) for c in (12, 13)] == [False, True]  # 2 (32 + 32) / 10 = 12.8
-    assert [Rule(2, 1, 5).whole(qkv, c) for c in (127, 128)] == [False, True]
+    assert [WholeRule(2, 10, 5).whole(qkv, c) for c in (12, 13)] == [False, True]  # 2 (32 + 32) / 10 = 12.8
+    assert [WholeRule(2, 1, 5).whole(qkv, c) for c in (127, 128)] == [False, True]
 
 
 # --- on real gradients -----------------------------------------------------------------------------------------------

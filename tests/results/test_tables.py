@@ -106,7 +106,7 @@ def test_the_three_rules_stand_side_by_side(tmp_path: Path) -> None:
     table = find(write(tmp_path, fake), "rules_busi")
     choices = fake.record().choices
     shown = [f"{100 * (choices[rule].test['macro_f1'] or 0):.1f}" for rule in choices]
-    assert [column(table, tables.RULES[rule])[0] for rule in choices] == shown
+    assert [column(table, tables.RULE_LABELS[rule])[0] for rule in choices] == shown
     assert "test oracle: not a result" in table.columns
 
 

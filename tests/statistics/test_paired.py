@@ -14,7 +14,7 @@ from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 from peftbench.errors import DataError
-from peftbench.statistics.bootstrap import Run
+from peftbench.statistics.bootstrap import Predictions
 from peftbench.statistics.paired import Comparison, average, jackknife
 from peftbench.statistics.paired import compare as paired
 from tests.ties import tie
@@ -22,11 +22,11 @@ from tests.ties import tie
 NAN = math.nan
 
 
-def compare(first: list[Run], second: list[Run], metric: str, score: Any = None) -> Comparison:
+def compare(first: list[Predictions], second: list[Predictions], metric: str, score: Any = None) -> Comparison:
     return paired(*([jackknife(run, metric, score) for run in runs] for runs in (first, second)))
 
 
-def run(right: NDArray[np.bool_], groups: NDArray[np.int64] | None = None) -> Run:
+def run(right: NDArray[np.bool_], groups: NDArray[np.int64] | None = None) -> Predictions:
     """Return predictions of two alternating classes that are correct where `right` is true."""
     labels = np.arange(len(right)) % 2
     logits = np.eye(2, dtype=np.float32)[np.where(right, labels, 1 - labels)]

@@ -205,7 +205,7 @@ def test_thousands_of_entries_are_held_with_a_handful_of_open_files(tmp_path: Pa
         folder.mkdir(parents=True)
     holds = [Hold(folder) for folder in folders]
     assert sum(1 for _ in Path("/proc/self/fd").iterdir()) <= before + 3
-    first, second = (cache.Entry("pixels", folder, 0, 0.0) for folder in folders[:2])
+    first, second = (cache.CacheEntry("pixels", folder, 0, 0.0) for folder in folders[:2])
     holds[0].close()
     assert cache.drop(first)
     assert not cache.drop(second)
@@ -216,6 +216,6 @@ def test_an_entry_may_be_held_more_than_once(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     one, two = Hold(folder), Hold(folder)
     one.close()
-    assert not cache.drop(cache.Entry("pixels", folder, 0, 0.0))
+    assert not cache.drop(cache.CacheEntry("pixels", folder, 0, 0.0))
     two.close()
-    assert cache.drop(cache.Entry("pixels", folder, 0, 0.0))
+    assert cache.drop(cache.CacheEntry("pixels", folder, 0, 0.0))

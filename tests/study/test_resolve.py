@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,7 @@ from peftbench.data.availability import open_dataset
 from peftbench.data.pixel_cache import Data
 from peftbench.errors import MissingDataError, RequestError, SplitError, UnknownNameError, WeightsError
 from peftbench.results.store import Store
-from peftbench.study import defaults
+from peftbench.study import defaults, images
 from peftbench.study import resolve as studies_
 from peftbench.study.resolve import Resolved
 from tests import studies
@@ -263,15 +261,15 @@ def test_no_test_image_of_any_seed_is_in_the_trials_that_find_its_rate(home: Pat
 def test_without_a_validation_part_nothing_is_tuned(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     studies.draw(home / "given" / "train", 4)
     studies.draw(home / "given" / "test", 3, seed=1)
-    monkeypatch.setattr(studies_, "load", partial(all_of_train, load=studies_.load))
+    monkeypatch.setattr(studies_, "load", all_of_train)
     asked = studies.small(home / "given", tune=2)
     with pytest.raises(RequestError, match=r"--tune 2 needs a validation part, and folder:.*given has none"):
         studies_.resolve(asked, studies.places(home))
 
 
-def all_of_train(*wanted: Any, load: Callable[..., Data], **options: Any) -> Data:
+def all_of_train(*wanted: Any, **options: Any) -> Data:
     """Load images with what was carved from train joined to it again, as a data set without a validation part has."""
-    return load(*wanted, **options | {"joined": "carved"})
+    return images.load(*wanted, **options | {"joined": "carved"})
 
 
 # --- written down ----------------------------------------------------------------------------------------------------

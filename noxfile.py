@@ -18,7 +18,10 @@ ROOT = Path(__file__).parent
 PINNED = ("-c", "tests/constraints.txt")
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # two workers on two cores; bits depend on threads
 PARALLEL = ("-n", "2", "--dist", "worksteal")  # neighboring tests stay together and share their fixtures
-MEMBERS = ("peftbench/backbones/mini.safetensors", "peftbench/_data/methods/", "peftbench/_data/datasets/")
+MEMBERS = (
+    "peftbench/backbones/mini.safetensors",
+    *(f"peftbench/_data/{folder}/" for folder in ("methods", "datasets", "studies")),
+)
 
 
 @nox.session

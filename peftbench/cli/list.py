@@ -30,7 +30,7 @@ PRESENT = ("complete", "built in", AT_PATH)
 
 
 def list_(
-    kind: Annotated[str, typer.Argument(help="methods, datasets, backbones, metrics, reports or recipes.")],
+    kind: Annotated[str, typer.Argument(help="methods, datasets, backbones, metrics, reports, recipes or studies.")],
     data: DataOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -62,8 +62,10 @@ def show_list(kind: str, data: Path | None, *, as_json: bool) -> None:
 def _rows(kind: str, root: Path) -> dict[str, dict[str, Any]]:
     if kind == "recipes":
         return _recipes()
+    if kind == "studies":
+        return _studies()
     if kind not in FOLDERS:
-        raise UnknownNameError("kind", kind, (*FOLDERS, "recipes"))
+        raise UnknownNameError("kind", kind, (*FOLDERS, "recipes", "studies"))
     if kind == "datasets":
         return {name: _dataset_row(name, root) for name in _loadable(kind)}
     rows = {name: _row(kind, name) for name in _loadable(kind)}
@@ -78,6 +80,15 @@ def _recipes() -> dict[str, dict[str, Any]]:
         name: {"optimizer": r.optimizer, "steps": r.steps, "batch": r.batch, "head": r.head}
         for name, r in RECIPES.items()
     }
+
+
+def _studies() -> dict[str, dict[str, Any]]:
+    """Return what each shipped study is and how many jobs of which recipe it asks for."""
+    found = {}
+    for name in catalogue_files.study_names():
+        known = catalogue_files.read(catalogue_files.built_in("studies", name))
+        found[name] = {"what": known["title"], "recipe": known["recipe"], "backbone": known.get("backbone", "any")}
+    return found
 
 
 def _loadable(kind: str) -> Iterator[str]:

@@ -71,7 +71,8 @@ RefitOption = Annotated[
     bool | None, typer.Option("--refit", help="Train on train and val at the rate and step that trials have chosen.")
 ]
 BaselinesOption = Annotated[
-    bool, typer.Option("--baselines/--no-baselines", help="Add majority, knn, linear and linear on random weights.")
+    bool | None,
+    typer.Option("--baselines/--no-baselines", help="Add majority, knn, linear and linear on random weights."),
 ]
 AugmentationOption = Annotated[
     str, typer.Option("--augmentation", help="Of training images: none, light or medical (depends on the modality).")
@@ -114,7 +115,12 @@ SkipBrokenOption = Annotated[bool, typer.Option("--skip-broken", help="Leave out
 JsonOption = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON.")]
 
 StoreArgument = Annotated[Path, typer.Argument(help="Folder of the results.")]
-StudyArgument = Annotated[Path | None, typer.Argument(help="A study.toml; options on the command line override it.")]
+StudyArgument = Annotated[
+    str, typer.Argument(help="A study.toml, or a name of `peftbench list studies`; options override what it sets.")
+]
+ScaleOption = Annotated[
+    str, typer.Option("--scale", help="Of a study: printed, or small: on the backbone and the data sets that are here.")
+]
 JobArgument = Annotated[str, typer.Argument(help="The job's id, the first digits of it, or its folder.")]
 
 STORE = Path("runs")
@@ -142,7 +148,7 @@ class StudyOptions:
     batch: BatchOption = None
     evaluations: EvaluationsOption = None
     lr: RateOption = None
-    baselines: BaselinesOption = True
+    baselines: BaselinesOption = None
     augmentation: AugmentationOption = ""
     precision: PrecisionOption = ""
     compile: CompileOption = None

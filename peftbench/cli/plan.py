@@ -8,7 +8,16 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from peftbench.cli.console import make_table, say, show, show_json
-from peftbench.cli.options import STORE, CacheOption, DataOption, JsonOption, StudyArgument, StudyOptions, grouped
+from peftbench.cli.options import (
+    STORE,
+    CacheOption,
+    DataOption,
+    JsonOption,
+    ScaleOption,
+    StudyArgument,
+    StudyOptions,
+    grouped,
+)
 
 if TYPE_CHECKING:
     from peftbench.core.spec import Places, Study
@@ -21,15 +30,16 @@ Planned = Mapping[str, Any]  # a job, as `forecast.outline` describes it
 @grouped
 def plan(
     options: StudyOptions,
-    study: StudyArgument = None,
+    study: StudyArgument = "",
+    scale: ScaleOption = "",
     data: DataOption = None,
     cache: CacheOption = None,
     json: JsonOption = False,
 ) -> None:
     """List the jobs of a study with exact counts. Needs neither weights nor images; nothing is trained."""
-    from peftbench.core.spec import read_study
+    from peftbench.core.spec import find_study, read_study
 
-    found = read_study(study, asdict(options))
+    found = read_study(find_study(study) if study else None, asdict(options), scale)
     from peftbench.study.defaults import places
 
     show_plan(found, places(STORE, data, cache), as_json=json)

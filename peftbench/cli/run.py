@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Self
 import typer
 
 from peftbench.cli.console import bare_table, output, say, show, styled, warn
-from peftbench.cli.options import PlaceOptions, SkipBrokenOption, StudyArgument, StudyOptions, grouped
+from peftbench.cli.options import PlaceOptions, ScaleOption, SkipBrokenOption, StudyArgument, StudyOptions, grouped
 from peftbench.core.constants import RANDOM_WEIGHTS
 from peftbench.results.text import printable
 
@@ -37,7 +37,8 @@ MARKS: Mapping[str, str] = MappingProxyType({"": "", "best": "bold"})
 def run(
     options: StudyOptions,
     places: PlaceOptions,
-    study: StudyArgument = None,
+    study: StudyArgument = "",
+    scale: ScaleOption = "",
     jobs: Annotated[
         int, typer.Option(min=0, help="Jobs at the same time; 0: one per core on a CPU, one per GPU on GPUs.")
     ] = 0,
@@ -47,9 +48,10 @@ def run(
     skip_broken: SkipBrokenOption = False,
 ) -> None:
     """Train every method on every data set. Without arguments, the quick study."""
-    from peftbench.core.spec import read_study
+    from peftbench.core.spec import find_study, read_study
 
-    found = read_study(study, asdict(options))  # before torch is imported, so that a typing error is answered at once
+    file = find_study(study) if study else None
+    found = read_study(file, asdict(options), scale)  # before torch is imported: a typing error is answered at once
     raise typer.Exit(run_study(found, places.found(), jobs, skip_broken=skip_broken, timeout=timeout))
 
 

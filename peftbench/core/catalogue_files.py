@@ -1,7 +1,8 @@
 """The files of the catalogue, unchecked: enough to list names and single values without importing pydantic.
 
-Every method and data set has one TOML file, in the folders `methods/` and `datasets/` of a source checkout or in their
-copies in `peftbench/_data` of an installed wheel. A user's working folder may hold more of them.
+Every method, data set and named study has one TOML file, in the folders `methods/`, `datasets/` and `studies/` of a
+source checkout or in their copies in `peftbench/_data` of an installed wheel. A user's working folder may hold more
+methods and data sets.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from typing import Any, Literal, TypeAlias
 
 from peftbench.errors import CatalogueError, UnknownNameError
 
-Kind: TypeAlias = Literal["methods", "datasets"]
-SINGULAR = {"methods": "method", "datasets": "data set"}
+Kind: TypeAlias = Literal["methods", "datasets", "studies"]
+SINGULAR = {"methods": "method", "datasets": "data set", "studies": "study"}
 
 
 def method_names() -> tuple[str, ...]:
@@ -25,6 +26,11 @@ def method_names() -> tuple[str, ...]:
 def dataset_names() -> tuple[str, ...]:
     """Return the data sets that have a file, the user's own included, sorted."""
     return tuple(sorted({*_names("datasets"), *own_datasets()}))
+
+
+def study_names() -> tuple[str, ...]:
+    """Return the studies that have a file, sorted."""
+    return _names("studies")
 
 
 def own_datasets() -> dict[str, Path]:
@@ -80,9 +86,9 @@ def _variant(file: Path) -> tuple[str, dict[str, Any]]:
 
 
 def built_in(kind: Kind, name: str) -> Path:
-    """Return the file of a built-in method or data set. Raises UnknownNameError."""
+    """Return the file of a built-in method, data set or study. Raises UnknownNameError."""
     if name not in _names(kind):
-        raise UnknownNameError(SINGULAR[kind], name, dataset_names() if kind == "datasets" else method_names())
+        raise UnknownNameError(SINGULAR[kind], name, dataset_names() if kind == "datasets" else _names(kind))
     return folder_of(kind) / f"{name}.toml"
 
 

@@ -7,10 +7,12 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Field
 
+from peftbench.core import catalogue_files
 from peftbench.core.constants import Edge, PrecisionOption, Role
 from peftbench.core.contract import DatasetCard, Preprocessing
 from peftbench.core.fields import Count, Positive, build, checked, fields_of_many
@@ -132,8 +134,40 @@ def _share(text: str) -> float:
     return value
 
 
-def load_study(file: Path) -> Study:
-    """Read study.toml. Raises RequestError naming the file and the key."""
+SCALES = ("printed", "small")
+# Options that exclude each other: one that is given replaces the other of the file.
+RIVALS: Mapping[str, str] = MappingProxyType(
+    {"lr": "tune", "tune": "lr", "ratios": "match", "match": "ratios", "train_share": "shots", "shots": "train_share"}
+)
+
+
+def find_study(text: str) -> Path:
+    """Return the file that a path, or the name of a shipped study, stands for. Raises UnknownNameError."""
+    path = Path(text)
+    if not path.is_file() and (text in catalogue_files.study_names() or path.name == text.removesuffix(".toml")):
+        return catalogue_files.built_in("studies", text)
+    return path
+
+
+def load_study(file: Path, scale: str = "") -> Study:
+    """Read study.toml; with the scale `small` its table `small` replaces keys above it.
+
+    Raises RequestError naming the file and the key.
+    """
+    values = read_values(file)
+    small = values.pop("small", None)
+    values.pop("title", None)
+    if scale not in ("", *SCALES):
+        raise RequestError(f"--scale must be {' or '.join(SCALES)}, got {scale}.")
+    if scale == "small":
+        if not isinstance(small, dict):
+            raise RequestError(f"The study {file} has no table [small]; leave --scale out.")
+        values |= small
+    return build(Study, values, f"The study {file}")
+
+
+def read_values(file: Path) -> dict[str, Any]:
+    """Return the keys of a study.toml, unchecked. Raises RequestError naming the file."""
     try:
         values = tomllib.loads(file.read_text(encoding="utf-8-sig"))  # some editors begin a file with a byte-order mark
         json.dumps(values, default=str)  # refuses integers with more digits than Python prints
@@ -141,25 +175,26 @@ def load_study(file: Path) -> Study:
         raise RequestError(f"Cannot read the study {file}: {error.strerror}.") from None
     except (ValueError, RecursionError) as error:
         raise RequestError(f"The study {file} is not valid TOML: {error}.") from None
-    return build(Study, values, f"The study {file}")
+    return values
 
 
-def read_study(file: Path | None, given: Mapping[str, Any]) -> Study:
+def read_study(file: Path | None, given: Mapping[str, Any], scale: str = "") -> Study:
     """Return the study in `file`, if any, overridden by the options in `given`; None, "" and [] override nothing.
 
     Raises RequestError for a name that is not a field of a study.
     """
-    base = load_study(file) if file else Study()
+    if scale and not file:
+        raise RequestError("--scale needs a study, such as paper-table1; `peftbench list studies` names them.")
+    base = load_study(file, scale) if file else Study()
     options = {k: v for k, v in given.items() if v not in (None, "", [])}
     for name in SEVERAL & options.keys():
         text = ",".join(options[name])
         if not (found := texts(text, _exists)):
             raise RequestError(f"{flag(name)} must name at least one value, got {text!r}.")
         options[name] = found
-    if not base.baselines:
-        options.pop("baselines", None)
-    study = build(Study, options, "", flag)
-    return replace(base, **{name: getattr(study, name) for name in options})
+    study, plain = build(Study, options, "", flag), Study()
+    replaced = {rival: getattr(plain, rival) for name, rival in RIVALS.items() if name in options}
+    return replace(base, **replaced | {name: getattr(study, name) for name in options})
 
 
 def _exists(path: str) -> bool:

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from peftbench.core import catalogue_files
 from peftbench.core.contract import Preprocessing
 from peftbench.core.fields import build
 from peftbench.core.recipe import RECIPES, Recipe
-from peftbench.core.spec import Job, load_study, read_study
+from peftbench.core.spec import Job, find_study, load_study, read_study
 from peftbench.core.syntax import Spec, budget, parse, texts
 from peftbench.errors import PeftbenchError, RequestError
 from peftbench.methods.lora import LoRA
@@ -330,3 +331,57 @@ def test_a_recipe_is_restored_from_its_record() -> None:
     recipe = Recipe("standard", optimizer="sgd", lr=1e-2, clip=1.0, precision="bf16")
     assert Recipe.restored({**recipe.stored(), "label": "a field of an earlier version"}) == recipe
     assert Recipe.restored({"name": "standard"}) == Recipe()
+
+
+# --- named studies ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", catalogue_files.study_names())
+def test_a_shipped_study_is_printed_or_small(name: str) -> None:
+    printed, small = (read_study(find_study(name), {}, scale) for scale in ("printed", "small"))
+    assert load_study(find_study(name)) == printed
+    if name != "quick":
+        assert (printed.backbone, str(printed.recipe), printed.seeds) == ("clip_vit_b16", "paper", (0, 1, 2))
+        assert printed.datasets == ("paper",)
+        assert (small.backbone, str(small.recipe), small.seeds, small.datasets) == ("", "standard", (0, 1, 2), ("all",))
+
+
+def test_options_win_over_a_study_whatever_it_sets() -> None:
+    file, small = find_study("paper-table4"), "small"
+    given = {"datasets": ["busi"], "seeds": ["5"], "baselines": True, "lr": 0.01}
+    study = read_study(file, given, small)
+    assert (study.datasets, study.seeds, study.baselines, study.lr, study.tune) == (("busi",), (5,), True, 0.01, None)
+    assert len(study.methods) == 5
+    assert read_study(find_study("paper-fig4"), {"match": "shpeft@1%"}).ratios == ()
+
+
+def test_a_file_is_a_study_of_its_own_and_may_have_a_small_scale(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("quick").mkdir()  # a store of that name does not hide the study
+    Path("mine").write_text('methods = ["lora"]\n')
+    Path("study.toml").write_text('title = "Mine"\nsteps = 100\n[small]\nsteps = 5\n')
+    assert find_study("quick").name == "quick.toml"
+    assert load_study(find_study("mine")).methods == (parse("lora"),)
+    assert load_study(find_study("study.toml")).steps == 100
+    assert load_study(find_study("study.toml"), "small").steps == 5
+
+
+@pytest.mark.parametrize(
+    ("name", "scale", "message"),
+    [
+        ("paper-table9", "", "No study is called 'paper-table9'. Did you mean paper-table"),
+        ("nowhere.toml", "", "Cannot read the study nowhere.toml"),
+        ("no/where", "", "Cannot read the study no/where"),
+        ("quick", "tiny", "--scale must be printed or small, got tiny"),
+        ("one.toml", "small", r"has no table \[small\]; leave --scale out"),
+    ],
+)
+def test_what_is_no_study_or_scale_is_refused(
+    name: str, scale: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("one.toml").write_text("steps = 5\n")
+    with pytest.raises(RequestError, match=message):
+        read_study(find_study(name), {}, scale)

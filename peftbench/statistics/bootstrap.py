@@ -85,7 +85,7 @@ def difference(first: Sequence[Predictions], second: Sequence[Predictions], metr
     return _together(first, second, metric, np.subtract)
 
 
-def ratio(first: Sequence[Run], second: Sequence[Run], metric: str = "macro_f1") -> Estimate:
+def ratio(first: Sequence[Predictions], second: Sequence[Predictions], metric: str = "macro_f1") -> Estimate:
     """Return the mean score of the first runs divided by that of the second, all resampled together.
 
     Raises DataError unless all runs have the same test set.
@@ -99,7 +99,7 @@ def _quotient(above: Values, below: Values) -> Values:
 
 
 def _together(
-    first: Sequence[Run], second: Sequence[Run], metric: str, combine: Callable[[Values, Values], Values]
+    first: Sequence[Predictions], second: Sequence[Predictions], metric: str, combine: Callable[[Values, Values], Values]
 ) -> Estimate:
     runs, cut = [*first, *second], len(first)
     if not _same_test_set(runs):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 DEFAULT_FORMATS = ["markdown,latex,csv,figure,html"]
 SHORT_NAMES: Mapping[str, str] = MappingProxyType({"md": "markdown", "tex": "latex", "png": "figure"})
+
+LISTED = 6  # files of one folder and format that are named one by one
 
 FormatOption = Annotated[list[str], typer.Option("--format", help="Some of markdown (md), latex, csv, figure, html.")]
 OutOption = Annotated[Path | None, typer.Option("--out", help="Folder to write to; default: reports/STORE.")]
@@ -70,8 +73,15 @@ def write_report(root: Path, formats: Sequence[str], out: Path, *, anonymous: bo
     for name, writer in writers.items():
         with reports.calling(name):
             files = writer.write(results, out)
-        for file in files:
-            say(str(file))
+        for line in _listed(files):
+            say(line)
+
+
+def _listed(files: Sequence[Path]) -> Iterator[str]:
+    """Yield the paths of the files; a folder with many of them as one line."""
+    folders = Counter(file.parent for file in files)
+    yield from (str(file) for file in files if folders[file.parent] <= LISTED)
+    yield from (f"{folder}: {count} files" for folder, count in folders.items() if count > LISTED)
 
 
 def _damages(results: Sequence[Result]) -> Iterator[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Literal, TypeAlias
 
 Precision: TypeAlias = Literal["fp32", "bf16"]
@@ -15,5 +17,13 @@ RANDOM_WEIGHTS = " (random weights)"  # addition to a label
 PAPER_DATASETS = ("chaoyang", "covid_ct", "busi", "chest_xray", "oct", "limuc")  # D1 to D6 of the SH-PEFT paper
 UNTRAINED = ("majority", "knn")  # methods without training, and so without a learning rate
 BASELINES = ("majority", "knn", "linear")  # methods that every study runs in addition
+LEAKS: Mapping[str, str] = MappingProxyType(  # findings of an audit that affect scores, and what they are
+    {
+        "groups_across_parts": "groups in several parts",
+        "identical_across_parts": "sets of byte-identical images in several parts",
+        "near_pairs_across_parts": "pairs of near duplicates in two parts",
+        "contradicting_pairs": "pairs of identical or near-identical images with different labels",
+    }
+)
 QUICK_METHODS = ("bitfit", "lora", "shpeft", "full")  # of the study without arguments
 QUICK_DATASETS = ("phantom_ultrasound", "phantom_histology", "phantom_oct")

@@ -6,6 +6,7 @@ entry point of the group `peftbench.datasets` names. The contract of methods, wh
 
 from __future__ import annotations
 
+import csv
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -300,6 +301,14 @@ class Result:
             raise StoreError(f"{file} was changed after its record was written; {AGAIN}")
         with np.load(io.BytesIO(content), allow_pickle=False) as stored:
             return stored[f"{part}/{rule}/logits"], stored[f"{part}/labels"], tuple(stored[f"{part}/groups"].tolist())
+
+    def curve(self) -> list[dict[str, float]]:
+        """Return the rows of the learning curve, one per evaluation, an empty cell left out; none if none is stored."""
+        file = self.folder / "curve.csv"
+        if not file.exists():
+            return []
+        with file.open(encoding="utf-8", newline="") as lines:
+            return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(lines)]
 
     def _unreadable(self) -> str:
         """Return what is wrong with predictions that no digest protects: a record of a made-up or edited store."""

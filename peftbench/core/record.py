@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
@@ -136,6 +138,16 @@ class Costs(_Strict):
     train_cpu_seconds: float | None = None  # the part of training
 
 
+@dataclass(frozen=True)
+class Trial:
+    """One trial of a search, as a table or figure shows it."""
+
+    optimizer: str  # "" in records of version 0.1.0: the recipe's
+    lr: float
+    setting: Mapping[str, Any]  # fields of the method that were tuned
+    score: float | None
+
+
 class Tuning(_Strict):
     """How optimizer, learning rate and fields of the method were tuned, always on the validation part."""
 
@@ -147,6 +159,19 @@ class Tuning(_Strict):
     settings: list[dict[str, Any]] = []  # of each trial: fields of the method that were tuned; empty if there are none
     edge: Literal["", "lowest", "highest"] = ""  # whether the chosen rate is at the edge of those tried
     refit: bool = False  # trained on train and val at the chosen rate, to the step chosen by the trial
+
+    @property
+    def points(self) -> list[Trial]:
+        """Return the trials in their order."""
+        optimizers = self.optimizers or [""] * len(self.grid)
+        settings = self.settings or [{}] * len(self.grid)
+        return [Trial(*values) for values in zip(optimizers, self.grid, settings, self.scores, strict=True)]
+
+    @property
+    def best(self) -> Trial:
+        """Return the chosen trial: the first with the best score at the chosen rate."""
+        at_chosen = [point for point in self.points if point.lr == self.chosen]
+        return max(at_chosen, key=lambda point: -math.inf if point.score is None else point.score)
 
 
 class Record(_Strict):

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from peftbench.core.constants import LEAKS
 from peftbench.core.contract import DatasetCard, Labels, Splits
 from peftbench.data.image_scan import ImageScan
 from peftbench.data.near_duplicates import ALIKE, SIDE, SIMILAR
@@ -24,13 +25,13 @@ MAX_FILES = 10_000  # above it `run` skips the audit, which would take minutes; 
 
 _GREY = f"at {SIDE} px in grey"
 DESCRIPTIONS = {
-    "groups_across_parts": "groups in several parts",
+    "groups_across_parts": LEAKS["groups_across_parts"],
     "identical": "sets of byte-identical images",
-    "identical_across_parts": "sets of byte-identical images in several parts",
+    "identical_across_parts": LEAKS["identical_across_parts"],
     "near_pairs": f"pairs of near duplicates (correlation above {ALIKE} {_GREY})",
-    "near_pairs_across_parts": "pairs of near duplicates in two parts",
+    "near_pairs_across_parts": LEAKS["near_pairs_across_parts"],
     "similar_pairs_across_parts": f"pairs of similar images in two parts (correlation {SIMILAR} to {ALIKE} {_GREY})",
-    "contradicting_pairs": "pairs of identical or near-identical images with different labels",
+    "contradicting_pairs": LEAKS["contradicting_pairs"],
     "broken": "images that cannot be decoded",
     "misnamed": "files whose format differs from their suffix",
     "classes_missing": "classes missing in a part",
@@ -127,8 +128,7 @@ def class_counts(labels: Labels, classes: int) -> list[int]:
 
 def warning(counts: Mapping[str, int]) -> str:
     """Return the warning that `run` prints before training; "" if no finding affects the scores."""
-    serious = ("groups_across_parts", "identical_across_parts", "near_pairs_across_parts", "contradicting_pairs")
-    found = [f"{DESCRIPTIONS[kind]}: {counts[kind]}" for kind in serious if counts.get(kind)]
+    found = [f"{description}: {counts[kind]}" for kind, description in LEAKS.items() if counts.get(kind)]
     return f"the audit found {'; '.join(found)}" if found else ""
 
 

@@ -224,23 +224,8 @@ def format_search(tuning: Tuning, optimizer: str) -> str:
 
     Fields of the method that were tuned follow the rate: `0.001 (layer_decay=0.75): 62.0`.
     """
-    tried = sorted((point for point in _points(tuning) if point.optimizer == optimizer), key=lambda point: point.lr)
+    tried = sorted((point for point in tuning.points if point.optimizer == optimizer), key=lambda point: point.lr)
     return ", ".join(f"{_at(point.lr, point.setting)}: {_points_or_failed(point.score)}" for point in tried)
-
-
-@dataclass(frozen=True)
-class _Point:
-    optimizer: str
-    lr: float
-    setting: Mapping[str, Any]
-    score: float | None
-
-
-def _points(tuning: Tuning) -> list[_Point]:
-    """Return the trials in their order."""
-    optimizers = tuning.optimizers or [""] * len(tuning.grid)
-    settings = tuning.settings or [{}] * len(tuning.grid)
-    return [_Point(*values) for values in zip(optimizers, tuning.grid, settings, tuning.scores, strict=True)]
 
 
 def _points_or_failed(score: float | None) -> str:
@@ -254,8 +239,7 @@ def _at(lr: float, setting: Mapping[str, Any]) -> str:
 
 def format_chosen(tuning: Tuning, optimizer: str) -> str:
     """Return the chosen rate and whether it is at an edge, if it was chosen with this optimizer."""
-    points = [point for point in _points(tuning) if point.lr == tuning.chosen]
-    best = max(points, key=lambda point: -math.inf if point.score is None else point.score)
+    best = tuning.best
     if best.optimizer != optimizer:
         return ""
     return f"{_at(best.lr, best.setting)}{f' ({tuning.edge} tried)' if tuning.edge else ''}"

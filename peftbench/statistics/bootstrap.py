@@ -99,7 +99,10 @@ def _quotient(above: Values, below: Values) -> Values:
 
 
 def _together(
-    first: Sequence[Predictions], second: Sequence[Predictions], metric: str, combine: Callable[[Values, Values], Values]
+    first: Sequence[Predictions],
+    second: Sequence[Predictions],
+    metric: str,
+    combine: Callable[[Values, Values], Values],
 ) -> Estimate:
     runs, cut = [*first, *second], len(first)
     if not _same_test_set(runs):

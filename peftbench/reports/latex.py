@@ -31,6 +31,8 @@ _SPECIAL = str.maketrans(
         "\n": " ",
     }
 )
+_PARAGRAPH = 40  # letters of a cell beyond which its column is set as paragraphs
+_WORDS_SHARE = 0.6  # of a line, for all such columns together
 _LATIN = 0x24F  # the last letter of Latin Extended-B
 
 
@@ -63,7 +65,7 @@ _DOCUMENT = r"""\documentclass[a4paper,landscape]{article}
 
 
 def _float(table: Table) -> str:
-    letters = "".join("l" if table.flush_left(column) else "r" for column in table.columns)
+    letters = "".join(_alignments(table))
     lines = [" & ".join(escaped(column) for column in table.columns) + r" \\", r"\midrule"]
     lines += [" & ".join(_cell(cell) for cell in row) + r" \\" for row in table.rows]
     return "\n".join(
@@ -80,6 +82,15 @@ def _float(table: Table) -> str:
             r"\end{table}",
         ]
     )
+
+
+def _alignments(table: Table) -> list[str]:
+    """Return the alignment of each column; long words are set as paragraphs that share a part of the line."""
+    cells = zip(*table.rows, strict=True)
+    wide = [max(len(str(cell)) for cell in column) > _PARAGRAPH for column in cells]
+    width = f"p{{{_WORDS_SHARE / max(1, sum(wide)):.2f}\\linewidth}}"
+    plain = ["l" if table.flush_left(column) else "r" for column in table.columns]
+    return [width if long and letter == "l" else letter for letter, long in zip(plain, wide, strict=True)]
 
 
 def _cell(cell: Cell) -> str:

@@ -1,8 +1,8 @@
 """Tables as every report shows them, before they become Markdown, LaTeX, HTML or terminal output.
 
 For each setting: an overview if there are several data sets, their averages, one table per data set, tiers, the effect
-of leaks between parts, the selection rules, costs, and failed jobs. Scores are in percent with one decimal. Marked is
-the whole first tier: no method is shown to be better than one of these.
+of leaks between parts, the selection rules, costs, failed jobs, and the protocol. Scores are in percent with one
+decimal. Marked is the whole first tier: no method is shown to be better than one of these.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, get_args
 from peftbench.core.contract import INCOMPLETE, Result
 from peftbench.core.recipe import IN_BRACKETS, RECIPES
 from peftbench.core.record import Cut, Record, Tuning
-from peftbench.results import formatting, summary
+from peftbench.results import formatting, protocol, summary
 from peftbench.results.comparison import Compared, compared, rank, rank_remarks
 from peftbench.results.formatting import Cell
 from peftbench.results.summary import Block, MethodRow
@@ -48,6 +48,11 @@ _KERNELS = MappingProxyType(
 )
 
 
+WORDS = frozenset(
+    {"method", "data set", "notes", "reason", "title", "task", "classes", "split", "audit", "fact", "value"}
+)
+
+
 @dataclass(frozen=True)
 class Table:
     """One table, ready to be written in any format."""
@@ -61,7 +66,7 @@ class Table:
 
     def flush_left(self, column: str) -> bool:
         """Return whether a column holds words, which are aligned left; numbers are aligned right."""
-        return column in {"method", "data set", "notes", "reason"}
+        return column in WORDS
 
 
 def tables(results: Iterable[Result]) -> list[Table]:
@@ -73,7 +78,7 @@ def tables(results: Iterable[Result]) -> list[Table]:
         leaks = [_leaks(block, name) for name in block.datasets]
         searches = [_searches(block, name) for name in block.datasets]
         scores = [*_overview(block), *_averages(block), *_data_sets(block)]
-        made = [*scores, *_tiers(block), *leaks, *rules, *spent, *searches, _failures(block)]
+        made = [*scores, *_tiers(block), *leaks, *rules, *spent, *searches, _failures(block), *_protocol(block)]
         found += [replace(_printable(table), name=f"{table.name}_{number}") for table in made if table.rows]
     return found
 
@@ -295,6 +300,15 @@ def _failures(block: Block) -> Table:
     }
     text = f"{block.setting.network}. Jobs without a score, and why."
     return Table("failed", "Failed jobs", block.setting.short, text, *_transposed(facts))
+
+
+def _protocol(block: Block) -> list[Table]:
+    """Return the data as found, and how every method was trained."""
+    setting = block.setting.short
+    text = "Parts of the first seed; other seeds may draw other ones where the split is not given."
+    data = Table("protocol_data", "Data", setting, text, *_transposed(protocol.data_columns(block)))
+    text = f"{block.setting.network}. What all methods share; their own settings stand in the tables above."
+    return [data, Table("protocol", "Protocol", setting, text, *_transposed(protocol.setting_columns(block)))]
 
 
 def _printable(table: Table) -> Table:

@@ -89,7 +89,7 @@ def test_a_damaged_job_is_called_damaged_and_not_marked(tmp_path: Path) -> None:
 
 def test_nothing_failed_no_table_of_failures(tmp_path: Path) -> None:
     names = [table.name for table in tables.tables(write(tmp_path, Fake()))]
-    assert names == ["data_busi_1", "rules_busi_1", "tuning_busi_1"]
+    assert names == ["data_busi_1", "rules_busi_1", "tuning_busi_1", "protocol_data_1", "protocol_1"]
 
 
 def test_the_overview_averages_only_complete_rows(tmp_path: Path) -> None:
@@ -273,3 +273,14 @@ def test_fields_that_were_tuned_stand_beside_the_rate_and_share_a_row(tmp_path: 
     assert column(table, "rate: score") == ["0.0001: 25.0, 0.001: 50.0, 0.001 (layer_decay=0.75): 75.0"]
     assert column(table, "chosen") == ["0.001 (layer_decay=0.75)"]
     assert len(column(find(both, "data_busi"), "method")) == 1
+
+
+def test_the_protocol_has_data_parts_and_what_all_methods_share(tmp_path: Path) -> None:
+    results = write(tmp_path, Fake(), Fake(seed=1), Fake("ssf", dataset="covid_ct"))
+    data = find(results, "protocol_data")
+    assert column(data, "data set") == ["covid_ct", "busi"]
+    assert all(cell.text for row in data.rows for cell in row)
+    shared = find(results, "protocol")
+    facts = dict(zip(column(shared, "fact"), column(shared, "value"), strict=True))
+    assert facts["seeds"] == "0, 1"
+    assert facts["backbone"].startswith("mini, ")

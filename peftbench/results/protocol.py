@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 
 from peftbench.core.constants import LEAKS
 from peftbench.core.record import Record
@@ -23,7 +24,7 @@ def data_columns(block: Block) -> Columns:
         "title": lambda record: str(record.data.card.get("title", NONE)),
         "task": lambda record: str(record.data.card.get("task", "single")).replace("_", "-"),
         "classes": lambda record: ", ".join(map(str, record.data.card.get("classes", ()))),
-        **{part: lambda record, part=part: _part(record, part) for part in ("train", "val", "test")},
+        **{part: partial(_part, part) for part in ("train", "val", "test")},
         "split": lambda record: record.data.split,
         "audit": _audit,
         "notes": lambda record: " ".join(record.data.notes),
@@ -31,7 +32,7 @@ def data_columns(block: Block) -> Columns:
     return {title: [Cell(show(record) or NONE) for record in records] for title, show in columns.items()}
 
 
-def _part(record: Record, part: str) -> str:
+def _part(part: str, record: Record) -> str:
     images, groups = record.data.sizes.get(part, 0), record.data.groups.get(part, 0)
     same = not images or groups == images
     return f"{images:,}" if same else f"{images:,} in {groups:,} groups"

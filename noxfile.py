@@ -20,7 +20,7 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # two workers on 
 PARALLEL = ("-n", "2", "--dist", "worksteal")  # neighboring tests stay together and share their fixtures
 MEMBERS = (
     "peftbench/backbones/mini.safetensors",
-    *(f"peftbench/_data/{folder}/" for folder in ("methods", "datasets", "studies")),
+    *(f"peftbench/_data/{folder}/" for folder in ("methods", "datasets", "studies", "paper")),
 )
 
 

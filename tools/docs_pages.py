@@ -20,7 +20,7 @@ from typer.main import get_command
 from peftbench.cli.app import app
 from peftbench.core import catalogue, catalogue_files
 from peftbench.core.catalogue import DatasetEntry, MethodEntry, Official
-from peftbench.core.constants import PAPER_DATASETS
+from peftbench.core.published import main_scores
 
 if TYPE_CHECKING:
     from mkdocs.config.defaults import MkDocsConfig
@@ -144,9 +144,7 @@ def _method(name: str, entry: MethodEntry) -> str:
         ]
     if official := _official(entry.official):
         pieces += ["**The authors' recipe** (`--recipe official`)", official]
-    if entry.published:
-        named: dict[str, str] = dict(zip(("D1", "D2", "D3", "D4", "D5", "D6"), PAPER_DATASETS, strict=True))
-        scores = {named.get(column, column): f"{score:g}" for column, score in entry.published.items()}
+    if scores := {where: f"{score:.1f}" for where, score in main_scores(name).items()}:
         pieces += [
             "**Macro F1 in % published by Liu et al., MICCAI 2024**",
             table(tuple(scores), [tuple(scores.values())]),

@@ -14,6 +14,7 @@ import typer
 from peftbench.cli import cache, data
 from peftbench.cli.bench import bench
 from peftbench.cli.check import check
+from peftbench.cli.claims import claims
 from peftbench.cli.compare import compare
 from peftbench.cli.errors import UsageError, is_closed, sentence, spell_out
 from peftbench.cli.list import list_
@@ -36,7 +37,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for verb in (run, plan, report, compare, recommend, status):
+for verb in (run, plan, report, compare, recommend, claims, status):
     app.command()(verb)
 app.command("list")(list_)
 for verb in (show, merge, predict, check, measure, bench):

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from peftbench.execution.executor import Executor, Tick
     from peftbench.results.formatting import Cell
     from peftbench.results.store import Store
-    from peftbench.results.tables import Table as ResultTable
+    from peftbench.results.table import Table as ResultTable
 
 COLUMNS = ("macro F1", "ACC", "AUC", "trained", "with head", "seconds", "memory")  # of the table at the end
 MARKS: Mapping[str, str] = MappingProxyType({"": "", "best": "bold"})

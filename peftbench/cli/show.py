@@ -140,6 +140,7 @@ def facts(kind: str, name: str) -> dict[str, Any]:
 def _method(name: str) -> dict[str, Any]:
     from peftbench.core import catalogue, catalogue_files
     from peftbench.core.fields import build
+    from peftbench.core.published import main_scores
     from peftbench.core.registry import registry, variant
     from peftbench.core.syntax import Spec
 
@@ -152,9 +153,11 @@ def _method(name: str) -> dict[str, Any]:
         if base in catalogue_files.method_names()
         else {"trains": (plugin.__doc__ or "").strip()}
     )
+    scores = {where: f"{score:.1f}" for where, score in main_scores(base).items()}
     return {
         **({} if base == name else {"variant of": str(Spec(base, None, values))}),
         **entry,
+        "macro F1 in % published by Liu et al., MICCAI 2024": scores,
         "knob": plugin.knob,
         "options": options,
         "counts": {b: _count(partial(build, plugin, values, name), b) for b in ("mini", "clip_vit_b16")},

@@ -16,7 +16,6 @@ from peftbench.core.contract import DatasetCard, TaskKind
 from peftbench.core.fields import sentence
 from peftbench.errors import CatalogueError
 
-Column = Literal["D1", "D2", "D3", "D4", "D5", "D6", "average"]
 SizeName = Literal["train", "val", "test", "total"]
 Texts = Annotated[tuple[str, ...], Field(strict=False)]  # TOML has lists only
 Numbers = Annotated[tuple[float, ...], Field(strict=False)]
@@ -74,7 +73,6 @@ class MethodEntry(_Entry):
     code: str = ""  # of the authors; "" = none is published
     merges: bool  # whether what it trained folds into the backbone's weights, so that inference costs nothing extra
     official: Official = Official()
-    published: dict[Column, float] = {}  # macro F1 in % by Liu et al., MICCAI 2024; empty = not in their table
     differs: Texts = ()  # where this implementation differs from the authors', and why
 
 

@@ -94,10 +94,15 @@ def built_in(kind: Kind, name: str) -> Path:
 
 def folder_of(kind: Kind) -> Path:
     """Return the folder that holds the built-in files."""
+    return data_file(kind, kind)
+
+
+def data_file(checkout: str, installed: str) -> Path:
+    """Return the path of shipped data: in a source checkout, or in `peftbench/_data` of an installed wheel."""
     package = Path(__file__).parents[1]
-    checkout = package.parent / kind
-    is_checkout = (package.parent / "pyproject.toml").is_file() and checkout.is_dir()
-    return checkout if is_checkout else package / "_data" / kind
+    source = package.parent / checkout
+    is_checkout = (package.parent / "pyproject.toml").is_file() and source.exists()
+    return source if is_checkout else package / "_data" / installed
 
 
 @lru_cache

@@ -9,7 +9,8 @@ from typing import ClassVar
 
 from peftbench.core.contract import Result
 from peftbench.results.formatting import NONE, Cell
-from peftbench.results.tables import Table, tables
+from peftbench.results.table import Table
+from peftbench.results.tables import tables
 from peftbench.storage.files import write_text
 
 _MARKS = {"": "{}", "best": r"\textbf{{{}}}"}

@@ -10,7 +10,8 @@ from typing import ClassVar
 
 from peftbench.core.contract import Result
 from peftbench.results.formatting import Cell
-from peftbench.results.tables import Table, tables
+from peftbench.results.table import Table
+from peftbench.results.tables import tables
 from peftbench.storage.files import write_text
 
 _MARKS = {"": "{}", "best": "**{}**"}

@@ -64,7 +64,11 @@ class Compared:
     @cached_property
     def pairs(self) -> tuple[Pair, ...]:
         """Every pair, or every method against the one that was named."""
-        found = [(one, other, self._compare(one, other)) for one, other in self._matches()]
+        return self.test(self._matches())
+
+    def test(self, matches: Iterable[tuple[MethodRow, MethodRow]]) -> tuple[Pair, ...]:
+        """Compare some pairs of `rows`, adjusted for their number; pairs that share no seed are left out."""
+        found = [(one, other, self._compare(one, other)) for one, other in matches]
         adjusted = holm([made.p if made else math.nan for *_, made in found])
         sign = -1 if lower_is_better(self.metric) else 1
         return tuple(

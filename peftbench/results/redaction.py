@@ -26,11 +26,12 @@ def publish(results: Sequence[Result], *, anonymous: bool = False) -> list[Resul
     `folder:PATH` and `table:FILE` keep the last part of their path; two that then have the same name are numbered.
     `anonymous`: data sets and their classes are numbered, and titles and sources left out.
     """
-    names = _public_names({result.record.data.name for result in results}, anonymous=anonymous)
+    names = public_names({result.record.data.name for result in results}, anonymous=anonymous)
     return [_renamed(result, names[result.record.data.name], anonymous=anonymous) for result in results]
 
 
-def _public_names(names: Iterable[str], *, anonymous: bool) -> Mapping[str, str]:
+def public_names(names: Iterable[str], *, anonymous: bool = False) -> Mapping[str, str]:
+    """Return the name that may be published of each data set."""
     found: dict[str, str] = {}
     for number, name in enumerate(sorted(names), 1):
         kind, colon, path = name.partition(":")

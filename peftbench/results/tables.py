@@ -1,17 +1,17 @@
 """Tables as every report shows them, before they become Markdown, LaTeX, HTML or terminal output.
 
-For each setting: an overview if there are several data sets, their averages, one table per data set, tiers, the effect
-of leaks between parts, the selection rules, costs, failed jobs, and the protocol. Scores are in percent with one
-decimal. Marked is the whole first tier: no method is shown to be better than one of these.
+For each setting: an overview if there are several data sets, their averages, one table per data set, the SH-PEFT
+paper's scores beside the measured ones, tiers, the effect of leaks between parts, the selection rules, costs, failed
+jobs, and the protocol. Scores are in percent with one decimal. Marked is the whole first tier: no method is shown to be
+better than one of these.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, get_args
 
@@ -21,7 +21,9 @@ from peftbench.core.record import Cut, Record, Tuning
 from peftbench.results import formatting, protocol, summary
 from peftbench.results.comparison import Compared, compared, rank, rank_remarks
 from peftbench.results.formatting import Cell
+from peftbench.results.paper import paper_tables
 from peftbench.results.summary import Block, MethodRow
+from peftbench.results.table import Table, stem, transposed
 from peftbench.results.text import printable
 
 RULE_LABELS = MappingProxyType(
@@ -48,27 +50,6 @@ _KERNELS = MappingProxyType(
 )
 
 
-WORDS = frozenset(
-    {"method", "data set", "notes", "reason", "title", "task", "classes", "split", "audit", "fact", "value"}
-)
-
-
-@dataclass(frozen=True)
-class Table:
-    """One table, ready to be written in any format."""
-
-    name: str  # for files and labels: letters, digits and _
-    subject: str  # "busi", "average (3 of 6)"
-    setting: str  # backbone and image size
-    caption: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
-
-    def flush_left(self, column: str) -> bool:
-        """Return whether a column holds words, which are aligned left; numbers are aligned right."""
-        return column in WORDS
-
-
 def tables(results: Iterable[Result]) -> list[Table]:
     """Return the tables of all settings in reading order."""
     found: list[Table] = []
@@ -77,7 +58,7 @@ def tables(results: Iterable[Result]) -> list[Table]:
         spent = [_spent(block, name) for name in block.datasets]
         leaks = [_leaks(block, name) for name in block.datasets]
         searches = [_searches(block, name) for name in block.datasets]
-        scores = [*_overview(block), *_averages(block), *_data_sets(block)]
+        scores = [*_overview(block), *_averages(block), *_data_sets(block), *paper_tables(block)]
         made = [*scores, *_tiers(block), *leaks, *rules, *spent, *searches, _failures(block), *_protocol(block)]
         found += [replace(_printable(table), name=f"{table.name}_{number}") for table in made if table.rows]
     return found
@@ -136,7 +117,7 @@ def _averages(block: Block) -> list[Table]:
             "AUC": [formatting.score_cell(row.mean("auc", names)) for row in block.rows],
         }
         text = f"{title.capitalize()}: {', '.join(names)}. {_caption(block, names)}"
-        made.append(Table(f"average{number}", title.capitalize(), block.setting.short, text, *_transposed(facts)))
+        made.append(Table(f"average{number}", title.capitalize(), block.setting.short, text, *transposed(facts)))
     return made
 
 
@@ -162,7 +143,7 @@ def _data_set(block: Block, name: str) -> Table:
     }
     subject = f"{name} (synthetic data)" if block.synthetic(name) else name
     text = _caption(block, [name]) + _tuned(block)
-    return Table(f"data_{_stem(name)}", subject, block.setting.short, text, *_transposed(facts))
+    return Table(f"data_{stem(name)}", subject, block.setting.short, text, *transposed(facts))
 
 
 def _tiers(block: Block) -> list[Table]:
@@ -194,7 +175,7 @@ def _tier_table(block: Block, title: str, names: tuple[str, ...]) -> Table:
     remarks = " ".join([*found.remarks(), *(rank_remarks(ranked) if ranked else [])])
     what = f"{title}: methods in tiers by macro F1{_synthetic(block, names)}; {block.setting.network}"
     text = f"{what}. {TIERS_MEAN} {remarks}"
-    return Table(f"tiers_{_stem(title)}", f"{title}: tiers", block.setting.short, text, *_transposed(facts))
+    return Table(f"tiers_{stem(title)}", f"{title}: tiers", block.setting.short, text, *transposed(facts))
 
 
 def _rules(block: Block, name: str) -> Table:
@@ -214,7 +195,7 @@ def _rules(block: Block, name: str) -> Table:
         f"{name}: macro F1 in % under each selection rule{_synthetic(block, [name])}; {block.setting.network}. "
         f"Inflation: gain over {RULE_LABELS[block.setting.selection]!r} if the step were chosen on the test set."
     )
-    return Table(f"rules_{_stem(name)}", f"{name}: selection rules", block.setting.short, text, *_transposed(facts))
+    return Table(f"rules_{stem(name)}", f"{name}: selection rules", block.setting.short, text, *transposed(facts))
 
 
 def _leaks(block: Block, name: str) -> Table:
@@ -246,7 +227,7 @@ def _leaks(block: Block, name: str) -> Table:
         f"{name}: macro F1 in % with and without leaks between its parts{_synthetic(block, [name])}; "
         f"{block.setting.network}. {LEAKS_MEAN}"
     )
-    return Table(f"leaks_{_stem(name)}", f"{name}: leaks", block.setting.short, text, *_transposed(facts))
+    return Table(f"leaks_{stem(name)}", f"{name}: leaks", block.setting.short, text, *transposed(facts))
 
 
 def _spent(block: Block, name: str) -> Table:
@@ -259,7 +240,7 @@ def _spent(block: Block, name: str) -> Table:
         **{title: [Cell(show(records)) for _, records in counted] for title, show in formatting.SPENT.items()},
     }
     text = f"{name}: {formatting.SPENT_MEANS} {block.setting.network}{_synthetic(block, [name])}."
-    return Table(f"costs_{_stem(name)}", f"{name}: costs", block.setting.short, text, *_transposed(facts))
+    return Table(f"costs_{stem(name)}", f"{name}: costs", block.setting.short, text, *transposed(facts))
 
 
 def _searches(block: Block, name: str) -> Table:
@@ -281,7 +262,7 @@ def _searches(block: Block, name: str) -> Table:
         f"{name}: macro F1 in % on validation at every learning rate that was tried; every method had the same number "
         f"of trials. {block.setting.network}{_synthetic(block, [name])}."
     )
-    return Table(f"tuning_{_stem(name)}", f"{name}: tuning", block.setting.short, text, *_transposed(facts))
+    return Table(f"tuning_{stem(name)}", f"{name}: tuning", block.setting.short, text, *transposed(facts))
 
 
 def _tunings(records: Sequence[Record]) -> list[Tuning]:
@@ -299,16 +280,16 @@ def _failures(block: Block) -> Table:
         "reason": [Cell(summary.failure(job)) for _, _, job in failed],
     }
     text = f"{block.setting.network}. Jobs without a score, and why."
-    return Table("failed", "Failed jobs", block.setting.short, text, *_transposed(facts))
+    return Table("failed", "Failed jobs", block.setting.short, text, *transposed(facts))
 
 
 def _protocol(block: Block) -> list[Table]:
     """Return the data as found, and how every method was trained."""
     setting = block.setting.short
     text = "Parts of the first seed; other seeds may draw other ones where the split is not given."
-    data = Table("protocol_data", "Data", setting, text, *_transposed(protocol.data_columns(block)))
+    data = Table("protocol_data", "Data", setting, text, *transposed(protocol.data_columns(block)))
     text = f"{block.setting.network}. What all methods share; their own settings stand in the tables above."
-    return [data, Table("protocol", "Protocol", setting, text, *_transposed(protocol.setting_columns(block)))]
+    return [data, Table("protocol", "Protocol", setting, text, *transposed(protocol.setting_columns(block)))]
 
 
 def _printable(table: Table) -> Table:
@@ -325,14 +306,6 @@ def _printable(table: Table) -> Table:
         columns=tuple(map(printable, table.columns)),
         rows=cells,
     )
-
-
-def _stem(name: str) -> str:
-    return re.sub(r"\W+", "_", name).strip("_")
-
-
-def _transposed(facts: dict[str, list[Cell]]) -> tuple[tuple[str, ...], tuple[tuple[Cell, ...], ...]]:
-    return tuple(facts), tuple(zip(*facts.values(), strict=True))
 
 
 def caption(results: Iterable[Result]) -> list[str]:

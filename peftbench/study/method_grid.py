@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from peftbench.core import catalogue, catalogue_files, official_recipes
+from peftbench.core import official_recipes
 from peftbench.core.constants import BASELINES, UNTRAINED
 from peftbench.core.fields import build
+from peftbench.core.published import published_methods
 from peftbench.core.registry import guard, registry, variant
 from peftbench.core.spec import Study, label
 from peftbench.core.syntax import Spec, budget
@@ -48,7 +49,7 @@ def _expand(spec: Spec) -> tuple[Spec, ...]:
         return tuple(Spec(name) for name in registry("methods").names() if name not in UNTRAINED)
     if str(spec) != "paper":
         return (spec,)
-    return tuple(Spec(name) for name in catalogue_files.method_names() if catalogue.method_entry(name).published)
+    return tuple(map(Spec, sorted(published_methods())))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from peftbench.core.recipe import RECIPES
 from peftbench.core.record import Memory, Tuning, Variant
 from peftbench.results import formatting, tables
 from peftbench.results.frame import frame
-from peftbench.results.tables import Table
+from peftbench.results.table import Table
 from tests.records import PARAMETERS, Fake, study
 
 

@@ -1,0 +1,40 @@
+"""`peftbench claims`: which claims of the SH-PEFT paper hold in the jobs of a store."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from peftbench.cli.console import say, show_json
+from peftbench.cli.options import STORE, JsonOption, StoreArgument
+
+if TYPE_CHECKING:
+    from peftbench.results.claims import Decided
+
+
+def claims(store: StoreArgument = STORE, json: JsonOption = False) -> None:
+    """Decide ten claims of the SH-PEFT paper: holds, fails or undecided, with the numbers and what would decide."""
+    from peftbench.errors import RequestError
+    from peftbench.results.claims import decide
+    from peftbench.results.store import Store
+
+    found = decide(Store(store).results(), store)
+    if not found:
+        raise RequestError(f"{store} holds no finished job; run a study first, such as paper-table1.")
+    if json:
+        show_json([one.as_dict() for one in found])
+        return
+    for one in found:
+        _show(one)
+
+
+def _show(found: Decided) -> None:
+    say(f"{found.network}; recipe {found.recipe}; {', '.join(found.datasets)}", style="bold")
+    if found.synthetic:
+        say("Synthetic data: nothing here is shown about medical images.")
+    for claim, finding in found.findings:
+        say(f"{claim.number:2d}. {finding.verdict.upper():9s} {claim.text}")
+        for line in finding.numbers:
+            say(f"      {line}")
+        if finding.command:
+            say(f"      {finding.command}")
+    say("")

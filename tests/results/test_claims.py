@@ -1,0 +1,154 @@
+"""The ten claims: they hold or fail only where a test or an interval shows it, and say what would decide them."""
+
+from __future__ import annotations
+
+import csv
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.main import get_command
+
+from peftbench.cli.app import app
+from peftbench.results.claims import BOTH_L1, CLAIMS, LAMBDAS, LINEAR_ONLY, TA, TD_L1, TD_L2, decide
+from peftbench.results.evidence import Finding
+from tests.records import PARAMETERS, Fake
+
+HIGH, SAME, LOW = 4.0, 3.9, 0.5
+
+
+def findings(store: Path, *fakes: Fake) -> dict[int, Finding]:
+    (found,) = decide([fake.write(store) for fake in fakes], store)
+    return {claim.number: finding for claim, finding in found.findings}
+
+
+def fakes(*skills: tuple[str, float], **others: Any) -> list[Fake]:
+    return [
+        Fake(label.partition("[")[0], seed=seed, skill=skill, label=label, **others)
+        for label, skill in skills
+        for seed in range(3)
+    ]
+
+
+def test_there_are_ten_claims_and_nothing_is_decided_from_nothing(tmp_path: Path) -> None:
+    found = findings(tmp_path, *fakes(("lora", HIGH)))
+    assert [claim.number for claim in CLAIMS] == list(range(1, 11))
+    assert {number: one.verdict for number, one in found.items()} == dict.fromkeys(range(1, 11), "undecided")
+    assert all(one.command and one.numbers for one in found.values())
+
+
+@pytest.mark.parametrize("number", range(3, 11))
+def test_the_command_that_would_decide_parses(number: int, tmp_path: Path) -> None:
+    command = findings(tmp_path / "a store", *fakes(("shpeft", HIGH), ("full", LOW)))[number].command
+    for piece in filter(None, command.split(" && ")):
+        words = shlex.split(piece)
+        assert words[:2] == ["peftbench", "run"]
+        values = get_command(app).commands["run"].make_context("run", words[2:]).params  # type: ignore[attr-defined]
+        assert values["store"] == tmp_path / "a store"
+        assert values["seeds"] == ["0,1,2"] or number == 8
+
+
+def test_the_hybrid_estimate_must_be_shown_to_beat_each_part(tmp_path: Path) -> None:
+    parts = [(TA, LOW), (TD_L1, LOW), (TD_L2, LOW)]
+    assert findings(tmp_path / "a", *fakes(("shpeft", HIGH), (BOTH_L1, HIGH), *parts))[5].verdict == "holds"
+    unclear = findings(tmp_path / "b", *fakes(("shpeft", HIGH), (BOTH_L1, SAME), *parts[:2], (TD_L2, SAME)))[5]
+    assert unclear.verdict == "undecided"
+    assert any("no difference shown" in line for line in unclear.numbers)
+    assert (
+        findings(tmp_path / "c", *fakes(("shpeft", LOW), (BOTH_L1, HIGH), *parts[:2], (TD_L2, HIGH)))[5].verdict
+        == "fails"
+    )
+    missing = findings(tmp_path / "d", *fakes(("shpeft", HIGH), *parts))[5]
+    assert missing.verdict == "undecided"
+    assert f"Missing: {BOTH_L1}." in missing.numbers
+
+
+def test_lambda_must_be_best_and_robust(tmp_path: Path) -> None:
+    worse = findings(tmp_path / "a", *fakes(("shpeft", HIGH), *((label, LOW) for label in LAMBDAS)))[6]
+    assert worse.verdict == "fails"  # best, but the choice matters
+    same = findings(tmp_path / "b", *fakes(("shpeft", HIGH), *((label, HIGH) for label in LAMBDAS)))[6]
+    assert same.verdict == "undecided"  # not shown to be best
+    assert "0,1,2,3,4,5" in same.command
+
+
+def test_all_tensors_against_linear_layers(tmp_path: Path) -> None:
+    assert findings(tmp_path / "a", *fakes(("shpeft", HIGH), (LINEAR_ONLY, LOW)))[7].verdict == "holds"
+    assert findings(tmp_path / "b", *fakes(("shpeft", LOW), (LINEAR_ONLY, HIGH)))[7].verdict == "fails"
+
+
+def test_a_tiny_mask_must_beat_a_full_model_that_was_tuned_equally(tmp_path: Path) -> None:
+    tiny = [Fake("shpeft", seed=seed, skill=HIGH, target=round(1e-4 * PARAMETERS)) for seed in range(3)]
+    full = [Fake("full", seed=seed, skill=LOW, trainable=PARAMETERS) for seed in range(3)]
+    assert findings(tmp_path / "a", *tiny, *full)[4].verdict == "holds"
+    untuned = [Fake("full", seed=seed, skill=LOW, trainable=PARAMETERS, tuned=False) for seed in range(3)]
+    found = findings(tmp_path / "b", *tiny, *untuned)[4]
+    assert found.verdict == "undecided"
+    assert found.numbers[-1].startswith("Not tuned equally: 2 trials of shpeft, 0 of full.")
+
+
+def test_best_on_average_fails_with_one_better_rival_and_needs_all_to_hold(tmp_path: Path) -> None:
+    assert findings(tmp_path / "a", *fakes(("shpeft", LOW), ("lora", HIGH)))[3].verdict == "fails"
+    found = findings(tmp_path / "b", *fakes(("shpeft", HIGH), ("lora", LOW)))[3]
+    assert found.verdict == "undecided"
+    assert any(line.startswith("Missing at their own size: full, linear, ") for line in found.numbers)
+
+
+def test_comparable_to_task_specific_models_needs_both_data_sets(tmp_path: Path) -> None:
+    good = [fake for name in ("chaoyang", "covid_ct") for fake in fakes(("shpeft", HIGH), dataset=name)]
+    assert findings(tmp_path / "a", *good)[10].verdict == "holds"
+    assert findings(tmp_path / "b", *fakes(("shpeft", LOW), dataset="chaoyang"))[10].verdict == "fails"
+    assert findings(tmp_path / "c", *fakes(("shpeft", HIGH), dataset="chaoyang"))[10].verdict == "undecided"
+
+
+def analyzed(store: Path, name: str, rows: list[dict[str, Any]]) -> None:
+    own = {"backbone": "mini", "image_size": 64, "recipe": "standard", "method": "full"}
+    (store / "analysis").mkdir(parents=True, exist_ok=True)
+    with (store / "analysis" / f"{name}.csv").open("w", newline="") as file:
+        table = csv.DictWriter(file, [*own, *rows[0]])
+        table.writeheader()
+        table.writerows({**own, **row} for row in rows)
+
+
+@pytest.mark.parametrize(("word", "verdict"), [("yes", "holds"), ("no", "fails"), ("undecided", "undecided")])
+def test_sparsity_rests_on_the_interval_of_the_analysis(word: str, verdict: str, tmp_path: Path) -> None:
+    kept = {"kept": 0.97, "kept_low": 0.955, "kept_high": 0.99, "verdict": word, "seeds": 3}
+    analyzed(tmp_path, "sparsity_kept", [{"dataset": "busi", "order": "moved", "share": 0.1, **kept}])
+    found = findings(tmp_path, *fakes(("full", HIGH)))[1]
+    assert found.verdict == verdict
+    assert "10% of the changes keep 97.0% of full tuning's macro F1 [95.5%, 99.0%]" in found.numbers[0]
+
+
+def overlaps(tasks: float, ceiling: float) -> list[dict[str, Any]]:
+    names = ("busi", "chest_xray", "covid_ct")
+    pairs = [(one, other) for one in names for other in names if one <= other]
+    return [
+        {
+            "dataset": one,
+            "other": other,
+            "share": share,
+            "overlap": (ceiling if one == other else tasks) + noise,
+            "chance": share,
+        }
+        for share in (0.05, 0.01, 0.001, 0.0005)
+        for noise, (one, other) in zip((0.01, 0.02, 0.0, 0.0, 0.01, 0.02), pairs, strict=True)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("tasks", "ceiling", "verdict"), [(0.2, 0.6, "holds"), (0.7, 0.9, "fails"), (0.3, 0.3, "undecided")]
+)
+def test_hybridity_rests_on_chance_a_half_and_another_seed(
+    tasks: float, ceiling: float, verdict: str, tmp_path: Path
+) -> None:
+    analyzed(tmp_path, "hybridity", overlaps(tasks, ceiling))
+    jobs = [fake for name in ("busi", "chest_xray", "covid_ct") for fake in fakes(("full", HIGH), dataset=name)]
+    found = findings(tmp_path, *jobs)[2]
+    assert found.verdict == verdict
+    assert len(found.numbers) == 4
+
+
+def test_real_data_sets_count_before_synthetic_ones(tmp_path: Path) -> None:
+    drawn = fakes(("shpeft", LOW), (LINEAR_ONLY, HIGH), dataset="phantom_ct", synthetic=True)
+    real = fakes(("shpeft", HIGH), (LINEAR_ONLY, LOW))
+    assert findings(tmp_path, *drawn, *real)[7].verdict == "holds"

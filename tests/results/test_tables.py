@@ -89,7 +89,7 @@ def test_a_damaged_job_is_called_damaged_and_not_marked(tmp_path: Path) -> None:
 
 def test_nothing_failed_no_table_of_failures(tmp_path: Path) -> None:
     names = [table.name for table in tables.tables(write(tmp_path, Fake()))]
-    assert names == ["data_busi_1", "rules_busi_1", "tuning_busi_1", "protocol_data_1", "protocol_1"]
+    assert names == ["data_busi_1", "paper_1", "rules_busi_1", "tuning_busi_1", "protocol_data_1", "protocol_1"]
 
 
 def test_the_overview_averages_only_complete_rows(tmp_path: Path) -> None:

@@ -92,7 +92,8 @@ def make_table(
     """Return a table; the columns named in `right` are set flush right, `ruled` draws a line under the header."""
     table = bare_table(title=title, ruled=ruled)
     for column in columns:
-        table.add_column(printable(column), justify="right" if column in right else "left", overflow="fold")
+        flush = column in right  # numbers, which are never broken over lines
+        table.add_column(printable(column), justify="right" if flush else "left", overflow="fold", no_wrap=flush)
     for row in rows:
         table.add_row(*(printable(cell) if isinstance(cell, str) else cell for cell in row))
     return table

@@ -18,6 +18,7 @@ from peftbench.cli.options import (
     StudyOptions,
     grouped,
 )
+from peftbench.core.constants import RANDOM_WEIGHTS
 
 if TYPE_CHECKING:
     from peftbench.core.spec import Places, Study
@@ -53,13 +54,16 @@ def show_plan(study: Study, places: Places, *, as_json: bool) -> None:
     if as_json:
         show_json(jobs)
         return
-    same = {name for name in ("steps", "trials") if len({job[name] for job in jobs}) == 1}
+    network = str(jobs[0]["backbone"])
+    jobs = [_named_random(job, network) for job in jobs]
+    same = {name for name in ("steps", "trials", "backbone") if len({job[name] for job in jobs}) == 1}
     hidden = (*HIDDEN, *same, *(() if study.ratios or study.match else ("targets",)))
-    rows = [_shown(job, hidden) for job in jobs]
+    rows = _of_all_seeds([_shown(job, hidden) for job in jobs])
     steps = {job["steps"] for job in jobs}
     each = f" of {steps.pop():,} steps" if len(steps) == 1 and None not in steps else ""
-    title = f"{len(jobs)} jobs{each}, recipe {jobs[0]['recipe']}; ids need the files"
-    right = {name for name in rows[0] if isinstance(jobs[0].get(name), int) or name == "training"}
+    on = f" on {network}" if "backbone" in same else ""
+    title = f"{len(jobs)} jobs{each}{on}, recipe {jobs[0]['recipe']}; ids need the files"
+    right = {name for name in rows[0] if isinstance(jobs[0].get(name), int) or name in {"memory", "training", "share"}}
     show(
         make_table(
             list(rows[0]), [list(map(_cell, row.values())) for row in rows], right=right, title=title, ruled=True
@@ -67,6 +71,13 @@ def show_plan(study: Study, places: Places, *, as_json: bool) -> None:
     )
     for line in _notes(jobs, study):
         say(line)
+
+
+def _named_random(job: Planned, network: str) -> dict[str, Any]:
+    """Return the job with random weights of the study's network in the method's name, as in other tables."""
+    if job["backbone"] != f"{network}@random":
+        return dict(job)
+    return {**job, "backbone": network, "method": f"{job['method']}{RANDOM_WEIGHTS}"}
 
 
 def _shown(job: Planned, hidden: Sequence[str]) -> dict[str, Any]:
@@ -82,6 +93,15 @@ def _shown(job: Planned, hidden: Sequence[str]) -> dict[str, Any]:
         "memory": bound + memory,
         "training": NONE if job["seconds"] is None else duration(job["seconds"]),
     }
+
+
+def _of_all_seeds(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return one row for jobs that differ in their seed only, with all of their seeds."""
+    seeds: dict[tuple[Any, ...], list[int]] = {}
+    for row in rows:
+        seeds.setdefault(tuple((name, value) for name, value in row.items() if name != "seed"), []).append(row["seed"])
+    order = dict.fromkeys(rows[0])
+    return [order | dict(key) | {"seed": found} for key, found in seeds.items()]
 
 
 def _cell(value: object) -> str:

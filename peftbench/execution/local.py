@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, suppress
@@ -158,7 +158,7 @@ class _Pool:
                     for future in finished:
                         yield self._ended(pending.pop(future), future)
                     if self.stop():
-                        _stop_workers(pending, started)
+                        _stop_workers(pool, pending, started)
             except BrokenProcessPool:
                 raise
             except BaseException:
@@ -179,22 +179,24 @@ def gpu_queue(context: SpawnContext, workers: int, gpus: int) -> SimpleQueue[int
     return numbers
 
 
-def _stop_workers(pending: Mapping[Future[Record | None], Job], workers: Collection[BaseProcess]) -> NoReturn:
+def _stop_workers(
+    pool: ProcessPoolExecutor, pending: Collection[Future[Record | None]], workers: Collection[BaseProcess]
+) -> NoReturn:
     """Ask the workers to stop after a checkpoint and wait until they have.
 
-    They are asked by SIGUSR1: SIGTERM would end a worker that has no job, and break the pool.
+    They are asked by SIGUSR1: SIGTERM would end a worker that has no job, and break the pool. The pool itself cancels
+    the jobs that have not begun: if a worker dies, its thread fails on a future that was cancelled from here.
 
     Raises KeyboardInterrupt, or BrokenProcessPool if a worker has died.
     """
-    for future in pending:
-        future.cancel()
     for process in workers:
         if process.pid is not None:
             with suppress(ProcessLookupError):
                 os.kill(process.pid, signal.SIGUSR1)
-    running = [future for future in pending if not future.cancelled()]
-    wait(running)
-    errors = (future.exception() for future in running)
+    pool.shutdown(wait=False, cancel_futures=True)
+    while not all(future.done() for future in pending):  # `wait` does not return for what the pool cancels
+        time.sleep(POLL)
+    errors = (future.exception() for future in pending if not future.cancelled())
     raise next((error for error in errors if isinstance(error, BrokenProcessPool)), KeyboardInterrupt)
 
 

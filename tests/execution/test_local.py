@@ -242,6 +242,25 @@ def test_the_first_ctrl_c_stops_after_a_checkpoint(jobs: list[Job], home: Path, 
         assert found[0].step >= steps[job.id]
 
 
+def test_jobs_that_have_not_begun_are_left_when_a_scheduler_ends_every_process(
+    jobs: list[Job], home: Path, tmp_path: Path
+) -> None:
+    """Without a traceback of the pool's thread, which pytest would raise as an error."""
+    recipes = [replace(jobs[0].recipe, steps=100_000, lr=1e-3 * number) for number in range(1, 7)]
+    many = [replace(jobs[0], recipe=recipe) for recipe in recipes]
+    where = replace(studies.places(home), store=tmp_path)
+    asked: list[Tick] = []
+
+    def press(tick: Tick) -> None:
+        for process in () if asked else (psutil.Process(), *psutil.Process().children(recursive=True)):
+            process.send_signal(signal.SIGTERM)
+        asked.append(tick)
+
+    with pytest.raises(KeyboardInterrupt):
+        LocalExecutor(2).run(many, where, Kept(press))
+    assert {Store(tmp_path).job(job.id).state() for job in many} == {"new", "interrupted"}
+
+
 @pytest.mark.parametrize("to", ["the parent", "everybody"])
 def test_a_worker_without_a_job_does_not_take_the_others_with_it(
     jobs: list[Job], home: Path, tmp_path: Path, to: str

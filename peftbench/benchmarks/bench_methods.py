@@ -79,7 +79,7 @@ def sized(name: str, share: float) -> Method:
 
 
 def mask_equality(rounds: int) -> Iterator[Gate]:  # noqa: ARG001 - nothing is timed
-    """Sparse training on SH-PEFT's mask against dense training with masked gradients, in float32."""
+    """Compare sparse training on SH-PEFT's mask with dense training with masked gradients, in float32."""
     with TemporaryDirectory() as folder:
         bench = open_workbench(Path(folder), "fp32")
         bench = replace(bench, recipe=replace(bench.recipe, optimizer="sgd", lr=0.05, weight_decay=0.0))
@@ -104,7 +104,7 @@ def _mask(tensor: nn.Parameter, index: Tensor) -> Tensor:
 
 
 def mask_steps(rounds: int) -> Iterator[Gate]:
-    """Steps on SH-PEFT's masks over steps of full fine-tuning, in each precision that this CPU computes in."""
+    """Time steps on SH-PEFT's masks over steps of full fine-tuning, in each precision that this CPU computes in."""
     precisions: tuple[Precision, ...] = ("fp32", "bf16") if hardware.auto_precision("cpu") == "bf16" else ("fp32",)
     for precision in precisions:
         with TemporaryDirectory() as folder:
@@ -120,7 +120,7 @@ def mask_steps(rounds: int) -> Iterator[Gate]:
 
 
 def peak_memory(rounds: int) -> Iterator[Gate]:  # noqa: ARG001 - measured once, each in a new process
-    """The measured peak of SH-PEFT at 1%, selection included, over that of LoRA at the same count and of full."""
+    """Measure the peak of SH-PEFT at 1%, selection included, over that of LoRA at the same count and of full."""
     peaks = {}
     for name, share in {"shpeft": 0.01, "lora": 0.01, "full": None}.items():
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:

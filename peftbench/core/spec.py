@@ -254,7 +254,7 @@ class Job:
     about: tuple[DatasetCard, tuple[str, ...]] | None = None  # of the data: card and notes
 
     def identity(self) -> dict[str, Any]:
-        """The resolved values that decide the result, fields at their default left out."""
+        """Return the resolved values that decide the result, without fields at their default."""
         defaults = Recipe().stored()
         return {
             "method": {

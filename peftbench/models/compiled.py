@@ -22,7 +22,7 @@ GRAPHS = 1024
 
 @contextmanager
 def compiled(vit: nn.Module, *, enabled: bool) -> Iterator[None]:
-    """Within, run the blocks of `vit` compiled in training mode if `enabled`.
+    """Run the blocks of `vit` compiled in this block, in training mode, if `enabled`.
 
     Evaluation is not compiled, so recorded scores are what `peftbench predict` computes later. The graphs do not depend
     on what this process compiled before. Raises JobError if torch cannot compile a block.

@@ -82,7 +82,7 @@ class GradientProbe:
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Within, use evaluation mode and compute all gradients; restore the modes and flags afterwards."""
+    """Use evaluation mode and compute all gradients in this block; restore the modes and flags afterwards."""
     flags, modes = {p: p.requires_grad for p in model.parameters()}, {m: m.training for m in model.modules()}
     model.eval().requires_grad_(requires_grad=True)
     try:

@@ -67,14 +67,14 @@ class Pattern(nn.Module):
         self.place = column if way == "sampled" else places
 
     def takes(self, way: Way) -> tuple[bool, bool]:
-        """Whether a way copies the rows that hold an entry, and the columns, before it multiplies."""
+        """Return whether a way copies the rows that hold an entry, and the columns, before it multiplies."""
         if way == "sampled":  # transposes what it copies, so that most of a matrix is faster transposed as a whole
             rows, columns = (some < MOST * all_ for some, all_ in zip(self.filled, self.shape, strict=True))
             return rows, columns
         return way in {"rows", "block"}, way in {"columns", "block"}
 
     def size(self, way: Way) -> tuple[int, int]:
-        """How many rows and columns a way computes with."""
+        """Return how many rows and columns a way computes with."""
         height, width = (
             some if taken else whole
             for some, whole, taken in zip(self.filled, self.shape, self.takes(way), strict=True)
@@ -82,12 +82,12 @@ class Pattern(nn.Module):
         return height, width
 
     def keep(self, seen: Float[Tensor, "batch in"]) -> Tensor:
-        """What backward needs of the input (B, in): (B, in) or (B, c), (in, B) or (c, B) for dot products."""
+        """Return what backward needs of the input (B, in): (B, in) or (B, c), (in, B) or (c, B) for dot products."""
         kept = seen if self.columns is None else _columns(seen, self.columns)
         return turned(kept) if self.way == "sampled" else kept
 
     def gradient(self, grad: Float[Tensor, "batch out"], kept: Tensor) -> Float[Tensor, " chosen"]:
-        """The gradient (k,) of the entries, in the precision of grad (B, out), from that and what was kept."""
+        """Return the gradient (k,) of the entries, in the precision of grad (B, out), from that and what was kept."""
         some = grad if self.rows is None else _columns(grad, self.rows)
         if self.way == "sampled":
             dots: Tensor = torch.ops.peftbench.sampled(turned(some), kept, self.starts, self.place)
@@ -98,12 +98,12 @@ class Pattern(nn.Module):
 
 
 def _columns(matrix: Float[Tensor, "batch n"], chosen: Int64[Tensor, " few"]) -> Float[Tensor, "batch few"]:
-    """The chosen columns; in bfloat16 on a CPU `gather` takes .4 of the time of `index_select`."""
+    """Return the chosen columns; in bfloat16 on a CPU `gather` takes .4 of the time of `index_select`."""
     return matrix.gather(1, chosen.expand(len(matrix), -1))
 
 
 def turned(matrix: Float[Tensor, "batch n"]) -> Float[Tensor, "n batch"]:
-    """The transposed matrix, contiguous; on a CPU by the fastest kernel that torch has for it."""
+    """Return the transposed matrix, contiguous; on a CPU by the fastest kernel that torch has for it."""
     rows, columns = matrix.shape
     if matrix.device.type == "cpu" and matrix.is_contiguous():
         if matrix.dtype == torch.float32:  # to shuffle channels is to transpose, and is vectorized: half of the time
@@ -135,7 +135,7 @@ class SparseProduct(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
-        """Gradients of x, bias and values."""
+        """Return the gradients of x, bias and values."""
         kept, weight = ctx.saved_tensors
         grad, (values_type, bias_type) = grads[0].to(weight.dtype), ctx.dtypes
         flat = grad.reshape(-1, grad.shape[-1])
@@ -165,7 +165,7 @@ class SparseConvolution(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
-        """Gradients of x, bias and values."""
+        """Return the gradients of x, bias and values."""
         (x, weight), (values_type, bias_type), grad = ctx.saved_tensors, ctx.dtypes, grads[0]
         flat = grad.flatten(2).transpose(1, 2).reshape(-1, grad.shape[1])
         of_x = None
@@ -190,7 +190,7 @@ def patches(images: Float[Tensor, "batch channels height width"], kernel: Sequen
 
 
 def _cast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """As autocast casts them, where it is on."""
+    """Return the three as autocast casts them, where it is on."""
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
         x, weight = x.to(dtype), weight.to(dtype)
@@ -201,7 +201,7 @@ def _cast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tenso
 
 
 def _sampled(grad: Tensor, seen: Tensor, starts: Tensor, column: Tensor) -> Tensor:
-    """Dot products (k,) of rows of grad (r, B) and rows of seen (c, B), both contiguous.
+    """Return the dot products (k,) of rows of grad (r, B) and rows of seen (c, B), both contiguous.
 
     Row i of grad meets the rows column[starts[i]:starts[i + 1]] of seen. Sums are in float32 or wider, each dot product
     in the same order whatever the pattern and the number of threads.
@@ -219,7 +219,7 @@ def _sampled(grad: Tensor, seen: Tensor, starts: Tensor, column: Tensor) -> Tens
 
 
 def _sampled_elsewhere(grad: Tensor, seen: Tensor, starts: Tensor, column: Tensor) -> Tensor:
-    """The same where torch has no such kernel: out of the dense product."""
+    """Return the same where torch has no such kernel: out of the dense product."""
     row = torch.repeat_interleave(starts.diff(), output_size=len(column))
     return (grad @ seen.T)[row, column]
 
@@ -235,5 +235,5 @@ torch.library.register_fake(
 
 
 def sampled_flops(grad: Sequence[int], _seen: object, _starts: object, column: Sequence[int], **_: object) -> int:
-    """Of the operator, from the shapes of its inputs; a multiply-add is two."""
+    """Return the operations of the operator, from the shapes of its inputs; a multiply-add is two."""
     return 2 * grad[1] * column[0]

@@ -73,7 +73,7 @@ def auto_precision(device: str) -> Precision:
 
 @contextmanager
 def repeatable(*, asked: bool) -> Iterator[None]:
-    """If `asked`, let a GPU compute the same bits each time; an operation that has no such kernel raises.
+    """Let a GPU compute the same bits each time if `asked`; an operation that has no such kernel raises.
 
     Raises JobError if this process has used the GPU before without the setting that cuBLAS reads at its first product.
     """

@@ -246,7 +246,7 @@ def test_jobs_that_have_not_begun_are_left_when_a_scheduler_ends_every_process(
     jobs: list[Job], home: Path, tmp_path: Path
 ) -> None:
     """Without a traceback of the pool's thread, which pytest would raise as an error."""
-    recipes = [replace(jobs[0].recipe, steps=100_000, lr=1e-3 * number) for number in range(1, 7)]
+    recipes = [replace(jobs[0].recipe, steps=100_000, evaluations=20_000, lr=1e-3 * number) for number in range(1, 7)]
     many = [replace(jobs[0], recipe=recipe) for recipe in recipes]
     where = replace(studies.places(home), store=tmp_path)
     asked: list[Tick] = []

@@ -9,7 +9,6 @@ pairs = peftbench.compare("runs")  # another, one row a pair of methods
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 
     import peftbench.results.recommendation
 
-__version__ = version("peftbench")
+__version__ = "0.1.0"
 __all__ = ["__version__", "compare", "load", "recommend", "run"]
 
 

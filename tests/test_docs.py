@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 from typer.main import get_command
 
+from peftbench import __version__
 from peftbench.cli.app import app
 from peftbench.core import catalogue_files
 from peftbench.core.recipe import RECIPES
@@ -119,6 +119,5 @@ def test_the_readme_has_the_two_commands() -> None:
 
 
 def test_the_citation_names_the_version() -> None:
-    version = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
-    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text("utf-8")
-    assert f"\n## {version} " in (ROOT / "CHANGELOG.md").read_text("utf-8")
+    assert f"\nversion: {__version__}\n" in (ROOT / "CITATION.cff").read_text("utf-8")
+    assert f"\n## {__version__} " in (ROOT / "CHANGELOG.md").read_text("utf-8")

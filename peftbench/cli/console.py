@@ -49,8 +49,11 @@ def _console(*, stderr: bool) -> Console:
 
 def say(line: str, *, style: str = "", to: Console | None = None) -> None:
     """Print one line, never wrapped, on stdout or on the console `to`."""
-    console = to or output()
-    console.print(printable(line), style=style or None, soft_wrap=True, markup=False, emoji=False, highlight=False)
+    if to or style:
+        console = to or output()
+        console.print(printable(line), style=style or None, soft_wrap=True, markup=False, emoji=False, highlight=False)
+    else:
+        _write(printable(line))
 
 
 def warn(line: str) -> None:
@@ -68,6 +71,14 @@ def show(table: Table) -> None:
     output().print(table)
 
 
+def show_listing(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print rows under a header: in a terminal as a table of its width, else each on one line, as for `grep`."""
+    if sys.stdout.isatty():
+        show(make_table(columns, rows))
+    else:
+        show_rows(columns, rows)
+
+
 def show_rows(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print rows under a header, each on one line whatever the width, for programs and for thousands of rows.
 
@@ -78,7 +89,13 @@ def show_rows(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     cells = [columns, *([printable(cell) for cell in row] for row in rows)]
     widths = [max(map(cell_len, column)) for column in zip(*cells, strict=True)]
     lines = ("  ".join(map(set_cell_size, row, widths)).rstrip() for row in cells)
-    output().file.write("\n".join(lines) + "\n")
+    _write("\n".join(lines))
+
+
+def _write(text: str) -> None:
+    """Write to stdout without rich, which takes longer to import than a listing takes in all."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()  # a reader that is gone is an error here, not when the program ends
 
 
 def make_table(

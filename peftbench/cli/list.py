@@ -10,13 +10,12 @@ from typing import Annotated, Any
 
 import typer
 
-from peftbench.cli.console import make_table, say, show, show_json, warn
+from peftbench.cli.console import say, show_json, show_listing, warn
 from peftbench.cli.options import DataOption, JsonOption
 from peftbench.core import catalogue_files
 from peftbench.core.registry import FOLDERS, registry, variant
 from peftbench.core.syntax import PATHS, Spec
 from peftbench.errors import PeftbenchError, UnknownNameError
-from peftbench.storage.folders import data_folder
 
 HOW = "how to get"
 DATASET_COLUMNS = ("here", "modality", "classes", "sizes", "licence", HOW)
@@ -40,26 +39,37 @@ def list_(
 
 def show_list(kind: str, data: Path | None, *, as_json: bool) -> None:
     """Print one line for each; for data sets also how to get those that are not complete in the folder `data`."""
-    root = data_folder(data)
-    rows = _rows(kind, root)
+    rows = _rows(kind, data)
     if as_json:
         show_json(rows)
         return
     absent = {name: how for name, row in rows.items() if (how := row.pop(HOW, "")) and row["here"] not in PRESENT}
     columns = ("name", *next(iter(rows.values()), {}))
-    cells = [[name, *(YES_NO.get(str(value), str(value)) for value in row.values())] for name, row in rows.items()]
-    show(make_table(columns, cells))
+    show_listing(columns, [[name, *map(_text, row.values())] for name, row in rows.items()])
     if kind == "methods":
         say("")
         say(LEGEND)
     if absent:
         say("")
-        say(f"How to get what is not complete in {root}:")
+        say(f"How to get what is not complete in {_root(data)}:")
     for name, how in absent.items():
         say(f"{name}: {how}")
 
 
-def _rows(kind: str, root: Path) -> dict[str, dict[str, Any]]:
+def _text(value: object) -> str:
+    """Return a fact as a table shows it."""
+    if isinstance(value, dict):  # the images of each part if published, else in all: `425/118/203`
+        return "/".join(f"{count:,}" for count in value.values())
+    return YES_NO.get(str(value), str(value))
+
+
+def _root(data: Path | None) -> Path:
+    from peftbench.storage.folders import data_folder
+
+    return data_folder(data)
+
+
+def _rows(kind: str, data: Path | None) -> dict[str, dict[str, Any]]:
     if kind == "recipes":
         return _recipes()
     if kind == "studies":
@@ -67,7 +77,7 @@ def _rows(kind: str, root: Path) -> dict[str, dict[str, Any]]:
     if kind not in FOLDERS:
         raise UnknownNameError("kind", kind, (*FOLDERS, "recipes", "studies"))
     if kind == "datasets":
-        return {name: _dataset_row(name, root) for name in _loadable(kind)}
+        return {name: _dataset_row(name, _root(data)) for name in _loadable(kind)}
     rows = {name: _row(kind, name) for name in _loadable(kind)}
     own = catalogue_files.own_methods() if kind == "methods" else {}
     return rows | {name: _variant_row(name) for name in own}
@@ -175,17 +185,16 @@ def _presence(name: str, root: Path) -> str:
     return describe_presence(name, root)
 
 
-def _classes(known: Mapping[str, Any]) -> str:
-    """Return the number of classes, or the range over the members of a collection."""
+def _classes(known: Mapping[str, Any]) -> int | str:
+    """Return the number of classes, or in words: the range over the members of a collection, or `as found`."""
     if several := [len(member["classes"]) for member in known.get("members", {}).values()]:
         return f"{min(several)} to {max(several)}"
-    return str(len(known.get("classes", ())) or "as found")
+    return len(known.get("classes", ())) or "as found"
 
 
-def _sizes(sizes: Mapping[str, int]) -> str:
-    """Return `425/118/203` if the parts are published, else the number of images."""
-    parts = [f"{count:,}" for part, count in sizes.items() if part != "total"]
-    return "/".join(parts) or (f"{sizes['total']:,}" if sizes else "")
+def _sizes(sizes: Mapping[str, int]) -> dict[str, int]:
+    """Return the number of images of each part if they are published, else in all."""
+    return {part: count for part, count in sizes.items() if part != "total"} or dict(sizes)
 
 
 def _how(known: Mapping[str, Any]) -> str:

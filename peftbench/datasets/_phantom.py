@@ -84,12 +84,6 @@ class Cohort:
         return np.asarray(amplitude * curve)
 
 
-def blur(field: Field, pixels: float) -> Field:
-    """Return the field smoothed by a Gaussian of standard deviation `pixels`."""
-    kernel = _gaussian(pixels)
-    return np.asarray(kernel @ field @ kernel.T)
-
-
 @lru_cache
 def _gaussian(pixels: float) -> NDArray[np.float64]:
     """Return Gaussian smoothing of SIDE values as a matrix whose rows sum to 1."""

@@ -20,7 +20,7 @@ from tests import studies
     [
         (
             "list",
-            "Missing argument 'kind': methods, datasets, backbones, metrics, reports, recipes or studies. See `peftbench",
+            "Missing argument 'kind': methods, datasets, backbones, metrics, reports, recipes or studies. See",
         ),
         ("merge abc", "Missing option '--out' / '-o': The safetensors file to write. See `peftbench merge --help`"),
         ("runn", "No such command 'runn'. Did you mean 'run'? See `peftbench --help`."),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +19,7 @@ ROOT = Path(__file__).parent
 PINNED = ("-c", "tests/constraints.txt")
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # two workers on two cores; bits depend on threads
 PARALLEL = ("-n", "2", "--dist", "worksteal")  # neighboring tests stay together and share their fixtures
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 MEMBERS = (
     "peftbench/backbones/mini.safetensors",
     *(f"peftbench/_data/{folder}/" for folder in ("methods", "datasets", "studies", "paper")),
@@ -90,6 +92,20 @@ def bench(session: nox.Session) -> None:
     """Measure speed as ratios on an idle machine; the gates that decide, equality and memory, are in the tests, too."""
     session.install("-e", ".", *PINNED)
     session.run("peftbench", "bench", *session.posargs, env=ONE_THREAD)
+
+
+@nox.session(default=False)
+def page(session: nox.Session) -> None:
+    """Open the page of a report in headless Chromium: `nox -s page -- --page reports/x/page.html` opens that one."""
+    browser = next((found for name in BROWSERS if (found := shutil.which(name))), None)
+    if browser is None:
+        session.error(f"No browser found; install one of {', '.join(BROWSERS)}.")
+    session.install("-e", ".", "--group", "test", *PINNED)
+    words = list(session.posargs)
+    given = {"PEFTBENCH_TEST_PAGE": words.pop(words.index("--page") + 1)} if "--page" in words else {}
+    words = [word for word in words if word != "--page"]
+    env = ONE_THREAD | {"PEFTBENCH_TEST_BROWSER": browser} | given
+    session.run("pytest", "tests/reports/test_page_in_browser.py", *words, env=env)
 
 
 @nox.session(default=False)

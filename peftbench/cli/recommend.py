@@ -20,10 +20,7 @@ MemoryOption = Annotated[str, typer.Option("--max-memory", help="Largest peak of
 LatencyOption = Annotated[
     str, typer.Option("--max-latency", help="Longest time per image of a batch when predicting, such as 20ms.")
 ]
-COLUMNS = (
-    *("tier", "method", "score", "less than the first", "p (Holm)"),
-    *("share", "trained", "memory", "latency", "seconds", "CPU s"),
-)
+COLUMNS = ("tier", "method", "score", "gap [95%]", "p (Holm)", "trained", "memory", "latency", "seconds", "CPU s")
 WORDS = frozenset({"method"})
 
 
@@ -75,9 +72,9 @@ def _cells(one: Candidate) -> tuple[str, ...]:
     spent = one.spent
     place = (str(one.tier), one.method, format_points(one.score), _gap(one), format_probability(one.p))
     if spent is None:
-        return (*place, *[NONE] * 6)
+        return (*place, *[NONE] * 5)
     cpu = NONE if math.isnan(spent.cpu_seconds) else f"{spent.cpu_seconds:,.1f}"
-    sizes = format_percent(spent.share), format_count(spent.trainable), format_size(spent.memory)
+    sizes = f"{format_count(spent.trainable)} ({format_percent(spent.share)})", format_size(spent.memory)
     return (*place, *sizes, spent.latency_text, f"{spent.seconds:,.1f}", cpu)
 
 

@@ -10,6 +10,7 @@ from peftbench.results import summary
 from peftbench.results.comparison import Compared, Pair, compared
 from peftbench.results.summary import Block
 from peftbench.statistics.power import MOST_GROUPS, MOST_SEEDS, SEVERAL, Needed, needed
+from peftbench.statistics.tiers import ALPHA, UNDECIDED
 
 FEW_GROUPS = 100  # in a test set, below which it is called small
 EXPLAINED = 3  # methods of the first tier for which it is stated what would decide
@@ -74,7 +75,7 @@ def _decision(found: Compared) -> Iterator[str]:
         if pair := pair_of(found, first[0], other):
             yield _what_decides(pair, found)
     if len(first) > 1 + EXPLAINED:
-        yield f"For {len(first) - 1 - EXPLAINED} more methods of the first tier, --json has the differences."
+        yield f"Other methods of the first tier: {', '.join(first[1 + EXPLAINED :])}."
 
 
 def pair_of(found: Compared, one: str, other: str) -> Pair | None:
@@ -89,7 +90,12 @@ def _what_decides(pair: Pair, found: Compared) -> str:
     if pair.found.difference == 0:
         return f"Nothing would decide between {which}: their scores are the same."
     start = f"To show the observed difference of {points:.1f} points between {which} with 80% power"
-    return f"{start}, {_enough(needed(pair.found), pair, found)}."
+    return f"{start}, {_enough(needed(pair.found, next_level(found.pairs)), pair, found)}."
+
+
+def next_level(pairs: Sequence[Pair]) -> float:
+    """Return the level at which the next of the undecided pairs would be decided, by Holm."""
+    return ALPHA / max(1, sum(pair.verdict == UNDECIDED for pair in pairs))
 
 
 def _enough(more: Needed, pair: Pair, found: Compared) -> str:

@@ -35,7 +35,7 @@ from peftbench.results.summary import MethodRow
 from peftbench.statistics import paired
 from peftbench.statistics.means import Mean, difference, mean
 from peftbench.statistics.paired import Comparison, Jackknife
-from peftbench.statistics.tiers import ALPHA, holm
+from peftbench.statistics.tiers import ALPHA, UNDECIDED, holm
 
 SHPEFT = "shpeft"
 TENTH = "0.1"
@@ -253,7 +253,7 @@ def _variants(one: Evidence, matches: Sequence[tuple[str, str]], methods: Sequen
 def _lambda(one: Evidence) -> Finding:
     best, pairs = _variants(one, [(SHPEFT, other) for other in LAMBDAS], []), one.pairs(SHPEFT, LAMBDAS)
     inside = [pair for pair in pairs if max(map(abs, pair.found.interval)) < MARGIN]
-    outside = [pair for pair in pairs if pair.verdict != "no difference shown" and _least(pair) > MARGIN]
+    outside = [pair for pair in pairs if pair.verdict != UNDECIDED and _least(pair) > MARGIN]
     complete = len(pairs) == len(LAMBDAS)
     robust: Verdict = "fails" if outside else "holds" if complete and len(inside) == len(pairs) else "undecided"
     text = f"Within {100 * MARGIN:.0f} points of lambda 1 at 95%: {len(inside)} of {len(LAMBDAS)} values."

@@ -15,12 +15,14 @@ from typing import Literal, TypeAlias
 from peftbench.core.constants import PAPER_DATASETS
 from peftbench.core.recipe import CPU_STANDARD, RECIPES
 from peftbench.core.record import WHOLE
+from peftbench.results.advice import next_level
 from peftbench.results.comparison import Compared, Pair, compared
 from peftbench.results.formatting import format_probability
 from peftbench.results.paper import row_of
 from peftbench.results.redaction import public_names
 from peftbench.results.summary import Block, MethodRow
-from peftbench.statistics.power import MOST_SEEDS, needed
+from peftbench.statistics.power import needed
+from peftbench.statistics.tiers import UNDECIDED
 
 Verdict: TypeAlias = Literal["holds", "fails", "undecided"]
 FEW_SEEDS = 3  # that a command asks for at least
@@ -150,8 +152,9 @@ def number(pair: Pair) -> str:
 
 def seeds_to_decide(pairs: Iterable[Pair]) -> int:
     """Return the most seeds that a pair without a verdict needs; 0 where no number of seeds is known to be enough."""
-    found = [needed(pair.found).seeds or 0 for pair in pairs if pair.verdict == "no difference shown"]
-    return max(found, default=0) if all(0 < one <= MOST_SEEDS for one in found) else 0
+    undecided = [pair for pair in pairs if pair.verdict == UNDECIDED]
+    found = [needed(pair.found, next_level(undecided)).seeds or 0 for pair in undecided]
+    return max(found) if found and all(found) else 0
 
 
 def search_of(row: MethodRow) -> Mapping[str, int]:

@@ -69,16 +69,17 @@ class Recommendation:
         return f"Recommendation ({where}): {self._answer()}"
 
     def _answer(self) -> str:
-        if not self.not_beaten:
+        first = [one for one in self.methods if one.tier == 1]
+        if not first:
             missing = all(one.spent is None for one in self.methods if not one.is_bound)
             return "no method can be compared." if missing else "no method is within the limits."
-        best, *ties = self.not_beaten
-        score = format_points(self.methods[0].score)
+        best, *ties = first
         extreme = "lowest" if lower_is_better(self.metric) else "highest"
-        start = f"{best} has the {extreme} {self.metric.replace('_', ' ').replace('f1', 'F1')} ({score})"
+        title = self.metric.replace("_", " ").replace("f1", "F1")
+        start = f"{best.method} has the {extreme} {title} ({format_points(best.score)})"
         if ties:
-            return f"{start}; {advice.words(ties)} {advice.verb(ties)} not shown to be worse."
-        others = [one for one in self.methods[1:] if one.tier is not None]
+            return f"{start}; {advice.words([one.method for one in ties])} {advice.verb(ties)} not shown to be worse."
+        others = sum(one.tier is not None for one in self.methods) - 1
         return f"{start}{' and is shown to be better than every other method' if others else ''}."
 
     def as_dict(self) -> dict[str, Any]:

@@ -79,7 +79,11 @@ class Comparison:
     @property
     def detectable(self) -> float:
         """The smallest true difference that this test would find with 80% power at the 5% level."""
-        return (self._quantile((1 + LEVEL) / 2) + self._quantile(POWER)) * self.error
+        return self.detectable_at(1 - LEVEL)
+
+    def detectable_at(self, alpha: float) -> float:
+        """Return the smallest true difference that this test would find with 80% power at a significance level."""
+        return (self._quantile(1 - alpha / 2) + self._quantile(POWER)) * self.error
 
     def _quantile(self, level: float) -> float:
         from scipy import special  # noqa: PLC0415 - likewise

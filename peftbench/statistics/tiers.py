@@ -8,6 +8,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 
 ALPHA = 0.05
+UNDECIDED = "no difference shown"  # a verdict
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -45,5 +46,5 @@ def verdict(difference: float, p: float) -> str:
     if math.isnan(p):
         return "unknown"
     if p >= ALPHA or difference == 0:
-        return "no difference shown"
+        return UNDECIDED
     return "better" if difference > 0 else "worse"

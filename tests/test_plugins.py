@@ -219,10 +219,10 @@ def test_a_method_that_raises_while_it_is_counted_is_one_sentence(program: Any) 
             "plan", "--methods", "raising", "--datasets", "phantom_ct", "--backbone", "mini", *extra
         )
         assert (code, out) == (2, "")
-        assert err == "peftbench: The method 'raising' cannot be counted on mini: KeyError: 'nothing'\n"
+        assert err == "peftbench: The method 'raising' (theirs_raising:plugin) failed: KeyError: 'nothing'\n"
     code, out, err = program("show", "method", "raising")
     assert code == 0
-    assert "mini: It cannot be counted: KeyError: 'nothing'" in out
+    assert "mini: The method 'raising' (theirs_raising:plugin) failed: KeyError: 'nothing'" in out
 
 
 def test_a_check_of_a_method_that_raises_fails(program: Any) -> None:

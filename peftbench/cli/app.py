@@ -27,7 +27,7 @@ from peftbench.cli.report import report
 from peftbench.cli.run import run
 from peftbench.cli.show import show
 from peftbench.cli.status import status
-from peftbench.errors import PeftbenchError
+from peftbench.errors import PeftbenchError, PluginError
 
 INTERRUPTED = 130  # the exit code after Ctrl-C, as a shell has it
 
@@ -64,11 +64,11 @@ def main() -> None:
     sys.exit(code)
 
 
-def _exit_code(error: BaseException, words: list[str], *, debug: bool) -> int | str | None:
+def _exit_code(error: BaseException, words: list[str], *, debug: bool) -> int:
     """Print what went wrong and return the exit code."""
     cause = error.__context__ if isinstance(error, SystemExit) else error
     if isinstance(error, SystemExit) and not isinstance(cause, BrokenPipeError):  # typer exits on a broken pipe
-        return error.code
+        cause = PluginError(f"A plug-in or library ended the program, with the exit code {error.code}.")
     if isinstance(cause, BrokenPipeError) and is_closed(sys.stdout):
         return _stdout_closed(words)
     if debug:

@@ -159,7 +159,7 @@ def _find(name: str) -> tuple[str, Any, Spec]:
 
 
 def _load(name: str) -> Any:  # noqa: ANN401 - any plug-in
-    from peftbench.core.registry import guard
+    from peftbench.core.guarded import guard
 
     module, _, attribute = name.partition(":")
     sys.path.insert(0, "")  # a module in the working folder, as `python -m` finds it

@@ -127,7 +127,7 @@ def _print(key: str, value: object, indent: int) -> None:
 
 def facts(kind: str, name: str) -> dict[str, Any]:
     """Return everything known about one of them. Raises UnknownNameError."""
-    from peftbench.core.registry import guard
+    from peftbench.core.guarded import guard
     from peftbench.errors import UnknownNameError
 
     readers = {"method": _method, "dataset": _dataset, "backbone": _backbone, "recipe": _recipe}
@@ -169,7 +169,7 @@ def _type(annotation: object) -> str:
 
 
 def _count(method: Callable[[], Any], name: str) -> str:
-    from peftbench.core.registry import guard
+    from peftbench.core.guarded import guard
     from peftbench.errors import PeftbenchError
     from peftbench.models import backbone
 

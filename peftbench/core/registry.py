@@ -1,6 +1,6 @@
 """Plug-ins by name: files of five folders here, entry points of installed packages. Loaded when they are needed.
 
-Every call of a plug-in runs in `guard`, so that a faulty one is named and never ends the program.
+Those of other packages are guarded, so that a faulty one is named and never ends the program.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from types import MappingProxyType
 from typing import Any
 
 from peftbench.core.catalogue_files import method_variant, own_datasets, own_methods
-from peftbench.errors import CatalogueError, PeftbenchError, PluginError, UnknownNameError, is_out_of_memory
-from peftbench.storage.files import is_disk_full
+from peftbench.core.guarded import guard, guarded
+from peftbench.errors import CatalogueError, PluginError, UnknownNameError
 
 CONTRACTS: Mapping[str, tuple[str, ...]] = MappingProxyType(  # the attributes that a plug-in of each kind must have
     {
@@ -46,8 +46,7 @@ class Registry:
 
     def own(self) -> frozenset[str]:
         """Return the built-in names: the stems of the files. Imports nothing."""
-        here = Path(__file__).parents[1] / self.folder
-        return frozenset(m.name for m in iter_modules([str(here)]) if not m.name.startswith("_"))
+        return _own(self.folder)
 
     def others(self) -> dict[str, EntryPoint]:
         """Return the entry points of installed packages by name. Raises PluginError when a name is taken."""
@@ -88,7 +87,10 @@ class Registry:
         if name not in self.own() and name not in others:
             raise UnknownNameError(self.kind, name, self.names())
         with guard(f"{self.describe(name)} cannot be loaded"):
-            plugin = others[name].load() if name in others else import_module(f"peftbench.{self.folder}.{name}").plugin
+            if name in others:
+                plugin = _load(others[name], self.describe(name), self.folder)
+            else:
+                plugin = import_module(f"peftbench.{self.folder}.{name}").plugin
         if name in others and (lacking := [a for a in CONTRACTS[self.folder] if not hasattr(plugin, a)]):
             raise PluginError(f"{self.describe(name)} has no {lacking[0]!r}; a {self.kind} must have it.")
         return plugin
@@ -105,22 +107,6 @@ class Registry:
             yield
 
 
-@contextmanager
-def guard(problem: str) -> Iterator[None]:
-    """Turn what a plug-in raises in this block, `sys.exit` included, into a PluginError that begins with `problem`.
-
-    Errors of peftbench pass, and so do those of a full disk or memory, which are not the plug-in's fault.
-    """
-    try:
-        yield
-    except PeftbenchError:
-        raise
-    except (Exception, SystemExit) as error:
-        if is_disk_full(error) or is_out_of_memory(error):
-            raise
-        raise PluginError(f"{problem}: {type(error).__name__}: {error}") from error
-
-
 def variant(name: str) -> tuple[str, dict[str, Any]]:
     """Return the method that a name refers to, and the fields that a user's file of `methods/` sets for it.
 
@@ -133,6 +119,19 @@ def variant(name: str) -> tuple[str, dict[str, Any]]:
     if base not in registry("methods").names():
         raise CatalogueError(f"{own[name]}: base = {base!r} is no method; `peftbench list methods` names them.")
     return base, fields
+
+
+@lru_cache
+def _load(point: EntryPoint, who: str, folder: str) -> Any:  # noqa: ANN401 - its kind's contract describes it
+    """Return the plug-in of another package, guarded."""
+    return guarded(point.load(), who, folder)
+
+
+@lru_cache
+def _own(folder: str) -> frozenset[str]:
+    """Return the names of the modules in a folder of this package."""
+    here = Path(__file__).parents[1] / folder
+    return frozenset(m.name for m in iter_modules([str(here)]) if not m.name.startswith("_"))
 
 
 @lru_cache

@@ -24,6 +24,7 @@ LOOKED_AT = 200  # files read to find out whether patients are stated
 COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_422", "YBR_PARTIAL_420", "YBR_ICT", "YBR_RCT")
 GREYS = ("MONOCHROME1", "MONOCHROME2")
 PALETTE = "PALETTE COLOR"
+BY_LIBJPEG = frozenset(f"1.2.840.10008.1.2.4.{end}" for end in (51, 57, 70, 80, 81))  # 12 bits, lossless, JPEG-LS
 
 Header: TypeAlias = Any  # a pydicom data set: pydicom is an extra
 
@@ -128,11 +129,15 @@ def _pixels(header: Header) -> NDArray[Any]:
         return np.asarray(pixel_array(header))
     except (RuntimeError, NotImplementedError, AttributeError) as error:
         syntax = header.file_meta.get("TransferSyntaxUID") if hasattr(header, "file_meta") else None
-        if "missing dependencies" in str(error) or isinstance(error, NotImplementedError):
-            name = syntax.name if syntax else "its compression"
-            raise UndecodableError(f"{name} needs a decoder: pip install 'peftbench[dicom]'") from None
         if syntax is None:
             raise UndecodableError("states no transfer syntax") from None
+        if "missing dependencies" in str(error):
+            extra = "dicom-jpeg" if str(syntax) in BY_LIBJPEG else "dicom"
+            raise UndecodableError(f"{syntax.name} needs a decoder: pip install 'peftbench[{extra}]'") from None
+        if isinstance(error, NotImplementedError):
+            raise UndecodableError(f"{syntax.name} is not supported; export it uncompressed") from None
+        if "all available plugins" in str(error):
+            raise UndecodableError(f"damaged: no decoder reads its {syntax.name}") from None
         raise
 
 

@@ -68,6 +68,7 @@ def notes(files: Sequence[Path]) -> tuple[str, ...]:
         f"DICOM images, shown through their first VOI LUT or window, else {by}": [one.dicom for one in found],
         f"Images of more than 8 bits per channel, shown {by}": [one.deep for one in found],
         "Images turned upright as their metadata state": [one.turned for one in found],
+        "Images of several frames, of which the first is used": [one.animated for one in found],
         "Images of more than 8 bits whose lowest value is white, inverted": [one.inverted for one in found],
     }
     return tuple(f"{what}: {sum(which)}." for what, which in sentences.items() if any(which))

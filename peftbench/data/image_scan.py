@@ -88,6 +88,9 @@ class ImageScan:
         )
 
 
+_STORED = TypeAdapter(ImageScan)
+
+
 def scan(splits: Splits, cache: Path, most: int | None = None, progress: OnImages | None = None) -> ImageScan | None:
     """Return the scan of all images, from the cache or by reading them; None if more than `most` files are uncached.
 
@@ -100,7 +103,7 @@ def scan(splits: Splits, cache: Path, most: int | None = None, progress: OnImage
     found, files = _read(kept), bool(images) and isinstance(images[0][1], Path)
     if found is None and (most is None or len(images) <= most or not files):
         found = scan_images(images, progress if files else None)
-        checked_json.write(kept, TypeAdapter(ImageScan).dump_python(found, mode="json"), kept.parent.name)
+        checked_json.write(kept, _STORED.dump_python(found, mode="json"), kept.parent.name)
     return found
 
 
@@ -165,6 +168,6 @@ def _pieces(images: Sequence[NamedImage]) -> Iterator[Content]:
 def _read(file: Path) -> ImageScan | None:
     """Return the cached scan, or None if it is missing or damaged."""
     try:
-        return TypeAdapter(ImageScan).validate_python(checked_json.read(file, file.parent.name))
+        return _STORED.validate_python(checked_json.read(file, file.parent.name))
     except (OSError, ValueError):
         return None

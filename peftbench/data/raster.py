@@ -39,6 +39,7 @@ UNSIGNED, SIGNED = 1, 2  # TIFF SampleFormat
 UNCOMPRESSED = 1  # TIFF Compression
 MAPPED = frozenset({"L", "P", "RGBX", "RGBA", "CMYK", "I;16", "I;16L", "I;16B"})  # modes that Pillow maps
 PREMULTIPLIED = 1  # TIFF ExtraSamples
+ANIMATED = frozenset({"GIF", "PNG", "WEBP"})  # formats whose further frames continue the first
 GREY_MODES = ("I", "F")  # Pillow's modes of more than eight bits begin so
 
 
@@ -54,6 +55,7 @@ class ImageFacts:
     deep: bool = False  # more than eight bits per channel, shown through a window
     turned: bool = False  # brought upright
     inverted: bool = False  # of more than eight bits, the lowest value being white
+    animated: bool = False  # the first of several frames
     changed: bool = False  # decoded to other pixels than by version 0.1.0
 
 
@@ -83,7 +85,8 @@ def facts(file: Path) -> ImageFacts:
         deep = color or picture.mode.startswith(GREY_MODES)
         inverted = deep and _is_inverted(picture)
         changed = color or inverted or (turned and (picture.format != "TIFF" or _was_mapped(picture, orientation)))
-        return ImageFacts(deep=deep, turned=turned, inverted=inverted, changed=changed)
+        animated = picture.format in ANIMATED and bool(getattr(picture, "is_animated", False))
+        return ImageFacts(deep=deep, turned=turned, inverted=inverted, animated=animated, changed=changed)
 
 
 # --- opening ---------------------------------------------------------------------------------------------------------
@@ -150,6 +153,8 @@ def _is_tiff(file: Path) -> bool:
 
 def _refuse(picture: Image.Image) -> None:
     """Raise UndecodableError for what has no single right picture."""
+    if picture.format == "EPS":  # Pillow would run Ghostscript on it
+        raise UndecodableError("a PostScript program; export it as PNG")
     if picture.format == "TIFF" and _is_stack(picture):
         raise UndecodableError("several pages; export the one to classify")
     if picture.mode == "LAB":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import multiprocessing
 import os
 import signal
@@ -10,7 +12,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.context import SpawnContext
 from multiprocessing.managers import SyncManager
@@ -62,7 +64,7 @@ class LocalExecutor:
     def run(self, jobs: Sequence[Job], places: Places, monitor: Monitor) -> None:
         """Run every job until it has a record. Raises KeyboardInterrupt when asked to stop."""
         waiting = list(jobs)
-        with stop_on(signal.SIGINT, signal.SIGTERM, notify=_print_stopping) as stop:
+        with imports_kept(), stop_on(signal.SIGINT, signal.SIGTERM, notify=_print_stopping) as stop:
             while waiting:
                 pool = _Pool(places, monitor, stop, min(self.workers, len(waiting)), self.timeout)
                 held = []
@@ -74,6 +76,16 @@ class LocalExecutor:
                 if len(held) == len(waiting):
                     time.sleep(1)  # other processes hold all that is left
                 waiting = held
+
+
+@contextmanager
+def imports_kept() -> Iterator[None]:
+    """Leave what exists, the imported modules above all, out of garbage collection; each job collects twice."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _print_stopping() -> None:
@@ -237,6 +249,8 @@ def start_worker(gpus: SimpleQueue[int]) -> None:
     signal.signal(signal.SIGUSR1, _request_stop)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
     call_when_orphaned(_terminate_self)
+    gc.freeze()
+    atexit.register(gc.unfreeze)
     if not gpus.empty():
         torch.cuda.set_device(gpus.get())
 

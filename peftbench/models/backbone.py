@@ -81,6 +81,12 @@ def locate(text: str, image_size: int | None = None, weights: Path | None = None
     return Source(spec, plugin, image_size, file)
 
 
+@lru_cache
+def parameter_count(text: str, image_size: int | None) -> int:
+    """Return the number of parameters of a backbone, without its weights."""
+    return sum(p.numel() for p in locate(text, image_size, blank=True).blank().parameters())
+
+
 def choose_attention(vit: VisionTransformer, device: str, autocast: torch.dtype | None) -> None:
     """Replace torch's fused attention by separate operations where it is slow: bfloat16 on a CPU with few tokens.
 

@@ -10,8 +10,9 @@ from torch import nn
 from peftbench.core import official_recipes
 from peftbench.core.constants import BASELINES, UNTRAINED
 from peftbench.core.fields import build
+from peftbench.core.guarded import guard
 from peftbench.core.published import published_methods
-from peftbench.core.registry import guard, registry, variant
+from peftbench.core.registry import registry, variant
 from peftbench.core.spec import Study, label
 from peftbench.core.syntax import Spec, budget
 from peftbench.errors import RequestError

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from peftbench.core.fields import build
+from peftbench.core.guarded import first_line
 from peftbench.core.recipe import Recipe
 from peftbench.core.record import Counts, Record
 from peftbench.core.registry import registry
@@ -45,7 +46,6 @@ from peftbench.training.model_card import model_card
 from peftbench.training.record_writer import Outcome, make_record
 from peftbench.training.trainee import Trainee
 
-REASON_LENGTH = 300  # characters of a foreign error message that a record keeps
 PIECES = 4  # into which a batch is cut when the whole does not fit into memory
 
 
@@ -321,6 +321,7 @@ def _retried(job: Job, places: Places, folder: JobFolder, data: Data, outside: O
     outcome = _followed(job, places, folder, data, outside, 1)
     if isinstance(outcome, OutOfMemory):
         Checkpoint(folder).clear()
+        hardware.free()
         outcome = _followed(job, places, folder, data, outside, PIECES)
     if not isinstance(outcome, OutOfMemory):
         return outcome
@@ -333,7 +334,6 @@ def _followed(
     """Follow the steps once."""
     run = Run(job, places, folder, data, outside, pieces)
     try:
-        hardware.free()
         for step in steps_for(run.method):
             step(run)
     except PeftbenchError as error:
@@ -341,14 +341,8 @@ def _followed(
     except (Exception, SystemExit) as error:  # a plug-in may raise anything, and the study must go on
         if is_disk_full(error):
             raise
-        return hardware.out_of_memory(error) or _first_line(error)
+        return hardware.out_of_memory(error) or first_line(error)
     return run.outcome
-
-
-def _first_line(error: BaseException) -> str:
-    """Return the first line of a foreign error, without the stack frames that some messages hold."""
-    first = next((line for line in str(error).splitlines() if line.strip()), "")
-    return f"{type(error).__name__}: {first[:REASON_LENGTH]}"
 
 
 def _open_data(job: Job, cache: Path) -> Data:

@@ -60,7 +60,6 @@ def write_results(folder: JobFolder, data: Data, progress: Progress) -> None:
 
 def make_record(job: Job, places: Places, data: Data, outcome: Outcome | str) -> Record:
     """Return the record of a job that has ended: its outcome, or the reason of its failure."""
-    blank = backbone.locate(job.backbone, job.image_size, blank=True).blank()
     facts: dict[str, Any] = {
         "id": job.id,
         "role": job.role,
@@ -82,7 +81,7 @@ def make_record(job: Job, places: Places, data: Data, outcome: Outcome | str) ->
             name=job.backbone.removesuffix("@random"),
             digest=job.digest,
             random=job.backbone.endswith("@random"),
-            parameters=sum(p.numel() for p in blank.parameters()),
+            parameters=backbone.parameter_count(job.backbone, job.image_size),
             preprocessing=asdict(job.preprocessing),
         ),
         "recipe": job.recipe.stored(),
@@ -157,8 +156,10 @@ def compute_metrics(
 ) -> dict[str, float | None]:
     """Return every registered metric that is defined for the task; None where its value is undefined.
 
-    The value of a metric that cannot be loaded or raises is undefined, and `faults` receives a sentence on it.
+    The value of a metric that cannot be loaded or raises is undefined, and `faults` receives a sentence on it. Metrics
+    cannot change the arrays.
     """
+    logits, labels = _read_only(logits), _read_only(labels)
     scores: dict[str, float | None] = {}
     for name in registry("metrics").names():
         try:
@@ -172,11 +173,17 @@ def compute_metrics(
     return scores
 
 
+def _read_only(array: NDArray[Any]) -> NDArray[Any]:
+    view = array.view()
+    view.flags.writeable = False
+    return view
+
+
 def _values(name: str, metric: Metric, logits: Logits, labels: Labels) -> dict[str, float | None]:
     with registry("metrics").calling(name):
         value = metric(logits, labels)
         named = value if isinstance(value, Mapping) else {name: value}
-        return {key: float(v) if math.isfinite(v) else None for key, v in named.items()}
+        return {str(key): float(v) if math.isfinite(v) else None for key, v in named.items()}
 
 
 def mean_by_group(logits: Logits, labels: Labels, groups: Sequence[str]) -> tuple[Logits, Labels, int]:

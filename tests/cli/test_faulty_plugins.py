@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +18,12 @@ class Gloomy:
     def load(self, root, seed):
         raise KeyError("x")
 plugin = Gloomy()
+"""
+LEAVING_CARD = """
+    @property
+    def card(self):
+        import sys
+        sys.exit(0)
 """
 GLOOMY_REPORT = """
 class Gloomy:
@@ -88,6 +95,35 @@ def test_a_faulty_data_set_is_one_sentence(
     assert says in line
 
 
+def test_a_data_set_that_ends_the_program_does_not(
+    install: Install, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install("datasets", "leaver", GLOOMY_DATA.replace("card = None", LEAVING_CARD).replace("Gloomy", "Leaver"))
+    for words in ([*MAJORITY, "--datasets", "leaver"], ["data", "check", "leaver"]):
+        assert studies.call(words, monkeypatch) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "The data set 'leaver' (leaver_" in line
+        assert line.endswith(" failed: SystemExit: 0")
+
+
+def test_a_metric_cannot_change_the_predictions(
+    install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install("metrics", "a_changer", "def plugin(logits, labels):\n    logits[:] = 0\n    return {1: 0.5}\n")
+    assert studies.call([*MAJORITY, "--datasets", "./images"], monkeypatch) == 0
+    (record,) = studies.records(tmp_path / "runs").values()
+    assert record.choices[record.rule].test["a_changer"] is None
+    assert any("failed: ValueError: assignment destination is read-only" in note for note in record.notes)
+
+
+def test_sys_exit_of_a_library_is_no_success(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("peftbench.study.resolve.resolve", lambda *_, **__: sys.exit(0))
+    assert studies.call([*MAJORITY, "--datasets", "phantom_ct"], monkeypatch) == 2
+    assert "ended the program, with the exit code 0" in capsys.readouterr().err
+
+
 def test_a_report_that_raises_is_named(
     install: Install, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -112,4 +148,5 @@ def test_a_method_that_ends_the_program_is_a_failed_record(
     assert studies.call([*asked, "--datasets", "./images"], monkeypatch) == 1
     (record,) = studies.records(tmp_path / "runs").values()
     assert record.status == "failed"
-    assert "SystemExit: 0" in record.reason
+    assert record.reason.startswith("The method 'leaver' (leaver_")
+    assert record.reason.endswith("failed: SystemExit: 0")

@@ -11,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from pydicom import data
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_voi_lut
 from pydicom.pixels.utils import pixel_array
 from pydicom.uid import (
@@ -18,6 +19,8 @@ from pydicom.uid import (
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
+    JPEGExtended12Bit,
+    JPEGLSLossless,
     SecondaryCaptureImageStorage,
 )
 
@@ -135,6 +138,14 @@ def test_dicom_without_the_extra_states_what_to_install(tmp_path: Path, monkeypa
             ask()
 
 
+@pytest.mark.parametrize("syntax", [JPEGExtended12Bit, JPEGLSLossless])
+def test_a_compression_of_another_extra_names_that_extra(syntax: UID, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = {JPEGExtended12Bit: "JPGExtended.dcm", JPEGLSLossless: "MR_small_jpeg_ls_lossless.dcm"}[syntax]
+    monkeypatch.setattr(get_decoder(syntax), "_available", {})
+    with pytest.raises(UndecodableError, match=r"^JPEG.* needs a decoder: pip install 'peftbench\[dicom-jpeg\]'$"):
+        open_picture(next(file for file in SHIPPED if file.name == name))
+
+
 # --- patients ---------------------------------------------------------------------------------------------------------
 
 
@@ -161,8 +172,8 @@ SYNTAXES: dict[Any, UID] = {
 }
 FRAMES = r"^\d+ frames; export the one to classify$"
 REFUSED = {  # of pydicom's test files that hold pixels
-    "JPEG-lossy.dcm": "JPEG Extended.*|RuntimeError",  # twelve bits, which the extra's decoder does not know
-    "JPEG2000-embedded-sequence-delimiter.dcm": "RuntimeError",
+    "JPEG-lossy.dcm": r"^damaged: no decoder reads its JPEG Extended \(Process 2 and 4\)$",
+    "JPEG2000-embedded-sequence-delimiter.dcm": r"^damaged: no decoder reads its JPEG 2000 Image Compression",
     "MR_truncated.dcm": "^damaged: The number of bytes of pixel data is less than expected",
     "badVR.dcm": "invalid literal",
 }

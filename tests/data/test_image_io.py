@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -95,6 +96,22 @@ def test_notes_count_turned_and_inverted_images(tmp_path: Path) -> None:
         "Images turned upright as their metadata state: 3.",
         "Images of more than 8 bits whose lowest value is white, inverted: 1.",
     )
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".png", ".webp"])
+def test_of_an_animation_the_first_frame_is_shown_and_noted(suffix: str, tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (8, 8), grey) for grey in ((10, 10, 10), (200, 200, 200))]
+    how: dict[str, Any] = {"lossless": True} if suffix == ".webp" else {}
+    frames[0].save(tmp_path / f"x{suffix}", save_all=True, append_images=frames[1:], **how)
+    frames[1].save(tmp_path / f"y{suffix}", **how)
+    assert (shown(tmp_path / f"x{suffix}") == 10).all()
+    assert image_io.notes(sorted(tmp_path.iterdir())) == ("Images of several frames, of which the first is used: 1.",)
+
+
+def test_a_postscript_program_is_not_run(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "x.eps")
+    with pytest.raises(UndecodableError, match=r"^a PostScript program; export it as PNG$"):
+        open_picture((tmp_path / "x.eps").rename(tmp_path / "x.png"))
 
 
 # --- reasons ---------------------------------------------------------------------------------------------------------

@@ -239,6 +239,7 @@ def test_a_study_runs_reports_and_goes_on(
     printed = capsys.readouterr().out
     assert "[4/4]" in printed  # trials
     assert "2 of 2 jobs done" in printed
+    assert "Recommendation" not in printed  # one trained method beside a baseline
     assert "Next: peftbench report runs" in printed
     records = studies.records(here / "runs")
     assert sorted(record.role for record in records.values()) == ["final"] * 2 + ["trial"] * 4

@@ -22,6 +22,13 @@ def test_a_method_is_listed_as_its_checked_entry_has_it(tmp_path: Path) -> None:
         assert tuple(rows[name].values()) == facts
 
 
+def test_the_shipped_studies_are_listed(tmp_path: Path) -> None:
+    rows = listing._rows("studies", tmp_path)
+    assert set(rows) == {"quick", "paper-table1", "paper-fig4", "paper-table4", "paper-table5"}
+    assert rows["paper-table1"]["backbone"] == "clip_vit_b16"
+    assert all(row["what"] and row["recipe"] for row in rows.values())
+
+
 def test_a_data_set_is_listed_as_its_checked_entry_has_it(tmp_path: Path) -> None:
     rows = listing._rows("datasets", tmp_path)
     for name in catalogue_files.dataset_names():

@@ -5,11 +5,13 @@ from __future__ import annotations
 from io import StringIO
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 
-from peftbench.cli.run import result_table, time_account
+from peftbench.cli.run import _conclude, result_table, time_account
 from peftbench.core.contract import Result
 from peftbench.results import summary
+from peftbench.results.store import Store
 from tests.records import Fake, study
 
 
@@ -48,3 +50,12 @@ def test_the_account_of_a_run_adds_up_to_the_time_of_its_workers() -> None:
     said = time_account([Fake("lora").costs(), Fake("full").costs()], 2, 30.0)
     parts = "selecting weights 1 s, training 20 s, evaluation 2 s, other parts of jobs 2 s, starting and waiting 35 s"
     assert said == f"Time of 2 workers: {parts}."
+
+
+def test_a_run_of_two_trained_methods_ends_with_the_recommendation_in_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = [fake.write(tmp_path) for fake in (Fake("full", skill=4.0), Fake("lora", skill=0.5))]
+    assert _conclude([result.record.id for result in results], Store(tmp_path), 1.0) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("Recommendation (busi): full has the highest macro F1") == 1

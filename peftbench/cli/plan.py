@@ -142,7 +142,8 @@ def measure_command(jobs: Sequence[Planned], study: Study) -> str:
     """Return the command that measures the unknown durations; random weights take as long as pretrained ones."""
     from peftbench.core.syntax import parse
 
-    unknown = {parse(str(job["method"])).name for job in jobs if job["seconds"] is None}
+    labels = {str(job["method"]).removesuffix(RANDOM_WEIGHTS) for job in jobs if job["seconds"] is None}
+    unknown = {parse(label).name for label in labels}
     methods = [str(spec) for spec in study.methods if spec.name in unknown] or sorted(unknown)
     words = ["peftbench", "measure", "--methods", ",".join(methods)]
     words += ["--ratios", ",".join(study.ratios)] if study.ratios else []

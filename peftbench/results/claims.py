@@ -38,11 +38,11 @@ from peftbench.statistics.paired import Comparison, Jackknife
 from peftbench.statistics.tiers import ALPHA, UNDECIDED, holm
 
 SHPEFT = "shpeft"
-TENTH = "0.1"
+TENTH = 0.1
 MARGIN = 0.02  # of a score: differences within it count as none where a claim is that something does not matter
 LITTLE = 0.1  # of the time of training
 TINY = 0.0001  # trainable share of claim 4
-HYBRID_SHARES = ("0.05", "0.01", "0.001", "0.0005")
+HYBRID_SHARES = (0.05, 0.01, 0.001, 0.0005)
 LAMBDAS = tuple(f"{SHPEFT}[lam={value}]" for value in ("1.5", "1.2", "0.8", "0.5"))
 TA, TD_L1, BOTH_L1, TD_L2 = (
     f"{SHPEFT}[{fields}]" for fields in ("td=none", "td=L1_abs_of_sum,ta=none", "td=L1_abs_of_sum,ta=L1", "ta=none")
@@ -95,7 +95,7 @@ def decide(results: Iterable[Result], store: Path) -> list[Decided]:
 
 
 def _sparsity(one: Evidence) -> Finding:
-    rows = [row for row in one.analysis("sparsity_kept") if row["order"] == "moved" and row["share"] == TENTH]
+    rows = [row for row in one.analysis("sparsity_kept") if row["order"] == "moved" and float(row["share"]) == TENTH]
     rows = [row for row in rows if row["dataset"] == one.average_title] or rows
     command = _analysis(one, "sparsity")
     if not rows:
@@ -127,13 +127,13 @@ def _hybridity(one: Evidence) -> Finding:
     table, command = one.analysis("hybridity"), _analysis(one, "hybridity")
     if not table:
         return Finding("undecided", ("No analysis of this setting is in the store.",), command)
-    parts = [_overlap(share, [row for row in table if float(row["share"]) == float(share)]) for share in HYBRID_SHARES]
+    parts = [_overlap(share, [row for row in table if float(row["share"]) == share]) for share in HYBRID_SHARES]
     verdict = together(part for part, _ in parts)
     more = one.command(["full"]).replace(f"--datasets {','.join(one.datasets)}", "--datasets all")
     return Finding(verdict, tuple(text for _, text in parts), f"{more} && {command}" if verdict == "undecided" else "")
 
 
-def _overlap(share: str, rows: Sequence[Mapping[str, str]]) -> tuple[Verdict, str]:
+def _overlap(share: float, rows: Sequence[Mapping[str, str]]) -> tuple[Verdict, str]:
     """Return whether overlaps of data sets lie above chance, below a half and below those of another seed.
 
     One value for each pair of data sets, and for each data set of the ceiling: models of one are not independent.
@@ -147,7 +147,7 @@ def _overlap(share: str, rows: Sequence[Mapping[str, str]]) -> tuple[Verdict, st
     below = difference([value for names, value in means.items() if len(names) > 1], seeds)
     chance = float(rows[0]["chance"]) if rows else math.nan
     text = (
-        f"{float(share):.2%} of the weights: overlap of {tasks.count} pairs of data sets {_interval(tasks)}, chance "
+        f"{share:.2%} of the weights: overlap of {tasks.count} pairs of data sets {_interval(tasks)}, chance "
         f"{chance:.2%}, less another seed of the same {_interval(below)}"
     )
     if tasks.low >= 0.5 or tasks.high <= chance or below.low >= 0:  # noqa: PLR2004 - a half

@@ -116,6 +116,8 @@ class Evidence:
             rows = list(csv.DictReader(lines))
         own = {"backbone": setting.backbone, "image_size": str(setting.size), "recipe": setting.recipe}
         same = [row for row in rows if all(row.get(key) == value for key, value in own.items())]
+        plain = [row for row in same if row.get("method") == "full"]  # before variants such as full[drop_path=0.1]
+        same = plain or same
         return [row for row in same if row.get("dataset") in here and row.get("other", row["dataset"]) in here]
 
     @property

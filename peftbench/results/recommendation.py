@@ -63,7 +63,8 @@ class Recommendation:
     @property
     def sentence(self) -> str:
         """The recommendation in one sentence."""
-        where = f"average of {advice.words(self.datasets)}" if len(self.datasets) > 1 else self.datasets[0]
+        first, *others = self.datasets
+        where = f"average of {advice.words(self.datasets)}" if others else first
         if self.synthetic:
             return f"Synthetic data ({where}), no recommendation for real images: {self._answer()}"
         return f"Recommendation ({where}): {self._answer()}"

@@ -16,6 +16,8 @@ def test_the_command_measures_the_methods_of_unknown_duration() -> None:
     assert measure_command(jobs, study) == command
     assert "--methods linear,lora --backbone" in measure_command(jobs, Study())
     assert measure_command(jobs, Study(precision="fp32", threads=2)).endswith(" --precision fp32 --threads 2")
+    baseline = {**jobs[0], "method": "linear (random weights)", "seconds": None}
+    assert "--methods linear --backbone" in measure_command([baseline], Study())
 
 
 @pytest.mark.parametrize(("seconds", "shown"), [(0, "0 s"), (119, "119 s"), (600, "10 min"), (9000, "2.5 h")])

@@ -12,9 +12,11 @@ from peftbench.statistics.paired import Comparison, Components, Jackknife, avera
 from peftbench.statistics.power import needed
 from tests.ties import tie
 
+PARTS = ("groups", "seeds", "interaction")
+
 
 def runs(groups: int, seeds: int, shift: float, draw: np.random.Generator) -> tuple[list[Jackknife], list[Jackknife]]:
-    first, second = tie(draw, groups, seeds, shift=shift)
+    first, second = tie(draw, groups, seeds, shift=shift, seed_noise=0.05)
     return [jackknife(run, "macro_f1") for run in first], [jackknife(run, "macro_f1") for run in second]
 
 
@@ -85,3 +87,17 @@ def test_seeds_with_test_sets_of_their_own_are_projected_too() -> None:
     pairs = [runs(60, 1, 0.3, draw) for _ in range(3)]
     found = compare([first[0] for first, _ in pairs], [second[0] for _, second in pairs])
     assert projected(found, 3, 1.0).error == pytest.approx(found.error)
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_as_many_groups_as_needed_find_the_difference_in_about_80_of_100_studies(seeds: int) -> None:
+    """Simulated: 120 studies of the size that the components of 20 large ones ask for."""
+    draw = np.random.default_rng(seeds)
+    large = [compare(*runs(400, seeds, 0.25, draw)) for _ in range(20)]
+    found = [one.components for one in large if one.components]
+    mean = Components(*(float(np.mean([getattr(one, name) for one in found])) for name in PARTS))
+    difference = float(np.mean([one.difference for one in large]))
+    more = needed(projected(Comparison(difference, 1.0, 9, 100, seeds, mean), seeds, 1.0))
+    assert more.groups is not None
+    studies = [compare(*runs(math.ceil(100 * more.groups), seeds, 0.25, draw)) for _ in range(120)]
+    assert 0.65 < np.mean([one.p < 0.05 for one in studies]) < 0.92

@@ -42,7 +42,7 @@ class UnknownNameError(RequestError):
         spelled = {one.lower(): one for one in names}
         near = [spelled[match] for match in get_close_matches(name.lower(), spelled, n=3)]
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
-        listed = f": {', '.join(names)}" if len(names) <= LISTED else f" {len(names)}"
+        listed = f": {', '.join(names)}" if len(names) <= LISTED else f" {len(names)}; `peftbench list` prints them"
         super().__init__(f"No {kind} is called {name!r}.{hint} There are{listed}.")
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from peftbench.cli.console import errors, make_table, output, say, show, show_json
-from peftbench.cli.options import STORE, DataOption, JsonOption
+from peftbench.cli.options import DataOption, JsonOption
 from peftbench.errors import PeftbenchError, RequestError, UnknownNameError
 
 if TYPE_CHECKING:
@@ -34,16 +34,13 @@ def check(
     json: JsonOption = False,
 ) -> None:
     """Check a plug-in against the conformance rules. The exit code is 1 if a rule does not hold."""
-    from peftbench.study.defaults import places
+    from peftbench.storage.folders import data_folder
 
-    folder = places(STORE, data).data
-    raise typer.Exit(show_check(name, folder, everything=everything, compiled=compiled, as_json=json))
+    raise typer.Exit(show_check(name, data_folder(data), everything=everything, compiled=compiled, as_json=json))
 
 
 def show_check(name: str | None, data: Path, *, everything: bool, compiled: bool, as_json: bool) -> int:
     """Print the findings; return 0 if every rule holds, else 1. Raises RequestError for what cannot be checked."""
-    from peftbench.testing import failed
-
     if (name is None) != everything:
         raise RequestError("check needs what to check: give NAME or PACKAGE:NAME, or --all for everything installed.")
     started = time.perf_counter()
@@ -53,6 +50,8 @@ def show_check(name: str | None, data: Path, *, everything: bool, compiled: bool
         if name is None
         else {name: check_one(name, data, compiled=compiled)}
     )
+    from peftbench.testing import failed
+
     if as_json:
         show_json({one: [asdict(finding) for finding in findings] for one, findings in found.items()})
     elif name is None:
@@ -122,9 +121,9 @@ def check_one(name: str, data: Path, *, compiled: bool = False) -> list[Finding]
 
     Raises UnknownNameError, or PluginError for a plug-in that cannot be loaded.
     """
+    folder, plugin, spec = _find(name)  # before torch is imported: a typing error is answered at once
     from peftbench import testing
 
-    folder, plugin, spec = _find(name)
     checks: dict[str, Callable[[], list[Finding]]] = {
         "methods": lambda: testing.check_method(_build(plugin, spec, name), compiled=compiled),
         "datasets": lambda: testing.check_dataset(_build(plugin, spec, name), data),

@@ -18,12 +18,13 @@ def merge(
     store: StoreOption = STORE,
 ) -> None:
     """Write a job's model as plain timm weights with a linear head."""
-    from peftbench.inference import merge as merging
-    from peftbench.inference.model import find_job
-    from peftbench.results.store import make_room
-    from peftbench.study.defaults import places
+    from peftbench.results.store import find_job, make_room
 
     make_room(out)
-    error = merging.merge(find_job(store, job), places(store, weights=weights, device="cpu"), out)
+    folder = find_job(store, job)  # before torch is imported: a typing error is answered at once
+    from peftbench.inference import merge as merging
+    from peftbench.study.defaults import places
+
+    error = merging.merge(folder, places(store, weights=weights, device="cpu"), out)
     say(f"{out}: plain timm weights with the head; relative difference of the logits {error:.1e}.")
     say(f"{out}.json: classes, preprocessing, the step before the head, and the origin of the weights.")

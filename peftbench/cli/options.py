@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, get_type_hints
 
 import typer
 
+from peftbench.core.syntax import known_device
+
 if TYPE_CHECKING:
     from peftbench.core.spec import Places
 
@@ -89,7 +91,7 @@ DeterministicOption = Annotated[
     bool | None, typer.Option("--deterministic", help="Use deterministic, slower kernels on a GPU.")
 ]
 ThreadsOption = Annotated[int | None, typer.Option("--threads", help="CPU threads of a job; part of its identity.")]
-DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
+DeviceOption = Annotated[str, typer.Option("--device", callback=known_device, help="auto, cpu or cuda.")]
 DataOption = Annotated[
     Path | None, typer.Option("--data", envvar="PEFTBENCH_DATA", help="Folder that holds the data sets.")
 ]

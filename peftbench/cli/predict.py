@@ -37,15 +37,17 @@ def predict(
     json: JsonOption = False,
 ) -> None:
     """Predict class probabilities of new images with a job's model. For research only; not a medical device."""
-    from peftbench.inference import predict as inference
-    from peftbench.inference.model import find_job, open_model
-    from peftbench.results.store import make_room
-    from peftbench.storage.files import write_text
-    from peftbench.study.defaults import places
+    from peftbench.results.store import find_job, make_room
 
     if out:
         make_room(out)
-    model = open_model(find_job(store, job), places(store, weights=weights, device=device))
+    folder = find_job(store, job)  # before torch is imported: a typing error is answered at once
+    from peftbench.inference import predict as inference
+    from peftbench.inference.model import open_model
+    from peftbench.storage.files import write_text
+    from peftbench.study.defaults import places
+
+    model = open_model(folder, places(store, weights=weights, device=device))
     broken: dict[str, str] = {}
     found = list(inference.predict(model, inference.find_images(images), broken if skip_broken else None))
     text = (inference.as_json if json else inference.as_csv)(model, found, broken)

@@ -22,7 +22,7 @@ FORMATS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".pdf")  #
 
 def show(
     kind: Annotated[str, typer.Argument(help="method, dataset, backbone or recipe.")],
-    name: str,
+    name: Annotated[str, typer.Argument(help="Its name, such as lora; `peftbench list` prints the names of a kind.")],
     data: DataOption = None,
     cache: CacheOption = None,
     out: Annotated[Path | None, typer.Option("--out", help="Of a data set: the file for its pictures.")] = None,

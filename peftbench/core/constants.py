@@ -15,6 +15,7 @@ Edge: TypeAlias = Literal["floor", "ceiling"]  # a budget below or above all siz
 SELECTION_RULES = ("validation", "last", "oracle")  # how the reported step of a job is chosen
 RANDOM_WEIGHTS = " (random weights)"  # addition to a label
 PAPER_DATASETS = ("chaoyang", "covid_ct", "busi", "chest_xray", "oct", "limuc")  # D1 to D6 of the SH-PEFT paper
+METHOD_GROUPS = ("all", "paper")  # words of --methods for several methods
 UNTRAINED = ("majority", "knn")  # methods without training, and so without a learning rate
 BASELINES = ("majority", "knn", "linear")  # methods that every study runs in addition
 LEAKS: Mapping[str, str] = MappingProxyType(  # findings of an audit that affect scores, and what they are

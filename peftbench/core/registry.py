@@ -6,7 +6,7 @@ Those of other packages are guarded, so that a faulty one is named and never end
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,6 +18,7 @@ from types import MappingProxyType
 from typing import Any
 
 from peftbench.core.catalogue_files import method_variant, own_datasets, own_methods
+from peftbench.core.constants import METHOD_GROUPS
 from peftbench.core.guarded import guard, guarded
 from peftbench.errors import CatalogueError, PluginError, UnknownNameError
 
@@ -138,6 +139,14 @@ def _own(folder: str) -> frozenset[str]:
 def _points(group: str, path: tuple[str, ...]) -> tuple[EntryPoint, ...]:  # noqa: ARG001 - other packages on another path
     """Return the entry points of a group, cached, since searching all installed packages takes milliseconds."""
     return tuple(entry_points(group=group))
+
+
+def refuse_unknown_methods(names: Iterable[str]) -> None:
+    """Raise UnknownNameError for a name that is no method, variant or group of methods, without importing a plug-in."""
+    known = {*registry("methods").names(), *own_methods(), *METHOD_GROUPS}
+    for name in names:
+        if name not in known:
+            raise UnknownNameError("method", name, known - set(METHOD_GROUPS))
 
 
 @lru_cache

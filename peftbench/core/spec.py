@@ -18,6 +18,7 @@ from peftbench.core.contract import DatasetCard, Preprocessing
 from peftbench.core.fields import Count, Positive, build, checked, fields_of_many
 from peftbench.core.recipe import MOST_TRIALS, Recipe
 from peftbench.core.record import WHOLE, Amount, Cut, Variant
+from peftbench.core.registry import refuse_unknown_methods
 from peftbench.core.syntax import LARGEST, Spec, budget, parse, texts
 from peftbench.errors import RequestError
 from peftbench.storage.cache import LIMIT
@@ -193,6 +194,7 @@ def read_study(file: Path | None, given: Mapping[str, Any], scale: str = "") -> 
             raise RequestError(f"{flag(name)} must name at least one value, got {text!r}.")
         options[name] = found
     study, plain = build(Study, options, "", flag), Study()
+    refuse_unknown_methods(spec.name for spec in study.methods)
     replaced = {rival: getattr(plain, rival) for name, rival in RIVALS.items() if name in options}
     return replace(base, **replaced | {name: getattr(study, name) for name in options})
 

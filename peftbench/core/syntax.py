@@ -14,6 +14,7 @@ _SPEC = re.compile(
     r"(?P<name>[A-Za-z0-9_\-]+)(:(?P<argument>[^\[\]@]+))?(\[(?P<fields>[^\[\]]*)\])?(?P<random>@random)?"
 )
 PATHS = ("folder", "table")  # data sets whose argument is a path, which may contain any character
+DEVICES = ("auto", "cpu", "cuda")
 LARGEST = 2**31 - 1  # number in a study
 _NUMBER = re.compile(r"[+-]?[\d.]+(e[+-]?\d+)?", re.IGNORECASE)
 
@@ -98,6 +99,13 @@ def _number(text: str, whole: str, scale: float = 1.0) -> float:
     if not math.isfinite(number):
         raise RequestError(f"Cannot read {whole!r} as a number.")
     return number
+
+
+def known_device(name: str) -> str:
+    """Return the name of a device. Raises RequestError for another word."""
+    if name not in DEVICES:
+        raise RequestError(f"--device must be auto, cpu or cuda, got {name}.")
+    return name
 
 
 def budget(text: str) -> float | int:

@@ -5,7 +5,6 @@ The images that it was trained on are not needed.
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +12,10 @@ from typing import Any
 
 from peftbench.core.contract import Preprocessing
 from peftbench.core.spec import Places
-from peftbench.errors import DeltaError, RequestError
+from peftbench.errors import DeltaError
 from peftbench.models import backbone, delta
 from peftbench.models.head import Classifier, Head
-from peftbench.results.store import Store, read_record
+from peftbench.results.store import read_record
 from peftbench.storage import files
 
 
@@ -50,33 +49,6 @@ class Model:
         stored = self.about["preprocessing"]
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
         return Preprocessing(**values)
-
-
-def find_job(store: Path, text: str) -> Path:
-    """Return the folder of a job, given by its path, its id, or the first digits of it.
-
-    Raises RequestError when no job, or more than one, is meant, or the job has no trained model.
-    """
-    if (Path(text) / "delta.json").is_file():
-        return Path(text)
-    jobs = store / "jobs"
-    found = sorted(p for p in jobs.iterdir() if p.name.startswith(text)) if jobs.is_dir() and text else []
-    if len(found) != 1:
-        reason = f"the ids of {len(found)} jobs in {store} begin with it" if found else f"no job in {store} has that id"
-        raise RequestError(
-            f"Cannot find the job {text!r}: {reason}; `peftbench status {shlex.quote(str(store))}` lists them."
-        )
-    if not (found[0] / "delta.json").is_file():
-        raise RequestError(f"The job {found[0].name} has no trained model: {_no_model(Store(store), found[0].name)}.")
-    return found[0]
-
-
-def _no_model(store: Store, name: str) -> str:
-    """Return why a job has no delta."""
-    record = store.job(name).record()
-    if record is not None and "delta.json" in record.files:
-        return "its delta.json is missing"
-    return "it failed, is a trial, or its method trains nothing"
 
 
 def open_model(folder: Path, places: Places, *, merge: bool = True) -> Model:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import shlex
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -252,6 +253,33 @@ class Store:
                     raise
                 on_problem(str(error))
         return found
+
+
+def find_job(store: Path, text: str) -> Path:
+    """Return the folder of a job, given by its path, its id, or the first digits of it.
+
+    Raises RequestError when no job, or more than one, is meant, or the job has no trained model.
+    """
+    if (Path(text) / "delta.json").is_file():
+        return Path(text)
+    jobs = store / "jobs"
+    found = sorted(p for p in jobs.iterdir() if p.name.startswith(text)) if jobs.is_dir() and text else []
+    if len(found) != 1:
+        reason = f"the ids of {len(found)} jobs in {store} begin with it" if found else f"no job in {store} has that id"
+        raise RequestError(
+            f"Cannot find the job {text!r}: {reason}; `peftbench status {shlex.quote(str(store))}` lists them."
+        )
+    if not (found[0] / "delta.json").is_file():
+        raise RequestError(f"The job {found[0].name} has no trained model: {_no_model(Store(store), found[0].name)}.")
+    return found[0]
+
+
+def _no_model(store: Store, name: str) -> str:
+    """Return why a job has no delta."""
+    record = store.job(name).record()
+    if record is not None and "delta.json" in record.files:
+        return "its delta.json is missing"
+    return "it failed, is a trial, or its method trains nothing"
 
 
 def read_record(file: Path) -> Record | None:

@@ -13,7 +13,7 @@ from peftbench.core.fields import build
 from peftbench.core.recipe import CPU_STANDARD, IN_BRACKETS, RECIPES, Recipe
 from peftbench.core.registry import registry
 from peftbench.core.spec import Places, Study
-from peftbench.core.syntax import Spec, parse
+from peftbench.core.syntax import Spec, known_device, parse
 from peftbench.data import availability
 from peftbench.errors import MissingDataError, RequestError, WeightsError
 from peftbench.models import backbone
@@ -45,9 +45,7 @@ def places(
 
 def find_device(name: str) -> str:
     """Return `cpu` or `cuda`. Raises RequestError for a device that this machine does not have."""
-    if name not in {"auto", "cpu", "cuda"}:
-        raise RequestError(f"--device must be auto, cpu or cuda, got {name}.")
-    if name == "cuda" and hardware.auto_device() != "cuda":
+    if known_device(name) == "cuda" and hardware.auto_device() != "cuda":
         raise RequestError("--device cuda: torch finds no CUDA GPU on this machine; use --device cpu.")
     return hardware.auto_device() if name == "auto" else name
 

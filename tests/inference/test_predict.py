@@ -19,8 +19,8 @@ from peftbench.core.spec import Places
 from peftbench.errors import BrokenImagesError, DeltaError, RequestError
 from peftbench.inference import predict
 from peftbench.inference.merge import merge, plain_tensors
-from peftbench.inference.model import find_job, open_model
-from peftbench.results.store import Store
+from peftbench.inference.model import open_model
+from peftbench.results.store import Store, find_job
 from peftbench.training.job import run
 from tests import studies
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -248,7 +248,7 @@ def test_jobs_that_have_not_begun_are_cancelled_although_a_worker_dies() -> None
     """Without an InvalidStateError in the pool's thread, which pytest would report as an error."""
     before = set(multiprocessing.active_children())
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        pending = [pool.submit(time.sleep, 60) for _ in range(6)]
+        pending: list[Future[Record | None]] = [pool.submit(time.sleep, 60) for _ in range(6)]
         workers = set(multiprocessing.active_children()) - before
         with pytest.raises(BrokenProcessPool):  # a worker that does not handle the request is ended by its signal
             local._stop_workers(pool, pending, workers)

@@ -29,13 +29,14 @@ def compare(
 ) -> None:
     """Compare methods pair by pair on each data set and over data sets: differences, p-values, verdicts, tiers."""
     from peftbench.results import comparison
+    from peftbench.results.frame import as_csv
     from peftbench.results.store import Store
     from peftbench.storage.files import write_text
 
     found = comparison.compare(Store(store).results(), metric, against)
     table = comparison.frame(found)
     if csv:
-        write_text(csv, table.to_csv(index=False))
+        write_text(csv, as_csv(table))
     if json:
         show_json(table.to_dict("records"))
         return

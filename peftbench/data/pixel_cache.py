@@ -9,6 +9,7 @@ An entry whose files do not match their digests is decoded again.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -157,11 +158,10 @@ def _build(
 
 
 def _allocate(draft: Path, images: int, side: int) -> np.memmap[Any, np.dtype[np.uint8]]:
-    cache_folder.refuse_full(draft, images * 3 * side * side)
-    (draft / "pixels.npy").touch(PRIVATE_FILE)  # otherwise the umask would decide
-    pixels = np.lib.format.open_memmap(draft / "pixels.npy", "w+", np.uint8, (images, 3, side, side))
-    cache_folder.reserve(draft / "pixels.npy")
-    return pixels
+    file, shape = draft / "pixels.npy", (images, 3, side, side)
+    with cache_folder.reserved(file, math.prod(shape)):
+        file.touch(PRIVATE_FILE)  # otherwise the umask would decide
+        return np.lib.format.open_memmap(file, "w+", np.uint8, shape)
 
 
 def _decode_parts(

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from peftbench.core.contract import Result
-from peftbench.results.frame import frame
-from peftbench.results.text import csv_text
+from peftbench.results.frame import as_csv, frame
 from peftbench.storage.files import write_text
 
 
@@ -23,14 +22,8 @@ class Csv:
         """Write the table into the folder `out` and return its path; an undefined value is an empty field."""
         file = out / "results.csv"
         table = frame(result for result in results if result.record.role == "final")
-        texts = table.select_dtypes(exclude=["number", "bool"]).map(_harmless)
-        table[texts.columns] = texts
-        write_text(file, table.to_csv(index=False))
+        write_text(file, as_csv(table))
         return [file]
-
-
-def _harmless(value: object) -> object:
-    return csv_text(value) if isinstance(value, str) else value
 
 
 plugin = Csv()

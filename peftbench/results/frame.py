@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from peftbench.core.contract import Result
 from peftbench.core.record import Record
 from peftbench.results import summary
+from peftbench.results.text import csv_text
 from peftbench.statistics import bootstrap
 
 if TYPE_CHECKING:
@@ -23,6 +24,13 @@ def frame(results: Iterable[Result]) -> pandas.DataFrame:
     import pandas as pd  # noqa: PLC0415 - `peftbench list` loads every report and answers at once
 
     return pd.DataFrame([_job(result) for result in results])
+
+
+def as_csv(table: pandas.DataFrame) -> str:
+    """Return a table as CSV without its index, its texts as `csv_text` makes them; an undefined value is empty."""
+    texts = table.select_dtypes(exclude=["number", "bool"])
+    harmless = texts.map(lambda value: csv_text(value) if isinstance(value, str) else value)
+    return str(table.assign(**{str(name): harmless[name] for name in harmless}).to_csv(index=False))
 
 
 def _job(result: Result) -> dict[str, Any]:

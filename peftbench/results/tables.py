@@ -324,7 +324,7 @@ def _caption(block: Block, names: Sequence[str]) -> str:
     details += f", {values['precision']}" if values.get("precision", "auto") != "auto" else ""
     details += ", trained on train and val" if _refitted(block) else ""
     data = _data(block.records[names[0]]) if len(names) == 1 else f"{len(names)} data sets"
-    data += _synthetic(block, names) + _partial(block, names)
+    data += _ordered(block, names) + _synthetic(block, names) + _partial(block, names)
     return (
         f"{setting.network}. Recipe {setting.recipe}{details}; step: {RULE_LABELS[setting.selection]}; "
         f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}. {data}. "
@@ -355,6 +355,13 @@ def _partial(block: Block, names: Sequence[str]) -> str:
     """Return what incomplete copies of data sets lack."""
     notes = [(name, note) for name in names for note in block.records[name].data.notes if note.startswith(INCOMPLETE)]
     return "".join(f"; {name}: {note[0].lower()}{note[1:].rstrip('.')}" for name, note in notes)
+
+
+def _ordered(block: Block, names: Sequence[str]) -> str:
+    """Return the order of the classes of ordinal data sets, on which their kappa depends."""
+    cards = {name: block.records[name].data.card for name in names}
+    orders = {name: " < ".join(card["classes"]) for name, card in cards.items() if card.get("task") == "ordinal"}
+    return "".join(f"; classes{f' of {name}' if len(names) > 1 else ''}: {order}" for name, order in orders.items())
 
 
 def _synthetic(block: Block, names: Sequence[str]) -> str:

@@ -324,23 +324,23 @@ def _sweep(root: Path) -> None:
 # --- full disks ------------------------------------------------------------------------------------------------------
 
 
-def refuse_full(folder: Path, needed: int) -> None:
-    """Raise DataError if the disk of `folder` has less than `needed` bytes free."""
-    if needed > shutil.disk_usage(folder).free:
-        raise _no_room(folder, needed, "No space left on device")
+@contextmanager
+def reserved(file: Path, needed: int) -> Iterator[None]:
+    """Make a sparse file of about `needed` bytes in this block, whose bytes are then set aside on the disk.
 
-
-def reserve(file: Path) -> None:
-    """Set aside all bytes of a sparse file: writing into a mapped file on a full disk would kill the process.
-
-    Raises DataError. Where the file system cannot do it, nothing happens.
+    Writing into a mapped file on a full disk would kill the process. Raises DataError if the disk lacks room. Where
+    the file system cannot set bytes aside, it does not.
     """
-    size = file.stat().st_size
-    with file.open("r+b") as opened:
-        try:
-            files.reserve(opened.fileno(), size)
-        except OSError as error:
-            raise _no_room(file.parent, size, str(error.strerror)) from None
+    if needed > shutil.disk_usage(file.parent).free:
+        raise _no_room(file.parent, needed, "No space left on device")
+    try:
+        yield
+        with file.open("r+b") as opened:
+            files.reserve(opened.fileno(), file.stat().st_size)
+    except OSError as error:
+        if not files.is_disk_full(error):
+            raise
+        raise _no_room(file.parent, needed, str(error.strerror)) from None
 
 
 def _no_room(folder: Path, needed: int, problem: str) -> DataError:

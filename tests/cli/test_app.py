@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
+import resource
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -23,6 +26,7 @@ from peftbench.core.spec import Study
 from peftbench.models.method import Method
 from peftbench.models.plan import Plan, Probe
 from peftbench.profiling import hardware
+from peftbench.storage import files
 from tests import records, studies
 
 Peftbench = Callable[..., int]
@@ -226,6 +230,44 @@ def test_a_full_disk_is_no_traceback(
     monkeypatch.setattr("peftbench.cli.report.write_report", full)
     assert peftbench(["report"], monkeypatch) == 2
     assert capsys.readouterr().err == f"peftbench: {here / 'runs'}: No space left on device.\n"
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS])
+def test_a_report_on_a_full_disk_names_its_file_and_keeps_the_former_one(
+    error: int, here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finished_store(here)
+    asked = ["report", "--format", "csv,markdown", "--out", "reports"]
+    assert peftbench(asked, monkeypatch) == 0
+    former = {file: file.read_bytes() for file in Path("reports").iterdir()}
+    records.Fake(method="bitfit").write(here / "runs")
+
+    def full(_number: int, _size: int) -> None:
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(files, "reserve", full)
+    capsys.readouterr()
+    assert peftbench(asked, monkeypatch) == 2
+    assert capsys.readouterr().err == f"peftbench: reports/results.csv: {os.strerror(error)}.\n"
+    assert {file: file.read_bytes() for file in Path("reports").iterdir()} == former
+
+
+@pytest.mark.parametrize("limit", [10, 1000, 20_000])  # bytes: of a table, of a longer one, of a figure
+def test_a_report_that_may_not_write_large_files_leaves_whole_ones_only(
+    limit: int, here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records.study(here / "more", ("busi",), (0,))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        assert peftbench(["report", "more", "--out", "reports"], monkeypatch) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"peftbench: reports/[\w./]+: File too large\.", line)
+    assert peftbench(["report", "more", "--out", "whole"], monkeypatch) == 0
+    for file in (file for file in Path("reports").rglob("*") if file.is_file()):
+        assert file.read_bytes() == (Path("whole") / file.relative_to("reports")).read_bytes()
 
 
 # --- a study, from the first command to the last ---------------------------------------------------------------------

@@ -47,6 +47,15 @@ def test_all_pairs_as_json_csv_and_data_frame_are_the_same(
     pd.testing.assert_frame_equal(pd.read_csv(file), table, check_dtype=False)
 
 
+def test_no_text_of_the_csv_is_a_formula(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for method in ("lora", "bitfit"):
+        Fake(method, dataset="=HYPERLINK(1)").write(tmp_path / "runs")
+    assert studies.call(["compare", str(tmp_path / "runs"), "--csv", str(tmp_path / "pairs.csv")], monkeypatch) == 0
+    cells = (tmp_path / "pairs.csv").read_text().replace("\n", ",").split(",")
+    assert "'=HYPERLINK(1)" in cells
+    assert not [cell for cell in cells if cell.startswith("=")]
+
+
 def test_a_metric_that_cannot_be_compared_is_refused_in_a_sentence(
     store: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

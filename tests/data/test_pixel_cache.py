@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import stat
 import subprocess
 import sys
@@ -272,6 +273,18 @@ def test_room_that_others_took_meanwhile_is_missed_before_anything_is_decoded(
     with pytest.raises(DataError, match="make room"):
         prepare(CARD, splits(tmp_path / "d"), SMALL, tmp_path / "c")
     assert [file for file in (tmp_path / "c/pixels").iterdir() if file.suffix != ".lock"] == []
+
+
+def test_a_limit_on_file_sizes_is_reported_with_the_folder(tmp_path: Path) -> None:
+    parts = splits(tmp_path / "d")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(DataError, match=r"into .*/c/pixels/.* \(File too large; .* free\); make room"):
+            prepare(CARD, parts, SMALL, tmp_path / "c")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list((tmp_path / "c").rglob("pixels.npy")) == []
 
 
 TWO = """

@@ -140,6 +140,17 @@ def test_the_caption_names_data_that_are_not_whole(tmp_path: Path) -> None:
     assert "28 pixels" not in caption
 
 
+def test_the_caption_states_the_order_of_ordinal_classes(tmp_path: Path) -> None:
+    results = write(tmp_path, Fake(dataset="grades"), Fake(dataset="busi"))
+    for i, result in enumerate(results):
+        card = {"classes": ["2", "10", "none"], "task": "ordinal" if result.record.data.name == "grades" else "single"}
+        data = result.record.data.model_copy(update={"card": {**result.record.data.card, **card}})
+        results[i] = replace(result, record=result.record.model_copy(update={"data": data}))
+    assert "; classes: 2 < 10 < none. Scores" in find(results, "data_grades").caption
+    assert "classes:" not in find(results, "data_busi").caption
+    assert "2 data sets; classes of grades: 2 < 10 < none. Scores" in find(results, "overview").caption
+
+
 def test_another_backbone_needs_no_excuse(tmp_path: Path) -> None:
     (caption,) = tables.caption(write(tmp_path, Fake(backbone="clip_vit_b16")))
     assert caption.startswith("clip_vit_b16, 64 px. Recipe")

@@ -462,7 +462,9 @@ def test_an_anonymous_report_names_no_data_set(here: Path, monkeypatch: pytest.M
     records.Fake(dataset="folder:/home/dr_x/mine").write(here / "runs")
     assert peftbench(["report", "--out", "named"], monkeypatch) == 0
     assert peftbench(["report", "--anonymous", "--out", "out"], monkeypatch) == 0
-    named, hidden = ({f.name: f.read_bytes() for f in (here / name).iterdir()} for name in ("named", "out"))
+    named, hidden = (
+        {f.name: f.read_bytes() for f in (here / name).rglob("*") if f.is_file()} for name in ("named", "out")
+    )
     assert not [name for name, content in (named | hidden).items() if b"dr_x" in content]
     assert b"folder:mine" in named["tables.md"]
     assert not [name for name, content in hidden.items() if b"mine" in content]

@@ -11,7 +11,7 @@ import traceback
 
 import typer
 
-from peftbench.cli import cache, data
+from peftbench.cli import analyze, cache, data
 from peftbench.cli.bench import bench
 from peftbench.cli.check import check
 from peftbench.cli.claims import claims
@@ -42,6 +42,7 @@ for verb in (run, plan, report, compare, recommend, claims, status):
 app.command("list")(list_)
 for verb in (show, merge, predict, check, measure, bench):
     app.command()(verb)
+app.add_typer(analyze.app, name="analyze")
 app.add_typer(data.app, name="data")
 app.add_typer(cache.app, name="cache")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from peftbench.core.contract import Result
 from peftbench.results.formatting import Cell
 from peftbench.results.table import Table
 from peftbench.results.tables import tables
+from peftbench.results.text import markdown_text
 from peftbench.storage.files import write_text
 
 _MARKS = {"": "{}", "best": "**{}**"}
@@ -35,22 +35,18 @@ def _section(table: Table) -> str:
 
     grid = tabulate(
         [[_cell(cell) for cell in row] for row in table.rows],
-        [escaped(column) for column in table.columns],
+        [markdown_text(column) for column in table.columns],
         tablefmt="github",
         disable_numparse=True,
         colalign=["left" if table.flush_left(column) else "right" for column in table.columns],
     )
-    return f"## {escaped(table.subject)} · {escaped(table.setting)}\n\n{grid}\n\n{escaped(table.caption)}\n"
+    heading = f"{markdown_text(table.subject)} · {markdown_text(table.setting)}"
+    return f"## {heading}\n\n{grid}\n\n{markdown_text(table.caption)}\n"
 
 
 def _cell(cell: Cell) -> str:
-    text = _MARKS[cell.mark].format(escaped(cell.text))
-    return f"{text} {escaped(cell.aside)}".strip()
-
-
-def escaped(text: str) -> str:
-    """Return text that Markdown shows literally, on one line."""
-    return re.sub(r"([\\`*_|<>\[\]$~&])", r"\\\1", " ".join(text.split()))
+    text = _MARKS[cell.mark].format(markdown_text(cell.text))
+    return f"{text} {markdown_text(cell.aside)}".strip()
 
 
 plugin = Markdown()

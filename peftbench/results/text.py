@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 
 _HIDDEN = frozenset({"Cc", "Cf", "Cs"})  # control characters, invisible ones that reorder text, undecodable bytes
@@ -25,6 +26,11 @@ def _shown(letter: str) -> str:
         return " "
     hidden = unicodedata.category(letter) in _HIDDEN
     return letter.encode("unicode_escape", "surrogatepass").decode() if hidden else letter
+
+
+def markdown_text(text: str) -> str:
+    """Return text that Markdown shows literally, on one line."""
+    return re.sub(r"([\\`*_|<>\[\]$~&])", r"\\\1", " ".join(text.split()))
 
 
 def csv_text(text: str) -> str:

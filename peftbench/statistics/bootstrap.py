@@ -88,9 +88,12 @@ def difference(first: Sequence[Predictions], second: Sequence[Predictions], metr
 def ratio(first: Sequence[Predictions], second: Sequence[Predictions], metric: str = "macro_f1") -> Estimate:
     """Return the mean score of the first runs divided by that of the second, all resampled together.
 
-    Raises DataError unless all runs have the same test set.
+    Draws in which the second score is 0 are left out: others take their place. Raises DataError unless all runs have
+    the same test set.
     """
-    return _together(first, second, metric, _quotient)
+    found = _together(first, second, metric, _quotient)
+    defined = found.draws[~np.isnan(found.draws)]
+    return Estimate(found.value, np.resize(defined, found.draws.shape) if defined.size else defined, found.clusters)
 
 
 def _quotient(above: Values, below: Values) -> Values:

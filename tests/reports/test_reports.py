@@ -17,7 +17,7 @@ from PIL import Image
 from peftbench.core.contract import Report, Result
 from peftbench.reports import csv, figure, html, latex, markdown
 from peftbench.results.tables import tables
-from peftbench.results.text import printable
+from peftbench.results.text import markdown_text, printable
 from tests.records import Fake, study
 
 FORMATS: dict[str, Report] = {
@@ -90,7 +90,7 @@ def test_markdown_tables_keep_their_columns(text: str) -> None:
 
 def test_markdown_shows_names_as_they_are_written(text: str) -> None:
     assert r"my\_own\_method" in text
-    assert markdown.escaped("a|b\n*c*") == r"a\|b \*c\*"
+    assert markdown_text("a|b\n*c*") == r"a\|b \*c\*"
 
 
 # --- latex ---------------------------------------------------------------------------------------------------------

@@ -195,3 +195,13 @@ def test_a_ratio_to_a_score_of_zero_is_unknown() -> None:
     found = bootstrap.ratio([(wrong, labels, range(4))], [(wrong, labels, range(4))])
     assert math.isnan(found.value)
     assert math.isnan(found.interval.low)
+
+
+def test_a_draw_without_a_ratio_is_left_out() -> None:
+    labels = np.arange(4) % 2
+    right = np.eye(2, dtype=np.float32)[labels]
+    half = right.copy()
+    half[:2] = half[1::-1]  # two of four images right: some resamples hold only the others
+    found = bootstrap.ratio([(half, labels, range(4))], [(half, labels, range(4))])
+    assert found.draws.shape == (bootstrap.RESAMPLES,)
+    assert (found.interval.low, found.interval.high) == (1, 1)

@@ -97,8 +97,6 @@ SLOW = (  # to import, some of it only when first needed
     "peftbench.study.resolve",
     "peftbench.backbones.mini",
     "peftbench.reports.figure",
-    "matplotlib.backends.backend_agg",
-    "matplotlib.backends.backend_svg",
     "scipy.stats",
     "pandas",
     "peft",

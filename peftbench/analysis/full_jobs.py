@@ -231,7 +231,7 @@ def at_level(found: Levels, number: int) -> Iterator[tuple[str, Tensor]]:
 
 
 @dataclass(frozen=True, eq=False)
-class Series:
+class FullSeries:
     """The full jobs of one backbone, image size and recipe, whose weights can be compared."""
 
     block: Block
@@ -269,7 +269,7 @@ class Series:
         return dataset + (" (synthetic)" if self.block.synthetic(dataset) else "")
 
 
-def find_series(results: Sequence[Result], places: Places) -> list[Series]:
+def find_series(results: Sequence[Result], places: Places) -> list[FullSeries]:
     """Return the full jobs of a store whose deltas are there, by setting.
 
     Raises RequestError, with what is missing, if there is none.
@@ -288,7 +288,7 @@ def find_series(results: Sequence[Result], places: Places) -> list[Series]:
     return found
 
 
-def _series(block: Block, row: MethodRow, places: Places, steps: Steps) -> Series:
+def _series(block: Block, row: MethodRow, places: Places, steps: Steps) -> FullSeries:
     jobs, missing = list[FullJob](), list[str]()
     for name in block.datasets:
         if name not in row.replicates:
@@ -307,7 +307,7 @@ def _series(block: Block, row: MethodRow, places: Places, steps: Steps) -> Serie
         )
     if jobs and len({job.dataset for job in jobs}) == 1:
         missing.append("One data set only: nothing is known about other tasks; `--datasets` adds them.")
-    return Series(block, row, tuple(jobs), tuple(missing))
+    return FullSeries(block, row, tuple(jobs), tuple(missing))
 
 
 def _problem(result: Result) -> str:

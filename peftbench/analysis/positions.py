@@ -44,7 +44,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from peftbench.analysis.full_jobs import SHARES, FullJob, Series, at_level, counts
+from peftbench.analysis.full_jobs import SHARES, FullJob, FullSeries, at_level, counts
 from peftbench.analysis.steps import Unit
 from peftbench.models.plan import Plan, Probe
 from peftbench.models.top_k import overlap, shortest_share
@@ -109,7 +109,7 @@ def _kind(name: str) -> str:
 # --- the work --------------------------------------------------------------------------------------------------------
 
 
-def position_units(series: Series) -> Iterator[Unit]:
+def position_units(series: FullSeries) -> Iterator[Unit]:
     """Yield the pieces of work of a series: masks, overlaps and rank correlations of each job."""
     for job in series.jobs:
         for name in SELECTIONS:
@@ -233,11 +233,11 @@ def rank_correlation(one: Tensor, other: Tensor) -> float | None:
 # --- the tables ------------------------------------------------------------------------------------------------------
 
 
-def _columns(series: Series, job: FullJob) -> dict[str, Any]:
+def _columns(series: FullSeries, job: FullJob) -> dict[str, Any]:
     return {**series.columns, "dataset": job.dataset, "seed": job.record.seed}
 
 
-def position_frame(series: Series) -> pandas.DataFrame:
+def position_frame(series: FullSeries) -> pandas.DataFrame:
     """Return `positions.csv`."""
     import pandas as pd  # noqa: PLC0415 - likewise
 
@@ -260,7 +260,7 @@ def position_frame(series: Series) -> pandas.DataFrame:
     return pd.DataFrame(rows)
 
 
-def position_overlaps(series: Series) -> pandas.DataFrame:
+def position_overlaps(series: FullSeries) -> pandas.DataFrame:
     """Return `positions_overlap.csv`."""
     import pandas as pd  # noqa: PLC0415 - likewise
 
@@ -283,7 +283,7 @@ def position_overlaps(series: Series) -> pandas.DataFrame:
     return pd.DataFrame(rows)
 
 
-def position_correlations(series: Series) -> pandas.DataFrame:
+def position_correlations(series: FullSeries) -> pandas.DataFrame:
     """Return `positions_correlation.csv`."""
     import pandas as pd  # noqa: PLC0415 - likewise
 

@@ -14,14 +14,14 @@ import numpy as np
 
 from peftbench.analysis import figures, positions, weight_change
 from peftbench.analysis.figures import TITLES, by_key
-from peftbench.analysis.full_jobs import SHARES, Series
+from peftbench.analysis.full_jobs import SHARES, FullSeries
 from peftbench.analysis.positions import ESTIMATORS, SELECTIONS
 from peftbench.analysis.steps import Unit
 from peftbench.analysis.weight_change import HYBRID_SHARES, KEPT, ORDERS, TENTH, Kept
 from peftbench.results.formatting import format_percent, format_points
 from peftbench.results.frame import as_csv
 from peftbench.results.text import markdown_text, printable
-from peftbench.storage.files import write_text
+from peftbench.storage.files import make_private_folder, write_text
 
 if TYPE_CHECKING:
     import pandas  # noqa: ICN001 - by its full name the run-time type checks of the tests find it
@@ -50,25 +50,33 @@ class Analysis:
 
     title: str
     how: str  # it was computed, in sentences
-    units: Callable[[Series], Iterator[Unit]]
-    report: Callable[[Series], Found | None]  # None where the series has nothing to compare
+    units: Callable[[FullSeries], Iterator[Unit]]
+    report: Callable[[FullSeries], Found | None]  # None where the series has nothing to compare
 
 
-def write(name: str, found: Sequence[Series], out: Path) -> tuple[list[Path], list[str]]:
-    """Write the report of an analysis whose units have run; return its files and its sentences."""
+def write(name: str, found: Sequence[FullSeries], out: Path, kept: Path | None) -> tuple[list[Path], list[str]]:
+    """Write the report of an analysis whose units have run; return its files and its sentences.
+
+    The CSV files are also written to the folder `kept` of the store, where `peftbench claims` reads them.
+    """
     import pandas as pd  # noqa: PLC0415 - `peftbench list` answers without it
 
     out.mkdir(parents=True, exist_ok=True)
+    if kept:
+        make_private_folder(kept)
     analysis, files = ANALYSES[name], list[Path]()
     reports = [analysis.report(series) for series in found]
     for stem in dict.fromkeys(stem for one in reports if one for stem in one.tables):
+        table = as_csv(pd.concat([one.tables[stem] for one in reports if one]))
         files.append(out / f"{stem}.csv")
-        write_text(files[-1], as_csv(pd.concat([one.tables[stem] for one in reports if one])))
+        write_text(files[-1], table)
+        if kept:
+            write_text(kept / f"{stem}.csv", table, private=True)
     images = list[list[str]]()
     for number, one in enumerate(reports, 1):
         mark = f"_{number}" if len(reports) > 1 else ""
         drawn = [draw(out / f"{stem}{mark}") for stem, draw in one.figures.items()] if one else []
-        images.append([paths[0].name for paths in drawn])
+        images.append([path.name for paths in drawn for path in paths if path.suffix == ".svg"])
         files += [path for paths in drawn for path in paths]
     files.append(out / f"{name}.md")
     write_text(files[-1], _markdown(analysis, found, reports, images))
@@ -76,12 +84,12 @@ def write(name: str, found: Sequence[Series], out: Path) -> tuple[list[Path], li
     return files, spoken
 
 
-def _spoken(series: Series, found: Found | None) -> list[str]:
+def _spoken(series: FullSeries, found: Found | None) -> list[str]:
     return [f"{series.title}:", *(found.sentences if found else ()), *series.missing]
 
 
 def _markdown(
-    analysis: Analysis, found: Sequence[Series], reports: Sequence[Found | None], images: Sequence[Sequence[str]]
+    analysis: Analysis, found: Sequence[FullSeries], reports: Sequence[Found | None], images: Sequence[Sequence[str]]
 ) -> str:
     lines = [f"# {analysis.title}", "", analysis.how, ""]
     for series, one, names in zip(found, reports, images, strict=True):
@@ -107,7 +115,7 @@ def _grid(rows: Sequence[Sequence[str]], columns: Sequence[str]) -> str:
 # --- sparsity --------------------------------------------------------------------------------------------------------
 
 
-def _sparsity(series: Series) -> Found:
+def _sparsity(series: FullSeries) -> Found:
     found = weight_change.kept(series)
     names = list(dict.fromkeys(one.dataset for one in found))
     return Found(
@@ -157,7 +165,7 @@ def _kept_grid(name: str, found: Sequence[Kept]) -> str:
 # --- hybridity -------------------------------------------------------------------------------------------------------
 
 
-def _hybridity(series: Series) -> Found | None:
+def _hybridity(series: FullSeries) -> Found | None:
     table = weight_change.overlap_frame(series)
     if table.empty:
         return None
@@ -194,7 +202,7 @@ def _range(values: pandas.Series[float]) -> str:
     return f"{format_points(values.mean())}%{several if len(values) > 1 else ' (one pair of models)'}"
 
 
-def _overlap_grid(series: Series, matrix: pandas.DataFrame, share: float) -> str:
+def _overlap_grid(series: FullSeries, matrix: pandas.DataFrame, share: float) -> str:
     at = {
         frozenset((one, other)): format_points(value)
         for one, other, value, of in zip(
@@ -210,7 +218,7 @@ def _overlap_grid(series: Series, matrix: pandas.DataFrame, share: float) -> str
 # --- positions -------------------------------------------------------------------------------------------------------
 
 
-def _positions(series: Series) -> Found:
+def _positions(series: FullSeries) -> Found:
     places = positions.position_frame(series)
     overlaps, ranks = positions.position_overlaps(series), positions.position_correlations(series)
     return Found(

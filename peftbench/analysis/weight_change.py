@@ -18,7 +18,8 @@ training), those of the largest `magnitude`, or drawn at `random`, DRAWS times.
     backbone, image_size, recipe, method, dataset, order, share, weights
     macro_f1, low, high      the mean score with its 95% interval
     kept, kept_low, kept_high    score / score at share 1, with its 95% interval; both over resampled groups of the test
-                                 part, numerator and denominator together
+                                 part, numerator and denominator together; the mean of the seeds' ratios where each
+                                 seed has its own test part
     verdict      whether KEPT of the score is kept: yes, no, undecided or unknown
     seeds, groups
 
@@ -51,9 +52,9 @@ from peftbench.analysis.full_jobs import (
     SHARES,
     Entries,
     FullJob,
+    FullSeries,
     Levels,
     Mixed,
-    Series,
     at_level,
     counts,
     levels,
@@ -88,7 +89,7 @@ class SeedOnly(NoProbe):
 # --- sparsity: the work ----------------------------------------------------------------------------------------------
 
 
-def sparsity_units(series: Series) -> Iterator[Unit]:
+def sparsity_units(series: FullSeries) -> Iterator[Unit]:
     """Yield the pieces of work of a series: each order of each job."""
     for job in series.jobs:
         yield Unit(f"{job.name}: all or none", partial(_evaluate_ends, job))
@@ -200,7 +201,7 @@ class Kept:
         return "yes" if interval.low >= KEPT else "no" if interval.high < KEPT else "undecided"
 
 
-def evaluations(series: Series) -> pandas.DataFrame:
+def evaluations(series: FullSeries) -> pandas.DataFrame:
     """Return `sparsity.csv`."""
     import pandas as pd  # noqa: PLC0415 - `peftbench list` answers without it
 
@@ -223,7 +224,7 @@ def evaluations(series: Series) -> pandas.DataFrame:
     return pd.DataFrame(rows)
 
 
-def kept(series: Series) -> list[Kept]:
+def kept(series: FullSeries) -> list[Kept]:
     """Return every order and share of each data set, then of the averages over data sets that belong together."""
     alone = {name: _kept_on(name, jobs) for name, jobs in series.datasets.items()}
     averages = {
@@ -247,7 +248,7 @@ def kept(series: Series) -> list[Kept]:
     return [one for found in (*alone.values(), *together) for one in found]
 
 
-def kept_frame(series: Series, found: Sequence[Kept]) -> pandas.DataFrame:
+def kept_frame(series: FullSeries, found: Sequence[Kept]) -> pandas.DataFrame:
     """Return `sparsity_kept.csv`."""
     import pandas as pd  # noqa: PLC0415 - likewise
 
@@ -312,7 +313,7 @@ def _flat(runs: Sequence[list[Predictions]]) -> list[Predictions]:
 # --- hybridity -------------------------------------------------------------------------------------------------------
 
 
-def hybridity_units(series: Series) -> Iterator[Unit]:
+def hybridity_units(series: FullSeries) -> Iterator[Unit]:
     """Yield the pieces of work of a series: the most-moved weights of each job, then each pair of data sets."""
     for job in series.jobs:
         yield Unit(f"{job.name}: most-moved weights", partial(_find_moved, job))
@@ -322,7 +323,7 @@ def hybridity_units(series: Series) -> Iterator[Unit]:
             yield Unit(f"overlap of {one} and {other}", partial(_overlap_all, pairs))
 
 
-def job_pairs(series: Series, one: str, other: str) -> list[tuple[FullJob, FullJob]]:
+def job_pairs(series: FullSeries, one: str, other: str) -> list[tuple[FullJob, FullJob]]:
     """Return the pairs of models of two data sets, or of two seeds of one."""
     if one == other:
         return list(itertools.combinations(series.datasets[one], 2))
@@ -353,7 +354,7 @@ def _overlaps(one: FullJob, other: FullJob) -> list[float]:
     return [count / counts(one.size)[at] for count, at in zip(both, numbers, strict=True)]
 
 
-def overlap_frame(series: Series) -> pandas.DataFrame:
+def overlap_frame(series: FullSeries) -> pandas.DataFrame:
     """Return `hybridity.csv`."""
     import pandas as pd  # noqa: PLC0415 - likewise
 

@@ -84,6 +84,7 @@ def _analyze(
         for unit in units:
             tally.begin(unit.name)
             tally.end(unit.name, unit.run(), keep=False)
-    files, sentences = write(name, found, out)
+    kept = None if anonymous else store / "analysis"
+    files, sentences = write(name, found, out, kept)
     for line in (*sentences, *map(str, files)):
         say(line)

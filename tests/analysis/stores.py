@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from peftbench.analysis.full_jobs import FullJob, Series, find_series
+from peftbench.analysis.full_jobs import FullJob, FullSeries, find_series
 from peftbench.core.record import Record
 from peftbench.core.spec import Places
 from peftbench.models import backbone, delta
@@ -55,7 +55,7 @@ def rewrite(folder: JobFolder, changes: Changes) -> dict[str, Tensor]:
     return tuned
 
 
-def series(where: Places) -> Series:
+def series(where: Places) -> FullSeries:
     """The only series of a store."""
     (found,) = find_series(publish(Store(where.store).results()), where)
     return found

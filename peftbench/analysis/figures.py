@@ -54,7 +54,43 @@ def sparsity_figure(series: FullSeries, found: Sequence[Kept], stem: Path) -> li
 
 
 def _curves(found: Sequence[Kept]) -> Spec:
-    rows = [
+    """Draw a line for each order; all begin without and end with all tuned weights."""
+    shares = [format_percent(share) for share in (0.0, *SHARES, 1.0)]
+    full = next(one.score.value for one in found if one.order == "all")
+    titles = [TITLES[order] for order in ORDERS]
+    axis = {"grid": False, "labelAngle": -60}
+    score = {"field": "score", "type": "quantitative", "title": "macro F1 (%)", "scale": {"zero": False}}
+    shared = {
+        "x": {"field": "share", "type": "ordinal", "sort": shares, "title": "weights with tuned values", "axis": axis},
+        "xOffset": {"field": "order", "type": "nominal", "sort": titles},
+        "color": _by_order(titles, COLORS),
+    }
+    bars = {"y": {**score, "field": "low"}, "y2": {"field": "high"}}
+    lines, points = {"strokeDash": _by_order(titles, DASHES)}, {"shape": _by_order(titles, SHAPES)}
+    layers: list[Spec] = [
+        {
+            "mark": {"type": "rule", "strokeDash": [1, 3], "color": "#555555"},
+            "data": {"values": [{"score": 100 * KEPT * full}]},
+            "encoding": {"y": score, "x": {"value": 0}, "x2": {"value": "width"}},
+        },
+        {"mark": "rule", "encoding": shared | bars},
+        {"mark": {"type": "line", "strokeWidth": 1.5}, "encoding": shared | {"y": score} | lines},
+        {
+            "mark": {"type": "point", "filled": True, "size": 45, "opacity": 1},
+            "encoding": shared | {"y": score} | points,
+        },
+    ]
+    return {"data": {"values": _rows(found)}, "layer": layers, "width": 380, "height": 260}
+
+
+def _by_order(titles: Sequence[str], looks: Sequence[object]) -> Spec:
+    """Return the encoding by which each order has its own color, dashes or shape."""
+    scale = {"domain": list(titles), "range": list(looks[: len(titles)])}
+    return {"field": "order", "type": "nominal", "title": None, "scale": scale}
+
+
+def _rows(found: Sequence[Kept]) -> list[dict[str, object]]:
+    return [
         {
             "share": format_percent(one.share),
             "order": TITLES[order],
@@ -66,45 +102,6 @@ def _curves(found: Sequence[Kept]) -> Spec:
         for one in found
         if one.order in {order, *ENDS}
     ]
-    shares = [format_percent(share) for share in (0.0, *SHARES, 1.0)]
-    full = next(one.score.value for one in found if one.order == "all")
-    titles = [TITLES[order] for order in ORDERS]
-    domain = {"field": "order", "type": "nominal", "title": None}
-    color = {**domain, "scale": {"domain": titles, "range": list(COLORS[: len(titles)])}}
-    score = {"field": "score", "type": "quantitative", "title": "macro F1 (%)", "scale": {"zero": False}}
-    axis = {"grid": False, "labelAngle": -60}
-    layers: list[Spec] = [
-        {
-            "mark": {"type": "rule", "strokeDash": [1, 3], "color": "#555555"},
-            "data": {"values": [{"score": 100 * KEPT * full}]},
-            "encoding": {"y": score, "x": {"value": 0}, "x2": {"value": "width"}},
-        },
-        {"mark": {"type": "rule"}, "encoding": {"y": {**score, "field": "low"}, "y2": {"field": "high"}}},
-        {
-            "mark": {"type": "line", "strokeWidth": 1.5},
-            "encoding": {
-                "y": score,
-                "strokeDash": {**domain, "scale": {"domain": titles, "range": list(DASHES)}},
-            },
-        },
-        {
-            "mark": {"type": "point", "filled": True, "size": 45, "opacity": 1},
-            "encoding": {
-                "y": score,
-                "shape": {**domain, "scale": {"domain": titles, "range": list(SHAPES[: len(titles)])}},
-            },
-        },
-    ]
-    share = {
-        "field": "share",
-        "type": "ordinal",
-        "sort": shares,
-        "title": "weights with tuned values",
-        "axis": axis,
-    }
-    for layer in layers[1:]:
-        layer["encoding"] |= {"x": share, "xOffset": {**domain, "sort": titles}, "color": color}
-    return {"data": {"values": rows}, "layer": layers, "width": 380, "height": 260}
 
 
 # --- hybridity -------------------------------------------------------------------------------------------------------

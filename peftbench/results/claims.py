@@ -100,8 +100,7 @@ def _sparsity(one: Evidence) -> Finding:
     command = _analysis(one, "sparsity")
     if not rows:
         return Finding("undecided", ("No analysis of this setting is in the store.",), command)
-    verdicts: list[Verdict] = [_of_word(row["verdict"]) for row in rows]
-    verdict = together(verdicts)
+    verdict = together(_kept(row) for row in rows)
     numbers = tuple(
         f"{row['dataset']}: 10% of the changes keep {_share(row['kept'])} of full tuning's macro F1 "
         f"[{_share(row['kept_low'])}, {_share(row['kept_high'])}], {row['seeds']} seeds"
@@ -111,7 +110,9 @@ def _sparsity(one: Evidence) -> Finding:
     return Finding(verdict, numbers, f"{more} && {command}" if verdict == "undecided" else "")
 
 
-def _of_word(word: str) -> Verdict:
+def _kept(row: Mapping[str, str]) -> Verdict:
+    """Return whether the score is kept; undecided from one seed."""
+    word = row["verdict"] if int(row["seeds"]) > 1 else ""
     return "holds" if word == "yes" else "fails" if word == "no" else "undecided"
 
 
@@ -327,10 +328,12 @@ def _specific(one: Evidence) -> Finding:
         if row and name in row.replicates and row.replicates[name].done and row.replicates[name].have_predictions
     ]
     p = holm([comparison.p for *_, comparison in found])
-    worse = [value < ALPHA and comparison.difference < 0 for (*_, comparison), value in zip(found, p, strict=True)]
-    close = [comparison.interval[0] > -MARGIN for *_, comparison in found]
+    known = [comparison.seeds > 1 for *_, comparison in found]
+    worse = [one_p < ALPHA and test.difference < 0 for (*_, test), one_p in zip(found, p, strict=True)]
+    close = [test.interval[0] > -MARGIN for *_, test in found]
     complete = len(found) == len(_best_published())
     verdict: Verdict = "fails" if any(worse) else "holds" if complete and all(close) else "undecided"
+    verdict = verdict if all(known) else "undecided"
     numbers = [
         f"{name}, {metric.replace('_', ' ')}: {100 * comparison.difference:+.1f} points "
         f"[{100 * comparison.interval[0]:+.1f}, {100 * comparison.interval[1]:+.1f}] to {label} as published"

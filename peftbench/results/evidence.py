@@ -131,10 +131,14 @@ class Evidence:
 
 
 def superior(pairs: Sequence[Pair], expected: int) -> Verdict:
-    """Return whether the first method of all pairs is shown to be better; it fails where it is shown to be worse."""
-    if any(pair.verdict == "worse" for pair in pairs):
+    """Return whether the first method of all pairs is shown to be better; it fails where it is shown to be worse.
+
+    From one seed nothing is known about the methods, only about the models that were trained.
+    """
+    known = [pair for pair in pairs if pair.found.seeds > 1]
+    if any(pair.verdict == "worse" for pair in known):
         return "fails"
-    better = sum(pair.verdict == "better" for pair in pairs)
+    better = sum(pair.verdict == "better" for pair in known)
     return "holds" if better == expected > 0 else "undecided"
 
 
@@ -149,7 +153,8 @@ def number(pair: Pair) -> str:
     low, high = (f"{100 * limit:+.1f}" for limit in pair.found.interval)
     difference = f"{100 * pair.found.difference:+.1f}"
     bounds = "" if math.isnan(pair.found.interval[0]) else f" [{low}, {high}]"
-    return f"{pair.method} - {pair.other}: {difference}{bounds}, p {format_probability(pair.p)}, {pair.verdict}"
+    seeds = ", one seed: no verdict on the methods" if pair.found.seeds == 1 else ""
+    return f"{pair.method} - {pair.other}: {difference}{bounds}, p {format_probability(pair.p)}, {pair.verdict}{seeds}"
 
 
 def seeds_to_decide(pairs: Iterable[Pair]) -> int:

@@ -51,6 +51,7 @@ class Recommendation:
     datasets: tuple[str, ...]
     metric: str
     synthetic: bool
+    seeds: int  # that all compared methods share; 0 where nothing is compared
     methods: tuple[Candidate, ...]  # by tier, then by score; those that are not compared last
     remarks: tuple[str, ...]  # how sure it is, what is missing, what would decide
     commands: tuple[str, ...]  # that use the recommended jobs
@@ -65,6 +66,7 @@ class Recommendation:
         """The recommendation in one sentence."""
         first, *others = self.datasets
         where = f"average of {advice.words(self.datasets)}" if others else first
+        where += ", one seed" if self.seeds == 1 else ""
         if self.synthetic:
             return f"Synthetic data ({where}), no recommendation for real images: {self._answer()}"
         return f"Recommendation ({where}): {self._answer()}"
@@ -137,6 +139,7 @@ def _recommendation(block: Block, names: tuple[str, ...], store: Path, limits: L
         names,
         metric,
         all(map(block.synthetic, names)),
+        found.seeds,
         _candidates(block, found, costs, outside),
         tuple(advice.remarks(found, block)),
         tuple(_commands(chosen, names, store, metric)) if chosen else (),

@@ -58,4 +58,4 @@ def test_a_run_of_two_trained_methods_ends_with_the_recommendation_in_one_senten
     results = [fake.write(tmp_path) for fake in (Fake("full", skill=4.0), Fake("lora", skill=0.5))]
     assert _conclude([result.record.id for result in results], Store(tmp_path), 1.0) == 0
     printed = capsys.readouterr().out
-    assert printed.count("Recommendation (busi): full has the highest macro F1") == 1
+    assert printed.count("Recommendation (busi, one seed): full has the highest macro F1") == 1

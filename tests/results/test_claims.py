@@ -77,6 +77,14 @@ def test_all_tensors_against_linear_layers(tmp_path: Path) -> None:
     assert findings(tmp_path / "b", *fakes(("shpeft", LOW), (LINEAR_ONLY, HIGH)))[7].verdict == "fails"
 
 
+def test_one_seed_decides_nothing_about_methods(tmp_path: Path) -> None:
+    pair = (Fake("shpeft", skill=HIGH), Fake("shpeft", label=LINEAR_ONLY, skill=LOW))
+    found = findings(tmp_path, *pair)[7]
+    assert found.verdict == "undecided"
+    assert found.numbers[0].endswith("better, one seed: no verdict on the methods")
+    assert "--seeds 0,1,2 " in found.command
+
+
 def test_a_tiny_mask_must_beat_a_full_model_that_was_tuned_equally(tmp_path: Path) -> None:
     tiny = [Fake("shpeft", seed=seed, skill=HIGH, target=round(1e-4 * PARAMETERS)) for seed in range(3)]
     full = [Fake("full", seed=seed, skill=LOW, trainable=PARAMETERS) for seed in range(3)]

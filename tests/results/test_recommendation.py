@@ -82,7 +82,7 @@ def test_limits_that_cannot_be_read_are_refused(limit: dict[str, str], message: 
 def test_synthetic_data_are_never_recommended_from_without_a_warning(tmp_path: Path) -> None:
     fakes = [Fake(name, "phantom_ct", synthetic=True, skill=skill) for name, skill in (("lora", 4.0), ("bitfit", 0.5))]
     (found,) = advised(tmp_path, *fakes)
-    assert found.sentence.startswith("Synthetic data (phantom_ct), no recommendation for real images: ")
+    assert found.sentence.startswith("Synthetic data (phantom_ct, one seed), no recommendation for real images: ")
     assert found.remarks[0] == "Synthetic data (phantom_ct): this recommends no method for real images."
 
 
@@ -116,7 +116,7 @@ def test_a_run_ends_with_a_sentence_only_where_two_trained_methods_can_be_compar
     alone = [fake.write(tmp_path) for fake in several(("majority", 0.0), ("linear", POOR), ("lora", CLEAR))]
     assert sentences(alone, tmp_path) == []
     (sentence,) = sentences([*alone, Fake("ssf", skill=CLOSE).write(tmp_path)], tmp_path)
-    assert sentence.startswith("Recommendation (busi): lora has the highest macro F1")
+    assert sentence.startswith("Recommendation (busi, one seed): lora has the highest macro F1")
 
 
 def test_from_python_with_limits_as_text_and_as_json_without_nan(tmp_path: Path) -> None:

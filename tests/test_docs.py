@@ -32,6 +32,11 @@ EXAMPLES = {  # names that the reader defines while reading
 }
 
 
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_a_page_includes_files_in_the_notation_of_mkdocs(file: Path) -> None:
+    assert "--8 <" not in file.read_text("utf-8")
+
+
 def shown(text: str) -> Iterator[str]:
     """Lines of code in a Markdown text, fenced or indented, and code within sentences."""
     for _, language, block in FENCE.findall(text):

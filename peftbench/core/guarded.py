@@ -14,7 +14,6 @@ from numbers import Integral
 from types import FunctionType, MappingProxyType
 from typing import Any
 
-from peftbench.core.contract import DatasetCard, Preprocessing, Splits
 from peftbench.errors import PeftbenchError, PluginError, is_out_of_memory
 from peftbench.storage.files import is_disk_full
 
@@ -22,11 +21,14 @@ LONGEST = 300  # characters of a foreign message
 RETURNS: Mapping[str, Mapping[str, type | str]] = MappingProxyType(  # kind -> member -> the class of what it returns
     {
         "methods": {"plan": "peftbench.models.plan.Plan", "within": "peftbench.models.method.Match", "count": int},
-        "datasets": {"card": DatasetCard, "load": Splits},
-        "backbones": {"network": "torch.nn.modules.module.Module", "preprocessing": Preprocessing},
+        "datasets": {"card": "peftbench.core.contract.DatasetCard", "load": "peftbench.core.contract.Splits"},
+        "backbones": {
+            "network": "torch.nn.modules.module.Module",
+            "preprocessing": "peftbench.core.contract.Preprocessing",
+        },
         "reports": {"suffix": str, "write": list},
     }
-)  # a name is that of a class that this layer does not import
+)  # a name stands for a class whose import is slow, or forbidden in this layer
 
 
 @contextmanager

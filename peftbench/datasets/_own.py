@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ NAMES = {"train": "train", "training": "train", "test": "test", "testing": "test
     ("val", "valid", "validation"), "val"
 )
 PATIENT = "patient"
+NUMERIC = r"[+-]?\d+(\.\d+)?"
 NUMBER = 20  # digits to which numbers in class names are padded before they are compared
 SHARES = (0.7, 0.1, 0.2)  # train, val, test if no part is given
 VAL_SHARE, TEST_SHARE = SHARES[1], SHARES[2]  # of train if only that part is missing
@@ -40,7 +42,7 @@ def class_name(label: str) -> str:
 def in_order(names: Iterable[str]) -> tuple[str, ...]:
     """Return class names in natural order: numbers by value, other names with the numbers in them by value."""
     found = sorted(names)
-    if all(re.fullmatch(r"[+-]?\d+(\.\d+)?", name) for name in found):
+    if all(re.fullmatch(NUMERIC, name) for name in found):
         return tuple(sorted(found, key=float))
     return tuple(sorted(found, key=lambda name: re.sub(r"\d+", lambda run: run[0].zfill(NUMBER), name)))
 
@@ -55,6 +57,8 @@ def resolve_path(path: str) -> Path:
 
 def make_splits(given: Given, card: DatasetCard, seed: int) -> Splits:
     """Return all three parts; images with the same bytes share a group. Raises SplitError and DataError."""
+    if not card.classes:
+        raise DataError(f"{card.title}: no image has a label. Add some.")
     if len(card.classes) == 1 and card.task != "multi_label":
         raise DataError(
             f"{card.title}: all images have the label {card.classes[0]!r}, but at least two classes are needed."
@@ -63,7 +67,7 @@ def make_splits(given: Given, card: DatasetCard, seed: int) -> Splits:
     same = _files.digests(files)
     parts, rule = _complete(_joined(given.parts, same), seed)
     rule += f", grouped by {card.group_key}" if card.group_key and rule != "as given" else ""
-    notes = (*given.notes, *_contradicting(given.parts, same))
+    notes = (*given.notes, *_look_alike(card.classes), *_contradicting(given.parts, same))
     carved = "train" in given.parts and "val" not in given.parts
     return _files.assemble(parts, card, rule, notes, carved=carved, left_out=given.left_out)
 
@@ -103,6 +107,22 @@ def _complete(given: Mapping[str, Part], seed: int) -> tuple[dict[str, Part], st
             parts["train"], parts[name] = carve(parts["train"], share, seed)
             rule += f", {name} {share:.0%} of train, stratified"
     return parts, rule
+
+
+def _look_alike(classes: Iterable[str]) -> list[str]:
+    """Return notes on classes that may be one: their names differ in case, spaces, invisible characters or zeros."""
+    same: dict[str, list[str]] = {}
+    for name in classes:
+        same.setdefault(_reading(name), []).append(name)
+    return [f"Classes that look alike: {', '.join(map(ascii, names))}." for names in same.values() if len(names) > 1]
+
+
+def _reading(name: str) -> str:
+    """Return what a reader makes of a name: letters without case and form, a number by its value."""
+    if re.fullmatch(NUMERIC, name):
+        return str(float(name) + 0.0)
+    seen = (letter for letter in unicodedata.normalize("NFKC", name) if unicodedata.category(letter) != "Cf")
+    return " ".join("".join(seen).casefold().split())
 
 
 def _contradicting(parts: Mapping[str, Part], same: tuple[str, ...]) -> list[str]:

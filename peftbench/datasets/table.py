@@ -29,6 +29,7 @@ from peftbench.errors import DataError, MissingDataError, SplitError
 
 LONGEST = 1000  # characters of a cell; a longer one is not a name or a label
 MISSING = frozenset({"", "nan", "<na>", "#n/a", "nat"})  # labels, in lower case, that stand for none
+OTHER_SEPARATORS = r"\s*[;,/+&\s]\s*"  # that people write between labels
 SHOWN = 5  # line numbers in an error
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 WORKBOOK = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")  # Excel's own formats
@@ -223,9 +224,23 @@ def _refuse_gaps(file: Path, lines: Sequence[Line], *, several: bool) -> None:
     for key in ("split", "group"):
         empty = [line for line in lines if not getattr(line, key)]
         _refuse(file, f"no {key}, which other lines state", empty if len(empty) < len(lines) else [], "Fill or remove")
+    _refuse(file, "labels that | does not separate", _joined(lines) if several else [], "Write `a|b` into")
     first: dict[str, int] = {}
-    again = [line for line in lines if first.setdefault(line.image, line.number) != line.number]
+    again = [line for line in lines if first.setdefault(_whole_path(file, line), line.number) != line.number]
     _refuse(file, f"the image {again[0].image!r} again" if again else "", again, "Remove")
+
+
+def _whole_path(file: Path, line: Line) -> str:
+    """Return the path of an image without detours such as `./`, as it may be spelled in several ways."""
+    return os.path.normpath(file.parent / line.image)
+
+
+def _joined(lines: Sequence[Line]) -> list[Line]:
+    """Return the lines with a label such as `a;b` or `a, b`, where `a` and `b` are labels of other lines."""
+    known = {label for line in lines for label in labels_of(line)}
+    pieces = {label: re.split(OTHER_SEPARATORS, label) for label in known}
+    joined = {label for label, found in pieces.items() if len(found) > 1 and known.issuperset(found)}
+    return [line for line in lines if joined.intersection(labels_of(line))]
 
 
 def _refuse(file: Path, fault: str, lines: Sequence[Line], fix: str) -> None:

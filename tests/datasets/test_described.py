@@ -103,6 +103,25 @@ def test_several_labels_an_image_stand_in_a_table(home: Path) -> None:
     assert splits.train.labels.shape == (28, 2)
 
 
+@pytest.mark.usefixtures("home")
+@pytest.mark.parametrize("joined", ["x;y", "x, y", "x y", "y/x"])
+def test_labels_that_another_sign_separates_are_refused(joined: str) -> None:
+    rows = [f'images/benign/patient{i // 2}_{i}.png,"{["x", "y", joined, ""][i % 4]}"' for i in range(20)]
+    Path("all.csv").write_text("\n".join(["image,label", *rows]) + "\n")
+    describe(CLINIC.replace("images", "all.csv") + 'task = "multi_label"')
+    with pytest.raises(DataError, match=r"lines 4, 8, 12, 16, 20: labels that \| does not separate\. Write `a\|b`"):
+        load()
+
+
+@pytest.mark.usefixtures("home")
+def test_a_table_without_any_label_is_refused() -> None:
+    rows = [f"images/benign/patient{i // 2}_{i}.png," for i in range(20)]
+    Path("all.csv").write_text("\n".join(["image,label", *rows]) + "\n")
+    describe(CLINIC.replace("images", "all.csv") + 'task = "multi_label"')
+    with pytest.raises(DataError, match="no image has a label"):
+        load()
+
+
 def test_a_missing_folder_is_reported_in_the_list(home: Path) -> None:
     describe(CLINIC.replace("images", "nowhere"))
     assert availability.describe_presence("clinic", home) == "no"

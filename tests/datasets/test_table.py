@@ -120,6 +120,7 @@ def test_deep_images_are_noted(tmp_path: Path) -> None:
         ("image,label,group\na.png,x,1\nb.png,y,\n", DataError, "line 3: no group, which other lines state"),
         ("image,label\nx.png,x\nall.csv,x\n", DataError, "all images have the label 'x', but at least two classes"),
         ("image,label\na.png,x\na.png,y\n", DataError, "line 3: the image 'a.png' again"),
+        ("image,label\na.png,x\n./b/../a.png,y\n", DataError, "line 3: the image './b/../a.png' again"),
         (
             "image,label\na.png,x\nb.png,y\n",
             MissingDataError,
@@ -200,6 +201,15 @@ def test_whole_numbers_are_one_class_however_they_are_written(tmp_path: Path) ->
     file = write(tmp_path, [f"scans/{i}.png,{labels[i % 7]}" for i in range(140)])
     assert plugin(str(file)).card.classes == ("0", "1.50", "2", "10")
     assert np.sum(sizes(load(file)), axis=0).tolist() == [40, 20, 40, 40]
+
+
+@pytest.mark.parametrize(
+    "names", [("Benign", "benign"), ("\N{LATIN SMALL LETTER E WITH ACUTE}", "e\u0301"), ("a", "a\u200b"), ("01", "1")]
+)
+def test_classes_that_look_alike_are_noted(names: tuple[str, str], tmp_path: Path) -> None:
+    lines = [f"scans/{i}.png,{(*names, '3')[i % 3]}" for i in range(60)]
+    (note,) = load(write(tmp_path, lines)).notes
+    assert note == f"Classes that look alike: {', '.join(map(ascii, sorted(names)))}."
 
 
 def test_numbers_within_names_are_in_the_order_of_numbers(tmp_path: Path) -> None:

@@ -56,7 +56,9 @@ def main() -> None:
         code = app(words or ["--help"], prog_name="peftbench", standalone_mode=False)
         if code == INTERRUPTED:  # typer's answer to Ctrl-C
             raise KeyboardInterrupt  # noqa: TRY301 - one place for both
-    except (KeyboardInterrupt, typer.Abort):
+    except (KeyboardInterrupt, typer.Abort) as error:
+        if isinstance(error.__cause__, EOFError):  # typer takes any for the end of a user's input
+            sys.exit(_exit_code(error.__cause__, words, debug=debug))
         resume = "; run the same command again to resume at the last checkpoint" if words[:1] == ["run"] else ""
         typer.echo(f"peftbench: interrupted{resume}.", err=True)
         sys.exit(INTERRUPTED)

@@ -17,6 +17,8 @@ def sentence(error: BaseException | None) -> str:
     """Return an error's message on one line."""
     if isinstance(error, OSError):
         return f"{error.filename or 'The system'}: {error.strerror or error}."
+    if isinstance(error, EOFError):
+        return f"A file or process ended too early{f' ({error})' if str(error) else ''}. Run the same command again."
     text = _usage(error) if isinstance(error, UsageError) else str(error)
     return " ".join(text.split())
 

@@ -155,9 +155,7 @@ class _Pool:
         count = min(workers, len(jobs))
         with ExitStack() as stack:
             with signals_blocked(signal.SIGINT, signal.SIGUSR1):
-                manager = SyncManager(ctx=context)
-                manager.start(ignore_sigterm)
-                ticks = _Ticks(stack.enter_context(manager).Queue(), self.monitor)
+                ticks = _Ticks(_relay(context, stack), self.monitor)
                 others = set(multiprocessing.active_children())  # the manager among them
                 gpus = gpu_queue(context, count, hardware.gpus() if self.places.device == "cuda" else 0)
                 pool = stack.enter_context(ProcessPoolExecutor(count, context, start_worker, (gpus,)))
@@ -177,6 +175,17 @@ class _Pool:
                 pool.shutdown(wait=False, cancel_futures=True)
                 _kill(started)
                 raise
+
+
+def _relay(context: SpawnContext, stack: ExitStack) -> Any:  # noqa: ANN401 - a proxy
+    """Return a queue in a helper process that ends with the stack. Raises JobError if the process dies at once."""
+    manager = SyncManager(ctx=context)
+    try:
+        manager.start(ignore_sigterm)
+        return stack.enter_context(manager).Queue()
+    except (EOFError, OSError) as error:
+        problem = f"The helper process that relays progress ended while it started ({type(error).__name__})"
+        raise JobError(f"{problem}, perhaps out of memory. Run the same command again.") from None
 
 
 def _late(timeout: float | None) -> JobError:

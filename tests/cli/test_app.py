@@ -232,6 +232,20 @@ def test_a_full_disk_is_no_traceback(
     assert capsys.readouterr().err == f"peftbench: {here / 'runs'}: No space left on device.\n"
 
 
+def test_a_stream_that_ends_early_is_no_interrupt(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def end(*_: object, **__: object) -> None:
+        raise EOFError("no data left")
+
+    finished_store(here)
+    monkeypatch.setattr("peftbench.cli.report.write_report", end)
+    assert peftbench(["report"], monkeypatch) == 2
+    assert capsys.readouterr().err.strip() == (
+        "peftbench: A file or process ended too early (no data left). Run the same command again."
+    )
+
+
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS])
 def test_a_report_on_a_full_disk_names_its_file_and_keeps_the_former_one(
     error: int, here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

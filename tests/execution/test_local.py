@@ -13,6 +13,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from multiprocessing.managers import SyncManager
 from pathlib import Path
 from typing import NoReturn
 
@@ -165,6 +166,18 @@ def test_a_worker_that_dies_takes_only_its_job_with_it(
     assert record is not None
     assert record.status == Store(tmp_path).job(doomed.id).state() == "failed"
     assert record.reason.startswith("The worker process of this job died twice")
+
+
+@pytest.mark.parametrize("error", [EOFError(), ConnectionRefusedError()])
+def test_a_helper_process_that_dies_at_once_is_an_error_in_a_sentence(
+    error: Exception, jobs: list[Job], home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(SyncManager, "start", die)
+    with pytest.raises(JobError, match=rf"relays progress ended while it started \({type(error).__name__}\), perhaps"):
+        LocalExecutor(2).run(jobs, studies.places(home), Kept())
 
 
 def test_a_lost_helper_process_is_named_and_every_job_gets_its_record(

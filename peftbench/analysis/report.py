@@ -136,7 +136,8 @@ def _kept_sentences(name: str, found: Sequence[Kept]) -> Iterator[str]:
         f"score{_by_seed(tenth)}; {VERDICTS[tenth.verdict]}."
     )
     others = ", ".join(f"{TITLES[order]} {_with_interval(at[order, TENTH])}" for order in ORDERS[1:])
-    yield f"As many weights chosen otherwise keep: {others}. Pretrained weights alone keep {_with_interval(none)}."
+    yield f"The same number of weights chosen in other ways keeps: {others}."
+    yield f"Pretrained weights alone keep {_with_interval(none)}."
     if none.kept.value >= KEPT:
         yield "The pretrained backbone with the tuned head does as well, so this data set shows nothing about sparsity."
     enough = [share for share in SHARES if at["moved", share].kept.value >= KEPT]

@@ -12,7 +12,10 @@ if TYPE_CHECKING:
 
 
 def claims(store: StoreArgument = STORE, json: JsonOption = False) -> None:
-    """Decide ten claims of the SH-PEFT paper: holds, fails or undecided, with the numbers and what would decide."""
+    """Decide ten claims of the SH-PEFT paper: holds, fails or undecided.
+
+    Each comes with the numbers and the command that would decide it.
+    """
     from peftbench.errors import RequestError
     from peftbench.results.claims import decide
     from peftbench.results.store import Store

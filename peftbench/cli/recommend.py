@@ -32,7 +32,10 @@ def recommend(
     metric: MetricOption = "macro_f1",
     json: JsonOption = False,
 ) -> None:
-    """Name the methods that no other is shown to be better than, within limits of cost, and what would decide."""
+    """List the first tier of methods within cost limits, their costs, and what would separate them.
+
+    Costs of every compared method are shown, and how many seeds or test groups would separate the first tier.
+    """
     from peftbench.results import recommendation
     from peftbench.results.limits import Limits
     from peftbench.results.store import Store

@@ -28,7 +28,7 @@ def show(
     out: Annotated[Path | None, typer.Option("--out", help="Of a data set: the file for its pictures.")] = None,
     json: JsonOption = False,
 ) -> None:
-    """Show everything known about one of them.
+    """Show everything known about a method, data set, backbone or recipe.
 
     A data set that is on this machine is also audited, and pictures of each class are written to a file.
     """
@@ -126,7 +126,7 @@ def _print(key: str, value: object, indent: int) -> None:
 
 
 def facts(kind: str, name: str) -> dict[str, Any]:
-    """Return everything known about one of them. Raises UnknownNameError."""
+    """Return everything known about a method, data set, backbone or recipe. Raises UnknownNameError."""
     from peftbench.core.guarded import guard
     from peftbench.errors import UnknownNameError
 

@@ -84,8 +84,10 @@ class Study:
             )
         if self.train_share and self.shots:
             raise RequestError("--train-share and --shots exclude each other; leave one out.")
-        if self.folds == 1 or (self.folds and self.splits != ("official",)):
-            raise RequestError("--folds must be 0 or at least 2, and goes with --splits official only.")
+        if self.folds == 1:
+            raise RequestError("--folds must be 0 or at least 2, got 1.")
+        if self.folds and self.splits != ("official",):
+            raise RequestError("--folds works only with --splits official.")
         if self.match and self.ratios:
             raise RequestError("--match and --ratios exclude each other: --match sets the budget; leave one out.")
         _ = self.matched, self.variants, [budget(ratio) for ratio in self.ratios]  # refuses what cannot be read

@@ -1,4 +1,4 @@
-"""Decode one image file of any kind as eight-bit RGB, or say in a few words why it cannot be decoded.
+"""Decode one image file of any kind as eight-bit RGB, or report why it cannot be decoded.
 
 The readers are `raster.py` (PNG, JPEG, TIFF, BMP, WebP) and `dicom.py`. Together they know the bit depth, the polarity,
 the range and the orientation of every format; everything above works with upright RGB pictures.

@@ -1,7 +1,8 @@
 """Decode PNG, JPEG, TIFF, BMP and WebP files: the depth, polarity, transparency and orientation of each.
 
 Pillow decodes all images of up to eight bits per channel and grey ones of more. Where it would drop bits or misread a
-sign, torchvision (PNG) and tifffile (TIFF) read the values instead. What no reader gets right is refused with a reason.
+sign, torchvision (PNG) and tifffile (TIFF) read the values instead. Files that no reader decodes correctly are rejected
+with a reason.
 """
 
 from __future__ import annotations

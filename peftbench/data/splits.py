@@ -23,7 +23,7 @@ from peftbench.errors import DataError, SplitError
 from peftbench.storage.files import sha256, sha256_file, sha256_pieces
 
 Index = NDArray[np.int64]  # positions of images
-DECODED = "/2"  # after the digest of images that version 0.1.0 decoded otherwise: their jobs are others
+DECODED = "/2"  # after the digest of images that version 0.1.0 decoded differently, so their job ids change
 SETTLED = 2 * 10**9  # nanoseconds since the last change, after which any further change shows in a file's times
 
 

@@ -31,8 +31,8 @@ DecodedPixels: TypeAlias = NDArray[np.uint8]  # decoded images (n, 3, S, S)
 NONE_BROKEN: Mapping[str, str] = MappingProxyType({})
 BATCH = 64
 MARGIN = 0.25  # of the range of the training images, by which brightness may lie outside without a warning
-LEAST_RANGE = 10.0  # grey levels; a narrower range of the training images counts as this wide
-MINORITY = 0.01  # a kind of image with a smaller share of the training images counts as absent there
+LEAST_RANGE = 10.0  # grey levels; narrower ranges are widened to this
+MINORITY = 0.01  # kinds below this share of the training images are treated as unseen
 THRESHOLD = 0.5  # probability above which a class of a multi-label task is predicted
 
 

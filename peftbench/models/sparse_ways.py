@@ -1,7 +1,7 @@
 """Choosing the way to the gradient of single entries: by its expected cost, and by its time on this machine.
 
-The ways agree up to rounding, so another way gives other bits. The choice must therefore not hang on the noise of a
-clock: a way replaces the one expected to be the cheapest only where it is much faster, the choice is remembered for the
+The ways agree up to rounding, so another way gives other bits. The choice must therefore not depend on timing
+noise: a way replaces the one expected to be the cheapest only where it is much faster, the choice is remembered for the
 next job of the same pattern, and checkpoints and records hold it.
 """
 

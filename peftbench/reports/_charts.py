@@ -100,7 +100,7 @@ def _cost_kind(cost: str, title: str) -> Kind:
     def rows(block: Block, names: Sequence[str]) -> Rows:
         return [row for row in series.costs(block, names) if row["cost"] == cost and row["tier"]]
 
-    caption = "Dashed: the methods that no other beats in both. Times depend on the machine and on what else it did."
+    caption = "Dashed: Pareto front. Times depend on the machine and its load."
     return Kind(f"pareto_{cost}", f"Score against {title.partition(' (')[0]}", caption, rows, _panels.pareto)
 
 

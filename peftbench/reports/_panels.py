@@ -142,7 +142,7 @@ def critical_difference(rows: Rows, _: Block) -> Spec:
 
 
 def pareto(rows: Rows, block: Block) -> Spec:
-    """Draw the score over one cost of every method, with the front of those that no other beats in both."""
+    """Draw the score over one cost of every method, with the Pareto front."""
     front = _front(rows)
     title = rows[0]["title"]
     x = {

@@ -1,4 +1,4 @@
-"""One page that opens anywhere, offline: answers in words, tables that sort and filter, figures that answer the mouse.
+"""One page that opens anywhere, offline: answers in words, tables that sort and filter, interactive figures.
 
 Scripts are part of the file: Vega, which draws the figures, and thirty lines that sort and filter tables. Without
 scripts the page still shows every word and table.

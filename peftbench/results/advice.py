@@ -1,4 +1,4 @@
-"""What a reader must know before acting on a recommendation, in sentences: how sure it is, and what would decide."""
+"""Sentences that qualify a recommendation: how sure it is, and what would separate the methods of its first tier."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from peftbench.statistics.power import MOST_GROUPS, MOST_SEEDS, SEVERAL, Needed,
 from peftbench.statistics.tiers import ALPHA, UNDECIDED
 
 FEW_GROUPS = 100  # in a test set, below which it is called small
-EXPLAINED = 3  # methods of the first tier for which it is stated what would decide
+EXPLAINED = 3  # methods of the first tier for which the seeds or groups that would separate them are stated
 
 
 def remarks(found: Compared, whole: Block) -> list[str]:
@@ -43,7 +43,7 @@ def _about_data(names: Sequence[str], block: Block) -> Iterator[str]:
     if drawn:
         yield f"Synthetic data ({words(drawn)}): this recommends no method for real images."
     if len(names) > 1:
-        yield f"Compared is the average over {len(names)} data sets; a single one may differ."
+        yield f"Scores are averaged over {len(names)} data sets; the order may differ on one of them."
     for name in names:
         data = block.records[name].data
         if (groups := data.groups.get("test", 0)) < FEW_GROUPS:
@@ -63,14 +63,14 @@ def _failures(found: Compared, whole: Block) -> Iterator[str]:
 
 
 def _decision(found: Compared) -> Iterator[str]:
-    """Yield which differences are noise, and what would show those between the best and the others of its tier."""
+    """Yield which differences may be noise, and what would separate the best from the others of its tier."""
     first = [name for name, tier in found.tiers.items() if tier == 1]
     if not found.tiers:
         yield "No method can be compared."
     elif len(found.tiers) == 1:
         yield f"Only {first[0]} can be compared: there is no other method."
     elif len(first) > 1:
-        yield f"Noise, as far as these tests can show: the differences between {words(first)}."
+        yield f"No difference was shown between {words(first)}; it may be noise."
     for other in first[1 : 1 + EXPLAINED]:
         if pair := pair_of(found, first[0], other):
             yield _what_decides(pair, found)
@@ -86,9 +86,9 @@ def pair_of(found: Compared, one: str, other: str) -> Pair | None:
 def _what_decides(pair: Pair, found: Compared) -> str:
     points, which = 100 * abs(pair.found.difference), f"{pair.method} and {pair.other}"
     if math.isnan(pair.found.error):
-        return f"What would decide between {which} is unknown: the test set has fewer than two groups."
+        return f"How many seeds would separate {which} cannot be estimated: the test set has fewer than two groups."
     if pair.found.difference == 0:
-        return f"Nothing would decide between {which}: their scores are the same."
+        return f"{which} have the same score, so more data is not expected to separate them."
     start = f"To show the observed difference of {points:.1f} points between {which} with 80% power"
     return f"{start}, {_enough(needed(pair.found, next_level(found.pairs)), pair, found)}."
 
@@ -102,7 +102,7 @@ def _enough(more: Needed, pair: Pair, found: Compared) -> str:
     groups = _groups(more.groups, pair, found) if more.groups else ""
     if pair.found.seeds == 1:
         enough = f"it takes {groups}" if groups else f"{MOST_GROUPS:,.0f} times the groups are not enough"
-        return f"{enough}; how many more seeds it takes is unknown from one seed"
+        return f"{enough}; with one seed the number of seeds needed cannot be estimated"
     options = [f"{more.seeds} seeds on these test images"] if more.seeds else []
     options += [f"{groups} with the same seeds"] if groups else []
     options += [f"{SEVERAL} seeds and {_groups(more.groups_and_seeds, pair, found)}"] if more.groups_and_seeds else []
@@ -123,4 +123,4 @@ def _each(found: Compared) -> Iterator[str]:
         tiers = compared(found.block, (name,), found.metric).tiers
         first = [method for method, tier in tiers.items() if tier == 1]
         if first:
-            yield f"On {name} alone, not beaten: {', '.join(first)}."
+            yield f"First tier on {name}: {', '.join(first)}."

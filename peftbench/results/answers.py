@@ -41,7 +41,7 @@ def answers(results: Sequence[Result]) -> Answers:
         "What leaks or overlaps?": [sentence for block in blocks for sentence in _leaks(block)],
     }
     several = len(blocks) > 1
-    about = f"{len(blocks)} settings (backbone, size or recipe) are reported apart." if several else ""
+    about = f"{len(blocks)} settings (backbone, size or recipe) are reported separately." if several else ""
     made = [(question, list(dict.fromkeys(map(printable, sentences)))) for question, sentences in found.items()]
     return [("What is this?", [about]), *made] if about else made
 
@@ -110,4 +110,4 @@ def _audit(record: Record) -> str:
         return f"the audit found {'; '.join(found)}."
     if record.data.audit:
         return "the audit found no image or group in two parts."
-    return "not audited; `peftbench data check` does that."
+    return "not audited; run `peftbench data check`."

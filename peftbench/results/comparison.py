@@ -1,6 +1,6 @@
 """Which differences between methods are real: every pair on each data set, verdicts and tiers.
 
-Compared are the jobs that finished, seed by seed, on the same test images. P-values are adjusted by Holm over all pairs
+Only finished jobs are compared, seed by seed, on the same test images. P-values are adjusted by Holm over all pairs
 of one data set, and the tiers follow from the adjusted ones: verdict, tier and mark in a table never contradict each
 other. The majority class and the linear probe on random weights bound the scale and are not compared, unless named.
 """

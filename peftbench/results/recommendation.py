@@ -1,8 +1,8 @@
-"""Which method to use within limits of cost: those that are not beaten, what they cost, and what would decide.
+"""Which method to use within limits of cost: the first tier, its costs, and how many seeds or groups would separate it.
 
-Compared are the methods within the limits only, on the average over the data sets that belong together. Of the methods
+Only methods within the limits are compared, on the average over the data sets that belong together. Of the methods
 that no other one is shown to be better than, the one with the best score is recommended: within the limits, a lower
-cost is worth nothing that the user has stated.
+cost does not count.
 """
 
 from __future__ import annotations

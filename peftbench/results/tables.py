@@ -2,7 +2,7 @@
 
 For each setting: an overview if there are several data sets, their averages, one table per data set, the SH-PEFT
 paper's scores beside the measured ones, tiers, the effect of leaks between parts, the selection rules, costs, failed
-jobs, and the protocol. Scores are in percent with one decimal. Marked is the whole first tier: no method is shown to be
+jobs, and the protocol. Scores are in percent with one decimal. The whole first tier is marked: no method is shown to be
 better than one of these.
 """
 
@@ -288,7 +288,7 @@ def _protocol(block: Block) -> list[Table]:
     setting = block.setting.short
     text = "Parts of the first seed; other seeds may draw other ones where the split is not given."
     data = Table("protocol_data", "Data", setting, text, *transposed(protocol.data_columns(block)))
-    text = f"{block.setting.network}. What all methods share; their own settings stand in the tables above."
+    text = f"{block.setting.network}. What all methods share; their own settings are in the tables above."
     return [data, Table("protocol", "Protocol", setting, text, *transposed(protocol.setting_columns(block)))]
 
 

@@ -52,7 +52,7 @@ class Hold:
 
     It ends when it is closed or garbage-collected, and with its process. Shared ones need no open file each: they are
     names in a list that the process keeps locked, so that a study may use thousands of entries. Raises BlockingIOError
-    if `alone` cannot be had at once, DataError if the cache cannot be written or locked.
+    if the exclusive lock is not free, DataError if the cache cannot be written or locked.
     """
 
     def __init__(self, folder: Path, *, alone: bool = False) -> None:

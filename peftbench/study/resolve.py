@@ -1,4 +1,4 @@
-"""From a study to its jobs: everything is resolved, and refused if it cannot be run, before anything trains."""
+"""Resolve every job of a study, and reject what cannot run, before training starts."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def _refuse_no_validation(study: Study, images: StudyImages) -> None:
     flag = f"--tune {study.tune}" if study.tune else "--refit" if study.refit else ""
     without = [name for (name, *_), data in images.held_out.items() if not data.sizes["val"]]
     if flag and without:
-        raise RequestError(f"{flag} needs a validation part, and {without[0]} has none; give --lr and leave it out.")
+        raise RequestError(f"{flag} needs a validation part, and {without[0]} has none; pass --lr and drop {flag}.")
 
 
 def _overruled(study: Study) -> Iterator[str]:

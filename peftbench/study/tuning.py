@@ -3,9 +3,10 @@
 A trial trains with one optimizer at one learning rate; its score is the macro F1 on the validation part. `--tune N`
 gives every method, the linear probe included, N trials on each data set:
 
-1. First round. A quarter of the trials, N // 4, is kept back. The others are shared equally between the optimizers of
-   the recipe (`standard`: AdamW and SGD), at most six each, at rates one decade apart and nearest to the optimizer's
-   middle: 1e-4, 1e-3, 1e-2, then 1e-5, 1e-1 and 1e-6 for AdamW; 1e-3, 1e-2, 1e-1, then 1, 1e-4 and 10 for SGD.
+1. First round. A quarter of the trials, N // 4, is reserved for the next step. The others are shared equally between
+   the optimizers of the recipe (`standard`: AdamW and SGD), at most six each, at rates one decade apart and nearest to
+   the optimizer's middle: 1e-4, 1e-3, 1e-2, then 1e-5, 1e-1 and 1e-6 for AdamW; 1e-3, 1e-2, 1e-1, then 1, 1e-4 and 10
+   for SGD.
 2. One trial a round, until all are used, with the optimizer that has the best score so far: if its best rate is the
    lowest or the highest that was tried, one decade beyond it; otherwise, if the method names values of its fields to
    try (`Method.tuned`: full fine-tuning has layer-wise decay and stochastic depth), the next of them with the rate and

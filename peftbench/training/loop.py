@@ -108,7 +108,7 @@ class Progress:
     """How far training is; together with the learner's and the optimizer's tensors, the whole checkpoint."""
 
     step: int = 0
-    parts: int = 1  # pieces that a batch is cut into, for want of memory
+    parts: int = 1  # pieces that a batch is split into when memory is short
     seconds: float = 0.0  # that the job took up to this checkpoint, interruptions left out
     cpu_seconds: float = 0.0  # the same as CPU time
     loss_sum: float = 0.0  # since the last evaluation

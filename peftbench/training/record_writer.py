@@ -26,7 +26,7 @@ from peftbench.storage.files import sha256_json
 from peftbench.training.loop import Chosen, Progress
 from peftbench.training.optimizer import loss_range
 
-UNCONVERGED = 0.9  # of the loss of one constant prediction: above it, next to nothing was learned
+UNCONVERGED = 0.9  # of a constant prediction's loss: a final loss above this share counts as not converged
 
 
 @dataclass
@@ -204,7 +204,7 @@ def _notes(job: Job, progress: Progress, data: Data) -> list[str]:
     """Return what a reader of the row must know: convergence, memory, undefined metrics, unsupported settings."""
     best, constant = loss_range(job.recipe, data.labels["train"], len(data.card.classes))
     stuck = progress.curve and progress.curve[-1].get("train_loss", best) - best > UNCONVERGED * (constant - best)
-    pieces = [f"each batch in {progress.parts} pieces, for want of memory"] if progress.parts > 1 else []
+    pieces = [f"each batch split into {progress.parts} pieces (out of memory)"] if progress.parts > 1 else []
     left_out = official_recipes.left_out(job.method) if job.recipe.name == "official" else []
     return [*(["not converged"] if stuck else []), *pieces, *_undefined(data), *left_out]
 

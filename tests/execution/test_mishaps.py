@@ -67,7 +67,7 @@ def starving(times: int, error: Exception) -> Callable[..., Progress]:
 @pytest.mark.parametrize(
     "error", [RuntimeError(CPU_WORDS), MemoryError(), torch.OutOfMemoryError("CUDA out of memory.")]
 )
-def test_for_want_of_memory_a_batch_goes_in_pieces(
+def test_a_batch_is_split_when_memory_is_short(
     error: Exception, job: Job, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = run(job, replace(studies.places(home), store=tmp_path / "whole"))
@@ -76,7 +76,7 @@ def test_for_want_of_memory_a_batch_goes_in_pieces(
     assert record is not None
     assert whole is not None
     assert record.status == "done"
-    assert "each batch in 4 pieces, for want of memory" in record.notes
+    assert "each batch split into 4 pieces (out of memory)" in record.notes
     assert record.id == whole.id
     scores = [r.choices["last"].test["accuracy"] for r in (record, whole)]
     assert scores[0] == pytest.approx(scores[1], abs=0.1)

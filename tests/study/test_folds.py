@@ -101,7 +101,11 @@ def test_pooling_again_changes_nothing(jobs: list[Job], pooled: list[Result], ho
     assert [(result.folder / "record.json").stat().st_mtime_ns for result in pooled] == before
 
 
-def test_one_fold_is_none() -> None:
-    for changes in ({"folds": 1}, {"folds": 5, "splits": ("grouped",)}):
-        with pytest.raises(RequestError, match="--folds must be 0 or at least 2"):
-            studies.study(**changes)
+def test_one_fold_is_refused() -> None:
+    with pytest.raises(RequestError, match=r"--folds must be 0 or at least 2, got 1\."):
+        studies.study(folds=1)
+
+
+def test_folds_are_cut_from_the_official_parts_only() -> None:
+    with pytest.raises(RequestError, match=r"--folds works only with --splits official\."):
+        studies.study(folds=5, splits=("grouped",))

@@ -147,10 +147,11 @@ def _overlap(share: float, rows: Sequence[Mapping[str, str]]) -> tuple[Verdict, 
     seeds = [value for names, value in means.items() if len(names) == 1]
     below = difference([value for names, value in means.items() if len(names) > 1], seeds)
     chance = float(rows[0]["chance"]) if rows else math.nan
-    text = (
-        f"{share:.2%} of the weights: overlap of {tasks.count} pairs of data sets {_interval(tasks)}, chance "
-        f"{chance:.2%}, less another seed of the same {_interval(below)}"
-    )
+    text = f"{share:.2%} of the weights: no pair of data sets; chance {chance:.2%}"
+    if tasks.count:
+        pairs_text = f"{tasks.count} pair{'s' if tasks.count > 1 else ''} of data sets overlap by {_interval(tasks)}"
+        ceiling = f"minus the overlap of two seeds on one data set: {_interval(below)}"
+        text = f"{share:.2%} of the weights: {pairs_text}, chance {chance:.2%}; {ceiling}"
     if tasks.low >= 0.5 or tasks.high <= chance or below.low >= 0:  # noqa: PLR2004 - a half
         return "fails", text
     holds = tasks.low > chance and tasks.high < 0.5 and below.high < 0  # noqa: PLR2004

@@ -3,7 +3,7 @@
 import peftbench
 peftbench.run(methods=["shpeft", "lora"], datasets="all")
 table = peftbench.load("runs")  # a pandas DataFrame, one row a job
-pairs = peftbench.compare("runs")  # another, one row a pair of methods
+pairs = peftbench.compare("runs")  # another, one row per pair of methods
 (advice,) = peftbench.recommend("runs", max_share="1%")
 """
 
@@ -50,7 +50,7 @@ def run(
 
 
 def load(store: str | Path = "runs") -> pandas.DataFrame:
-    """Return the finished and failed jobs of a store: one row a job, the metrics of each selection rule as columns."""
+    """Return the finished and failed jobs of a store, one row per job, with the metrics of each selection rule."""
     from peftbench.results.frame import frame
     from peftbench.results.store import Store
 
@@ -58,7 +58,7 @@ def load(store: str | Path = "runs") -> pandas.DataFrame:
 
 
 def compare(store: str | Path = "runs", metric: str = "macro_f1", against: str = "") -> pandas.DataFrame:
-    """Return the differences between the methods of a store: one row a pair on each data set and average.
+    """Return the differences between the methods of a store: one row per pair on each data set and average.
 
     Differences, 95% limits and the smallest difference that would be found with 80% power are in units of the metric;
     `p_holm` is adjusted over all pairs of a data set. `against` names one method to compare all others with.

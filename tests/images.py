@@ -18,7 +18,7 @@ Pixels = NDArray[np.uint8]
 
 
 def photo(seed: int = 0, side: int = 8) -> Pixels:
-    """Colours at random (side, side, 3)."""
+    """Colors at random (side, side, 3)."""
     return np.random.default_rng(seed).integers(256, size=(side, side, 3), dtype=np.uint8)
 
 

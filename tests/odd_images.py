@@ -57,12 +57,12 @@ def grey(rng: Rng, low: int = 0, high: int = 256) -> Array:
     return rng.integers(low, high, size(rng))
 
 
-def colours(rng: Rng, high: int = 256) -> Array:
+def colors(rng: Rng, high: int = 256) -> Array:
     return rng.integers(0, high, (*size(rng), 3))
 
 
 def rgb(values: Array) -> NDArray[np.uint8]:
-    """Eight-bit grey values or colours as RGB."""
+    """Eight-bit grey values or colors as RGB."""
     return np.asarray(values if values.ndim == 3 else np.stack([values] * 3, axis=-1)).astype(np.uint8)
 
 
@@ -102,7 +102,7 @@ def pillow_plain(rng: Rng) -> Case:
     kind = str(rng.choice(["PNG", "WEBP", "BMP"]))
     modes = {"PNG": ["1", "L", "LA", "P", "RGB", "RGBA"], "WEBP": ["RGB", "RGBA"], "BMP": ["1", "L", "RGB"]}[kind]
     mode, turn = str(rng.choice(modes)), 1 if kind == "BMP" else int(rng.integers(1, 9))
-    right = rgb(grey(rng) // 128 * 255 if mode == "1" else grey(rng)) if mode in {"1", "L", "LA"} else rgb(colours(rng))
+    right = rgb(grey(rng) // 128 * 255 if mode == "1" else grey(rng)) if mode in {"1", "L", "LA"} else rgb(colors(rng))
     if mode == "P":
         right = right // 128 * 255
     picture = Image.fromarray(stored(right, turn))
@@ -120,9 +120,9 @@ def pillow_plain(rng: Rng) -> Case:
 
 
 def jpeg(rng: Rng) -> Case:
-    """Blocks of one colour, which even JPEG keeps; grey, colours and CMYK."""
+    """Blocks of one color, which even JPEG keeps; grey, colors and CMYK."""
     mode, turn = str(rng.choice(["L", "RGB", "CMYK"])), int(rng.integers(1, 9))
-    blocks = np.repeat(np.repeat(grey(rng) if mode == "L" else colours(rng), 16, axis=0), 16, axis=1)
+    blocks = np.repeat(np.repeat(grey(rng) if mode == "L" else colors(rng), 16, axis=0), 16, axis=1)
     right = rgb(blocks)
     picture = Image.fromarray(stored(right, turn)).convert(mode)
     if mode == "CMYK":
@@ -141,7 +141,7 @@ def pillow_tiff(rng: Rng) -> Case:
         values = values.astype({"I;16": np.uint16, "I": np.int32, "F": np.float32}[mode])
         right, picture = stretched(values), Image.fromarray(stored(values, turn))
     else:
-        right = rgb(grey(rng)) if mode in {"1", "L", "LA"} else rgb(colours(rng))
+        right = rgb(grey(rng)) if mode in {"1", "L", "LA"} else rgb(colors(rng))
         right = right // 128 * 255 if mode in {"1", "P"} else right
         picture = Image.fromarray(stored(right, turn))
         if mode == "LAB":
@@ -164,7 +164,7 @@ def png16(rng: Rng) -> Case:
     """Grey, grey and alpha, RGB and RGBA of sixteen bits; often only twelve of them are used."""
     channels, turn = int(rng.integers(1, 5)), int(rng.integers(1, 9))
     most = int(rng.choice([256, 4096, 65536]))
-    values = grey(rng, 0, most) if channels < 3 else colours(rng, most)
+    values = grey(rng, 0, most) if channels < 3 else colors(rng, most)
     pixels = stored(values, turn).reshape(*stored(values, turn).shape[:2], -1)
     if channels in {2, 4}:
         pixels = np.concatenate([pixels, rng.integers(0, 65536, (*pixels.shape[:2], 1))], axis=-1)
@@ -173,7 +173,7 @@ def png16(rng: Rng) -> Case:
     return Case(f"PNG of 16 bits, {channels} channels turned {turn} late {late}", ".png", content, stretched(values), 1)
 
 
-def write_png16(pixels: Array, colour: int, orientation: int, *, late: bool) -> bytes:
+def write_png16(pixels: Array, color: int, orientation: int, *, late: bool) -> bytes:
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
@@ -181,7 +181,7 @@ def write_png16(pixels: Array, colour: int, orientation: int, *, late: bool) -> 
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
     about = chunk(b"eXIf", exif(orientation).tobytes().removeprefix(b"Exif\0\0"))
     body = chunk(b"IDAT", zlib.compress(rows))
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", wide, high, 16, colour, 0, 0, 0))
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", wide, high, 16, color, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + header + (body + about if late else about + body) + chunk(b"IEND", b"")
 
 
@@ -189,26 +189,26 @@ def write_png16(pixels: Array, colour: int, orientation: int, *, late: bool) -> 
 
 
 def tiff(rng: Rng) -> Case:
-    """Grey of every type and polarity, and colours of eight and sixteen bits, in either byte order and layout."""
+    """Grey of every type and polarity, and colors of eight and sixteen bits, in either byte order and layout."""
     dtype = np.dtype(rng.choice(["u1", "i1", "u2", "i2", "u4", "i4", "f4", "f8", "rgb1", "rgb2"]).replace("rgb", "u"))
-    coloured = bool(dtype.kind == "u" and dtype.itemsize < 3 and rng.random() < 0.5)
-    turn, white = int(rng.integers(1, 9)), bool(not coloured and rng.random() < 0.5)
-    values = colours(rng, 256**dtype.itemsize if dtype.itemsize < 2 else 4096) if coloured else typed(rng, dtype)
+    colored = bool(dtype.kind == "u" and dtype.itemsize < 3 and rng.random() < 0.5)
+    turn, white = int(rng.integers(1, 9)), bool(not colored and rng.random() < 0.5)
+    values = colors(rng, 256**dtype.itemsize if dtype.itemsize < 2 else 4096) if colored else typed(rng, dtype)
     values = values.astype(dtype)
     deep = dtype.itemsize > 1 or dtype.kind == "i"
     right = stretched(values) if deep else rgb(values)
     content = negative(values) if white else values
-    options: dict[str, Any] = {"photometric": "rgb" if coloured else "miniswhite" if white else "minisblack"}
+    options: dict[str, Any] = {"photometric": "rgb" if colored else "miniswhite" if white else "minisblack"}
     options |= {"compression": "zlib"} if rng.random() < 0.3 else {}
     pixels = stored(content, turn)
-    if coloured and rng.random() < 0.3:
+    if colored and rng.random() < 0.3:
         pixels, options["planarconfig"] = np.moveaxis(pixels, -1, 0), "separate"
     out = io.BytesIO()
     tags = [(ORIENTATION, "H", 1, turn, True)]
     order: Literal["<", ">"] = "<" if rng.random() < 0.5 else ">"
     with tifffile.TiffWriter(out, byteorder=order) as writer:
         writer.write(np.ascontiguousarray(pixels), extratags=tags, metadata=None, **options)
-    what = f"TIFF {'RGB' if coloured else 'grey'} {dtype} {order} {options} turned {turn}"
+    what = f"TIFF {'RGB' if colored else 'grey'} {dtype} {order} {options} turned {turn}"
     return Case(what, ".tiff", out.getvalue(), right, int(deep))
 
 
@@ -257,8 +257,8 @@ def displayed(rng: Rng, values: Array, way: str) -> tuple[Array, dict[str, Any]]
     if way == "none":
         low, high = np.percentile(values, (0.5, 99.5))
         return ((values - low) / ((high - low) or 1)).clip(0, 1), {}
-    centre, width = float(rng.choice(values.ravel())), float(rng.integers(2, 3000))
-    tags: dict[str, Any] = {"WindowCenter": [centre, 1], "WindowWidth": [width, 2]}
+    center, width = float(rng.choice(values.ravel())), float(rng.integers(2, 3000))
+    tags: dict[str, Any] = {"WindowCenter": [center, 1], "WindowWidth": [width, 2]}
     if way == "LUT":
         first, entries = max(0, int(values.min())), 256
         table = np.sort(rng.integers(0, 4096, entries))
@@ -268,14 +268,14 @@ def displayed(rng: Rng, values: Array, way: str) -> tuple[Array, dict[str, Any]]
         return table[place] / 4095, tags | {"VOILUTSequence": [item]}
     tags |= {} if way == "LINEAR" else {"VOILUTFunction": way}
     if way == "SIGMOID":
-        return 1 / (1 + np.exp(-4 * (values - centre) / width)), tags
+        return 1 / (1 + np.exp(-4 * (values - center) / width)), tags
     if way == "LINEAR":
-        return ((values - (centre - 0.5)) / (width - 1) + 0.5).clip(0, 1), tags
-    return ((values - centre) / width + 0.5).clip(0, 1), tags
+        return ((values - (center - 0.5)) / (width - 1) + 0.5).clip(0, 1), tags
+    return ((values - center) / width + 0.5).clip(0, 1), tags
 
 
-def coloured_dicom(rng: Rng) -> Case:
-    right = rgb(colours(rng))
+def colored_dicom(rng: Rng) -> Case:
+    right = rgb(colors(rng))
     if rng.random() < 0.5:
         return Case("DICOM RGB", ".dcm", write_dicom(right, rng, PhotometricInterpretation="RGB"), right)
     wide = bool(rng.random() < 0.5)
@@ -329,7 +329,7 @@ RLE_TAGS = {
     "pixel_representation": "PixelRepresentation",
     "photometric_interpretation": "PhotometricInterpretation",
 }
-KINDS: tuple[Callable[[Rng], Case], ...] = (pillow_plain, jpeg, pillow_tiff, png16, tiff, dicom, coloured_dicom)
+KINDS: tuple[Callable[[Rng], Case], ...] = (pillow_plain, jpeg, pillow_tiff, png16, tiff, dicom, colored_dicom)
 
 
 def draw(seed: int) -> Case:

@@ -2,7 +2,7 @@
 
     python tools/calibration.py --studies 2000 --out reports/statistics/calibration.md
 
-Simulated runs are those of `tests/ties.py`: three unbalanced classes, one to four images a patient, difficulties of
+Simulated runs are those of `tests/ties.py`: three unbalanced classes, one to four images per patient, difficulties of
 images and patients that both methods share, what each method makes of them, and noise of seeds. With one seed the
 noise between seeds is left out, because one seed cannot show it.
 """

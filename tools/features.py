@@ -31,7 +31,7 @@ from peftbench.models import backbone
 from peftbench.study import defaults, images
 from peftbench.training.loop import forward
 
-NEIGHBOURS = 10
+NEIGHBORS = 10
 FOLDS = 5
 MOST = 2500  # images in folds: more would change the third decimal
 
@@ -39,7 +39,7 @@ MOST = 2500  # images in folds: more would change the third decimal
 def judges() -> tuple[Any, Any]:
     """Return the two classifiers: weighted nearest neighbors by cosine distance, and a logistic regression."""
     return (
-        KNeighborsClassifier(NEIGHBOURS, metric="cosine", weights="distance"),
+        KNeighborsClassifier(NEIGHBORS, metric="cosine", weights="distance"),
         make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000)),
     )
 

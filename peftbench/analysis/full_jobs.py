@@ -311,7 +311,7 @@ def _series(block: Block, row: MethodRow, places: Places, steps: Steps) -> FullS
 
 
 def _problem(result: Result) -> str:
-    """Return why a job cannot be analysed, as a report may print it; empty if it can."""
+    """Return why a job cannot be analyzed, as a report may print it; empty if it can."""
     record = result.record
     if record.status == "failed":
         return f"the job failed ({summary.failure(result)})."

@@ -239,7 +239,7 @@ def _columns(series: FullSeries, job: FullJob) -> dict[str, Any]:
 
 def position_frame(series: FullSeries) -> pandas.DataFrame:
     """Return `positions.csv`."""
-    import pandas as pd  # noqa: PLC0415 - likewise
+    import pandas as pd  # noqa: PLC0415 - slow to import, and `peftbench list` does not need it
 
     rows = []
     for job in series.jobs:
@@ -262,7 +262,7 @@ def position_frame(series: FullSeries) -> pandas.DataFrame:
 
 def position_overlaps(series: FullSeries) -> pandas.DataFrame:
     """Return `positions_overlap.csv`."""
-    import pandas as pd  # noqa: PLC0415 - likewise
+    import pandas as pd  # noqa: PLC0415 - slow to import, and `peftbench list` does not need it
 
     rows = []
     for job in series.jobs:
@@ -285,7 +285,7 @@ def position_overlaps(series: FullSeries) -> pandas.DataFrame:
 
 def position_correlations(series: FullSeries) -> pandas.DataFrame:
     """Return `positions_correlation.csv`."""
-    import pandas as pd  # noqa: PLC0415 - likewise
+    import pandas as pd  # noqa: PLC0415 - slow to import, and `peftbench list` does not need it
 
     rows = []
     for job in series.jobs:

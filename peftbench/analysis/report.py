@@ -105,7 +105,7 @@ def _markdown(
 
 
 def _grid(rows: Sequence[Sequence[str]], columns: Sequence[str]) -> str:
-    from tabulate import tabulate  # noqa: PLC0415 - likewise
+    from tabulate import tabulate  # noqa: PLC0415 - slow to import, and `peftbench list` does not need it
 
     cells = [[markdown_text(printable(cell)) for cell in row] for row in rows]
     align = ["left", *["right"] * (len(columns) - 1)]

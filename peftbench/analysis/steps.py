@@ -36,12 +36,12 @@ class Steps:
         except (OSError, ValueError):
             return None
 
-    def write(self, kind: str, facts: Facts, value: Any) -> None:  # noqa: ANN401 - likewise
+    def write(self, kind: str, facts: Facts, value: Any) -> None:  # noqa: ANN401 - any JSON value
         """Write the value of a step. Raises OSError."""
         key = _key(facts)
         checked_json.write(self.root / kind / f"{key}.json", value, key)
 
-    def value(self, kind: str, facts: Facts, make: Callable[[], Any]) -> Any:  # noqa: ANN401 - likewise
+    def value(self, kind: str, facts: Facts, make: Callable[[], Any]) -> Any:  # noqa: ANN401 - any JSON value
         """Return the value of a step, made and written if it is missing."""
         found = self.read(kind, facts)
         if found is None:

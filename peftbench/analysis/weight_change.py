@@ -250,7 +250,7 @@ def kept(series: FullSeries) -> list[Kept]:
 
 def kept_frame(series: FullSeries, found: Sequence[Kept]) -> pandas.DataFrame:
     """Return `sparsity_kept.csv`."""
-    import pandas as pd  # noqa: PLC0415 - likewise
+    import pandas as pd  # noqa: PLC0415 - slow to import, and `peftbench list` does not need it
 
     return pd.DataFrame([{**series.columns, **_kept_row(one)} for one in found])
 
@@ -356,7 +356,7 @@ def _overlaps(one: FullJob, other: FullJob) -> list[float]:
 
 def overlap_frame(series: FullSeries) -> pandas.DataFrame:
     """Return `hybridity.csv`."""
-    import pandas as pd  # noqa: PLC0415 - likewise
+    import pandas as pd  # noqa: PLC0415 - slow to import, and `peftbench list` does not need it
 
     rows = [
         {

@@ -12,7 +12,7 @@ from peftbench.cli.progress import Tally
 from peftbench.cli.report import AnonymousOption, OutOption
 
 app = typer.Typer(
-    help="Analyse the changes of fully fine-tuned models. Nothing is trained; finished steps are kept in the store.",
+    help="Analyze the changes of fully fine-tuned models. Nothing is trained; finished steps are kept in the store.",
     rich_markup_mode=None,
 )
 

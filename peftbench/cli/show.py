@@ -105,7 +105,7 @@ def _write_pictures(found: Audit, file: Path) -> Path:
 
 
 def print_facts(title: str, found: Mapping[str, Any]) -> None:
-    """Print facts under a title, one a line."""
+    """Print facts under a title, one per line."""
     say(title, style="bold")
     for key, value in found.items():
         _print(key, value, indent=2)

@@ -109,7 +109,7 @@ class DatasetEntry(_Entry):
     group_key: str = ""  # what must not be shared between parts, such as a patient; "" = unknown
     synthetic: bool = False
     layout: str = ""  # folders and files as published, below root/<name>/
-    sizes: dict[SizeName, int] = {}  # images a part, as published
+    sizes: dict[SizeName, int] = {}  # images per part, as published
     paper: dict[SizeName, int] = {}  # as stated in the SH-PEFT paper
     complete: int | None = None  # images of a complete copy; None = the published total
     split: str = ""  # the rule in words

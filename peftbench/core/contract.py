@@ -270,7 +270,7 @@ SCORED = frozenset({PREDICTIONS, "curve.csv"})  # files that tables and figures 
 AGAIN = "move the job's folder away and run the study again."
 
 
-@dataclass(frozen=True, eq=False)  # the same job, not equal ones: hashable and quick to compare
+@dataclass(frozen=True, eq=False)  # compared by identity: hashable, and quick to compare
 class Result:
     """A finished or failed job as a report sees it: the record and, if done, its stored predictions."""
 

@@ -5,7 +5,7 @@ class LoRA(Method):
     r: AtLeast1 = 8
 
 LoRA(r=0)                           # RequestError: lora: r must be at least 1, got 0.
-build(LoRA, {"r": "0"}, "lora")     # the same, for a value written on the command line or in a file
+build(LoRA, {"r": "0"}, "lora")     # for a value written on the command line or in a file
 """
 
 from __future__ import annotations

@@ -228,9 +228,9 @@ class Record(_Strict):
     @property
     def label(self) -> str:
         """Return the label in tables: `lora[r=4]`, `linear (random weights)`, `lora (5% of train)`."""
-        return self.labelled(self.data.variant)
+        return self.labeled(self.data.variant)
 
-    def labelled(self, variant: Variant) -> str:
+    def labeled(self, variant: Variant) -> str:
         """Return the label for another variant of the data."""
         return self.plain_label + (f" ({variant})" if str(variant) else "")
 

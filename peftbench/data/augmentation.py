@@ -36,19 +36,19 @@ class Policy:
     degrees: float = 10.0
     shift: float = 0.05  # share of the side
     zoom: float = 0.1  # 0.9 to 1.1
-    brightness: float = 0.1  # share of the range of gray values
+    brightness: float = 0.1  # share of the range of grey values
     contrast: float = 0.1
-    colour: float = 0.0  # gain, drawn for each channel
+    color: float = 0.0  # gain, drawn for each channel
 
 
-ANY_ORIENTATION = Policy(upside_down=True, quarter_turns=True, colour=0.05)  # e.g. slides: no side is up
+ANY_ORIENTATION = Policy(upside_down=True, quarter_turns=True, color=0.05)  # e.g. slides: no side is up
 POLICIES: Mapping[str, Policy] = MappingProxyType(
     {
         "histology": ANY_ORIENTATION,
         "microscopy": ANY_ORIENTATION,
         "dermatoscopy": ANY_ORIENTATION,
         "endoscopy": ANY_ORIENTATION,  # the instrument rotates about its axis
-        "fundus": Policy(colour=0.05),
+        "fundus": Policy(color=0.05),
         "oct": Policy(degrees=5.0),  # retinal layers are horizontal
         "ct": Policy(),
         "x-ray": Policy(mirror=False),  # the heart is on the left
@@ -134,7 +134,7 @@ def _affine(policy: Policy, far: NDArray[np.float64], coins: NDArray[np.int64]) 
 
 
 def _adjust_intensity(batch: Tensor, policy: Policy, far: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """Change contrast about each image's mean gray, brightness and channel gains; clamp at black and white.
+    """Change contrast about each image's mean grey, brightness and channel gains; clamp at black and white.
 
     On pixels in 0..1: new = gain * (mean + contrast * (old - mean) + brightness), which is linear after normalization
     too.
@@ -144,7 +144,7 @@ def _adjust_intensity(batch: Tensor, policy: Policy, far: Tensor, preprocessing:
     grey = (batch * std + mean).mean((1, 2, 3), keepdim=True)
     contrast = 1 + policy.contrast * far[:, :1, None, None]
     brightness = policy.brightness * far[:, 1:2, None, None]
-    gain = 1 + policy.colour * far[:, 2:5, None, None]
+    gain = 1 + policy.color * far[:, 2:5, None, None]
     slope = gain * contrast
     lift = gain * (grey * (1 - contrast) + brightness)
     lit = batch * slope + (slope * mean + lift - mean) / std

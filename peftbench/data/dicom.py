@@ -21,7 +21,7 @@ from peftbench.errors import DataError
 
 SUFFIXES = frozenset({".dcm", ".dicom"})
 LOOKED_AT = 200  # files read to find out whether patients are stated
-COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_422", "YBR_PARTIAL_420", "YBR_ICT", "YBR_RCT")
+COLORS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_422", "YBR_PARTIAL_420", "YBR_ICT", "YBR_RCT")
 GREYS = ("MONOCHROME1", "MONOCHROME2")
 PALETTE = "PALETTE COLOR"
 BY_LIBJPEG = frozenset(f"1.2.840.10008.1.2.4.{end}" for end in (51, 57, 70, 80, 81))  # 12 bits, lossless, JPEG-LS
@@ -117,7 +117,7 @@ def _refuse(header: Header) -> None:
     if int(header.get("NumberOfFrames") or 1) > 1:
         raise UndecodableError(f"{header.NumberOfFrames} frames; export the one to classify")
     refuse_size(int(header.get("Columns") or 0), int(header.get("Rows") or 0))
-    if (kind := header.get("PhotometricInterpretation")) not in {*COLOURS, *GREYS, PALETTE}:
+    if (kind := header.get("PhotometricInterpretation")) not in {*COLORS, *GREYS, PALETTE}:
         raise UndecodableError(f"photometric interpretation {kind or 'missing'}, not supported")
 
 
@@ -212,15 +212,15 @@ def _through_lut(header: Header, lut: Header, values: Intensities) -> Intensitie
 
 def _window(header: Header) -> Window | None:
     """Return the first window, None if none of positive width is stated."""
-    centre, width = (_first(header.get(key)) for key in ("WindowCenter", "WindowWidth"))
+    center, width = (_first(header.get(key)) for key in ("WindowCenter", "WindowWidth"))
     kind = str(header.get("VOILUTFunction") or "LINEAR").upper()
-    if centre is None or width is None or width < (1 if kind == "LINEAR" else 1e-9):
+    if center is None or width is None or width < (1 if kind == "LINEAR" else 1e-9):
         return None
     if kind == "LINEAR":  # PS3.3 C.11.2.1.2.1
-        return Window(centre - 0.5 - (width - 1) / 2, centre - 0.5 + (width - 1) / 2)
+        return Window(center - 0.5 - (width - 1) / 2, center - 0.5 + (width - 1) / 2)
     if kind not in {"LINEAR_EXACT", "SIGMOID"}:
         raise UndecodableError(f"VOI LUT function {kind} is not supported")
-    return Window(centre - width / 2, centre + width / 2, "sigmoid" if kind == "SIGMOID" else "linear")
+    return Window(center - width / 2, center + width / 2, "sigmoid" if kind == "SIGMOID" else "linear")
 
 
 def _first(value: Any) -> float | None:  # noqa: ANN401 - a number, several, or none

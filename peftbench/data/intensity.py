@@ -20,7 +20,7 @@ Intensities: TypeAlias = NDArray[np.float64]  # (H, W) grey values, or (H, W, 3)
 
 @dataclass(frozen=True)
 class Window:
-    """The values that are mapped to black and white, or the centre and width of a sigmoid."""
+    """The values that are mapped to black and white, or the center and width of a sigmoid."""
 
     low: float
     high: float
@@ -29,8 +29,8 @@ class Window:
     def apply(self, values: Intensities) -> Intensities:
         """Return values in 0..1: black at `low` and below, white at `high` and above; NaN becomes 0."""
         if self.shape == "sigmoid":  # DICOM PS3.3 C.11.2.1.3.1
-            centre, width = (self.low + self.high) / 2, self.high - self.low
-            return np.nan_to_num(1 / (1 + np.exp(-4 * (values - centre) / width)))
+            center, width = (self.low + self.high) / 2, self.high - self.low
+            return np.nan_to_num(1 / (1 + np.exp(-4 * (values - center) / width)))
         if self.low == self.high:  # a step
             return np.asarray(values > self.low, np.float64)
         return np.nan_to_num((values.clip(self.low, self.high) - self.low) / (self.high - self.low))

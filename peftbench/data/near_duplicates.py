@@ -1,7 +1,7 @@
 """Find near duplicates by the correlation of small grey thumbnails.
 
 Above ALIKE two images count as near duplicates, a threshold chosen on breast ultrasound (BUSI). Between SIMILAR and
-ALIKE are repeated exposures, neighbouring slices and images that only look alike.
+ALIKE are repeated exposures, neighboring slices and images that only look alike.
 """
 
 from __future__ import annotations

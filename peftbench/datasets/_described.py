@@ -63,7 +63,7 @@ class Described:
         found = len(self._listing.lines) if self._is_table else image_files.count_images(self.home, ["."])
         return Presence(found, self.entry.sizes.get("total", found))
 
-    def load(self, root: Path, seed: int) -> Splits:  # noqa: ARG002  likewise
+    def load(self, root: Path, seed: int) -> Splits:  # noqa: ARG002  the description states its own folder and split
         """Read the folder or table and split off missing parts. Raises as `folder:` and `table:` do."""
         card = self.card
         given = self._table(card.classes) if self._is_table else self._folder(card.classes)

@@ -26,7 +26,7 @@ VISITS = (3, 3, 2, 4)  # images per patient, in turn: three on average
 BLOCK = 20  # patients drawn at a time: their arrays fit in the CPU cache, which is twice as fast
 OUTLINE = 256  # directions of an outline
 
-Field: TypeAlias = NDArray[np.float64]  # (n, SIDE, SIDE), or (n, 1, 1) for one number an image
+Field: TypeAlias = NDArray[np.float64]  # (n, SIDE, SIDE), or (n, 1, 1) for one number per image
 Flags: TypeAlias = NDArray[np.bool_]
 Pixels: TypeAlias = NDArray[np.uint8]  # (n, SIDE, SIDE, 3)
 
@@ -136,8 +136,8 @@ def grey_levels(field: Field, dark: Field, bright: Field, bend: Field) -> Field:
 
 def to_pixels(field: Field) -> Pixels:
     """Return values of 0 to 1, (n, SIDE, SIDE) or with three channels, as 8-bit RGB."""
-    colour = field if field.ndim == 4 else np.repeat(field[..., None], 3, axis=-1)
-    return np.asarray(np.rint(np.clip(colour, 0, 1) * 255).astype(np.uint8))
+    color = field if field.ndim == 4 else np.repeat(field[..., None], 3, axis=-1)
+    return np.asarray(np.rint(np.clip(color, 0, 1) * 255).astype(np.uint8))
 
 
 def lettering(cohort: Cohort, probability: float) -> Field:

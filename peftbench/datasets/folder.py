@@ -3,7 +3,7 @@
     PATH/benign/*.png                PATH/train/benign/*.png
     PATH/malignant/*.dcm             PATH/val/benign/*.png, PATH/test/...
 
-Classes are labelled in natural order, grade 2 before grade 10. Given parts are kept; missing parts are split off,
+Classes are labeled in natural order, grade 2 before grade 10. Given parts are kept; missing parts are split off,
 stratified by class. Files with the same bytes stay together, and so do the images of a patient if DICOM files state
 one.
 """
@@ -67,7 +67,7 @@ def key_of(home: Path) -> str:
 
 
 def read(home: Path, classes: tuple[str, ...]) -> _own.Given:
-    """Return the images of the class folders `classes`, labelled in that order."""
+    """Return the images of the class folders `classes`, labeled in that order."""
     folders, ignored = _layout(home)
     beside = (f"Folders beside the parts are left out: {len(ignored)}.",) if ignored else ()
     of_classes = [folder / label for folder in folders.values() for label in classes]

@@ -1,7 +1,7 @@
 """Colonoscopy, synthetic: activity of colitis in four grades, in order, like the Mayo endoscopic subscore.
 
 Grade by grade the net of vessels blurs and goes, the surface turns granular, and erosions grow into ulcers. Severity
-is continuous within a grade, so neighbours are alike. Tint, light, folds, stool and reflections come in every grade.
+is continuous within a grade, so neighbors are alike. Tint, light, folds, stool and reflections come in every grade.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def draw(cohort: Cohort) -> Pixels:
     hue = 0.08 * cohort.noise(6) + 0.03 * cohort.noise(1) - _vessels(cohort, severity)
     hue = (hue - 0.5 * _reddening(cohort, ulcers, severity)) * (1 - np.maximum(ulcers, stool)) + ulcers + stool
     light = _folds(cohort) + _granules(cohort, severity)
-    return _coloured(cohort, hue, light + 0.02 * cohort.noise(0.5))
+    return _colored(cohort, hue, light + 0.02 * cohort.noise(0.5))
 
 
 def _vessels(cohort: Cohort, severity: Field) -> Field:
@@ -77,15 +77,15 @@ def _folds(cohort: Cohort) -> Field:
     return np.asarray(0.45 * np.minimum(far, 1.5) + fold + cohort.each(-0.3, 0.3) * X + cohort.each(-0.3, 0.3) * Y)
 
 
-def _coloured(cohort: Cohort, hue: Field, light: Field) -> Pixels:
+def _colored(cohort: Cohort, hue: Field, light: Field) -> Pixels:
     """Color from red to yellow by the rank of `hue`, light by that of `light`; add reflections and the round mask."""
     bright = grey_levels(light, cohort.shared(0.25, 0.45), cohort.shared(0.8, 1), cohort.shared(0.6, 1.2))[..., None]
     rank = grey_levels(hue, cohort.shared(-1, -0.8), cohort.shared(0.8, 1), cohort.shared(0.85, 1.1))[..., None]
     yellow = 0.2 * rank + 0.6 * rank**3  # most of the mucosa is of one hue
     tint = np.stack([cohort.shared(*span) for span in ((0.9, 1.0), (0.42, 0.62), (0.3, 0.52))], axis=-1)
     gleam = 0.8 * _reflections(cohort)[..., None]
-    colour = bright * tint * (1 + yellow * np.asarray([0.2, 0.9, 0.8])) * (1 - gleam) + gleam
-    return to_pixels(colour * _mask(cohort)[..., None])
+    color = bright * tint * (1 + yellow * np.asarray([0.2, 0.9, 0.8])) * (1 - gleam) + gleam
+    return to_pixels(color * _mask(cohort)[..., None])
 
 
 def _reflections(cohort: Cohort) -> Field:

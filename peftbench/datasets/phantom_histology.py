@@ -40,7 +40,7 @@ def draw(cohort: Cohort) -> Pixels:
         tissue = _gland(cohort, middle, tissue, nuclei, size)
     tissue = tissue * (1 - 0.9 * _clefts(cohort))
     stain = tissue + 0.6 * nuclei[:, REACH:-REACH, REACH:-REACH] * (0.85 + 0.15 * cohort.noise(0.8))
-    return _coloured(cohort, stain + 0.03 * cohort.noise(0.5))
+    return _colored(cohort, stain + 0.03 * cohort.noise(0.5))
 
 
 def _gland(cohort: Cohort, middle: tuple[Field, Field], tissue: Field, nuclei: Field, size: Field) -> Field:
@@ -117,7 +117,7 @@ def _clefts(cohort: Cohort) -> Field:
     return clefts
 
 
-def _coloured(cohort: Cohort, stain: Field) -> Pixels:
+def _colored(cohort: Cohort, stain: Field) -> Pixels:
     """Color the lower half of the stain by eosin, the upper by haematoxylin, in the patient's shades."""
     depth = grey_levels(stain, cohort.shared(0.0, 0.08), cohort.shared(0.85, 1.2), cohort.shared(0.8, 1.5))
     eosin = [cohort.shared(low, high) for low, high in ((0.02, 0.2), (0.6, 1.2), (0.25, 0.7))]

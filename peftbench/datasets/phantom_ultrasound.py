@@ -40,9 +40,9 @@ def _layers(cohort: Cohort) -> Field:
     bend = cohort.wave(1.5, cohort.shared(0.01, 0.05))
     skin = soft(np.abs(Y - 0.03) - 0.02, 0.04)
     gland = soft(fat + bend - Y, 0.08) * soft(Y - muscle + bend, 0.06)
-    fibres = 0.25 * cohort.noise(1.2, 7) + 0.2 * cohort.noise(4, 8)
+    fibers = 0.25 * cohort.noise(1.2, 7) + 0.2 * cohort.noise(4, 8)
     gain = 1 + cohort.each(-0.5, 0.4) * Y + cohort.each(-0.3, 0.3) * X
-    return np.asarray((0.4 + 0.5 * skin + 0.35 * gland * cohort.shared(0.6, 1.4) + 0.2 * fibres) * gain)
+    return np.asarray((0.4 + 0.5 * skin + 0.35 * gland * cohort.shared(0.6, 1.4) + 0.2 * fibers) * gain)
 
 
 def _lobules(cohort: Cohort) -> Field:

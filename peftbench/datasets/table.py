@@ -284,7 +284,7 @@ def key_of(listing: Listing) -> str:
 
 
 def read(listing: Listing, classes: tuple[str, ...], *, several: bool = False) -> _own.Given:
-    """Return the images, labelled by their position in `classes`, or with `several` labels as indicators (n, classes).
+    """Return the images, labeled by their position in `classes`, or with `several` labels as indicators (n, classes).
 
     Raises DataError for a label that is not one of the classes, MissingDataError and SplitError.
     """

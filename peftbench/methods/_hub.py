@@ -36,7 +36,7 @@ UNFIT: Mapping[str, str] = MappingProxyType(
         "POLY": "mixes adapters by the number of the task; there is one task here",
         "XLORA": "mixes LoRAs that were trained before",
         "SHADOW": "a second, smaller language model that runs in parallel to the first",
-        "LILY": "neighbouring layers share its matrices inside peft's model of a whole network; it cannot merge",
+        "LILY": "neighboring layers share its matrices inside peft's model of a whole network; it cannot merge",
         "UNILORA": "its projection is scaled by how often the whole network uses a value, known to peft's model only",
         "FROD": "decomposes all layers jointly inside peft's model of a whole network",
         "ADAMSS": "keeps a copy of each frozen weight outside of buffers, so moving the module does not move it",

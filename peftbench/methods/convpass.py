@@ -78,7 +78,7 @@ class Convpass(Method):
 
     knob: ClassVar[str | None] = "r"
     merges: ClassVar[bool] = False  # it is not linear
-    idle: ClassVar[tuple[str, ...]] = ("kernel",)  # a class-token readout uses only the centre of the last kernels
+    idle: ClassVar[tuple[str, ...]] = ("kernel",)  # a class-token readout uses only the center of the last kernels
 
     r: Size = 8
     scale: Factor = 1.0  # s; the authors tune it for each data set among 0.01, 0.1, 1, 10 and 100

@@ -1,4 +1,4 @@
-"""k-nearest neighbours on frozen features: a baseline without any training (Wu et al., CVPR 2018)."""
+"""k-nearest neighbors on frozen features: a baseline without any training (Wu et al., CVPR 2018)."""
 
 from collections.abc import Iterator
 from typing import ClassVar
@@ -14,7 +14,7 @@ from peftbench.models.plan import Plan, Probe
 FLOOR = 0.01  # share of the probability that is spread evenly over the classes, so that its logarithm is finite
 
 
-class Neighbours(nn.Module):
+class Neighbors(nn.Module):
     """Map features (B, D) to the log shares (B, classes) of the classes among the nearest training features.
 
     With `labels` of several columns the outputs are the log odds of each label.
@@ -62,7 +62,7 @@ class KNN(Method):
 
     def fits(self, features: Tensor, labels: Tensor, head: Head, loss: Loss, *, choose: bool) -> Iterator[Fitted]:
         """Yield one classifier; the head is not used."""
-        yield Neighbours(features, labels, head.linear.out_features, self.k, self.temperature), {}
+        yield Neighbors(features, labels, head.linear.out_features, self.k, self.temperature), {}
 
 
 plugin = KNN

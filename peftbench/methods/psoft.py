@@ -18,7 +18,7 @@ class PsoftTuner(HubTuner):
         super().__init__(base, "PSOFT", r=r, psoft_alpha=r)
         layer: Any = self.base
         self.register_buffer("inward", layer._psoft_A_cache["default"])  # noqa: SLF001 - peft offers no other way
-        self.register_buffer("outward", layer._psoft_B_cache["default"])  # noqa: SLF001 - likewise
+        self.register_buffer("outward", layer._psoft_B_cache["default"])  # noqa: SLF001 - peft offers no other way
 
     @classmethod
     def size(cls, base: nn.Module, **sizes: Any) -> int:  # noqa: ANN401, ARG003 - the signature is the contract's

@@ -22,7 +22,7 @@ def log_odds(logits: Logits, one: int) -> NDArray[np.float32]:
 
     Computed in float64 and rounded to float32, so that rounding errors do not break true ties.
     """
-    from scipy.special import logsumexp  # noqa: PLC0415 - as above
+    from scipy.special import logsumexp  # noqa: PLC0415 - slow to import, and `peftbench list` does not need it
 
     wide = logits.astype(np.float64)
     return np.asarray(wide[:, one] - logsumexp(np.delete(wide, one, axis=1), axis=1)).astype(np.float32)

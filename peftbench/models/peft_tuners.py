@@ -63,7 +63,7 @@ class HubTuner(Graft):
         base: nn.Module,
         kind: str,
         shared: HubShared | None = None,
-        **options: Any,  # noqa: ANN401 - likewise
+        **options: Any,  # noqa: ANN401 - peft types them
     ) -> None:
         super().__init__(base)
         weight = base.get_parameter("weight")
@@ -122,7 +122,7 @@ class Third(nn.Linear):
         return self.fused[0].get_parameter("weight")[self.rows]
 
     @property
-    def bias(self) -> Tensor | None:  # type: ignore[override]  # likewise
+    def bias(self) -> Tensor | None:  # type: ignore[override]  # read from the fused layer in every pass
         """The part of the fused bias, if there is one."""
         fused: Any = self.fused[0]
         return None if fused.bias is None else fused.bias[self.rows]
@@ -139,7 +139,7 @@ class Third(nn.Linear):
 class LoRAThirds(Graft):
     """peft's LoRA around some of the parts q, k and v of a fused layer, each with its own factors."""
 
-    def __init__(self, base: nn.Module, parts: str, **options: Any) -> None:  # noqa: ANN401 - as in HubTuner
+    def __init__(self, base: nn.Module, parts: str, **options: Any) -> None:  # noqa: ANN401 - peft types them
         """`parts`: some letters of qkv; `options` are passed to LoraConfig."""
         super().__init__(base)
         thirds = {part: Third(base, part) for part in parts}

@@ -150,7 +150,7 @@ class SparseConvolution(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,  # noqa: ANN401 - as above
+        ctx: Any,  # noqa: ANN401 - torch's own context has no public type
         x: Float[Tensor, "batch channels height width"],
         weight: Float[Tensor, "out channels side_y side_x"],
         bias: Float[Tensor, " out"] | None,

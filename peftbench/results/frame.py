@@ -21,7 +21,7 @@ def frame(results: Iterable[Result]) -> pandas.DataFrame:
 
     Metrics are columns `test/<rule>/<metric>` and `val/<rule>/<metric>`. `status` is done, failed or damaged.
     """
-    import pandas as pd  # noqa: PLC0415 - `peftbench list` loads every report and answers at once
+    import pandas as pd  # noqa: PLC0415 - slow to import, and `peftbench list` does not need it
 
     return pd.DataFrame([_job(result) for result in results])
 

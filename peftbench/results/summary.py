@@ -160,7 +160,7 @@ class MethodRow:
     def on_official(self) -> str:
         """Return the label with official splits: rows of the same one differ in their splits only."""
         record = self.jobs[0].record
-        return self.label.replace(record.label, record.labelled(replace(record.data.variant, splits="official")))
+        return self.label.replace(record.label, record.labeled(replace(record.data.variant, splits="official")))
 
     @property
     def records(self) -> tuple[Record, ...]:

@@ -46,7 +46,7 @@ def save(spec: Spec, stem: Path) -> list[Path]:
 
 def script() -> str:
     """Return the JavaScript that draws figures in a browser; it defines vegaEmbed and fits into a script element."""
-    import vl_convert  # noqa: PLC0415 - likewise
+    import vl_convert  # noqa: PLC0415 - slow to import, and `peftbench list` does not need it
 
     bundle: str = vl_convert.javascript_bundle()  # type: ignore[call-arg] # its stub requires what it does not
     return bundle.replace("</script", "<\\/script")

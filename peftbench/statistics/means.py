@@ -24,7 +24,7 @@ def mean(values: Sequence[float]) -> Mean:
     from scipy.stats import ttest_1samp  # noqa: PLC0415 - half a second that most verbs do not wait for
 
     value = float(np.mean(values)) if values else math.nan
-    if len(values) < 2:  # noqa: PLR2004 - no variance
+    if len(values) < 2:  # noqa: PLR2004 - one value has no variance
         return Mean(value, math.nan, math.nan, len(values))
     if np.ptp(values) == 0:
         return Mean(value, value, value, len(values))
@@ -34,11 +34,11 @@ def mean(values: Sequence[float]) -> Mean:
 
 def difference(first: Sequence[float], second: Sequence[float]) -> Mean:
     """Return the first mean minus the second, by Welch; nan limits where one has fewer than two values."""
-    from scipy.stats import ttest_ind  # noqa: PLC0415 - likewise
+    from scipy.stats import ttest_ind  # noqa: PLC0415 - slow to import, and `peftbench list` does not need it
 
     count = min(len(first), len(second))
     value = float(np.mean(first) - np.mean(second)) if count else math.nan
-    if count < 2 or np.ptp(first) == np.ptp(second) == 0:  # noqa: PLR2004 - likewise
+    if count < 2 or np.ptp(first) == np.ptp(second) == 0:  # noqa: PLR2004 - one value has no variance
         return Mean(value, math.nan, math.nan, count)
     found = ttest_ind(first, second, equal_var=False).confidence_interval(0.95)
     return Mean(value, float(found.low), float(found.high), count)

@@ -1,9 +1,9 @@
 """Paired comparison of two methods on the same test images, with groups and seeds as sources of variance.
 
 Groups (patients) and seeds are crossed: every seed's model scores every group. That is the design of multi-reader
-multi-case studies of diagnostic accuracy, with seeds in the place of readers, and it is analysed as these are
+multi-case studies of diagnostic accuracy, with seeds in the place of readers, and it is analyzed as these are
 (Dorfman, Berbaum and Metz, Investigative Radiology 1992; Obuchowski and Rockette, Communications in Statistics 1995;
-Hillis, Statistics in Medicine 2007): jackknife pseudo-values of the difference in score, one a seed and group, and
+Hillis, Statistics in Medicine 2007): jackknife pseudo-values of the difference in score, one per seed and group, and
 their mean squares
 
     D = mean difference          Var(D) = (MS_groups + max(MS_seeds - MS_interaction, 0)) / (S G)
@@ -86,7 +86,7 @@ class Comparison:
         return (self._quantile(1 - alpha / 2) + self._quantile(POWER)) * self.error
 
     def _quantile(self, level: float) -> float:
-        from scipy import special  # noqa: PLC0415 - likewise
+        from scipy import special  # noqa: PLC0415 - slow to import, and `peftbench list` does not need it
 
         return float(special.stdtrit(min(self.freedom, NORMAL), level))
 
@@ -133,7 +133,7 @@ def jackknife(run: Predictions, metric: str, score: Score | None = None) -> Jack
 
 
 def compare(first: Sequence[Jackknife], second: Sequence[Jackknife]) -> Comparison:
-    """Compare two methods by their runs, one a seed, the same seeds in the same order.
+    """Compare two methods by their runs, one per seed, the same seeds in the same order.
 
     Where every seed has a test set of its own, methods are paired within the seed, and the test sets, which may share
     patients, count as one. Raises DataError for runs that are not paired on the same test images.
@@ -190,7 +190,7 @@ def _delong(logits: Logits, labels: Labels, groups: Sequence[int]) -> tuple[floa
 
 def _log_odds(logits: Logits) -> Values:
     """Return the log-odds of each class against the rest (images, classes): no ties, unlike a saturated softmax."""
-    from scipy.special import logsumexp  # noqa: PLC0415 - likewise
+    from scipy.special import logsumexp  # noqa: PLC0415 - slow to import, and `peftbench list` does not need it
 
     wide = logits.astype(np.float64)
     rest = [logsumexp(np.delete(wide, one, 1), axis=1) for one in range(wide.shape[1])]
@@ -199,7 +199,7 @@ def _log_odds(logits: Logits) -> Values:
 
 def _placements(scores: Values, positive: NDArray[np.bool_]) -> tuple[float, Values]:
     """Return the area under one curve and each image's share of its deviation; nan where a class does not occur."""
-    from scipy.stats import rankdata  # noqa: PLC0415 - likewise
+    from scipy.stats import rankdata  # noqa: PLC0415 - slow to import, and `peftbench list` does not need it
 
     hits, others = int(positive.sum()), int((~positive).sum())
     if not hits or not others:
@@ -234,7 +234,7 @@ def _nested(differences: Values, deviations: Sequence[Values]) -> Comparison:
     The variance over groups is that of one test set, as sets may share patients; seeds add what variance remains.
     """
     seeds, groups = len(differences), max(len(one) for one in deviations)
-    if min(len(one) for one in deviations) < 2:  # noqa: PLR2004 - likewise
+    if min(len(one) for one in deviations) < 2:  # noqa: PLR2004 - one value has no variance
         return Comparison(float(differences.mean()), math.nan, math.nan, groups, seeds)
     within = float(np.mean([np.var(one, ddof=1) / len(one) for one in deviations]))  # of one seed's difference
     between = float(np.var(differences, ddof=1))
@@ -252,7 +252,7 @@ def _comparison(
     components: Components,
 ) -> Comparison:
     """Return the comparison from the mean squares of groups, seeds and their interaction."""
-    from scipy import special  # noqa: PLC0415 - likewise
+    from scipy import special  # noqa: PLC0415 - slow to import, and `peftbench list` does not need it
 
     groups, seeds = size
     total = of_groups + max(of_seeds - interaction, 0.0)

@@ -20,11 +20,11 @@ _CLOSE = 1.01  # relative precision of a number of groups
 
 @dataclass(frozen=True)
 class Needed:
-    """What would decide a comparison; None: not up to the limits of this module."""
+    """Seeds and groups that would decide a comparison; None: not within the limits of this module."""
 
     seeds: int | None  # in all, on the same test images; None also where seeds cannot be projected from one
     groups: float | None  # times those of the test sets, with the same seeds
-    groups_and_seeds: float | None = None  # the same with SEVERAL seeds, where neither alone is enough
+    groups_and_seeds: float | None = None  # as `groups`, with SEVERAL seeds, where neither alone is enough
 
 
 def needed(found: Comparison, alpha: float = ALPHA) -> Needed:

@@ -23,7 +23,7 @@ class Ranks:
     average: tuple[float, ...]
     datasets: int
     friedman: float  # p-value of no difference between any methods; nan with fewer than 3 methods or 2 data sets
-    critical: float  # Nemenyi's critical difference of two average ranks at 5%; nan likewise
+    critical: float  # Nemenyi's critical difference of two average ranks at 5%; nan as for `friedman`
     wilcoxon: tuple[tuple[str, str, float], ...]  # pairs with Holm-adjusted p-values of the signed-rank test
 
     @property
@@ -58,14 +58,14 @@ def ranks(methods: Sequence[str], scores: Values) -> Ranks:
 
 def critical_difference(methods: int, datasets: int) -> float:
     """Return how far apart two average ranks must be to differ at 5% by Nemenyi's test."""
-    from scipy.stats import studentized_range  # noqa: PLC0415 - likewise
+    from scipy.stats import studentized_range  # noqa: PLC0415 - slow to import, and `peftbench list` does not need it
 
     quantile = float(studentized_range.ppf(1 - ALPHA, methods, np.inf)) / math.sqrt(2)
     return quantile * math.sqrt(methods * (methods + 1) / (6 * datasets))
 
 
 def _signed_ranks(methods: Sequence[str], scores: Values) -> tuple[tuple[str, str, float], ...]:
-    from scipy.stats import wilcoxon  # noqa: PLC0415 - likewise
+    from scipy.stats import wilcoxon  # noqa: PLC0415 - slow to import, and `peftbench list` does not need it
 
     pairs = list(combinations(range(len(methods)), 2))
     apart = np.stack([scores[:, one] - scores[:, other] for one, other in pairs], 1)  # (data sets, pairs)

@@ -32,7 +32,7 @@ class StudyImages:
     """The images of a study: those that final jobs train on, and those of the trials, which keep a validation part."""
 
     final: Mapping[Where, Data]
-    held_out: Mapping[Where, Data]  # the same where nothing is joined
+    held_out: Mapping[Where, Data]  # equal to `final` where nothing is joined
 
     def tuned_on(self, where: Where, first_seed: int) -> Where:
         """Return where the trials run: on the first seed's parts, unless they hold test images of this seed's."""

@@ -29,7 +29,7 @@ class Broken(Exception):  # noqa: N818 - a verdict, not an error
     """The rule does not hold."""
 
 
-class Skipped(Exception):  # noqa: N818 - the same
+class Skipped(Exception):  # noqa: N818 - a verdict, not an error
     """The rule does not apply."""
 
 

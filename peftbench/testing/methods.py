@@ -34,7 +34,7 @@ ONCE: tuple[Rule[MethodFixture], ...] = (  # on the plain network only: they do 
     method_plan.its_fields_come_back,
     method_plan.the_budget_is_met,
 )
-COMPILED: tuple[Rule[MethodFixture], ...] = (method_training.it_compiles,)  # the same; 0.7 s
+COMPILED: tuple[Rule[MethodFixture], ...] = (method_training.it_compiles,)  # on the plain network only
 
 
 def check_method(

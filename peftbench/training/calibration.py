@@ -18,7 +18,7 @@ def fit_temperature(logits: Logits, labels: Labels) -> float:
 
     Labels are (n,) or, with several labels an image, (n, classes) of 0 and 1. The result lies in TEMPERATURES.
     """
-    several = labels.ndim == 2  # noqa: PLR2004 - one column a label
+    several = labels.ndim == 2  # noqa: PLR2004 - one column per label
     wide = logits.astype(np.float64)
 
     def loss(log_t: float) -> float:

@@ -1,4 +1,4 @@
-"""Fit a classifier of stored features without the recipe's steps: k-nearest neighbours, L-BFGS."""
+"""Fit a classifier of stored features without the recipe's steps: k-nearest neighbors, L-BFGS."""
 
 from __future__ import annotations
 

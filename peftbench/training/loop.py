@@ -110,7 +110,7 @@ class Progress:
     step: int = 0
     parts: int = 1  # pieces that a batch is split into when memory is short
     seconds: float = 0.0  # that the job took up to this checkpoint, interruptions left out
-    cpu_seconds: float = 0.0  # the same as CPU time
+    cpu_seconds: float = 0.0  # `seconds` as CPU time
     loss_sum: float = 0.0  # since the last evaluation
     train_seconds: float = 0.0
     train_cpu_seconds: float = 0.0
@@ -123,7 +123,7 @@ class Progress:
 
 Watch = Callable[[Progress], None]
 Save = Callable[[Progress, Mapping[str, Tensor], Mapping[str, Tensor]], None]  # progress, learner, optimizer
-Begun = tuple[Progress, Mapping[str, Tensor], Mapping[str, Tensor]]  # the same, read from a checkpoint
+Begun = tuple[Progress, Mapping[str, Tensor], Mapping[str, Tensor]]  # the arguments of Save, read from a checkpoint
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,7 @@ def fit(  # noqa: PLR0913 - what a run is made of
     return progress
 
 
-def _train(  # noqa: PLR0913 - the same
+def _train(  # noqa: PLR0913 - what a run is made of
     learner: Learner,
     optimizer: torch.optim.Optimizer,
     train_step: Callable[[Tensor, Tensor], Tensor],

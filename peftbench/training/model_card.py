@@ -15,7 +15,7 @@ from peftbench.training.loop import Progress, effective_rule
 
 USE = "For research only; not a medical device."
 SAMPLE = 512  # training images, evenly spaced, whose appearance is described
-GREY = 2.0  # mean difference of the color channels, of 255, below which an image counts as gray
+GREY = 2.0  # mean difference of the color channels, of 255, below which an image counts as grey
 
 
 def model_card(job: Job, data: Data, progress: Progress) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def _sample(data: Data) -> NDArray[np.uint8]:
 
 
 def appearance(pixels: NDArray[np.uint8]) -> dict[str, Any]:
-    """Return the share of gray images of (n, 3, S, S), and the range of their brightness and of their contrast."""
+    """Return the share of grey images of (n, 3, S, S), and the range of their brightness and of their contrast."""
     means, spreads = brightness(pixels)
     ends = (0.5, 99.5)
     return {

@@ -103,7 +103,7 @@ def make_loss(recipe: Recipe, labels: Tensor, classes: int) -> Callable[[Tensor,
     each label, is weighted by the inverse of its frequency there.
     """
     balanced = recipe.class_weights != "none"
-    if labels.dim() == 2:  # noqa: PLR2004 - one column a label
+    if labels.dim() == 2:  # noqa: PLR2004 - one column per label
         present = labels.sum(0).float()
         rarity = (len(labels) - present) / present.clamp_min(1) if balanced else None
         return lambda logits, truth: F.binary_cross_entropy_with_logits(

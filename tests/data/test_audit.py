@@ -34,7 +34,7 @@ def save(file: Path, seed: int, kind: str = "PNG") -> Path:
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    """Three parts of two classes, five, three and four images a class; no two alike."""
+    """Three parts of two classes, five, three and four images per class; no two alike."""
     root, seed = tmp_path / "images", 0
     for part, count in (("train", 5), ("val", 3), ("test", 4)):
         for label in ("benign", "malignant"):

@@ -164,10 +164,10 @@ def test_nothing_is_mirrored_where_left_and_right_are_classes() -> None:
     assert policy("ct").mirror
 
 
-def test_an_x_ray_is_never_upside_down_and_a_ct_never_coloured() -> None:
+def test_an_x_ray_is_never_upside_down_and_a_ct_never_colored() -> None:
     assert not POLICIES["x-ray"].upside_down
     assert not POLICIES["x-ray"].quarter_turns
-    assert {name for name, how in POLICIES.items() if how.colour} == {
+    assert {name for name, how in POLICIES.items() if how.color} == {
         "histology",
         "microscopy",
         "dermatoscopy",

@@ -29,7 +29,7 @@ def opened(file: Path) -> Pixels:
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "CMYK", pytest.param("YCbCr", marks=WRITES_WHAT_IT_READS)])
-def test_colour_images_of_every_mode(mode: str, tmp_path: Path) -> None:
+def test_color_images_of_every_mode(mode: str, tmp_path: Path) -> None:
     file = tmp_path / "x.tif"
     Image.fromarray(photo()).convert(mode).save(file)
     rough = 0 if "RGB" in mode else 3  # of rounding

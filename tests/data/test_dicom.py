@@ -97,7 +97,7 @@ def test_monochrome1_is_inverted(tmp_path: Path) -> None:
     assert np.array_equal(inverted.astype(int), 255 - plain.astype(int))
 
 
-def test_coloured_dicom(tmp_path: Path) -> None:
+def test_colored_dicom(tmp_path: Path) -> None:
     rgb = np.random.default_rng(0).integers(256, size=(6, 8, 3), dtype=np.uint8)
     assert np.array_equal(np.asarray(open_picture(write_dicom(tmp_path / "x.dcm", rgb))), rgb)
 

@@ -1,4 +1,4 @@
-"""From image files of every kind to standardised batches, by way of a cache that two processes may fill at once."""
+"""From image files of every kind to standardized batches, by way of a cache that two processes may fill at once."""
 
 from __future__ import annotations
 

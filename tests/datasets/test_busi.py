@@ -23,7 +23,7 @@ def draw(file: Path, seed: int) -> None:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A small BUSI in its published layout: 20 images a class and their masks, no two alike."""
+    """A small BUSI in its published layout: 20 images per class and their masks, no two alike."""
     for label, name in enumerate(CLASSES):
         for number in range(1, 21):
             folder = tmp_path / "busi/Dataset_BUSI_with_GT" / name

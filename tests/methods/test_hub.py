@@ -297,7 +297,7 @@ def go(vit: nn.Module, optimizer: torch.optim.Optimizer, start: int, penalty: An
 
 @here
 def test_adalora_drops_the_ranks_that_peft_drops() -> None:
-    """From 3 a site to 2 on average; scores, schedule, choice and the pull towards orthonormal directions."""
+    """From 3 a site to 2 on average; scores, schedule, choice and the pull toward orthonormal directions."""
     vit, tuned, optimizer = ada()
     callback: Any = tuned.callback
     options = {"init_r": 3, "target_r": 2, "total_step": STEPS, "tinit": 2, "tfinal": 3, "deltaT": 2}

@@ -115,7 +115,7 @@ def test_a_budget_takes_the_nearest_count(vit_b: nn.Module, name: str, budget: i
 
 
 def _counts_around(method: Method, vit: nn.Module) -> list[int]:
-    """Those of the neighbouring sizes; a mask has every count up to its candidates'."""
+    """Those of the neighboring sizes; a mask has every count up to its candidates'."""
     if method.knob == "ratio":
         return [1, method.count(vit), method.ceiling(vit)]  # type: ignore[attr-defined]
     sizes, value = list(method.sizes(vit)), getattr(method, str(method.knob))

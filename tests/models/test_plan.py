@@ -63,7 +63,7 @@ def train(model: nn.Module, recipe: Recipe, steps: int = 3) -> None:
         optimizer.step()
 
 
-def randomise(tensors: Mapping[str, Tensor]) -> None:
+def randomize(tensors: Mapping[str, Tensor]) -> None:
     """Large values everywhere: what starts at zero would hide faults."""
     draw = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -127,7 +127,7 @@ def test_everything_else_is_frozen_bit_for_bit(optimizer: Any) -> None:
         assert not torch.equal(before[name], after[name]), name
 
 
-def learnt(plan: Plan, *, slim: bool) -> tuple[Classifier, dict[str, Tensor]]:
+def learned(plan: Plan, *, slim: bool) -> tuple[Classifier, dict[str, Tensor]]:
     """After three steps under bfloat16 autocast: the model, and its logits beside what trained."""
     torch.manual_seed(0)
     model = classifier(dtype=torch.float32)
@@ -141,7 +141,7 @@ def learnt(plan: Plan, *, slim: bool) -> tuple[Classifier, dict[str, Tensor]]:
 
 @pytest.mark.parametrize("plan", [MIXED, Plan(frozenset({"blocks.0.norm1.bias"})), Plan()])
 def test_slim_weights_give_the_same_bits(plan: Plan) -> None:
-    (_, usual), (_, slim) = (learnt(plan, slim=slim) for slim in (False, True))
+    (_, usual), (_, slim) = (learned(plan, slim=slim) for slim in (False, True))
     assert [name for name, tensor in usual.items() if not torch.equal(tensor, slim[name])] == []
 
 
@@ -150,7 +150,7 @@ def test_only_frozen_matrices_that_autocast_alone_reads_are_slim() -> None:
         frozenset({"blocks.0.mlp.fc2.weight"}),
         grafts={"blocks.1": (Shift, {}), "blocks.0.attn.qkv": (LoRATuner, {"r": 1, "alpha": 1})},
     )
-    model, _ = learnt(plan, slim=True)
+    model, _ = learned(plan, slim=True)
     slim = {name for name, tensor in model.vit.named_parameters() if tensor.dtype == torch.bfloat16}
     assert slim == {"patch_embed.proj.weight", "blocks.0.attn.proj.weight", "blocks.0.mlp.fc1.weight"}
     assert model.vit.get_parameter("blocks.0.mlp.fc1.bias").dtype == torch.float32
@@ -202,7 +202,7 @@ def test_a_plan_that_does_not_fit_is_refused_before_anything_changes(plan: Plan,
 def test_a_state_brings_another_copy_to_the_same_outputs() -> None:
     first, second = network(), network()
     tuned = MIXED.carry_out(first)
-    randomise(tuned.tensors)
+    randomize(tuned.tensors)
     MIXED.carry_out(second).load(tuned.state())
     x, _ = batch()
     assert torch.equal(first(x), second(x))
@@ -211,7 +211,7 @@ def test_a_state_brings_another_copy_to_the_same_outputs() -> None:
 def test_a_state_is_a_copy() -> None:
     tuned = MIXED.carry_out(network())
     state = tuned.state()
-    randomise(tuned.tensors)
+    randomize(tuned.tensors)
     assert not any(torch.equal(state[name], tensor) for name, tensor in tuned.tensors.items())
 
 
@@ -244,7 +244,7 @@ def test_a_state_of_another_plan_is_refused(fault: str) -> None:
 def test_merged_lora_computes_the_same_in_a_plain_network(style: str, method: LoRA) -> None:
     vit, fresh = network(style, torch.float32), network(style, torch.float32)
     tuned = method.plan(vit, NoProbe()).carry_out(vit)
-    randomise(tuned.tensors)
+    randomize(tuned.tensors)
     x, _ = batch(dtype=torch.float32)
     unmerged = vit.eval()(x)
     assert not torch.allclose(unmerged, fresh.eval()(x), atol=1e-2)
@@ -262,7 +262,7 @@ def assert_plain(vit: nn.Module, like: nn.Module) -> None:
 def test_a_merge_of_everything_at_once_computes_the_same() -> None:
     vit = network()
     tuned = MIXED.carry_out(vit)
-    randomise(tuned.tensors)
+    randomize(tuned.tensors)
     x, _ = batch()
     unmerged = vit(x)
     assert tuned.merge()

@@ -32,7 +32,7 @@ RECIPE = Recipe("tiny", lr=0.05, batch=4, steps=12, evaluations=4, precision="fp
 
 
 def features(images: int, seed: int) -> tuple[FeatureBatches, NDArray[np.int64]]:
-    """Points around one centre a class."""
+    """Points around one center a class."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(CLASSES, size=images)
     points = rng.normal(size=(images, WIDTH)) + 2 * np.eye(CLASSES, WIDTH)[labels]

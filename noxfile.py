@@ -1,4 +1,4 @@
-"""The checks of a change. `nox` runs those of CI in a quarter of an hour; `nox --list` shows the others."""
+"""The checks of a change. `nox` runs those of CI; `nox --list` shows the others."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def atheris(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def calibration(session: nox.Session) -> None:
-    """Simulate studies: false-positive rates, coverage and power of the comparison of methods (20 minutes)."""
+    """Simulate studies: false-positive rates, coverage and power of the comparison of methods (about an hour)."""
     session.install("-e", ".", *PINNED)
     out = ("--out", "reports/statistics/calibration.md")
     session.run("python", "tools/calibration.py", *out, *session.posargs, env=ONE_THREAD)

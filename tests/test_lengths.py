@@ -1,4 +1,4 @@
-"""Short functions and short files: what DESIGN.md section 8 promises the reader."""
+"""Short functions and short files, as CONTRIBUTING.md states."""
 
 from __future__ import annotations
 

@@ -133,6 +133,10 @@ def _recommendation(block: Block, names: tuple[str, ...], store: Path, limits: L
     found = compared(block if len(within) == len(block.rows) else replace(block, rows=within), names, metric)
     rows = {row.name: row for row in found.rows}
     chosen = next((rows[name] for name, tier in found.tiers.items() if tier == 1), None)
+    commands = tuple(_commands(chosen, names, store, metric)) if chosen else ()
+    remarks = advice.remarks(found, block)
+    if chosen and not commands:
+        remarks.append(f"No trained model of {chosen.name} is stored, so there is no command that uses one.")
     return Recommendation(
         block.setting.network,
         block.setting.recipe,
@@ -141,8 +145,8 @@ def _recommendation(block: Block, names: tuple[str, ...], store: Path, limits: L
         all(map(block.synthetic, names)),
         found.seeds,
         _candidates(block, found, costs, outside),
-        tuple(advice.remarks(found, block)),
-        tuple(_commands(chosen, names, store, metric)) if chosen else (),
+        tuple(remarks),
+        commands,
     )
 
 

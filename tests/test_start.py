@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-HEAVY = {"torch", "torchvision", "timm", "open_clip", "peft", "scipy", "sklearn", "pandas", "matplotlib"}
+HEAVY = {"torch", "torchvision", "timm", "open_clip", "peft", "scipy", "sklearn", "pandas"}
 LISTING = {"numpy", "PIL", "rich.console", "humanize", "jinja2"}  # what a listing that is not in a terminal needs not
 START = "import sys; from peftbench.cli.app import main; sys.argv = ['peftbench', *sys.argv[1:]]; main()"
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from peftbench.analysis.full_jobs import SHARES, FullSeries
 from peftbench.analysis.positions import ESTIMATORS, KINDS, SELECTIONS
-from peftbench.analysis.weight_change import ENDS, HYBRID_SHARES, KEPT, ORDERS, Kept
+from peftbench.analysis.weight_change import ENDS, ORDERS, Kept
+from peftbench.core.constants import HYBRID_SHARES, KEPT
 from peftbench.results.formatting import format_percent
 from peftbench.results.text import printable
 from peftbench.results.vega import COLORS, SHAPES, Spec, save

@@ -47,6 +47,7 @@ from torch import Tensor, nn
 from peftbench.analysis.full_jobs import SHARES, FullJob, FullSeries, at_level, counts
 from peftbench.analysis.steps import Unit
 from peftbench.models.plan import Plan, Probe
+from peftbench.models.tensor_names import BEFORE_BLOCKS, PROJECTIONS, TOKENS
 from peftbench.models.top_k import overlap, shortest_share
 from peftbench.training.job import make_method
 
@@ -71,13 +72,12 @@ KINDS = (
     *("bias", "layer scale", "other"),
 )
 _LAYERS = {
-    "attn.qkv": "qkv",
-    "attn.proj": "attention out",
-    "mlp.fc1": "MLP in",
-    "mlp.fc2": "MLP out",
+    PROJECTIONS["qkv"]: "qkv",
+    PROJECTIONS["proj"]: "attention out",
+    PROJECTIONS["fc1"]: "MLP in",
+    PROJECTIONS["fc2"]: "MLP out",
     "patch_embed.proj": "patch kernel",
 }
-_BEFORE = ("patch_embed.", "cls_token", "reg_token", "pos_embed", "norm_pre.")  # of tensors before the blocks
 
 
 class HasImportance(Protocol):
@@ -91,7 +91,7 @@ class HasImportance(Protocol):
 def place(name: str) -> tuple[str, str]:
     """Return the block and the kind of a tensor by its name in timm's VisionTransformer."""
     inside = re.fullmatch(r"blocks\.(\d+)\.(.+)", name)
-    block = str(int(inside[1]) + 1) if inside else "embedding" if name.startswith(_BEFORE) else "final"
+    block = str(int(inside[1]) + 1) if inside else "embedding" if name.startswith(BEFORE_BLOCKS) else "final"
     return block, _kind(inside[2] if inside else name)
 
 
@@ -99,7 +99,7 @@ def _kind(name: str) -> str:
     layer, _, leaf = name.rpartition(".")
     if "norm" in layer:
         return "norm scale" if leaf == "weight" else "norm shift"
-    if name in {"cls_token", "reg_token", "pos_embed"}:
+    if name in TOKENS:
         return "tokens"
     if leaf == "bias":
         return "bias"

@@ -17,7 +17,8 @@ from peftbench.analysis.figures import TITLES, by_key
 from peftbench.analysis.full_jobs import SHARES, FullSeries
 from peftbench.analysis.positions import ESTIMATORS, SELECTIONS
 from peftbench.analysis.steps import Unit
-from peftbench.analysis.weight_change import HYBRID_SHARES, KEPT, ORDERS, TENTH, Kept
+from peftbench.analysis.weight_change import ORDERS, Kept
+from peftbench.core.constants import HYBRID_SHARES, KEPT, TENTH
 from peftbench.results.formatting import format_percent, format_points
 from peftbench.results.frame import as_csv
 from peftbench.results.text import markdown_text, printable

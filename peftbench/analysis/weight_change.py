@@ -60,6 +60,7 @@ from peftbench.analysis.full_jobs import (
     levels,
 )
 from peftbench.analysis.steps import Unit
+from peftbench.core.constants import HYBRID_SHARES, KEPT, TENTH
 from peftbench.models.method import NoProbe
 from peftbench.models.plan import Probe
 from peftbench.models.top_k import shortest_share
@@ -74,9 +75,6 @@ if TYPE_CHECKING:
 ORDERS = ("moved", "importance", "magnitude", "random")
 ENDS = ("none", "all")
 DRAWS = 3  # random masks of each share
-KEPT = 0.95  # share of full fine-tuning's score that the paper finds kept by a tenth of the changes
-TENTH = 0.1
-HYBRID_SHARES = (0.05, 0.01, 0.001, 0.0005)
 
 
 class SeedOnly(NoProbe):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, get_type_hints
 
 import typer
 
+from peftbench.core.constants import DEFAULT_STORE
 from peftbench.core.syntax import known_device
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ ScaleOption = Annotated[
 ]
 JobArgument = Annotated[str, typer.Argument(help="The job's id, the first digits of it, or its folder.")]
 
-STORE = Path("runs")
+STORE = DEFAULT_STORE
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from peftbench.cli.options import (
     grouped,
 )
 from peftbench.core.constants import RANDOM_WEIGHTS
+from peftbench.core.syntax import RANDOM, without_random
 
 if TYPE_CHECKING:
     from peftbench.core.spec import Places, Study
@@ -75,7 +76,7 @@ def show_plan(study: Study, places: Places, *, as_json: bool) -> None:
 
 def _named_random(job: Planned, network: str) -> dict[str, Any]:
     """Return the job with random weights of the study's network in the method's name, as in other tables."""
-    if job["backbone"] != f"{network}@random":
+    if job["backbone"] != f"{network}{RANDOM}":
         return dict(job)
     return {**job, "backbone": network, "method": f"{job['method']}{RANDOM_WEIGHTS}"}
 
@@ -147,7 +148,7 @@ def measure_command(jobs: Sequence[Planned], study: Study) -> str:
     methods = [str(spec) for spec in study.methods if spec.name in unknown] or sorted(unknown)
     words = ["peftbench", "measure", "--methods", ",".join(methods)]
     words += ["--ratios", ",".join(study.ratios)] if study.ratios else []
-    words += ["--backbone", f"{str(jobs[0]['backbone']).removesuffix('@random')}@random"]
+    words += ["--backbone", f"{without_random(str(jobs[0]['backbone']))}{RANDOM}"]
     words += ["--image-size", str(study.image_size)] if study.image_size else []
     words += ["--precision", study.precision] if study.precision != "auto" else []
     words += [flag for flag, is_set in (("--compile", study.compile), ("--graph", study.graph)) if is_set]

@@ -47,9 +47,11 @@ class Bars:
             say(f"{what}: {note}", to=self._console)
 
     def _amount(self, done: int, total: int) -> str:
+        from peftbench.storage.sizes import format_size
+
         known = (done, total) if total else (done,)
         if self._in_bytes:
-            return f"{' of '.join(f'{number / 1e6:,.1f}' for number in known)} MB"
+            return " of ".join(map(format_size, known))
         return f"{' of '.join(f'{number:,}' for number in known)} images"
 
 

@@ -14,6 +14,7 @@ import typer
 from peftbench.cli.console import bare_table, output, say, show, styled, warn
 from peftbench.cli.options import PlaceOptions, ScaleOption, SkipBrokenOption, StudyArgument, StudyOptions, grouped
 from peftbench.core.constants import RANDOM_WEIGHTS
+from peftbench.core.syntax import is_random
 from peftbench.results.text import printable
 
 if TYPE_CHECKING:
@@ -150,7 +151,7 @@ class Board:
 
 
 def _name(job: Job) -> str:
-    random = RANDOM_WEIGHTS if job.backbone.endswith("@random") else ""
+    random = RANDOM_WEIGHTS if is_random(job.backbone) else ""
     size = f" @ {job.target:,}" if job.target is not None else ""
     trial = f" {job.recipe.optimizer} lr {job.recipe.lr:g}" if job.role == "trial" else ""
     cut = f" ({job.variant})" if str(job.variant) else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import Literal, TypeAlias
 
@@ -15,7 +16,7 @@ Edge: TypeAlias = Literal["floor", "ceiling"]  # a budget below or above all siz
 SELECTION_RULES = ("validation", "last", "oracle")  # how the reported step of a job is chosen
 RANDOM_WEIGHTS = " (random weights)"  # addition to a label
 PAPER_DATASETS = ("chaoyang", "covid_ct", "busi", "chest_xray", "oct", "limuc")  # D1 to D6 of the SH-PEFT paper
-METHOD_GROUPS = ("all", "paper")  # words of --methods for several methods
+ALL_METHODS, PAPER_METHODS = METHOD_GROUPS = ("all", "paper")  # words of --methods for several methods
 UNTRAINED = ("majority", "knn")  # methods without training, and so without a learning rate
 BASELINES = ("majority", "knn", "linear")  # methods that every study runs in addition
 LEAKS: Mapping[str, str] = MappingProxyType(  # findings of an audit that affect scores, and what they are
@@ -26,5 +27,9 @@ LEAKS: Mapping[str, str] = MappingProxyType(  # findings of an audit that affect
         "contradicting_pairs": "pairs of identical or near-identical images with different labels",
     }
 )
+KEPT = 0.95  # share of full fine-tuning's score that the paper finds kept by a tenth of the changes
+TENTH = 0.1
+HYBRID_SHARES = (0.05, 0.01, 0.001, 0.0005)  # of the weights, at which the most-moved ones of two models are compared
+DEFAULT_STORE = Path("runs")
 QUICK_METHODS = ("bitfit", "lora", "shpeft", "full")  # of the study without arguments
 QUICK_DATASETS = ("phantom_ultrasound", "phantom_histology", "phantom_oct")

@@ -13,10 +13,21 @@ from peftbench.errors import RequestError
 _SPEC = re.compile(
     r"(?P<name>[A-Za-z0-9_\-]+)(:(?P<argument>[^\[\]@]+))?(\[(?P<fields>[^\[\]]*)\])?(?P<random>@random)?"
 )
+RANDOM = "@random"  # after a backbone: with random weights
 PATHS = ("folder", "table")  # data sets whose argument is a path, which may contain any character
 DEVICES = ("auto", "cpu", "cuda")
 LARGEST = 2**31 - 1  # number in a study
 _NUMBER = re.compile(r"[+-]?[\d.]+(e[+-]?\d+)?", re.IGNORECASE)
+
+
+def is_random(backbone: str) -> bool:
+    """Return whether a backbone, as written, has random weights."""
+    return backbone.endswith(RANDOM)
+
+
+def without_random(backbone: str) -> str:
+    """Return a backbone, as written, with its pretrained weights."""
+    return backbone.removesuffix(RANDOM)
 
 
 @dataclass(frozen=True)
@@ -35,7 +46,7 @@ class Spec:
         """Return the text that `parse` reads back."""
         inside = ",".join(f"{k}={format_value(v)}" for k, v in self.fields.items())
         argument = f":{self.argument}" if self.argument else ""
-        return f"{self.name}{argument}{f'[{inside}]' if inside else ''}{'@random' if self.random else ''}"
+        return f"{self.name}{argument}{f'[{inside}]' if inside else ''}{RANDOM if self.random else ''}"
 
 
 def parse(text: str) -> Spec:

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from peftbench.core.catalogue import dataset_entry
 from peftbench.core.contract import INCOMPLETE, PARTS, Part, Presence
+from peftbench.data.availability import COLLECTION
 from peftbench.errors import DataError, MissingDataError
 from peftbench.storage import archives
 from peftbench.storage.files import checksum
 
-COLLECTION = "medmnist"
 SIDES = (28, 64, 128, 224)  # pixels
 NO_GROUPS = "No patient numbers are published: images of one patient may be in both train and val."
 

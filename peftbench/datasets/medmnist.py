@@ -7,6 +7,7 @@ from pathlib import Path
 
 from peftbench.core.catalogue import dataset_card, dataset_entry
 from peftbench.core.contract import DatasetCard, Presence, Splits
+from peftbench.data.availability import COLLECTION
 from peftbench.datasets import _files, _medmnist
 from peftbench.errors import RequestError, UnknownNameError
 
@@ -19,7 +20,7 @@ class MedMNIST:
     size: int = 28
 
     def __post_init__(self) -> None:
-        known = dataset_entry(_medmnist.COLLECTION).members
+        known = dataset_entry(COLLECTION).members
         if self.name not in known:
             raise UnknownNameError("set of MedMNIST+", self.name, known)
         if self.size not in _medmnist.SIDES:
@@ -28,7 +29,7 @@ class MedMNIST:
     @property
     def card(self) -> DatasetCard:
         """Its entry in the catalogue."""
-        return dataset_card(_medmnist.COLLECTION, self.name)
+        return dataset_card(COLLECTION, self.name)
 
     def presence(self, root: Path) -> Presence:
         """Return how many images of the set are here."""
@@ -42,8 +43,8 @@ class MedMNIST:
     @classmethod
     def here(cls, root: Path) -> tuple[str, ...]:
         """Return the specifications of all sets under `root`, each at its largest size."""
-        sides = {name: _medmnist.sides_here(root, name) for name in dataset_entry(_medmnist.COLLECTION).members}
-        return tuple(f"{_medmnist.COLLECTION}:{name}[size={found[-1]}]" for name, found in sides.items() if found)
+        sides = {name: _medmnist.sides_here(root, name) for name in dataset_entry(COLLECTION).members}
+        return tuple(f"{COLLECTION}:{name}[size={found[-1]}]" for name, found in sides.items() if found)
 
 
 plugin = MedMNIST

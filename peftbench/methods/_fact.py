@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from peftbench.core.fields import Fraction, checked
 from peftbench.errors import RequestError
 from peftbench.methods._fields import Factor, Size
-from peftbench.methods._sites import PROJECTIONS, blocks, matrix, width
+from peftbench.methods._sites import blocks, matrix, width
 from peftbench.models.method import Match, Method, nearest
 from peftbench.models.plan import Graft, Shared
+from peftbench.models.tensor_names import PROJECTIONS
 
 
 class Factors(Shared):

@@ -18,10 +18,11 @@ from torch import nn
 from peftbench.core.fields import AtLeast1, Positive, checked
 from peftbench.errors import RequestError
 from peftbench.methods._fields import LoRASites, Seed, Sites, Size
-from peftbench.methods._sites import ALIASES, PROJECTIONS, blocks, matrix, thirds
+from peftbench.methods._sites import ALIASES, blocks, matrix, thirds
 from peftbench.models.method import Match, Method, nearest
 from peftbench.models.peft_tuners import HubShared, HubTuner, LoRAThirds
 from peftbench.models.plan import Graft, Plan, Probe, Sizes
+from peftbench.models.tensor_names import PROJECTIONS
 
 UNFIT: Mapping[str, str] = MappingProxyType(
     {  # peft.PeftType -> why

@@ -1,4 +1,4 @@
-"""Names of the layers of timm's VisionTransformer, and the short names that options use for them."""
+"""Layers of timm's VisionTransformer that methods change."""
 
 from collections.abc import Sequence
 from types import MappingProxyType
@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from peftbench.errors import RequestError
 
-PROJECTIONS = {"qkv": "attn.qkv", "proj": "attn.proj", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}  # the matrices of a block
 ALIASES = MappingProxyType({"targets": "sites"})  # peft's word for the chosen layers
 NORMS = (nn.LayerNorm, nn.RMSNorm, RmsNorm)  # some networks have RMS norms
 

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from peftbench.models.tensor_names import EMBEDDINGS
 from peftbench.models.top_k import largest_flat
 
-NEVER = ("cls_token", "reg_token", "pos_embed", "patch_embed.", "attn_pool.")  # these train always or never
+NEVER = (*EMBEDDINGS, "attn_pool.")  # these train always or never; the norm before the blocks is a candidate
 PARTS = "qkv"
 
 

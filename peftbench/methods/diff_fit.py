@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from peftbench.core.fields import checked
-from peftbench.methods._sites import PROJECTIONS, blocks, norms
+from peftbench.methods._sites import blocks, norms
 from peftbench.models.method import Method
 from peftbench.models.plan import Graft, Plan, Probe
+from peftbench.models.tensor_names import PROJECTIONS
 
 
 class Gain(Graft):

@@ -11,8 +11,7 @@ from peftbench.errors import RequestError
 from peftbench.methods._sites import blocks
 from peftbench.models.method import Method
 from peftbench.models.plan import Graft, Plan, Probe, Sizes
-
-BEFORE_BLOCKS = ("patch_embed.", "cls_token", "reg_token", "pos_embed", "norm_pre.")  # prefixes of their tensors
+from peftbench.models.tensor_names import BEFORE_BLOCKS
 
 
 class StochasticDepth(Graft):

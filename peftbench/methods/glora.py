@@ -7,7 +7,8 @@ from torch import nn
 from peftbench.core.fields import checked
 from peftbench.errors import RequestError
 from peftbench.methods._hub import LowRankMethod
-from peftbench.methods._sites import PROJECTIONS, blocks
+from peftbench.methods._sites import blocks
+from peftbench.models.tensor_names import PROJECTIONS
 
 
 @checked

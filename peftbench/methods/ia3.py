@@ -7,9 +7,10 @@ from torch import nn
 from peftbench.core.fields import checked
 from peftbench.methods._fields import Sites
 from peftbench.methods._hub import HubMethod
-from peftbench.methods._sites import PROJECTIONS, blocks
+from peftbench.methods._sites import blocks
 from peftbench.models.peft_tuners import HubTuner
 from peftbench.models.plan import Graft, Sizes
+from peftbench.models.tensor_names import PROJECTIONS
 
 
 @checked

@@ -7,10 +7,11 @@ from torch import nn
 
 from peftbench.core.fields import AtLeast1, Fraction, checked
 from peftbench.methods._fields import LoRASites, Size
-from peftbench.methods._sites import ALIASES, PROJECTIONS, blocks, thirds
+from peftbench.methods._sites import ALIASES, blocks, thirds
 from peftbench.methods._stepped import Stepped
 from peftbench.models.peft_tuners import LoRAThirds, LoRATuner
 from peftbench.models.plan import Graft, Plan, Probe, Sizes
+from peftbench.models.tensor_names import PROJECTIONS
 
 
 @checked

@@ -8,10 +8,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from peftbench.core.fields import checked
-from peftbench.methods._sites import PROJECTIONS, blocks, last_norm
+from peftbench.methods._sites import blocks, last_norm
 from peftbench.methods.ssf import ScaleShift
 from peftbench.models.method import Method
 from peftbench.models.plan import Graft, Plan, Probe
+from peftbench.models.tensor_names import PROJECTIONS
 
 
 class Rescaled(Graft):

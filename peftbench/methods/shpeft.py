@@ -22,6 +22,7 @@ from peftbench.core.syntax import LARGEST
 from peftbench.errors import RequestError
 from peftbench.methods._masked import Masked
 from peftbench.models.plan import Plan, Probe, Scores
+from peftbench.models.tensor_names import EMBEDDINGS
 from peftbench.models.top_k import largest, overlap
 
 # td -> (the sum over batches that the probe computes, the function of that sum)
@@ -33,7 +34,6 @@ TASK = {
     "L1_sum_of_abs": ("absolutes", "same"),
     "L1_signed": ("sums", "same"),
 }
-EMBEDDINGS = ("patch_embed.", "cls_token", "reg_token", "pos_embed")  # prefixes of their tensors' names
 WORDS = {"L1": "L1_abs_of_sum", "L2": "L2_sum_of_sq"}  # the paper's words for td
 PIECE = 1 << 18  # entries processed at a time
 FUNCTIONS: Mapping[str, Callable[[Tensor], Tensor]] = {"same": torch.clone, "square": torch.square, "abs": torch.abs}

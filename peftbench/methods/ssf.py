@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from peftbench.core.fields import checked
 from peftbench.errors import RequestError
 from peftbench.methods._fields import no_repeats
-from peftbench.methods._sites import PROJECTIONS, blocks, has, last_norm
+from peftbench.methods._sites import blocks, has, last_norm
 from peftbench.models.method import Method
 from peftbench.models.plan import Graft, Plan, Probe
+from peftbench.models.tensor_names import PROJECTIONS
 
 WITHIN = {"norm1": "norm1", "norm2": "norm2", **PROJECTIONS}
 AROUND = {"patch": "patch_embed.proj", "norm_pre": "norm_pre"}

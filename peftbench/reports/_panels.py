@@ -144,13 +144,10 @@ def critical_difference(rows: Rows, _: Block) -> Spec:
 def pareto(rows: Rows, block: Block) -> Spec:
     """Draw the score over one cost of every method, with the Pareto front."""
     front = _front(rows)
-    title = rows[0]["title"]
-    x = {
-        "field": "value",
-        "type": "quantitative",
-        "title": title,
-        "scale": {"zero": False, "nice": True, "padding": 12},
-    }
+    title, least, most = rows[0]["title"], min(row["value"] for row in rows), max(row["value"] for row in rows)
+    is_logarithmic = least > 0 and most > LOGARITHMIC * least
+    scale = {"type": "log", "nice": False} if is_logarithmic else {"type": "linear", "zero": False, "nice": True}
+    x = {"field": "value", "type": "quantitative", "title": title, "scale": {**scale, "padding": 12}}
     color = _color(rows, block)
     tips = _tips(method="method", value=title, score="macro F1 (%)", **BOUNDS)
     layers = [

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
+from peftbench.core.constants import DEFAULT_STORE
 from peftbench.core.contract import Result
 from peftbench.results import summary
 from peftbench.results.comparison import Compared, Pair, compared
@@ -31,6 +33,11 @@ def words(names: Sequence[str]) -> str:
     """Return names as an English list: `a`, `a and b`, `a, b and c`."""
     *first, last = names
     return f"{', '.join(first)} and {last}" if first else last
+
+
+def store_option(store: Path) -> list[str]:
+    """Return the words that name a store in a command; none for the default one."""
+    return [] if store == DEFAULT_STORE else ["--store", str(store)]
 
 
 def verb(names: Sequence[object]) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from peftbench.core import catalogue
+from peftbench.core.constants import HYBRID_SHARES, TENTH
 from peftbench.core.contract import Result
 from peftbench.core.published import published_methods, published_scores
 from peftbench.core.record import Record
@@ -38,11 +39,9 @@ from peftbench.statistics.paired import Comparison, Jackknife
 from peftbench.statistics.tiers import ALPHA, UNDECIDED, holm
 
 SHPEFT = "shpeft"
-TENTH = 0.1
 MARGIN = 0.02  # of a score: differences within it count as none where a claim is that something does not matter
 LITTLE = 0.1  # of the time of training
 TINY = 0.0001  # trainable share of claim 4
-HYBRID_SHARES = (0.05, 0.01, 0.001, 0.0005)
 LAMBDAS = tuple(f"{SHPEFT}[lam={value}]" for value in ("1.5", "1.2", "0.8", "0.5"))
 TA, TD_L1, BOTH_L1, TD_L2 = (
     f"{SHPEFT}[{fields}]" for fields in ("td=none", "td=L1_abs_of_sum,ta=none", "td=L1_abs_of_sum,ta=L1", "ta=none")

@@ -15,7 +15,7 @@ from typing import Literal, TypeAlias
 from peftbench.core.constants import PAPER_DATASETS
 from peftbench.core.recipe import CPU_STANDARD, RECIPES
 from peftbench.core.record import WHOLE
-from peftbench.results.advice import next_level
+from peftbench.results.advice import next_level, store_option
 from peftbench.results.comparison import Compared, Pair, compared
 from peftbench.results.formatting import format_probability
 from peftbench.results.paper import row_of
@@ -91,7 +91,7 @@ class Evidence:
         words += ["--match", match] if match else []
         words += ["--backbone", setting.backbone, "--recipe", setting.recipe, *self._changed()]
         words += ["--seeds", ",".join(map(str, wanted))]
-        return shlex.join([*words, *(["--store", str(self.store)] if self.store != Path("runs") else [])])
+        return shlex.join([*words, *store_option(self.store)])
 
     def _changed(self) -> list[str]:
         """Return the flags of trials, and of steps and batch where they are not the recipe's."""

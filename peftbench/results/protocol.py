@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
 from peftbench.core.constants import LEAKS
+from peftbench.core.contract import PARTS
 from peftbench.core.record import Record
 from peftbench.results.formatting import NONE, Cell, format_count
 from peftbench.results.summary import Block
@@ -24,7 +25,7 @@ def data_columns(block: Block) -> Columns:
         "title": lambda record: str(record.data.card.get("title", NONE)),
         "task": lambda record: str(record.data.card.get("task", "single")).replace("_", "-"),
         "classes": lambda record: ", ".join(map(str, record.data.card.get("classes", ()))),
-        **{part: partial(_part, part) for part in ("train", "val", "test")},
+        **{part: partial(_part, part) for part in PARTS},
         "split": lambda record: record.data.split,
         "audit": _audit,
         "notes": lambda record: " ".join(record.data.notes),

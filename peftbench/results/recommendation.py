@@ -205,7 +205,7 @@ def _known(value: Any) -> Any:  # noqa: ANN401 - any plain value
 def _commands(row: MethodRow, names: tuple[str, ...], store: Path, metric: str) -> Iterator[str]:
     """Yield the commands that predict and merge with the job of each data set that was best on validation."""
     sign = -1 if lower_is_better(metric) else 1
-    place = [] if store == Path("runs") else ["--store", str(store)]
+    place = advice.store_option(store)
     for name in names:
         jobs = [job for job in row.replicates[name].done if "delta.json" in job.record.files]
         if not jobs:

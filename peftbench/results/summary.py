@@ -21,6 +21,7 @@ from peftbench.core.constants import BASELINES, PAPER_DATASETS, RANDOM_WEIGHTS
 from peftbench.core.contract import INCOMPLETE, Result
 from peftbench.core.recipe import RECIPES, Recipe
 from peftbench.core.record import Cut, Record
+from peftbench.core.syntax import without_random
 from peftbench.results import grouping
 from peftbench.results.redaction import redact
 from peftbench.statistics import bootstrap
@@ -49,7 +50,7 @@ class Setting:
             own = RECIPES[name].stored()
             recipe |= {key: own[key] for key in ("optimiser", "momentum", "weight_decay")}
         others = {} if name == "official" else {k: v for k, v in recipe.items() if k not in ("lr", "label", "stop")}
-        backbone = record.backbone.name.replace("@random", "")
+        backbone = without_random(record.backbone.name)
         size = int(record.backbone.preprocessing["size"])
         return cls(backbone, size, name, selection, json.dumps(others, sort_keys=True, default=str))
 

@@ -60,16 +60,12 @@ class Estimate:
         return Interval(float(low), float(high), LEVEL, self.clusters)
 
 
-def interval(logits: Logits, labels: Labels, groups: Sequence[int], metric: str = "macro_f1") -> Interval:
-    """Return the 95% bootstrap interval of one run's score. Raises RequestError for a metric without intervals."""
-    return estimate([(logits, labels, groups)], metric).interval
-
-
 def estimate(runs: Sequence[Predictions], metric: str = "macro_f1") -> Estimate:
     """Return the mean score of several seeds of one method on one data set.
 
     Runs on the same test set are resampled together, so that seeds do not count as more patients. Runs on different
-    test sets, which may share patients, are resampled one by one and combined by `overlapping`.
+    test sets, which may share patients, are resampled one by one and combined by `overlapping`. Raises RequestError for
+    a metric without intervals.
     """
     if not _same_test_set(runs):
         return overlapping([estimate([run], metric) for run in runs])

@@ -116,7 +116,7 @@ def _paper(root: Path) -> tuple[list[str], list[str]]:  # noqa: ARG001 - all six
 
 def _all(root: Path) -> tuple[list[str], list[str]]:
     """Return the complete ones of the paper's six data sets; the phantoms if none is complete."""
-    complete = [name for name in PAPER_DATASETS if _present(name, root)]
+    complete = [name for name in PAPER_DATASETS if availability.is_complete(name, root)]
     others = {name: availability.presence(name, root) for name in PAPER_DATASETS if name not in complete}
     parts = [f"{name} ({found.found:,} of {found.whole:,})" for name, found in others.items() if found and found.found]
     missing = [name for name, found in others.items() if not (found and found.found)]
@@ -153,10 +153,6 @@ GROUPS: Mapping[str, Callable[[Path], tuple[list[str], list[str]]]] = {
     "medmnist": _medmnist,
     "every": _every,
 }
-
-
-def _present(name: str, root: Path) -> bool:
-    return availability.is_complete(name, root)
 
 
 def make_recipe(study: Study, device: str) -> Recipe:

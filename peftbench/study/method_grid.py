@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from peftbench.core import official_recipes
-from peftbench.core.constants import BASELINES, UNTRAINED
+from peftbench.core.constants import ALL_METHODS, BASELINES, PAPER_METHODS, UNTRAINED
 from peftbench.core.fields import build
 from peftbench.core.guarded import guard
 from peftbench.core.published import published_methods
@@ -46,9 +46,9 @@ def expand(specs: Sequence[Spec]) -> tuple[Spec, ...]:
 
 
 def _expand(spec: Spec) -> tuple[Spec, ...]:
-    if str(spec) == "all":
+    if str(spec) == ALL_METHODS:
         return tuple(Spec(name) for name in registry("methods").names() if name not in UNTRAINED)
-    if str(spec) != "paper":
+    if str(spec) != PAPER_METHODS:
         return (spec,)
     return tuple(map(Spec, sorted(published_methods())))
 

@@ -15,6 +15,7 @@ from peftbench.core.contract import Labels, Logits, Metric, TaskKind, tasks_of
 from peftbench.core.record import BackboneFacts, Budget, Choice, Costs, Counts, DataFacts, MethodFacts, Record, Tuning
 from peftbench.core.registry import registry
 from peftbench.core.spec import Job, Places
+from peftbench.core.syntax import is_random, without_random
 from peftbench.data import audit
 from peftbench.data.pixel_cache import Data
 from peftbench.errors import PluginError
@@ -78,9 +79,9 @@ def make_record(job: Job, places: Places, data: Data, outcome: Outcome | str) ->
             audit=audit.load_counts(places.cache, data.fingerprint),
         ),
         "backbone": BackboneFacts(
-            name=job.backbone.removesuffix("@random"),
+            name=without_random(job.backbone),
             digest=job.digest,
-            random=job.backbone.endswith("@random"),
+            random=is_random(job.backbone),
             parameters=backbone.parameter_count(job.backbone, job.image_size),
             preprocessing=asdict(job.preprocessing),
         ),

@@ -13,7 +13,8 @@ import torch
 
 from peftbench.analysis import full_jobs, weight_change
 from peftbench.analysis.full_jobs import SHARES, FullJob, at_level, counts, find_series
-from peftbench.analysis.weight_change import HYBRID_SHARES, overlaps
+from peftbench.analysis.weight_change import overlaps
+from peftbench.core.constants import HYBRID_SHARES
 from peftbench.data.batches import ImageBatches
 from peftbench.errors import DeltaError, RequestError
 from peftbench.inference.model import open_model

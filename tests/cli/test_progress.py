@@ -29,7 +29,7 @@ def test_a_log_gets_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_bytes_are_shown_as_such() -> None:
-    assert text(terminal=False, in_bytes=True) == "decoding busi: 0.0 of 0.0 MB\n"
+    assert text(terminal=False, in_bytes=True) == "decoding busi: 5.0 kB of 5.0 kB\n"
 
 
 def test_a_terminal_gets_a_bar() -> None:

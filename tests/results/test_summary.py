@@ -174,7 +174,7 @@ def test_the_point_is_the_records_and_the_interval_that_of_its_predictions(tmp_p
     result = Fake().write(tmp_path)
     entry = summary.Replicates((result,), ())
     assert entry.f1.value == pytest.approx(entry.mean("macro_f1"))
-    assert entry.f1.interval == bootstrap.interval(*result.predictions("validation"))
+    assert entry.f1.interval == bootstrap.estimate([result.predictions("validation")]).interval
 
 
 def test_records_published_without_predictions_have_scores_but_no_interval(tmp_path: Path) -> None:

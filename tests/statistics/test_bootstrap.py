@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -22,6 +23,10 @@ def run(images: int = 120, classes: int = 3, seed: int = 0) -> tuple[Logits, Lab
     return logits, labels
 
 
+def interval(logits: Logits, labels: Labels, groups: Sequence[int], metric: str = "macro_f1") -> bootstrap.Interval:
+    return bootstrap.estimate([(logits, labels, groups)], metric).interval
+
+
 def plain(logits: Logits, labels: Labels, groups: list[int]) -> tuple[float, float]:
     """Return the interval by a plain loop: draw groups, gather their images, score."""
     rng = np.random.default_rng(1)
@@ -39,14 +44,14 @@ def plain(logits: Logits, labels: Labels, groups: list[int]) -> tuple[float, flo
 def test_the_interval_is_that_of_drawing_groups_and_scoring_their_images(size: int) -> None:
     logits, labels = run()
     groups = [image // size for image in range(120)]
-    found = bootstrap.interval(logits, labels, groups)
+    found = interval(logits, labels, groups)
     assert (found.low, found.high) == pytest.approx(plain(logits, labels, groups), abs=0.03)
 
 
 def test_images_of_one_patient_that_agree_widen_the_interval() -> None:
     logits, labels = run(60)
-    alone = bootstrap.interval(logits.repeat(5, axis=0), labels.repeat(5), range(300))
-    together = bootstrap.interval(logits.repeat(5, axis=0), labels.repeat(5), [image // 5 for image in range(300)])
+    alone = interval(logits.repeat(5, axis=0), labels.repeat(5), range(300))
+    together = interval(logits.repeat(5, axis=0), labels.repeat(5), [image // 5 for image in range(300)])
     assert (alone.clusters, together.clusters) == (300, 60)
     assert together.high - together.low > 1.5 * (alone.high - alone.low)
 
@@ -54,14 +59,12 @@ def test_images_of_one_patient_that_agree_widen_the_interval() -> None:
 def test_group_numbers_are_only_names() -> None:
     logits, labels = run()
     groups = [image // 4 for image in range(120)]
-    assert bootstrap.interval(logits, labels, groups) == bootstrap.interval(
-        logits, labels, [7 * group + 3 for group in groups]
-    )
+    assert interval(logits, labels, groups) == interval(logits, labels, [7 * group + 3 for group in groups])
 
 
 def test_a_report_written_twice_is_the_same() -> None:
     logits, labels = run()
-    assert bootstrap.interval(logits, labels, range(120)) == bootstrap.interval(logits, labels, range(120))
+    assert interval(logits, labels, range(120)) == interval(logits, labels, range(120))
 
 
 @pytest.mark.parametrize("metric", ["macro_f1", "accuracy", "balanced_accuracy"])
@@ -74,7 +77,7 @@ def test_the_score_lies_in_its_interval(metric: str) -> None:
 
 def test_one_group_has_no_interval() -> None:
     logits, labels = run()
-    found = bootstrap.interval(logits, labels, [0] * 120)
+    found = interval(logits, labels, [0] * 120)
     assert math.isnan(found.low)
     assert math.isnan(found.high)
     assert found.clusters == 1
@@ -82,7 +85,7 @@ def test_one_group_has_no_interval() -> None:
 
 def test_a_score_that_cannot_vary_has_an_interval_of_no_width() -> None:
     _, labels = run()
-    found = bootstrap.interval(10 * np.eye(3, dtype=np.float32)[labels], labels, range(120), "accuracy")
+    found = interval(10 * np.eye(3, dtype=np.float32)[labels], labels, range(120), "accuracy")
     assert (found.low, found.high) == (1.0, 1.0)
 
 
@@ -102,7 +105,7 @@ def test_the_draws_are_those_of_scipy(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_metric_without_interval_is_refused_by_name() -> None:
     logits, labels = run()
     with pytest.raises(RequestError, match="No interval for the metric 'auc'; choose one of macro_f1, accuracy"):
-        bootstrap.interval(logits, labels, range(120), "auc")
+        interval(logits, labels, range(120), "auc")
 
 
 def test_seeds_are_averaged() -> None:
@@ -138,7 +141,7 @@ def test_test_sets_that_seeds_draw_from_the_same_patients_do_not_narrow_the_inte
 def test_a_rare_class_that_a_resample_lacks_does_not_pull_the_interval_down() -> None:
     labels = np.repeat([0, 1, 2], [50, 50, 2])
     perfect = np.eye(3, dtype=np.float32)[labels]
-    assert bootstrap.interval(perfect, labels, range(102)) == bootstrap.Interval(1.0, 1.0, 0.95, 102)
+    assert interval(perfect, labels, range(102)) == bootstrap.Interval(1.0, 1.0, 0.95, 102)
     unsure = perfect.copy()
     unsure[100] = unsure[0]  # one of the two rare ones is missed
     found = bootstrap.estimate([(unsure, labels, range(102))])

@@ -132,8 +132,9 @@ def test_an_interval_resamples_each_patients_labels_together() -> None:
     """Were images resampled one by one, ten copies of a patient would narrow the interval."""
     rng = np.random.default_rng(0)
     logits, labels = rng.normal(size=(30, 2)).astype(np.float32), rng.integers(2, size=(30, 2))
-    once = bootstrap.interval(logits, labels, range(30))
-    copied = bootstrap.interval(np.repeat(logits, 10, 0), np.repeat(labels, 10, 0), [i // 10 for i in range(300)])
+    once = bootstrap.estimate([(logits, labels, range(30))]).interval
+    ten_times = np.repeat(logits, 10, 0), np.repeat(labels, 10, 0), [i // 10 for i in range(300)]
+    copied = bootstrap.estimate([ten_times]).interval
     assert (copied.low, copied.high) == pytest.approx((once.low, once.high))
 
 

@@ -34,6 +34,7 @@ def test_the_first_tier_is_recommended_and_ties_are_called_noise(tmp_path: Path)
     assert f"{best} has the highest macro F1" in found.sentence
     assert found.sentence.endswith(f"{other} is not shown to be worse.")
     text = " ".join(found.remarks)
+    assert f"No trained model of {best} is stored, so there is no command that uses one." in text
     assert f"No difference was shown between {best} and {other}; it may be noise." in text
     assert "with 80% power" in text
     assert "Small test set: busi has 15 groups (patient)" in text

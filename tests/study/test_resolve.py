@@ -22,6 +22,7 @@ from peftbench.results.store import Store
 from peftbench.study import defaults, images
 from peftbench.study import resolve as studies_
 from peftbench.study.resolve import Resolved
+from peftbench.study.tuning import Trial
 from tests import studies
 
 TOTAL = 2_719_296  # weights of mini, no head
@@ -229,7 +230,7 @@ def test_every_method_gets_the_same_trials_and_none_is_final(home: Path) -> None
     assert {draft.job.method for draft in drafts if not draft.search} == {"majority", "knn"}
     searches = [draft.search for draft in drafts if draft.search]
     assert {(search.budget, tuple(search.first())) for search in searches} == {
-        (4, (("adamw", 1e-4), ("adamw", 1e-3), ("adamw", 1e-2)))
+        (4, (Trial("adamw", 1e-4), Trial("adamw", 1e-3), Trial("adamw", 1e-2)))
     }
     trials = {search.trial_job(trial).id for search in searches for trial in search.first()}
     assert len(trials) == 12

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager, suppress
@@ -45,6 +45,7 @@ DIED = "The worker process of this job died twice, perhaps out of memory; try a 
 RETRIED = "A worker process ended unexpectedly while it ran {names}; each of these jobs runs once more by itself."
 NO_PROGRESS = "The helper process that relays progress ended unexpectedly; jobs go on without progress reports."
 POLL = 0.2  # seconds between two reads of what the workers report
+_queue: list[Any] = []  # of a worker: a proxy of the queue for ticks, which connects once, not for every job
 _stop = Stop()  # of a worker: whether it was asked to stop after a checkpoint
 
 Ended: TypeAlias = Iterator[tuple[Job, Record | None]]  # jobs as they end; None: another process holds the job
@@ -158,8 +159,8 @@ class _Pool:
                 ticks = _Ticks(_relay(context, stack), self.monitor)
                 others = set(multiprocessing.active_children())  # the manager among them
                 gpus = gpu_queue(context, count, hardware.gpus() if self.places.device == "cuda" else 0)
-                pool = stack.enter_context(ProcessPoolExecutor(count, context, start_worker, (gpus,)))
-                pending = {pool.submit(_work, job, self.places, ticks.queue, self.timeout): job for job in jobs}
+                pool = stack.enter_context(ProcessPoolExecutor(count, context, start_worker, (gpus, ticks.queue)))
+                pending = {pool.submit(_work, job, self.places, self.timeout): job for job in jobs}
             started = set(multiprocessing.active_children()) - others
             try:
                 while pending:
@@ -253,8 +254,9 @@ class _Ticks:
 # --- in a worker -----------------------------------------------------------------------------------------------------
 
 
-def start_worker(gpus: SimpleQueue[int]) -> None:
-    """Prepare a worker process: listen for the request to stop, and take a GPU, which `cuda` then means here."""
+def start_worker(gpus: SimpleQueue[int], ticks: Any) -> None:  # noqa: ANN401 - a proxy
+    """Prepare a worker process: keep the queue for ticks, listen for the request to stop, and take a GPU for `cuda`."""
+    _queue[:] = [ticks]
     signal.signal(signal.SIGUSR1, _request_stop)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
     call_when_orphaned(_terminate_self)
@@ -272,7 +274,7 @@ def _terminate_self() -> None:
     os.kill(os.getpid(), signal.SIGTERM)  # a running job stops after its checkpoint
 
 
-def _work(job: Job, places: Places, ticks: Any, timeout: float | None) -> Record | None:  # noqa: ANN401
+def _work(job: Job, places: Places, timeout: float | None) -> Record | None:
     terminated = Stop()
 
     def handle(number: int, frame: object) -> None:  # any number of times: a pool that breaks sends it, too
@@ -284,21 +286,18 @@ def _work(job: Job, places: Places, ticks: Any, timeout: float | None) -> Record
         if _stop():
             raise KeyboardInterrupt
         with time_limit(timeout, _late(timeout) if timeout else None):
-            return run(job, places, Outside(ticker(job, _sender(ticks)), stop=_stop))
+            return run(job, places, Outside(ticker(job, _send), stop=_stop))
     finally:
         signal.signal(signal.SIGTERM, before)
         if terminated() or is_orphan():  # no process will take the result or send another job
             os._exit(1)
 
 
-def _sender(ticks: Any) -> Callable[[Tick], None]:  # noqa: ANN401
-    """Return what puts ticks into a queue; when the queue is lost with the parent, the job stops after a checkpoint."""
-
-    def send(tick: Tick) -> None:
-        try:
-            ticks.put(tick)
-        except (OSError, EOFError):
-            if is_orphan():
-                raise KeyboardInterrupt from None
-
-    return send
+def _send(tick: Tick) -> None:
+    """Put a tick into the queue; when the queue is lost with the parent, the job stops after a checkpoint."""
+    try:
+        for queue in _queue:
+            queue.put(tick)
+    except (OSError, EOFError):
+        if is_orphan():
+            raise KeyboardInterrupt from None

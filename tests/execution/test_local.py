@@ -91,8 +91,8 @@ def test_workers_share_the_cards_in_turn(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(local, "call_when_orphaned", lambda _end: None)
     gpus = local.gpu_queue(multiprocessing.get_context("spawn"), 3, 2)
     for _ in range(3):
-        local.start_worker(gpus)
-    local.start_worker(local.gpu_queue(multiprocessing.get_context("spawn"), 3, 0))
+        local.start_worker(gpus, None)
+    local.start_worker(local.gpu_queue(multiprocessing.get_context("spawn"), 3, 0), None)
     assert taken == [0, 1, 0]
 
 
@@ -193,11 +193,12 @@ def test_a_lost_helper_process_is_named_and_every_job_gets_its_record(
             process.kill()
             lost.append(process.pid or 0)
 
+    later = replace(jobs[1], recipe=replace(jobs[1].recipe, batch=jobs[1].recipe.batch + 1))  # begins without it
     kept = Kept(kill)
-    LocalExecutor(2).run(jobs, where, kept)
+    LocalExecutor(2).run([*jobs, later], where, kept)
     assert len(lost) == 1
     assert kept.warnings == [local.NO_PROGRESS]
-    assert {name: record.status for name, record in kept.records.items()} == {job.id: "done" for job in jobs}
+    assert {name: record.status for name, record in kept.records.items()} == {job.id: "done" for job in (*jobs, later)}
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -185,7 +185,7 @@ def _conclude(shown: Sequence[str], store: Store, seconds: float) -> int:
         say(f"FAILED {record.label} on {record.data.name}: {record.reason}")
     for problem in problems:
         say(f"DAMAGED {problem}")
-    figures = registry("reports").get("figure").write(results, store.root) if done else []
+    figures = registry("reports").get("figure").write_main(results, store.root) if done else []
     for file in figures:
         say(f"Figure: {file}")
     say(f"{done} of {len(ids)} jobs done in {seconds:.0f} s; results in {store.root}.")

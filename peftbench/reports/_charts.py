@@ -5,7 +5,7 @@ A chart has one panel per data set, and one per average where that makes sense.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,12 +45,12 @@ class Chart:
         }
 
 
-def charts(block: Block) -> list[Chart]:
-    """Return the charts of a block; one without data is left out."""
+def charts(block: Block, names: Collection[str] = ()) -> list[Chart]:
+    """Return the charts of a block, or those with the given names; one without data is left out."""
     single = {_title(block, name): (name,) for name in block.datasets}
     averages = {title[:1].upper() + title[1:]: names for title, names in block.averages().items()}
     found = []
-    for kind in KINDS:
+    for kind in (kind for kind in KINDS if not names or kind.name in names):
         groups = {**single, **averages}.items()
         panels = {
             title: _printable(kind.draw(rows, block)) for title, names in groups if (rows := kind.rows(block, names))

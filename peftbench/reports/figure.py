@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -24,15 +24,23 @@ class Figure:
 
     def write(self, results: Sequence[Result], out: Path) -> list[Path]:
         """Write the figures into the folder `out` and return their paths; a setting without a finished job has none."""
-        drawn = [(block, found) for block in summary.summarize(results) if (found := charts(block))]
-        files: list[Path] = []
-        for number, (block, found) in enumerate(drawn, 1):
-            mark = f"_{number}" if len(drawn) > 1 else ""
-            for chart in found:
-                folder = out if chart.name == MAIN else out / "figures"
-                folder.mkdir(exist_ok=True)
-                files += _save(chart, block, folder / f"{chart.name}{mark}")
-        return files
+        return _write(results, out, charts)
+
+    def write_main(self, results: Sequence[Result], out: Path) -> list[Path]:
+        """Write only the score against the trainable share into the folder `out` and return the paths."""
+        return _write(results, out, lambda block: charts(block, [MAIN]))
+
+
+def _write(results: Sequence[Result], out: Path, draw: Callable[[Block], list[Chart]]) -> list[Path]:
+    drawn = [(block, found) for block in summary.summarize(results) if (found := draw(block))]
+    files: list[Path] = []
+    for number, (block, found) in enumerate(drawn, 1):
+        mark = f"_{number}" if len(drawn) > 1 else ""
+        for chart in found:
+            folder = out if chart.name == MAIN else out / "figures"
+            folder.mkdir(exist_ok=True)
+            files += _save(chart, block, folder / f"{chart.name}{mark}")
+    return files
 
 
 def _save(chart: Chart, block: Block, stem: Path) -> list[Path]:

@@ -56,6 +56,7 @@ class Fake:
     role: str = "final"
     variant: Variant = WHOLE
     backbone: str = "mini"
+    flops: float | None = None  # of a prediction
 
     @property
     def id(self) -> str:
@@ -166,6 +167,7 @@ class Fake:
             images_per_second=200.0,
             peak_memory=431 * 2**20,
             delta_bytes=4 * self.trainable,
+            flops_forward=self.flops,
         )
 
 

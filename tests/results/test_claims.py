@@ -160,3 +160,13 @@ def test_real_data_sets_count_before_synthetic_ones(tmp_path: Path) -> None:
     drawn = fakes(("shpeft", LOW), (LINEAR_ONLY, HIGH), dataset="phantom_ct", synthetic=True)
     real = fakes(("shpeft", HIGH), (LINEAR_ONLY, LOW))
     assert findings(tmp_path, *drawn, *real)[7].verdict == "holds"
+
+
+def test_operations_are_compared_on_each_data_set_as_heads_have_different_sizes(tmp_path: Path) -> None:
+    def study(own: float) -> list[Fake]:
+        sizes = {"busi": 3e8 + 384, "covid_ct": 3e8}
+        equal = [Fake(method, name, flops=size) for name, size in sizes.items() for method in ("full", "shpeft")]
+        return [*equal[:-1], Fake("shpeft", "covid_ct", flops=own)]
+
+    assert findings(tmp_path / "same", *study(3e8))[9].verdict == "holds"
+    assert findings(tmp_path / "more", *study(3e8 + 1))[9].verdict == "fails"

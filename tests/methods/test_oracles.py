@@ -199,7 +199,7 @@ def test_three_steps(file: str, scenario: str, method: Method, monkeypatch: pyte
     )
     assert_near(trainee.tensors, given.under("after3/"))
     trajectory = torch.tensor([row["train_loss"] for row in progress.curve], dtype=torch.float64)
-    logits = trainee.model(x)  # in training mode still, which differs where a batch is normalised
+    logits = trainee.model(x)  # in training mode still, which differs where a batch is normalized
     assert_near(
         {"losses": trajectory, "last loss": F.cross_entropy(logits, y), "logits": logits},
         {"losses": given["loss_traj"][:3], "last loss": given["loss_traj"][3], "logits": given["logits_after3"]},

@@ -154,7 +154,7 @@ def test_a_checkpoint_is_whole_or_none(home: Path, data: st.DataObject) -> None:
     one = checkpoint(fresh(home))
     damaged(data, one.file)
     read = one.read()
-    if read is not None:  # what was changed says nothing
+    if read is not None:  # a value that has no meaning was changed
         progress, learner, optimizer = read
         assert (progress.step, progress.loss_sum, progress.curve) == (3, 0.5, [{"step": 3.0}])
         assert same(learner, TENSORS)

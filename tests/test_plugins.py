@@ -33,7 +33,7 @@ def names(folder: str) -> list[str]:
     return sorted(registry(folder).own())
 
 
-# --- built-in plug-ins -------------------------------------------------------------------------------------------------
+# --- built-in plug-ins ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", names("methods"))

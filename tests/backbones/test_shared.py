@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import pickle
 from pathlib import Path
@@ -26,6 +25,12 @@ def tensors(vit: VisionTransformer) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in vit.state_dict().items()}
 
 
+def assert_equal(vit: VisionTransformer, expected: dict[str, Tensor]) -> None:
+    found = tensors(vit)
+    assert found.keys() == expected.keys()
+    assert [name for name, tensor in expected.items() if not torch.equal(found[name], tensor)] == []
+
+
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     return tmp_path / "weights.safetensors"
@@ -46,8 +51,10 @@ def test_half_precision_files_become_float32(file: Path) -> None:
 
 
 def test_a_classifier_in_the_file_is_left_out(file: Path) -> None:
-    save_file(tensors(small()) | {"head.weight": torch.zeros(5, 16), "head.bias": torch.zeros(5)}, file)
-    fill(small(), file)
+    one, two = small(), small()
+    save_file(tensors(one) | {"head.weight": torch.zeros(5, 16), "head.bias": torch.zeros(5)}, file)
+    fill(two, file)
+    assert_equal(two, tensors(one))
 
 
 def test_the_position_embedding_is_resampled_to_the_image_size(file: Path) -> None:
@@ -140,24 +147,45 @@ def test_a_file_of_other_content_is_refused_by_what_it_holds(
         fill(small(), tmp_path / name)
 
 
-@pytest.mark.parametrize("name", ["weights.safetensors", "weights.pt", "old.pt"])
-def test_damaged_weights_load_as_they_were_or_are_refused(name: str, tmp_path: Path) -> None:
-    one, file = small(), tmp_path / name
-    if name == "weights.safetensors":
-        save_file(one.state_dict(), file)
+def saved(vit: VisionTransformer, file: Path) -> bytes:
+    """Return the content of a file of weights in the format of its name; `old.pt` is no ZIP archive."""
+    if file.suffix == ".safetensors":
+        save_file(vit.state_dict(), file)
     else:
-        torch.save(one.state_dict(), file, _use_new_zipfile_serialization=name == "weights.pt")
-    whole, draw = file.read_bytes(), np.random.default_rng(0)
-    for i in range(60):
-        damaged = bytearray(whole)
-        at = int(draw.integers(len(whole) if i % 2 else min(4000, len(whole))))
-        if i % 3:
-            damaged[at] ^= 1 << int(draw.integers(8))
-        else:
-            del damaged[at:]
+        torch.save(vit.state_dict(), file, _use_new_zipfile_serialization=file.name != "old.pt")
+    return file.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "weights.pt", "old.pt"])
+def test_a_cut_file_of_weights_is_refused_and_changes_nothing(name: str, tmp_path: Path) -> None:
+    file, vit, draw = tmp_path / name, small(), np.random.default_rng(0)
+    whole, before = saved(small(), file), tensors(vit)
+    for at in [0, 1, len(whole) - 1, *draw.integers(len(whole), size=20)]:
+        file.write_bytes(whole[: int(at)])
+        with pytest.raises(WeightsError, match=name):
+            fill(vit, file)
+    assert_equal(vit, before)
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "weights.pt", "old.pt"])
+def test_a_file_with_a_changed_bit_is_refused_or_loads_finite_weights(name: str, tmp_path: Path) -> None:
+    file, one, draw = tmp_path / name, small(), np.random.default_rng(0)
+    whole, refused = saved(one, file), 0
+    for i in range(40):
+        damaged, vit = bytearray(whole), small()
+        damaged[int(draw.integers(len(whole) if i % 2 else min(4000, len(whole))))] ^= 1 << int(draw.integers(8))
         file.write_bytes(bytes(damaged))
-        with contextlib.suppress(WeightsError):
-            fill(small(), file)
+        before = tensors(vit)
+        try:
+            fill(vit, file)
+        except WeightsError:
+            refused += 1
+            assert_equal(vit, before)
+        else:
+            found = tensors(vit)
+            assert all(tensor.isfinite().all() for tensor in found.values())
+            assert sum(not torch.equal(found[key], tensor) for key, tensor in tensors(one).items()) <= 1
+    assert 0 < refused < 40
 
 
 @pytest.mark.parametrize(

@@ -393,7 +393,10 @@ def test_list_names_what_there_is(
 ) -> None:
     assert name in json.loads(answer(["list", kind, "--json"], capsys, monkeypatch))
     assert name in answer(["list", kind], capsys, monkeypatch)
-    assert kind != "backbones" or "timm:NAME[depth=8" in answer(["list", kind], capsys, monkeypatch)  # no markup
+
+
+def test_list_prints_brackets_as_they_are(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "timm:NAME[depth=8" in answer(["list", "backbones"], capsys, monkeypatch)
 
 
 @pytest.mark.parametrize(

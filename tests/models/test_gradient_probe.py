@@ -66,12 +66,18 @@ def test_an_estimate_may_see_the_first_batches_only() -> None:
     assert_near(odd, gradients[1])
 
 
-def test_nothing_runs_until_asked() -> None:
-    def refuse() -> Iterator[Batch]:
-        raise AssertionError
-        yield
+def test_no_batch_is_read_before_a_gradient_is_needed() -> None:
+    read = []
 
-    GradientProbe(classifier(), refuse, F.cross_entropy)
+    def counted() -> Iterator[Batch]:
+        for number, batch in enumerate(batches()):
+            read.append(number)
+            yield batch
+
+    found = GradientProbe(classifier(), counted, F.cross_entropy).gradients()
+    assert read == []
+    next(found)
+    assert read == [0]
 
 
 @pytest.mark.parametrize("kind", ["plain", "batchnorm"])

@@ -68,7 +68,10 @@ def test_how_far_two_choices_agree() -> None:
 def test_a_share_is_the_shortest_number_that_asks_for_a_count(k: int) -> None:
     share = top_k.shortest_share(k, 85_798_656)
     assert round(share * 85_798_656) == k
-    assert k != 857_987 or share == 0.01
+
+
+def test_one_percent_is_the_share_of_a_hundredth_of_all_weights() -> None:
+    assert top_k.shortest_share(857_987, 85_798_656) == 0.01
 
 
 @settings(max_examples=60)

@@ -9,6 +9,7 @@ import subprocess
 from csv import DictReader
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -27,6 +28,7 @@ FORMATS: dict[str, Report] = {
     "latex": latex.plugin,
     "markdown": markdown.plugin,
 }
+DASHED = 'stroke-dasharray="5,3"'  # in an SVG: the line of a method that trains nothing in the backbone
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +63,28 @@ def test_a_report_written_twice_is_the_same(
 
 
 def test_no_report_names_an_image(name: str, written: dict[str, list[Path]]) -> None:
-    assert not any(b"patient_17" in file.read_bytes() for file in written[name])
+    texts = [file.read_text(encoding="utf-8") for file in written[name] if file.suffix not in {".png", ".pdf"}]
+    assert texts
+    assert not any("patient_17" in text for text in texts)
+
+
+def test_the_reason_of_a_failure_is_shown_without_the_name(written: dict[str, list[Path]]) -> None:
+    assert "the last image was [name]" in written["html"][0].read_text(encoding="utf-8")
+
+
+def test_no_figure_is_drawn_from_the_name_of_an_image(
+    results: list[Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[str] = []
+
+    def save(spec: dict[str, Any], stem: Path) -> list[Path]:
+        given.append(json.dumps(spec, default=str))
+        return [stem]
+
+    monkeypatch.setattr(figure, "save", save)
+    FORMATS["figure"].write(results, tmp_path)
+    assert any("shpeft" in text for text in given)
+    assert not any("patient_17" in text for text in given)
 
 
 def test_a_store_with_nothing_but_failures_is_reported(name: str, tmp_path: Path) -> None:
@@ -193,7 +216,12 @@ def test_settings_have_figures_of_their_own(tmp_path: Path) -> None:
 def test_a_study_of_baselines_alone_has_level_lines(tmp_path: Path) -> None:
     fakes = [Fake("majority", trainable=0), Fake("linear", trainable=0)]
     svg = figure.plugin.write([fake.write(tmp_path / "store") for fake in fakes], tmp_path)[0]
-    assert "linear" in svg.read_text()
+    assert svg.read_text().count(DASHED) == len(fakes)
+
+
+def test_trained_methods_alone_have_no_level_line(tmp_path: Path) -> None:
+    svg = figure.plugin.write([Fake(name).write(tmp_path / "store") for name in ("lora", "ssf")], tmp_path)[0]
+    assert DASHED not in svg.read_text()
 
 
 @pytest.mark.parametrize("odd", ["</script><b>'", "[x](y) $1$ {{z}}", "\u202eabc"])

@@ -38,15 +38,39 @@ def test_there_are_ten_claims_and_nothing_is_decided_from_nothing(tmp_path: Path
     assert all(one.command and one.numbers for one in found.values())
 
 
-@pytest.mark.parametrize("number", range(3, 11))
+def parsed(command: str) -> tuple[str, dict[str, Any]]:
+    """Return the verb of a command, with the kind of an analysis, and the values that the program reads from it."""
+    program, *words = shlex.split(command)
+    assert program == "peftbench"
+    group, verb = get_command(app), ""
+    while hasattr(group, "commands"):
+        verb, group, words = f"{verb} {words[0]}".strip(), group.commands[words[0]], words[1:]
+    return verb, group.make_context(verb, words).params
+
+
+VERBS = {1: "analyze sparsity", 2: "analyze hybridity"}
+
+
+@pytest.mark.parametrize("number", range(1, 11))
 def test_the_command_that_would_decide_parses(number: int, tmp_path: Path) -> None:
-    command = findings(tmp_path / "a store", *fakes(("shpeft", HIGH), ("full", LOW)))[number].command
-    for piece in filter(None, command.split(" && ")):
-        words = shlex.split(piece)
-        assert words[:2] == ["peftbench", "run"]
-        values = get_command(app).commands["run"].make_context("run", words[2:]).params  # type: ignore[attr-defined]
-        assert values["store"] == tmp_path / "a store"
-        assert values["seeds"] == ["0,1,2"] or number == 8
+    store = tmp_path / "a store"
+    command = findings(store, *fakes(("lora", HIGH)))[number].command
+    assert command
+    for piece in command.split(" && "):
+        verb, values = parsed(piece)
+        assert verb == VERBS.get(number, "run")
+        assert values["store"] == store
+
+
+@pytest.mark.parametrize("number", [3, 4, 5, 6, 7, 9, 10])
+def test_what_is_missing_is_run_with_the_seeds_of_the_store(number: int, tmp_path: Path) -> None:
+    command = findings(tmp_path, *fakes(("shpeft", HIGH), ("full", LOW)))[number].command
+    assert parsed(command)[1]["seeds"] == ["0,1,2"]
+
+
+def test_what_is_decided_needs_no_command(tmp_path: Path) -> None:
+    decided = findings(tmp_path, *fakes(("shpeft", HIGH), ("full", LOW)))[8]
+    assert (decided.verdict, decided.command) == ("holds", "")
 
 
 def test_the_hybrid_estimate_must_be_shown_to_beat_each_part(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ No test here imports torch or MkDocs; `nox -s docs` builds the pages and checks 
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 from collections.abc import Iterator, Mapping
@@ -77,6 +78,24 @@ def test_a_command_that_is_shown_parses_and_names_what_exists(command: str) -> N
         assert set(names) <= {*registry(kind).names(), *EXAMPLES[kind]}
     if recipe := values.get("recipe"):
         assert parse(recipe).name in RECIPES
+
+
+def messages() -> set[str]:
+    """Every string of the package that is written as it is."""
+    nodes = (
+        node for file in (ROOT / "peftbench").rglob("*.py") for node in ast.walk(ast.parse(file.read_text("utf-8")))
+    )
+    return {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+
+
+def test_sentences_in_the_tutorials_output_are_those_of_the_program() -> None:
+    """A sentence is five words or more without a number; names of files and tables have none."""
+    blocks = FENCE.findall((ROOT / "docs" / "tutorial.md").read_text("utf-8"))
+    output = "".join(block for _, language, block in blocks if language == "text")
+    quoted = re.findall(r"[A-Za-z]+(?:,? [A-Za-z]+){4,}", output)
+    known = "\n".join(messages())
+    assert len(quoted) > 1
+    assert [sentence for sentence in quoted if sentence not in known] == []
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)

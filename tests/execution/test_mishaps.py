@@ -78,8 +78,10 @@ def test_a_batch_is_split_when_memory_is_short(
     assert record.status == "done"
     assert "each batch split into 4 pieces (out of memory)" in record.notes
     assert not any("pieces" in note for note in whole.notes)
-    logits = [Store(tmp_path / name).results()[0].predictions("last")[0] for name in ("pieces", "whole")]
-    assert np.allclose(*logits, rtol=1e-3, atol=1e-3)  # the mean gradient of the pieces is the batch's, up to rounding
+    one, other = (Store(tmp_path / name).results()[0].predictions("last")[0] for name in ("pieces", "whole"))
+    assert np.allclose(
+        one, other, rtol=1e-3, atol=1e-3
+    )  # the mean gradient of the pieces is the batch's, up to rounding
 
 
 def test_when_that_is_not_enough_the_job_fails_with_the_size_it_needed(

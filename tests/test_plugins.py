@@ -30,7 +30,7 @@ EXAMPLE = ROOT / "examples" / "peftbench-example"
 
 
 def names(folder: str) -> list[str]:
-    return sorted(registry(folder).own())
+    return sorted(registry(folder).built_in())
 
 
 # --- built-in plug-ins ------------------------------------------------------------------------------------------------

@@ -127,7 +127,7 @@ def _row(kind: str, name: str) -> dict[str, Any]:
             "trains": known.get("trains", ""),
             "source": known.get("paper", ""),
         }
-    if name in registry(kind).own():
+    if name in registry(kind).built_in():
         return {"what": _first_line(Path(__file__).parents[1] / kind / f"{name}.py"), "source": "built in"}
     origin, plugin = registry(kind).others()[name].value, registry(kind).get(name)
     what = (getattr(plugin, "__doc__", None) or "").strip().partition("\n")[0]

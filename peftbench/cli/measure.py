@@ -78,11 +78,11 @@ def show_measure(study: Study, places: Places, seconds: float, out: Path | None,
     from peftbench.benchmarks import measure as benchmark
     from peftbench.profiling import hardware
     from peftbench.results import formatting
-    from peftbench.results.store import make_room
+    from peftbench.results.store import make_output_folder
     from peftbench.storage import files
 
     if out:
-        make_room(out)
+        make_output_folder(out)
     rows: list[Measured] = []
     for row in benchmark.table(study, places, seconds):
         rows.append(row)

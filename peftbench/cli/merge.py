@@ -18,9 +18,9 @@ def merge(
     store: StoreOption = STORE,
 ) -> None:
     """Write a job's model as plain timm weights with a linear head."""
-    from peftbench.results.store import find_job, make_room
+    from peftbench.results.store import find_job, make_output_folder
 
-    make_room(out)
+    make_output_folder(out)
     folder = find_job(store, job)  # before torch is imported: a typing error is answered at once
     from peftbench.inference import merge as merging
     from peftbench.study.defaults import places

@@ -37,10 +37,10 @@ def predict(
     json: JsonOption = False,
 ) -> None:
     """Predict class probabilities of new images with a job's model. For research only; not a medical device."""
-    from peftbench.results.store import find_job, make_room
+    from peftbench.results.store import find_job, make_output_folder
 
     if out:
-        make_room(out)
+        make_output_folder(out)
     folder = find_job(store, job)  # before torch is imported: a typing error is answered at once
     from peftbench.inference import predict as inference
     from peftbench.inference.model import open_model

@@ -63,7 +63,7 @@ def run_study(study: Study, places: Places, jobs: int, *, skip_broken: bool, tim
     from peftbench.profiling import hardware
     from peftbench.results.store import Store
     from peftbench.study.folds import pool_all
-    from peftbench.study.resolve import note_study, resolve
+    from peftbench.study.resolve import resolve, write_study
     from peftbench.study.tuning import rounds
 
     started = time.perf_counter()
@@ -84,7 +84,7 @@ def run_study(study: Study, places: Places, jobs: int, *, skip_broken: bool, tim
     for number, trials in enumerate(rounds(resolved.drafts, store), 1):
         ended += _run_jobs(f"trials of round {number}", trials, store, places, executor)
     finals = [draft.final(store) for draft in resolved.drafts]
-    note_study(resolved, finals, store)
+    write_study(resolved, finals, store)
     ended += _run_jobs("jobs", finals, store, places, executor)
     seconds = time.perf_counter() - started
     found = _conclude(pool_all(finals, store), store, seconds)

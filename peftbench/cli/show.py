@@ -91,10 +91,10 @@ def _write_pictures(found: Audit, file: Path) -> Path:
     from PIL import Image
 
     from peftbench.cli.picture_grid import draw
-    from peftbench.results.store import make_room
+    from peftbench.results.store import make_output_folder
     from peftbench.storage.files import replacing
 
-    make_room(file)
+    make_output_folder(file)
     kind = Image.registered_extensions()[file.suffix.lower()]
     with replacing(file, private=True) as draft:  # the pictures show patients
         draw(found.splits, found.card.classes).save(draft, format=kind)

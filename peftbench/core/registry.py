@@ -45,9 +45,9 @@ class Registry:
         """The word for one of them in a message."""
         return {"datasets": "data set"}.get(self.folder, self.folder.removesuffix("s"))
 
-    def own(self) -> frozenset[str]:
+    def built_in(self) -> frozenset[str]:
         """Return the built-in names: the stems of the files. Imports nothing."""
-        return _own(self.folder)
+        return _built_in(self.folder)
 
     def others(self) -> dict[str, EntryPoint]:
         """Return the entry points of installed packages by name. Raises PluginError when a name is taken."""
@@ -55,7 +55,7 @@ class Registry:
         for point in _points(f"peftbench.{self.folder}", tuple(sys.path)):
             rival = (
                 "peftbench itself"
-                if point.name in self.own()
+                if point.name in self.built_in()
                 else found[point.name].value
                 if point.name in found
                 else None
@@ -68,12 +68,12 @@ class Registry:
 
     def names(self) -> tuple[str, ...]:
         """Return every name, sorted. Imports no plug-in."""
-        return tuple(sorted(self.own() | self.others().keys() | self.described()))
+        return tuple(sorted(self.built_in() | self.others().keys() | self.described()))
 
     def described(self) -> frozenset[str]:
         """Return the data sets described by files of the working folder. Raises PluginError for a taken name."""
         found = frozenset(own_datasets()) if self.folder == "datasets" else frozenset()
-        if twice := sorted(found & (self.own() | self.others().keys()) if found else ()):
+        if twice := sorted(found & (self.built_in() | self.others().keys()) if found else ()):
             raise PluginError(f"A plug-in is called {twice[0]!r} already; rename the file datasets/{twice[0]}.toml.")
         return found
 
@@ -85,7 +85,7 @@ class Registry:
         others = self.others()
         if name in self.described():
             return import_module("peftbench.datasets._described").Described(name)
-        if name not in self.own() and name not in others:
+        if name not in self.built_in() and name not in others:
             raise UnknownNameError(self.kind, name, self.names())
         with guard(f"{self.describe(name)} cannot be loaded"):
             if name in others:
@@ -129,7 +129,7 @@ def _load(point: EntryPoint, who: str, folder: str) -> Any:  # noqa: ANN401 - it
 
 
 @lru_cache
-def _own(folder: str) -> frozenset[str]:
+def _built_in(folder: str) -> frozenset[str]:
     """Return the names of the modules in a folder of this package."""
     here = Path(__file__).parents[1] / folder
     return frozenset(m.name for m in iter_modules([str(here)]) if not m.name.startswith("_"))

@@ -39,7 +39,7 @@ from peftbench.execution.signals import (
 from peftbench.profiling import hardware
 from peftbench.results.store import Store
 from peftbench.training.job import give_up, run
-from peftbench.training.loop import Outside
+from peftbench.training.loop import RunCallbacks
 
 DIED = "The worker process of this job died twice, perhaps out of memory; try a smaller --batch or fewer --jobs."
 RETRIED = "A worker process ended unexpectedly while it ran {names}; each of these jobs runs once more by itself."
@@ -113,7 +113,7 @@ class _Pool:
         for job in jobs:
             if self.stop():
                 raise KeyboardInterrupt
-            yield job, run(job, self.places, Outside(ticker(job, self.monitor.tick), stop=self.stop))
+            yield job, run(job, self.places, RunCallbacks(ticker(job, self.monitor.tick), stop=self.stop))
 
     def side_by_side(self, jobs: Sequence[Job]) -> Ended:
         """Run jobs in worker processes; when one dies, the jobs that had begun run once more, each by itself."""
@@ -286,7 +286,7 @@ def _work(job: Job, places: Places, timeout: float | None) -> Record | None:
         if _stop():
             raise KeyboardInterrupt
         with time_limit(timeout, _late(timeout) if timeout else None):
-            return run(job, places, Outside(ticker(job, _send), stop=_stop))
+            return run(job, places, RunCallbacks(ticker(job, _send), stop=_stop))
     finally:
         signal.signal(signal.SIGTERM, before)
         if terminated() or is_orphan():  # no process will take the result or send another job

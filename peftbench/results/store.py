@@ -303,7 +303,7 @@ def _unwritable(folder: Path, error: OSError) -> str:
     return f"Cannot write results into {folder} ({error.strerror}); choose another folder with --store."
 
 
-def make_room(file: Path) -> None:
+def make_output_folder(file: Path) -> None:
     """Make the folder of an output file early, so that no work is lost because of it. Raises RequestError."""
     if file.is_dir():
         raise RequestError(f"--out {file} is a folder; name a file.")

@@ -227,7 +227,7 @@ def optimizers_of(study: Study, recipe: Recipe) -> Sequence[str]:
     return (recipe.optimizer,) if "optimizer" in overrides(study) else TUNED.get(recipe.name, (recipe.optimizer,))
 
 
-def note_study(resolved: Resolved, finals: Sequence[Job], store: Store) -> None:
+def write_study(resolved: Resolved, finals: Sequence[Job], store: Store) -> None:
     """Write study.json: the study, and which of its budgets, data sets and seeds each job answers."""
     answers = {
         job.id: {

@@ -24,7 +24,7 @@ from peftbench.models.plan import Plan, Tuned
 from peftbench.results.store import JobFolder
 from peftbench.testing.networks import CLASSES, batch, batches, classifier
 from peftbench.training.checkpoint import Checkpoint
-from peftbench.training.loop import Begun, Outside, Progress, Task, fit
+from peftbench.training.loop import CheckpointContents, Progress, RunCallbacks, Task, fit
 from peftbench.training.trainee import Trainee, carry_out
 
 SEED = 3
@@ -145,11 +145,18 @@ class MethodFixture:
         """Return the result of a short training."""
         return self.train(self.carried(), optimizer)
 
-    def train(self, carried: Carried, optimizer: str, begun: Begun | None = None) -> Trained:
+    def train(self, carried: Carried, optimizer: str, begun: CheckpointContents | None = None) -> Trained:
         """Train with momentum and weight decay, from a checkpoint if given."""
         before = _copied(carried.frozen())
         halfway = Halfway()
-        fit(carried.trainee.learner, self.task, recipe(optimizer), SEED, begun=begun, outside=Outside(save=halfway))
+        fit(
+            carried.trainee.learner,
+            self.task,
+            recipe(optimizer),
+            SEED,
+            begun=begun,
+            callbacks=RunCallbacks(save=halfway),
+        )
         return Trained(carried, before, halfway)
 
 
@@ -157,14 +164,14 @@ class MethodFixture:
 class Halfway:
     """The checkpoint after half of the steps, written to disk only when it is read."""
 
-    held: Begun | None = None
+    held: CheckpointContents | None = None
 
     def __call__(self, progress: Progress, learner: Mapping[str, Tensor], optimizer: Mapping[str, Tensor]) -> None:
-        """Keep a copy, as `Outside.save`."""
+        """Keep a copy, as `RunCallbacks.save`."""
         if progress.step == STEPS // 2:
             self.held = deepcopy(progress), _copied(learner), _copied(optimizer)
 
-    def read(self) -> Begun | None:
+    def read(self) -> CheckpointContents | None:
         """Write it to disk and read it back."""
         with TemporaryDirectory() as folder:
             checkpoint = Checkpoint(JobFolder(Path(folder)))

@@ -18,7 +18,7 @@ from peftbench.storage import checked_tensors
 from peftbench.storage.checked_tensors import DAMAGE
 from peftbench.training.loop import Chosen, Progress
 
-OPTIMIZER = "optimiser"  # as checkpoints have spelled it since version 0.1.0
+OPTIMIZER, PIECES = "optimiser", "parts"  # as checkpoints have called them since version 0.1.0
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,8 @@ class Checkpoint:
         tensors = {
             f"{g}|{n}": t.detach().cpu().contiguous().clone() for g, named in groups.items() for n, t in named.items()
         }
-        plain = {k: v for k, v in vars(progress).items() if k not in {"chosen", "kept"}} | {"job": self.folder.id}
+        facts = {PIECES if k == "pieces" else k: v for k, v in vars(progress).items() if k not in {"chosen", "kept"}}
+        plain = facts | {"job": self.folder.id}
         chosen = {rule: {"step": c.step, "score": c.score} for rule, c in progress.chosen.items()}
         if self.file.is_dir() or self.file.parent.is_file():
             self.clear()
@@ -71,7 +72,8 @@ def _progress(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Progre
         rule: Chosen(c["step"], c["score"], _arrays(_under(tensors, f"logits|{rule}|")))
         for rule, c in facts["chosen"].items()
     }
-    return Progress(**{**facts, "chosen": chosen, "kept": _under(tensors, "kept|")})
+    plain = {"pieces" if name == PIECES else name: value for name, value in facts.items()}
+    return Progress(**{**plain, "chosen": chosen, "kept": _under(tensors, "kept|")})
 
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -41,7 +41,7 @@ from peftbench.storage.files import is_disk_full, sha256_json
 from peftbench.training import record_writer, trainee
 from peftbench.training.checkpoint import Checkpoint
 from peftbench.training.feature_fit import fit_features
-from peftbench.training.loop import Begun, Chosen, Outside, Progress, Task, fit
+from peftbench.training.loop import CheckpointContents, Chosen, Progress, RunCallbacks, Task, fit
 from peftbench.training.model_card import model_card
 from peftbench.training.record_writer import Outcome, make_record
 from peftbench.training.trainee import Trainee
@@ -57,9 +57,9 @@ class Run:
     places: Places
     folder: JobFolder
     data: Data
-    outside: Outside
+    callbacks: RunCallbacks
     pieces: int = 1  # that a batch is cut into
-    begun: Begun | None = None  # the checkpoint to resume from
+    begun: CheckpointContents | None = None  # the checkpoint to resume from
     outcome: Outcome = field(default_factory=Outcome)
     model: Classifier = field(init=False, repr=False)
     task: Task = field(init=False, repr=False)
@@ -90,7 +90,7 @@ def resume(run: Run) -> None:
     """Read the checkpoint, if there is one; a run that was cut into pieces stays so."""
     run.begun = Checkpoint(run.folder).read()
     if run.begun:
-        run.pieces = run.begun[0].parts
+        run.pieces = run.begun[0].pieces
 
 
 def build_model(run: Run) -> None:
@@ -145,7 +145,7 @@ def train(run: Run) -> None:
     recipe, learner, task = run.job.recipe, run.trainee.learner, run.trainee.task
     with compiled(run.model.vit, enabled=recipe.compile and not run.trainee.head_only):
         run.outcome.progress = fit(
-            learner, task, recipe, run.job.seed, run.autocast, run.begun, run.outside, run.pieces
+            learner, task, recipe, run.job.seed, run.autocast, run.begun, run.callbacks, run.pieces
         )
 
 
@@ -235,11 +235,11 @@ def steps_for(method: Method) -> tuple[JobStep, ...]:
 # --- from claim to record --------------------------------------------------------------------------------------------
 
 
-def run(job: Job, places: Places, outside: Outside | None = None) -> Record | None:
+def run(job: Job, places: Places, callbacks: RunCallbacks | None = None) -> Record | None:
     """Run a job, or resume it; return its record, or None where another process is running it.
 
     Any error within the job becomes a failed record, so that the rest of a study goes on. Raises KeyboardInterrupt,
-    after a checkpoint, when `outside` asks to stop, and StoreError when the disk is full.
+    after a checkpoint, when `callbacks` asks to stop, and StoreError when the disk is full.
     """
     folder = Store(places.store).job(job.id)
     with folder.claim() as claimed:
@@ -253,7 +253,7 @@ def run(job: Job, places: Places, outside: Outside | None = None) -> Record | No
         if record is not None:
             folder.forget()
         with _full_disk_is_no_failure(places):
-            return _run_claimed(job, places, folder, outside or Outside())
+            return _run_claimed(job, places, folder, callbacks or RunCallbacks())
 
 
 def give_up(job: Job, places: Places, reason: str) -> Record | None:
@@ -291,7 +291,7 @@ def _full_disk_is_no_failure(places: Places) -> Iterator[None]:
         ) from None
 
 
-def _run_claimed(job: Job, places: Places, folder: JobFolder, outside: Outside) -> Record:
+def _run_claimed(job: Job, places: Places, folder: JobFolder, callbacks: RunCallbacks) -> Record:
     """Run a job that this process has claimed, and write its record."""
     clock = Clock()
     folder.write_request(asdict(job) | {"identity": job.identity(), "id": job.id})
@@ -305,7 +305,7 @@ def _run_claimed(job: Job, places: Places, folder: JobFolder, outside: Outside) 
         checkpoint.write(replace(progress, seconds=seconds, cpu_seconds=cpu_seconds), learner, optimizer)
 
     with hardware.repeatable(asked=job.recipe.deterministic), hardware.peak_memory(places.device) as peak:
-        outcome = _retried(job, places, folder, data, replace(outside, save=save))
+        outcome = _retried(job, places, folder, data, replace(callbacks, save=save))
     if isinstance(outcome, Outcome):
         passed = clock.total()
         outcome.seconds = outcome.progress.seconds + passed.wall
@@ -316,23 +316,23 @@ def _run_claimed(job: Job, places: Places, folder: JobFolder, outside: Outside) 
     return record
 
 
-def _retried(job: Job, places: Places, folder: JobFolder, data: Data, outside: Outside) -> Outcome | str:
+def _retried(job: Job, places: Places, folder: JobFolder, data: Data, callbacks: RunCallbacks) -> Outcome | str:
     """Follow the steps, once more in smaller pieces when memory runs out; the outcome, or the reason of the failure."""
-    outcome = _followed(job, places, folder, data, outside, 1)
+    outcome = _followed(job, places, folder, data, callbacks, 1)
     if isinstance(outcome, OutOfMemory):
         Checkpoint(folder).clear()
         hardware.free()
-        outcome = _followed(job, places, folder, data, outside, PIECES)
+        outcome = _followed(job, places, folder, data, callbacks, PIECES)
     if not isinstance(outcome, OutOfMemory):
         return outcome
     return f"Out of memory, also with every batch in {PIECES} pieces ({outcome.message}); try a smaller --batch."
 
 
 def _followed(
-    job: Job, places: Places, folder: JobFolder, data: Data, outside: Outside, pieces: int
+    job: Job, places: Places, folder: JobFolder, data: Data, callbacks: RunCallbacks, pieces: int
 ) -> Outcome | str | OutOfMemory:
     """Follow the steps once."""
-    run = Run(job, places, folder, data, outside, pieces)
+    run = Run(job, places, folder, data, callbacks, pieces)
     try:
         for step in steps_for(run.method):
             step(run)

@@ -108,7 +108,7 @@ class Progress:
     """How far training is; together with the learner's and the optimizer's tensors, the whole checkpoint."""
 
     step: int = 0
-    parts: int = 1  # pieces that a batch is split into when memory is short
+    pieces: int = 1  # that a batch is split into when memory is short
     seconds: float = 0.0  # that the job took up to this checkpoint, interruptions left out
     cpu_seconds: float = 0.0  # `seconds` as CPU time
     loss_sum: float = 0.0  # since the last evaluation
@@ -123,11 +123,13 @@ class Progress:
 
 Watch = Callable[[Progress], None]
 Save = Callable[[Progress, Mapping[str, Tensor], Mapping[str, Tensor]], None]  # progress, learner, optimizer
-Begun = tuple[Progress, Mapping[str, Tensor], Mapping[str, Tensor]]  # the arguments of Save, read from a checkpoint
+CheckpointContents = tuple[
+    Progress, Mapping[str, Tensor], Mapping[str, Tensor]
+]  # the arguments of Save, read from a checkpoint
 
 
 @dataclass(frozen=True)
-class Outside:
+class RunCallbacks:
     """Callbacks of a run: show progress, save checkpoints, ask to stop."""
 
     watch: Watch = lambda _progress: None
@@ -141,42 +143,42 @@ def fit(  # noqa: PLR0913 - what a run is made of
     recipe: Recipe,
     seed: int,
     autocast: torch.dtype | None = None,
-    begun: Begun | None = None,
-    outside: Outside | None = None,
-    parts: int = 1,
+    begun: CheckpointContents | None = None,
+    callbacks: RunCallbacks | None = None,
+    pieces: int = 1,
 ) -> Progress:
     """Train to the recipe's last step, from the checkpoint `begun` if given; the learner ends at the last step.
 
-    Batches go through the network in `parts` pieces whose gradients are summed. Raises DivergedError for logits that
+    Batches go through the network in `pieces` pieces whose gradients are summed. Raises DivergedError for logits that
     are not finite, and within REPORT_EVERY steps of a loss that is not finite or above LARGEST_LOSS; KeyboardInterrupt,
-    after a checkpoint, when `outside` asks to stop.
+    after a checkpoint, when `callbacks` asks to stop.
     """
-    outside = outside or Outside()
+    callbacks = callbacks or RunCallbacks()
     optimizer = make_optimizer(learner.model, recipe, learner.lr_multipliers)
-    progress = _resume(learner, optimizer, begun, parts)
+    progress = _resume(learner, optimizer, begun, pieces)
     loss_of = make_loss(recipe, task.labels, task.classes)
-    step = Step(learner.model, optimizer, loss_of, autocast, recipe.clip, progress.parts, learner.callback)
+    step = Step(learner.model, optimizer, loss_of, autocast, recipe.clip, progress.pieces, learner.callback)
     if recipe.graph and learner.callback:
         raise JobError("--graph: this method computes outside its training step; run it without --graph.")
     train_step = Captured(step) if recipe.graph else step
     evaluations = evaluation_steps(recipe)
 
     def save() -> None:
-        outside.save(progress, learner.tensors, optimizer_tensors(optimizer))
+        callbacks.save(progress, learner.tensors, optimizer_tensors(optimizer))
 
     for until in pauses(recipe, progress.step):
         clock, span = Clock(), (progress.step, until)
-        for total, done in _train(learner, optimizer, train_step, task, recipe, seed, span, outside):
+        for total, done in _train(learner, optimizer, train_step, task, recipe, seed, span, callbacks):
             _check_loss(total / (done - progress.step), done, recipe)
             progress.step, progress.loss_sum = done, progress.loss_sum + total
             passed = clock.lap()
             progress.train_seconds += passed.wall
             progress.train_cpu_seconds += passed.cpu
-            outside.watch(progress)
+            callbacks.watch(progress)
         if progress.step == until and until in evaluations:
             _evaluate(learner, task, recipe, progress, evaluations, autocast)
         save()
-        if outside.stop():
+        if callbacks.stop():
             raise KeyboardInterrupt
     return progress
 
@@ -189,7 +191,7 @@ def _train(  # noqa: PLR0913 - what a run is made of
     recipe: Recipe,
     seed: int,
     span: tuple[int, int],
-    outside: Outside,
+    callbacks: RunCallbacks,
 ) -> Iterator[tuple[float, int]]:
     """Take the steps of `span`; yield the summed loss of up to REPORT_EVERY steps and the number of steps done."""
     first, until = span
@@ -206,7 +208,7 @@ def _train(  # noqa: PLR0913 - what a run is made of
         if learner.callback:
             learner.callback.after_step(step, recipe.steps)
         total, seen = loss + (0 if total is None else total), seen + 1
-        stopping = outside.stop()
+        stopping = callbacks.stop()
         if seen == REPORT_EVERY or step == until - 1 or stopping:
             yield float(total), step + 1
             total, seen = None, 0
@@ -293,9 +295,11 @@ def forward(model: nn.Module, inputs: Inputs, autocast: torch.dtype | None = Non
     return torch.cat(outputs)
 
 
-def _resume(learner: Learner, optimizer: torch.optim.Optimizer, begun: Begun | None, parts: int) -> Progress:
+def _resume(
+    learner: Learner, optimizer: torch.optim.Optimizer, begun: CheckpointContents | None, pieces: int
+) -> Progress:
     if begun is None:
-        return Progress(parts=parts, ways=dict(learner.ways))
+        return Progress(pieces=pieces, ways=dict(learner.ways))
     progress, tensors, momenta = begun
     progress.ways = dict(learner.ways)
     learner.load(tensors)

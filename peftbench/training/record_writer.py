@@ -205,7 +205,7 @@ def _notes(job: Job, progress: Progress, data: Data) -> list[str]:
     """Return what a reader of the row must know: convergence, memory, undefined metrics, unsupported settings."""
     best, constant = loss_range(job.recipe, data.labels["train"], len(data.card.classes))
     stuck = progress.curve and progress.curve[-1].get("train_loss", best) - best > UNCONVERGED * (constant - best)
-    pieces = [f"each batch split into {progress.parts} pieces (out of memory)"] if progress.parts > 1 else []
+    pieces = [f"each batch split into {progress.pieces} pieces (out of memory)"] if progress.pieces > 1 else []
     left_out = official_recipes.left_out(job.method) if job.recipe.name == "official" else []
     return [*(["not converged"] if stuck else []), *pieces, *_undefined(data), *left_out]
 

@@ -15,7 +15,7 @@ from peftbench.data import availability
 
 def test_a_method_is_listed_as_its_checked_entry_has_it(tmp_path: Path) -> None:
     rows = listing._rows("methods", tmp_path)
-    assert set(rows) >= set(registry("methods").own())
+    assert set(rows) >= set(registry("methods").built_in())
     for name in catalogue_files.method_names():
         entry = catalogue.method_entry(name)
         facts = (entry.family, entry.knob, entry.merges, entry.trains, entry.paper)

@@ -61,7 +61,7 @@ class Ones:
 @pytest.mark.parametrize("options", NETWORKS.values(), ids=NETWORKS)
 def test_every_method_can_be_planned_and_brought_to_a_budget(options: dict[str, Any]) -> None:
     vit = network(**options)
-    for name in sorted(registry("methods").own() - {"majority", "knn"}):
+    for name in sorted(registry("methods").built_in() - {"majority", "knn"}):
         method: Method = registry("methods").get(name)()
         planned = method.plan(vit, Ones(vit)).count(vit)
         assert method.within(500, vit).reached > 0 if method.knob else planned == method.count(vit), name

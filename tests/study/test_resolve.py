@@ -279,7 +279,7 @@ def all_of_train(*wanted: Any, **options: Any) -> Data:
 def test_the_study_notes_which_job_answers_which_budget(home: Path, tmp_path: Path) -> None:
     resolved = resolve(home, methods=("lora",), ratios=("10", "100", "1%"))
     finals = [draft.job for draft in resolved.drafts]
-    studies_.note_study(resolved, finals, Store(tmp_path))
+    studies_.write_study(resolved, finals, Store(tmp_path))
     noted = json.loads((tmp_path / "study.json").read_text())
     assert [noted["jobs"][job.id]["targets"] for job in finals] == [[10, 100], [round(0.01 * TOTAL)]]
     assert noted["asked"]["ratios"] == ["10", "100", "1%"]

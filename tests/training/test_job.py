@@ -28,7 +28,7 @@ from peftbench.results.store import Store
 from peftbench.training import loop
 from peftbench.training.checkpoint import Checkpoint
 from peftbench.training.job import give_up, run
-from peftbench.training.loop import Learner, Outside, Progress, fit
+from peftbench.training.loop import Learner, Progress, RunCallbacks, fit
 from peftbench.training.trainee import make_task
 from tests import studies
 
@@ -360,7 +360,7 @@ def test_a_job_that_was_interrupted_counts_the_time_before_it_was_interrupted(
 ) -> None:
     where, job = replace(studies.places(home), store=tmp_path), jobs["bitfit"]
     with pytest.raises(KeyboardInterrupt):
-        run(job, where, Outside(stop=Fifth()))
+        run(job, where, RunCallbacks(stop=Fifth()))
     begun = Checkpoint(Store(tmp_path).job(job.id)).read()
     assert begun is not None
     progress, *tensors = begun
@@ -393,7 +393,7 @@ def test_a_job_in_pieces_stays_in_pieces_when_it_goes_on(
     whole = run(job, replace(where, store=tmp_path / "whole"))
     monkeypatch.setattr(registry("methods").get("bitfit"), "plan", starved_once())
     with pytest.raises(KeyboardInterrupt):
-        run(job, where, Outside(stop=Fifth()))
+        run(job, where, RunCallbacks(stop=Fifth()))
     monkeypatch.undo()
     cut = run(job, where)
     memory = [r.costs.memory.activations for r in (whole, cut) if r and r.costs and r.costs.memory]
@@ -412,7 +412,7 @@ def test_a_resumed_job_keeps_the_ways_to_its_gradients(
     prefer("rows")
     whole = run(job, replace(where, store=tmp_path / "whole"))
     with pytest.raises(KeyboardInterrupt):
-        run(job, where, Outside(stop=Fifth()))
+        run(job, where, RunCallbacks(stop=Fifth()))
     prefer("columns")
     resumed = run(job, where)
     assert resumed is not None
@@ -424,8 +424,8 @@ def test_a_resumed_job_keeps_the_ways_to_its_gradients(
 
 def test_the_rate_that_is_shown_is_known_from_the_first_look(jobs: dict[str, Job], tmp_path: Path, home: Path) -> None:
     seen: list[tuple[int, float]] = []
-    outside = Outside(lambda progress: seen.append((progress.step, progress.train_seconds)))
-    run(jobs["bitfit"], replace(studies.places(home), store=tmp_path), outside)
+    callbacks = RunCallbacks(lambda progress: seen.append((progress.step, progress.train_seconds)))
+    run(jobs["bitfit"], replace(studies.places(home), store=tmp_path), callbacks)
     assert [step for step, _ in seen] == [2, 4, 6, 8]
     assert all(seconds > 0 for _, seconds in seen)
 
@@ -446,7 +446,7 @@ def test_a_job_runs_on_its_own_number_of_threads(
         seen.append(torch.get_num_threads())
 
     job = replace(jobs["linear"], threads=one_thread_more)
-    run(job, replace(studies.places(home), store=tmp_path), Outside(watch))
+    run(job, replace(studies.places(home), store=tmp_path), RunCallbacks(watch))
     assert set(seen) == {one_thread_more}
 
 

@@ -21,11 +21,11 @@ from peftbench.data.batches import FeatureBatches, batch_order
 from peftbench.errors import DivergedError
 from peftbench.models.head import Classifier, Head
 from peftbench.training import loop, optimizer
-from peftbench.training.loop import Learner, Outside, Progress, Task, fit
+from peftbench.training.loop import Learner, Progress, RunCallbacks, Task, fit
 from peftbench.training.optimizer import make_optimizer
 
 Kind: TypeAlias = Literal["plain", "l2", "batchnorm"]
-Begun: TypeAlias = tuple[Progress, dict[str, Tensor], dict[str, Tensor]]
+CheckpointContents: TypeAlias = tuple[Progress, dict[str, Tensor], dict[str, Tensor]]
 
 CLASSES, WIDTH, SEED = 3, 6, 3
 RECIPE = Recipe("tiny", lr=0.05, batch=4, steps=12, evaluations=4, precision="fp32", weight_decay=0.1)
@@ -157,7 +157,7 @@ def test_the_recipe_s_rule_decides_what_is_kept(
         two_parts(),
         replace(RECIPE, selection=selection),
         SEED,
-        outside=Outside(save=lambda progress, *_: seen.update({progress.step: mine.state()})),
+        callbacks=RunCallbacks(save=lambda progress, *_: seen.update({progress.step: mine.state()})),
     )
     assert all(torch.equal(progress.kept[name], tensor) for name, tensor in seen[step].items())
 
@@ -279,7 +279,7 @@ def test_the_batchnorm_head_keeps_its_running_statistics() -> None:
     np.testing.assert_array_equal(loop.predict(fresh, part), progress.chosen["last"].logits["val"])
 
 
-def saving(kept: list[Begun]) -> loop.Save:
+def saving(kept: list[CheckpointContents]) -> loop.Save:
     """A way to save that keeps copies in a list."""
 
     def save(progress: Progress, tensors: Mapping[str, Tensor], optimizer: Mapping[str, Tensor]) -> None:
@@ -296,12 +296,12 @@ def test_going_on_from_any_checkpoint_repeats_every_bit(
     optimizer: Literal["adamw", "sgd"], momentum: float, head: Kind
 ) -> None:
     recipe, on = replace(RECIPE, optimizer=optimizer, momentum=momentum, head=head), task("val", "test")
-    kept: list[Begun] = []
+    kept: list[CheckpointContents] = []
 
     def model() -> nn.Module:
         return nn.Sequential(nn.Dropout(0.2), Head(WIDTH, CLASSES, head, 1.0, SEED))
 
-    whole = fit(learner(model()), on, recipe, SEED, outside=Outside(save=saving(kept)))
+    whole = fit(learner(model()), on, recipe, SEED, callbacks=RunCallbacks(save=saving(kept)))
     assert [progress.step for progress, *_ in kept] == [3, 6, 9, 12]
     for begun in kept:
         again = fit(learner(model()), on, recipe, SEED, begun=begun)
@@ -312,8 +312,8 @@ def test_going_on_from_any_checkpoint_repeats_every_bit(
 
 def test_the_loss_of_a_long_stretch_does_not_depend_on_where_a_checkpoint_fell() -> None:
     recipe, on = replace(RECIPE, steps=450, evaluations=1), task("val")  # saved after 200, 400, 450
-    kept: list[Begun] = []
-    whole = fit(learner(network()), on, recipe, SEED, outside=Outside(save=saving(kept)))
+    kept: list[CheckpointContents] = []
+    whole = fit(learner(network()), on, recipe, SEED, callbacks=RunCallbacks(save=saving(kept)))
     assert [progress.step for progress, *_ in kept] == [200, 400, 450]
     assert fit(learner(network()), on, recipe, SEED, begun=kept[1]).curve == whole.curve
 

@@ -63,7 +63,7 @@ def task() -> Task:
 
 def trained(recipe: Recipe, parts: int = 1) -> dict[str, Tensor]:
     model = network()
-    fit(Learner(model, model.state_dict(keep_vars=True)), task(), recipe, 3, parts=parts)
+    fit(Learner(model, model.state_dict(keep_vars=True)), task(), recipe, 3, pieces=parts)
     return dict(model.state_dict())
 
 

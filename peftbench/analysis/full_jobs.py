@@ -30,7 +30,7 @@ from peftbench.errors import DeltaError, RequestError
 from peftbench.models import backbone, delta, top_k
 from peftbench.models.backbone import Source
 from peftbench.models.gradient_probe import GradientProbe
-from peftbench.models.head import Classifier, Head
+from peftbench.models.head import Classifier
 from peftbench.profiling.hardware import PRECISIONS
 from peftbench.results import summary
 from peftbench.results.store import JobFolder
@@ -132,9 +132,7 @@ class FullJob:
 
     @property
     def _preprocessing(self) -> Preprocessing:
-        stored: Mapping[str, Any] = self.record.backbone.preprocessing
-        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
-        return Preprocessing(**values)
+        return Preprocessing.restored(self.record.backbone.preprocessing)
 
     def probe(self, vit: VisionTransformer) -> GradientProbe:
         """Return gradients at the pretrained weights, as the methods of this job's study see them before training."""
@@ -174,9 +172,7 @@ class FullJob:
         """Yield the pretrained network with the tuned head, into which tuned weights can be put."""
         vit = self.pretrained()
         with self.tuned() as read, torch.no_grad():
-            stored = self.about["head"]
-            head = Head(vit.num_features, len(stored["classes"]), stored["kind"], stored["scale"], 0)
-            head.load_state_dict({name: read(f"head/{name}") for name in head.state_dict()})
+            head = delta.restore_head(vit.num_features, self.about, lambda name: read(f"head/{name}"))
             own = {name: tensor.detach().cpu().clone() for name, tensor in vit.named_parameters()}
             images = ImageBatches(self._data.pixels("test"), self._preprocessing, torch.device(self.places.device))
             yield Mixed(Classifier(vit, head.to(self.places.device)).eval(), own, read, images, self._autocast)

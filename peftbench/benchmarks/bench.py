@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from peftbench.benchmarks import bench_data
 from peftbench.benchmarks.bench_methods import mask_equality, mask_steps, peak_memory
-from peftbench.benchmarks.gates import Gate, random_mask, ratios
+from peftbench.benchmarks.gates import Gate, dense_mask, random_mask, ratios
 from peftbench.benchmarks.random_task import random_task
 from peftbench.core.contract import Preprocessing
 from peftbench.core.recipe import Recipe
@@ -92,7 +92,9 @@ def stepper(
     """
     model = network()
     plan.carry_out(model.vit)
-    keep = {model.vit.get_parameter(n): _dense(model.vit.get_parameter(n), index) for n, index in (mask or {}).items()}
+    keep = {
+        model.vit.get_parameter(n): dense_mask(model.vit.get_parameter(n), index) for n, index in (mask or {}).items()
+    }
     if mask:
         head = model.head.get_parameter("linear.weight")
         keep[head] = torch.ones_like(head)  # decays as everywhere
@@ -113,10 +115,6 @@ def stepper(
         return loss.item()
 
     return model, step
-
-
-def _dense(tensor: Tensor, index: Tensor) -> Tensor:
-    return torch.zeros(tensor.numel()).index_fill(0, index, 1.0).view_as(tensor)
 
 
 # --- gates that decide -----------------------------------------------------------------------------------------------

@@ -12,9 +12,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
-from peftbench.benchmarks.gates import Gate, ratios
+from peftbench.benchmarks.gates import Gate, dense_mask, ratios
 from peftbench.core.constants import Precision
 from peftbench.core.recipe import Recipe
 from peftbench.core.registry import registry
@@ -24,6 +23,7 @@ from peftbench.models import backbone
 from peftbench.models.head import Classifier
 from peftbench.models.method import Method
 from peftbench.models.plan import Plan
+from peftbench.models.top_k import backbone_size
 from peftbench.profiling import hardware
 from peftbench.profiling.hardware import PRECISIONS
 from peftbench.training.loop import Learner, Task, fit
@@ -75,7 +75,7 @@ def sized(name: str, share: float) -> Method:
     """Return a method at the size nearest to a share of the backbone's weights."""
     blank = backbone.locate(BACKBONE, blank=True).blank()
     method: Method = registry("methods").get(name)()
-    return method.within(round(share * sum(p.numel() for p in blank.parameters())), blank).method
+    return method.within(round(share * backbone_size(blank)), blank).method
 
 
 def mask_equality(rounds: int) -> Iterator[Gate]:  # noqa: ARG001 - nothing is timed
@@ -95,12 +95,8 @@ def _masked(model: Classifier, plan: Plan, task: Task) -> Learner:
     trainee = carry_out(model, Plan(tune=frozenset(plan.entries)), task)
     for name, index in plan.entries.items():
         parameter = model.vit.get_parameter(name)
-        parameter.register_hook(partial(torch.mul, _mask(parameter, index)))
+        parameter.register_hook(partial(torch.mul, dense_mask(parameter, index)))
     return trainee.learner
-
-
-def _mask(tensor: nn.Parameter, index: Tensor) -> Tensor:
-    return torch.zeros(tensor.numel()).index_fill(0, index, 1.0).view_as(tensor)
 
 
 def mask_steps(rounds: int) -> Iterator[Gate]:

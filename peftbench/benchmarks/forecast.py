@@ -22,12 +22,13 @@ from peftbench.models.backbone import Source
 from peftbench.models.head import Classifier
 from peftbench.models.method import NoProbe
 from peftbench.models.plan import Plan
+from peftbench.models.top_k import backbone_size
 from peftbench.profiling import counting, hardware, history
 from peftbench.profiling.hardware import PRECISIONS
 from peftbench.study.defaults import complete, make_recipe
 from peftbench.study.method_grid import SizedMethod, sized_methods
 from peftbench.study.resolve import method_recipe, trials
-from peftbench.training.trainee import count_step, make_classifier
+from peftbench.training.trainee import apply_plan, count_step, make_classifier
 
 INDEX_BYTES = 40  # an entry, at most: the position of a single weight in every form that its product may need
 HELD_OUT = 0.1  # of train, for validation, where no validation part is published
@@ -53,7 +54,7 @@ def outline(study: Study, places: Places) -> list[dict[str, Any]]:
     recipe = make_recipe(study, places.device)
     source = backbone.locate(study.backbone, study.image_size, blank=True)
     blank = source.blank()
-    total, width = sum(p.numel() for p in blank.parameters()), blank.num_features
+    total, width = backbone_size(blank), blank.num_features
     rows, memory = sized_methods(study, source), dict[tuple[int, Recipe], Expected | None]()
     jobs: list[dict[str, Any]] = []
     for name in study.datasets:
@@ -157,9 +158,9 @@ def _exactly(source: Source, plan: Plan, recipe: Recipe, device: str, classes: i
 
 
 def _carried_out(source: Source, plan: Plan, classes: int, recipe: Recipe) -> Classifier:
-    vit = source.blank()
-    plan.carry_out(vit).cast_frozen(PRECISIONS[recipe.precision])
-    return make_classifier(vit, classes, recipe, seed=0).to("meta")
+    model = make_classifier(source.blank(), classes, recipe, seed=0)
+    apply_plan(model, plan, PRECISIONS[recipe.precision])
+    return model.to("meta")
 
 
 def _at_most(source: Source, recipe: Recipe, device: str, count: int, classes: int) -> Memory:

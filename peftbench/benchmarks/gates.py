@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from peftbench.models.top_k import backbone_size
 from peftbench.profiling import hardware
 from peftbench.storage.files import write_json
 
@@ -35,7 +36,7 @@ class Gate:
 def random_mask(vit: nn.Module, share: float, *, clustered: bool) -> dict[str, Tensor]:
     """Return entries drawn at random, or `clustered` as importance often is: half of them in the patch kernel."""
     draw = np.random.default_rng(0)
-    k = round(share * sum(p.numel() for p in vit.parameters()))
+    k = round(share * backbone_size(vit))
     sizes = {
         n: p.numel()
         for n, p in vit.named_parameters()
@@ -55,6 +56,11 @@ def random_mask(vit: nn.Module, share: float, *, clustered: bool) -> dict[str, T
         for n in sizes
         if heavy[n]
     }
+
+
+def dense_mask(tensor: Tensor, index: Tensor) -> Tensor:
+    """Return a tensor of the same shape, 1 at the flat indices and 0 elsewhere."""
+    return torch.zeros(tensor.numel()).index_fill(0, index, 1.0).view_as(tensor)
 
 
 def write(gates: Sequence[Gate], device: str, file: Path) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import typer
 
 from peftbench.cli.console import errors, say, warn
-from peftbench.cli.options import STORE, CacheOption, DeviceOption, StoreArgument, WeightsOption
+from peftbench.cli.options import STORE, CacheOption, DeviceOption, StoreArgument, WeightsOption, grouped
 from peftbench.cli.progress import Tally
 from peftbench.cli.report import AnonymousOption, OutOption
 
@@ -17,55 +18,40 @@ app = typer.Typer(
 )
 
 
+@dataclass(frozen=True)
+class AnalysisOptions:
+    """The options of every analysis."""
+
+    store: StoreArgument = STORE
+    out: OutOption = None
+    weights: WeightsOption = None
+    device: DeviceOption = "auto"
+    cache: CacheOption = None
+    anonymous: AnonymousOption = False
+
+
 @app.command()
-def sparsity(
-    store: StoreArgument = STORE,
-    out: OutOption = None,
-    weights: WeightsOption = None,
-    device: DeviceOption = "auto",
-    cache: CacheOption = None,
-    anonymous: AnonymousOption = False,
-) -> None:
+@grouped
+def sparsity(options: AnalysisOptions) -> None:
     """Put only the most-moved weights of tuned models into the pretrained one, and score it."""
-    _analyze("sparsity", store, out, weights, device, cache, anonymous=anonymous)
+    _analyze("sparsity", options)
 
 
 @app.command()
-def hybridity(
-    store: StoreArgument = STORE,
-    out: OutOption = None,
-    weights: WeightsOption = None,
-    device: DeviceOption = "auto",
-    cache: CacheOption = None,
-    anonymous: AnonymousOption = False,
-) -> None:
+@grouped
+def hybridity(options: AnalysisOptions) -> None:
     """Compare which weights moved most on different data sets and with different seeds."""
-    _analyze("hybridity", store, out, weights, device, cache, anonymous=anonymous)
+    _analyze("hybridity", options)
 
 
 @app.command()
-def positions(
-    store: StoreArgument = STORE,
-    out: OutOption = None,
-    weights: WeightsOption = None,
-    device: DeviceOption = "auto",
-    cache: CacheOption = None,
-    anonymous: AnonymousOption = False,
-) -> None:
+@grouped
+def positions(options: AnalysisOptions) -> None:
     """Show where the weights lie that methods choose, and whether importance predicts movement."""
-    _analyze("positions", store, out, weights, device, cache, anonymous=anonymous)
+    _analyze("positions", options)
 
 
-def _analyze(
-    name: str,
-    store: Path,
-    out: Path | None,
-    weights: Path | None,
-    device: str,
-    cache: Path | None,
-    *,
-    anonymous: bool,
-) -> None:
+def _analyze(name: str, options: AnalysisOptions) -> None:
     """Run what is missing of an analysis and write its report."""
     from peftbench.analysis.full_jobs import find_series
     from peftbench.analysis.report import ANALYSES, write
@@ -74,11 +60,12 @@ def _analyze(
     from peftbench.results.store import Store
     from peftbench.study.defaults import places
 
-    out = out or Path("reports") / store.resolve().name
+    store, anonymous = options.store, options.anonymous
+    out = options.out or Path("reports") / store.resolve().name
     if out.exists() and not out.is_dir():
         raise RequestError(f"--out {out} is a file; name a folder for the report.")
     results = publish(Store(store).results(warn), anonymous=anonymous)
-    found = find_series(results, places(store, cache=cache, weights=weights, device=device))
+    found = find_series(results, places(store, cache=options.cache, weights=options.weights, device=options.device))
     units = [unit for series in found for unit in ANALYSES[name].units(series)]
     with Tally(errors(), name, len(units)) as tally:
         for unit in units:

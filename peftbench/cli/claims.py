@@ -16,13 +16,12 @@ def claims(store: StoreArgument = STORE, json: JsonOption = False) -> None:
 
     Each comes with the numbers and the command that would decide it.
     """
-    from peftbench.errors import RequestError
     from peftbench.results.claims import decide
-    from peftbench.results.store import Store
+    from peftbench.results.store import Store, no_finished_job
 
     found = decide(Store(store).results(), store)
     if not found:
-        raise RequestError(f"{store} holds no finished job; run a study first, such as paper-table1.")
+        raise no_finished_job(store)
     if json:
         show_json([one.as_dict() for one in found])
         return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -51,16 +50,14 @@ def write_report(root: Path, formats: Sequence[str], out: Path, *, anonymous: bo
     """
     from peftbench.core.registry import registry
     from peftbench.results.redaction import publish
-    from peftbench.results.store import Store
+    from peftbench.results.store import Store, no_finished_job
 
     problems: list[str] = []
     results = publish(Store(root).results(problems.append), anonymous=anonymous)
     if not any(result.record.role == "final" for result in results):
         if problems:
             raise StoreError(problems[0])
-        raise RequestError(
-            f"{root} holds no finished job; `peftbench status {shlex.quote(str(root))}` lists the unfinished ones."
-        )
+        raise no_finished_job(root)
     reports = registry("reports")
     writers = {name: reports.get(name) for name in (SHORT_NAMES.get(name, name) for name in formats)}
     if not writers:

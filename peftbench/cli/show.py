@@ -172,9 +172,10 @@ def _count(method: Callable[[], Any], name: str) -> str:
     from peftbench.core.guarded import guard
     from peftbench.errors import PeftbenchError
     from peftbench.models import backbone
+    from peftbench.models.top_k import backbone_size
 
     blank = backbone.locate(name, blank=True).blank()
-    total = sum(p.numel() for p in blank.parameters())
+    total = backbone_size(blank)
     try:
         with guard("It cannot be counted"):
             made = method()
@@ -197,9 +198,10 @@ def _dataset(name: str) -> dict[str, Any]:
 
 def _backbone(name: str) -> dict[str, Any]:
     from peftbench.models import backbone
+    from peftbench.models.top_k import backbone_size
 
     source = backbone.locate(name, blank=True)
-    parameters = sum(p.numel() for p in source.blank().parameters())
+    parameters = backbone_size(source.blank())
     return {
         **asdict(source.plugin.card),
         "parameters": f"{parameters:,}",

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Literal, TypeAlias
 
 Precision: TypeAlias = Literal["fp32", "bf16"]
@@ -19,14 +17,6 @@ PAPER_DATASETS = ("chaoyang", "covid_ct", "busi", "chest_xray", "oct", "limuc") 
 ALL_METHODS, PAPER_METHODS = METHOD_GROUPS = ("all", "paper")  # words of --methods for several methods
 UNTRAINED = ("majority", "knn")  # methods without training, and so without a learning rate
 BASELINES = ("majority", "knn", "linear")  # methods that every study runs in addition
-LEAKS: Mapping[str, str] = MappingProxyType(  # findings of an audit that affect scores, and what they are
-    {
-        "groups_across_parts": "groups in several parts",
-        "identical_across_parts": "sets of byte-identical images in several parts",
-        "near_pairs_across_parts": "pairs of near duplicates in two parts",
-        "contradicting_pairs": "pairs of identical or near-identical images with different labels",
-    }
-)
 KEPT = 0.95  # share of full fine-tuning's score that the paper finds kept by a tenth of the changes
 TENTH = 0.1
 HYBRID_SHARES = (0.05, 0.01, 0.001, 0.0005)  # of the weights, at which the most-moved ones of two models are compared

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, Self, TypeAlias, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, TypeAlias, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,11 @@ PARTS = ("train", "val", "test")  # of every data set, in the order in which the
 INCOMPLETE = "Incomplete copy"  # the beginning of a note that every table shows
 
 
+def is_about_missing_images(note: str) -> bool:
+    """Return whether a note states that images are missing or were left out."""
+    return "left out" in note or "ncomplete" in note
+
+
 # --- data sets -----------------------------------------------------------------------------------------------------
 
 
@@ -48,6 +53,16 @@ class DatasetCard:
     task: TaskKind = "single"
     group_key: str = ""  # "patient", "source paper": no group may be in two parts; "" = unknown
     synthetic: bool = False
+
+    @classmethod
+    def restored(cls, stored: Mapping[str, Any]) -> Self:
+        """Return the card whose fields a JSON file holds."""
+        return cls(**_with_tuples(stored))
+
+
+def _with_tuples(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Return JSON values with tuples in place of lists."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()}
 
 
 @dataclass(frozen=True)
@@ -175,6 +190,11 @@ class Preprocessing:
     std: tuple[float, float, float]
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     fit: Literal["squash", "crop"] = "squash"  # squash keeps the whole image, crop keeps its aspect
+
+    @classmethod
+    def restored(cls, stored: Mapping[str, Any]) -> Self:
+        """Return the preprocessing whose fields a JSON file holds."""
+        return cls(**_with_tuples(stored))
 
 
 @dataclass(frozen=True)

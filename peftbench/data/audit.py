@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from peftbench.core.constants import LEAKS
 from peftbench.core.contract import DatasetCard, Labels, Splits
+from peftbench.core.leaks import LEAKS, describe_leaks
 from peftbench.data.image_scan import ImageScan
 from peftbench.data.near_duplicates import ALIKE, SIDE, SIMILAR
 from peftbench.data.splits import missing_classes
@@ -128,8 +128,8 @@ def class_counts(labels: Labels, classes: int) -> list[int]:
 
 def warning(counts: Mapping[str, int]) -> str:
     """Return the warning that `run` prints before training; "" if no finding affects the scores."""
-    found = [f"{description}: {counts[kind]}" for kind, description in LEAKS.items() if counts.get(kind)]
-    return f"the audit found {'; '.join(found)}" if found else ""
+    found = describe_leaks(counts)
+    return f"the audit found {found}" if found else ""
 
 
 # --- counts kept for the records ------------------------------------------------------------------------------------

@@ -111,8 +111,7 @@ def _entry_folder(print_: str, preprocessing: Preprocessing, cache: Path) -> Pat
 
 def _data(folder: Path, hold: Hold) -> Data:
     facts: dict[str, Any] = read_manifest(folder)["facts"]
-    known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in facts.pop("card").items()}
-    card = DatasetCard(**known)
+    card = DatasetCard.restored(facts.pop("card"))
     shape = (-1, len(card.classes)) if card.task == "multi_label" else (-1,)  # also of an empty part
     labels = {part: np.asarray(values, np.int64).reshape(shape) for part, values in facts.pop("labels").items()}
     return Data(folder, card, notes=tuple(facts.pop("notes")), labels=labels, hold=hold, **facts)

@@ -14,8 +14,8 @@ from peftbench.core.contract import Preprocessing
 from peftbench.core.spec import Places
 from peftbench.errors import DeltaError
 from peftbench.models import backbone, delta
-from peftbench.models.head import Classifier, Head
-from peftbench.results.store import read_record
+from peftbench.models.head import Classifier
+from peftbench.results.store import JobFolder, read_record
 from peftbench.storage import files
 
 
@@ -46,9 +46,7 @@ class Model:
     @property
     def preprocessing(self) -> Preprocessing:
         """How an image becomes the input of the network."""
-        stored = self.about["preprocessing"]
-        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
-        return Preprocessing(**values)
+        return Preprocessing.restored(self.about["preprocessing"])
 
 
 def open_model(folder: Path, places: Places, *, merge: bool = True) -> Model:
@@ -66,10 +64,9 @@ def open_model(folder: Path, places: Places, *, merge: bool = True) -> Model:
         source, seed = backbone.locate(about["backbone"], about["image_size"], places.weights), 0
     vit = source.build(seed)
     tuned, tensors = delta.restore(vit, folder, source.digest(seed))
-    head = Head(vit.num_features, len(about["head"]["classes"]), about["head"]["kind"], about["head"]["scale"], 0)
     try:
-        head.load_state_dict(tensors)
-    except RuntimeError:
+        head = delta.restore_head(vit.num_features, about, tensors.__getitem__)
+    except (KeyError, RuntimeError):
         raise DeltaError(f"The delta in {folder} holds no head for {len(about['head']['classes'])} classes.") from None
     classifier = Classifier(vit, head).eval()
     merged = tuned.merge() if merge else False
@@ -78,7 +75,7 @@ def open_model(folder: Path, places: Places, *, merge: bool = True) -> Model:
 
 def _check_digests(folder: Path) -> None:
     """Raise DeltaError for a delta that is not the one in the job's record; a delta without a record is accepted."""
-    if (record := read_record(folder / "record.json")) is None:
+    if (record := read_record(JobFolder(folder).record_file)) is None:
         return
     for name in ("delta.json", "delta.safetensors"):
         if record.files.get(name) != files.sha256_file(folder / name):

@@ -15,6 +15,7 @@ from peftbench.core.fields import build
 from peftbench.core.registry import registry
 from peftbench.core.syntax import Spec, parse
 from peftbench.errors import RequestError
+from peftbench.models.top_k import backbone_size
 from peftbench.storage.files import sha256_file
 
 FEW_TOKENS = 128  # patches; with more, storing the attention matrix costs more time than it saves
@@ -84,7 +85,7 @@ def locate(text: str, image_size: int | None = None, weights: Path | None = None
 @lru_cache
 def parameter_count(text: str, image_size: int | None) -> int:
     """Return the number of parameters of a backbone, without its weights."""
-    return sum(p.numel() for p in locate(text, image_size, blank=True).blank().parameters())
+    return backbone_size(locate(text, image_size, blank=True).blank())
 
 
 def choose_attention(vit: VisionTransformer, device: str, autocast: torch.dtype | None) -> None:

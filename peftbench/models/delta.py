@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from peftbench.core.registry import registry
 from peftbench.errors import DeltaError, PluginError
+from peftbench.models.head import Head
 from peftbench.models.plan import Graft, Plan, Shared, Sizes, Tuned
 from peftbench.storage.checked_tensors import DAMAGE
 from peftbench.storage.files import sha256, sha256_file, sha256_json, write_bytes, write_json
@@ -118,6 +119,14 @@ def restore(vit: nn.Module, folder: Path, base: str) -> tuple[Tuned, dict[str, T
     head = {n.removeprefix("head/"): t for n, t in tensors.items() if n.startswith("head/")}
     tuned.load({n: t for n, t in tensors.items() if not n.startswith("head/")})
     return tuned, head
+
+
+def restore_head(width: int, about: Mapping[str, Any], read_tensor: Callable[[str], Tensor]) -> Head:
+    """Return the head that the facts of a delta describe; `read_tensor` returns a tensor by its name in the head."""
+    stored = about["head"]
+    head = Head(width, len(stored["classes"]), stored["kind"], stored["scale"], 0)
+    head.load_state_dict({name: read_tensor(name) for name in head.state_dict()})
+    return head
 
 
 def _seal(about: Mapping[str, Any]) -> str:

@@ -9,8 +9,8 @@ import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from peftbench.core.constants import LEAKS
-from peftbench.core.contract import Result
+from peftbench.core.contract import Result, is_about_missing_images
+from peftbench.core.leaks import describe_leaks
 from peftbench.core.record import Record
 from peftbench.results import advice, summary
 from peftbench.results.comparison import Compared, compared
@@ -89,7 +89,7 @@ def _absent(block: Block) -> Iterator[str]:
         if missing:
             yield f"{name}: not compared, because jobs or predictions are missing: {', '.join(missing)}."
         notes = block.records[name].data.notes
-        yield from (f"{name}: {note.rstrip('.')}." for note in notes if "left out" in note or "ncomplete" in note)
+        yield from (f"{name}: {note.rstrip('.')}." for note in notes if is_about_missing_images(note))
     if not failed:
         yield f"{block.setting.short}: no job failed."
 
@@ -101,13 +101,8 @@ def _leaks(block: Block) -> Iterator[str]:
 
 
 def _audit(record: Record) -> str:
-    found = [
-        f"{description}: {record.data.audit[kind]}"
-        for kind, description in LEAKS.items()
-        if record.data.audit.get(kind)
-    ]
-    if found:
-        return f"the audit found {'; '.join(found)}."
+    if found := describe_leaks(record.data.audit):
+        return f"the audit found {found}."
     if record.data.audit:
         return "the audit found no image or group in two parts."
     return "not audited; run `peftbench data check`."

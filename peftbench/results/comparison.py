@@ -159,9 +159,13 @@ def _jackknives(found: Replicates, metric: str) -> dict[int, Jackknife]:
         return {seed: paired.jackknife(run, metric, score) for seed, run in found.runs().items()}
 
 
-@lru_cache(maxsize=64)
-def compared(block: Block, datasets: tuple[str, ...], metric: str = METRIC, against: str = "") -> Compared:
+def compared(block: Block, datasets: Sequence[str], metric: str = METRIC, against: str = "") -> Compared:
     """Return the comparison of a group of data sets, computed once for all tables and formats of a report."""
+    return _compared(block, tuple(datasets), metric, against)
+
+
+@lru_cache(maxsize=64)
+def _compared(block: Block, datasets: tuple[str, ...], metric: str, against: str) -> Compared:
     return Compared(block, datasets, metric, against)
 
 

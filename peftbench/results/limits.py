@@ -40,14 +40,14 @@ class Spent:
         costs = [record.costs for record in records if record.costs]
         if not counts or not costs:
             return None
-        latency = _mean(costs, latency_of)
+        latency = mean_cost(costs, latency_of)
         return cls(
             max(counts),
             max(map(summary.trainable_share, records)),
             max(one.peak_memory for one in costs),
             plain if math.isnan(latency) else latency,
-            _mean(costs, lambda one: one.seconds),
-            _mean(costs, lambda one: one.cpu_seconds),
+            mean_cost(costs, lambda one: one.seconds),
+            mean_cost(costs, lambda one: one.cpu_seconds),
             math.isnan(latency) and not math.isnan(plain),
         )
 
@@ -94,11 +94,11 @@ def latency_of(costs: Costs) -> float | None:
 
 def plain_latency(block: Block) -> float:
     """Return an upper bound on the latency of the backbone alone: that of the fastest method; nan if none is known."""
-    found = [_mean([r.costs for r in row.records if r.costs], latency_of) for row in block.rows]
+    found = [mean_cost([r.costs for r in row.records if r.costs], latency_of) for row in block.rows]
     return min((value for value in found if not math.isnan(value)), default=math.nan)
 
 
-def _mean(costs: Sequence[Costs], get: Callable[[Costs], float | None]) -> float:
+def mean_cost(costs: Sequence[Costs], get: Callable[[Costs], float | None]) -> float:
     """Return the mean of a cost over the jobs that have it; nan if none has."""
     found = [value for one in costs if (value := get(one)) is not None]
     return statistics.fmean(found) if found else math.nan

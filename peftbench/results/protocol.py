@@ -6,8 +6,8 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
-from peftbench.core.constants import LEAKS
 from peftbench.core.contract import PARTS
+from peftbench.core.leaks import describe_leaks
 from peftbench.core.record import Record
 from peftbench.results.formatting import NONE, Cell, format_count
 from peftbench.results.summary import Block
@@ -42,8 +42,7 @@ def _part(part: str, record: Record) -> str:
 def _audit(record: Record) -> str:
     if not record.data.audit:
         return "not audited"
-    found = [f"{what}: {record.data.audit[kind]}" for kind, what in LEAKS.items() if record.data.audit.get(kind)]
-    return "; ".join(found) or "no leak found"
+    return describe_leaks(record.data.audit) or "no leak found"
 
 
 def setting_columns(block: Block) -> Columns:

@@ -17,11 +17,11 @@ from typing import Any
 
 from peftbench.core import catalogue, catalogue_files
 from peftbench.core.contract import Result, lower_is_better
-from peftbench.errors import RequestError
 from peftbench.results import advice, summary
 from peftbench.results.comparison import BOUNDS, METRIC, Compared, compared, refuse_metric
 from peftbench.results.formatting import format_points
 from peftbench.results.limits import Limits, Spent, plain_latency
+from peftbench.results.store import no_finished_job
 from peftbench.results.summary import Block, MethodRow
 
 IMAGES = "new_images/"  # in commands: what the user replaces
@@ -99,9 +99,7 @@ def recommend(
     """
     blocks = summary.summarize(results)
     if not blocks:
-        raise RequestError(
-            f"{store} holds no finished job; `peftbench status {shlex.quote(str(store))}` lists the unfinished ones."
-        )
+        raise no_finished_job(store)
     refuse_metric(metric, blocks)
     return [
         _recommendation(block, names, store, limits or Limits(), metric) for block in blocks for names in scopes(block)

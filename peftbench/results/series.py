@@ -18,7 +18,8 @@ import numpy as np
 from peftbench.core.contract import Labels, Logits
 from peftbench.core.record import Costs, Record, Tuning
 from peftbench.results import summary
-from peftbench.results.comparison import BOUNDS, Compared, compared, rank
+from peftbench.results.comparison import BOUNDS, compared, rank
+from peftbench.results.limits import latency_of, mean_cost
 from peftbench.results.summary import Block, MethodRow, Replicates
 from peftbench.statistics import scores as statistics_of
 
@@ -31,7 +32,7 @@ MEGA = 1e6
 
 def scores(block: Block, names: Sequence[str]) -> Rows:
     """Return macro F1 with its interval, the trainable share and the tier of every method with all data sets."""
-    tiers = _compared(block, names).tiers
+    tiers = compared(block, names).tiers
     found: Rows = []
     for row in block.rows:
         score = row.estimate(names)
@@ -74,7 +75,7 @@ def side_by_side(shares: Sequence[float]) -> list[float]:
 def pairs(block: Block, names: Sequence[str]) -> Rows:
     """Return every pair of methods in both directions: the difference, its interval, p and the verdict."""
     found: Rows = []
-    for pair in _compared(block, names).pairs:
+    for pair in compared(block, names).pairs:
         difference, (low, high) = _percent(pair.found.difference), map(_percent, pair.found.interval)
         p = None if math.isnan(pair.p) else round(pair.p, 4)
         found += [
@@ -105,7 +106,7 @@ OPPOSITE: Mapping[str, str] = MappingProxyType({"better": "worse", "worse": "bet
 
 def ranks(block: Block, names: Sequence[str]) -> Rows:
     """Return the average rank of every method and the critical difference; none with fewer than two data sets."""
-    found = rank(_compared(block, names))
+    found = rank(compared(block, names))
     if found is None:
         return []
     critical = None if math.isnan(found.critical) else round(found.critical, 3)
@@ -118,16 +119,17 @@ def costs(block: Block, names: Sequence[str]) -> Rows:
     found: Rows = []
     for scored in scores(block, names):
         row = next(one for one in block.rows if one.name == scored["method"])
-        records = [record for name in names for record in row.replicates[name].records if record.costs]
+        spent = [record.costs for name in names for record in row.replicates[name].records if record.costs]
         for name, (title, cost_of) in COSTS.items():
-            values = [value for record in records if record.costs and (value := cost_of(record.costs)) is not None]
-            if values:
-                found.append({**scored, "cost": name, "title": title, "value": float(f"{_mean(values):.4g}")})
+            value = mean_cost(spent, cost_of)
+            if not math.isnan(value):
+                found.append({**scored, "cost": name, "title": title, "value": float(f"{value:.4g}")})
     return found
 
 
 def _prediction_milliseconds(costs: Costs) -> float | None:
-    return 1e3 / costs.predicted_per_second if costs.predicted_per_second else None
+    seconds = latency_of(costs)
+    return None if seconds is None else 1e3 * seconds
 
 
 COSTS: Mapping[str, tuple[str, Callable[[Costs], float | None]]] = MappingProxyType(
@@ -268,10 +270,6 @@ def _trials(tuning: Tuning, record: Record) -> Iterator[dict[str, Any]]:
 
 
 # --- shared ----------------------------------------------------------------------------------------------------------
-
-
-def _compared(block: Block, names: Sequence[str]) -> Compared:
-    return compared(block, tuple(names))
 
 
 def _on(block: Block, names: Sequence[str]) -> Iterator[tuple[MethodRow, Replicates]]:

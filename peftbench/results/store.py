@@ -30,7 +30,7 @@ from filelock import Timeout, UnixFileLock
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from peftbench.core.contract import Result
+from peftbench.core.contract import AGAIN, Result
 from peftbench.core.record import Record
 from peftbench.errors import RequestError, StoreError
 from peftbench.storage import files
@@ -38,7 +38,6 @@ from peftbench.storage import files
 RESULTS = ("curve.csv", "predictions.npz", "delta.safetensors", "delta.json")  # whose digests a record holds
 LEFT = ("record.json", "state", "private.json", *RESULTS)  # what a failed job may leave beside its request
 State = Literal["new", "interrupted", "running", "failed", "damaged", "done"]
-AGAIN = "move its folder away and run the study again."
 
 
 @dataclass(frozen=True)
@@ -81,6 +80,11 @@ class JobFolder:
     def record_file(self) -> Path:
         """Return the path of the record."""
         return self.path / "record.json"
+
+    @property
+    def private_file(self) -> Path:
+        """Return the path of the image names and group keys."""
+        return self.path / "private.json"
 
     def state(self) -> State:
         """Return the state of the job, as `look` does."""
@@ -181,7 +185,7 @@ class JobFolder:
 
     def write_private(self, value: Mapping[str, Any]) -> None:
         """Write image names and group keys, which may identify patients."""
-        files.write_json(self.path / "private.json", value, private=True)
+        files.write_json(self.private_file, value, private=True)
 
     def write_curve(self, rows: Sequence[Mapping[str, float]]) -> None:
         """Write the learning curve as CSV, one row per evaluation; the first row names the columns."""
@@ -253,6 +257,12 @@ class Store:
                     raise
                 on_problem(str(error))
         return found
+
+
+def no_finished_job(store: Path) -> RequestError:
+    """Return the error for a store without a finished job."""
+    listing = f"`peftbench status {shlex.quote(str(store))}` lists the unfinished ones"
+    return RequestError(f"{store} holds no finished job; {listing}.")
 
 
 def find_job(store: Path, text: str) -> Path:

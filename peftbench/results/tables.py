@@ -19,7 +19,7 @@ from peftbench.core.contract import INCOMPLETE, Result
 from peftbench.core.recipe import IN_BRACKETS, RECIPES
 from peftbench.core.record import Cut, Record, Tuning
 from peftbench.results import formatting, protocol, summary
-from peftbench.results.comparison import Compared, compared, rank, rank_remarks
+from peftbench.results.comparison import compared, rank, rank_remarks
 from peftbench.results.formatting import Cell
 from peftbench.results.paper import paper_tables
 from peftbench.results.summary import Block, MethodRow
@@ -84,14 +84,10 @@ def _overview(block: Block) -> list[Table]:
     return [Table("overview", "Macro F1", block.setting.short, _caption(block, block.datasets), columns, rows)]
 
 
-def _compared(block: Block, names: Sequence[str]) -> Compared:
-    return compared(block, tuple(names))
-
-
 def _marked_average(block: Block, names: Sequence[str]) -> list[Cell]:
     """Return macro F1 of every row, averaged over data sets, the first tier marked."""
     cells = [formatting.average_cell(row, names) for row in block.rows]
-    return formatting.mark_tier(block.rows, cells, _compared(block, names).tiers)
+    return formatting.mark_tier(block.rows, cells, compared(block, names).tiers)
 
 
 def _methods(rows: Sequence[MethodRow]) -> list[list[Cell]]:
@@ -133,7 +129,7 @@ def _data_set(block: Block, name: str) -> Table:
         "method": [formatting.label_cell(row) for row in rows],
         "target": [formatting.target_cell(row, row.records) for row in rows],
         "macro F1": formatting.mark_tier(
-            rows, [formatting.f1_cell(one) for one in found], _compared(block, [name]).tiers
+            rows, [formatting.f1_cell(one) for one in found], compared(block, [name]).tiers
         ),
         "ACC": [formatting.score_cell(one.mean("accuracy")) for one in found],
         "AUC": [formatting.score_cell(one.mean("auc")) for one in found],
@@ -150,12 +146,12 @@ def _tiers(block: Block) -> list[Table]:
     """Return one table per data set and average: every compared method by tier, and its difference to the best."""
     groups = {**{name: (name,) for name in block.datasets}, **block.averages()}
     return [
-        _tier_table(block, title, names) for title, names in groups.items() if len(_compared(block, names).tiers) > 1
+        _tier_table(block, title, names) for title, names in groups.items() if len(compared(block, names).tiers) > 1
     ]
 
 
 def _tier_table(block: Block, title: str, names: tuple[str, ...]) -> Table:
-    found, rows = _compared(block, names), {row.name: row for row in block.rows}
+    found, rows = compared(block, names), {row.name: row for row in block.rows}
     best, *others = found.tiers
     pairs = {pair.other: pair for pair in found.pairs if pair.method == best}
     ordered = [rows[name] for name in (best, *others)]

@@ -16,12 +16,12 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from peftbench.core.contract import Labels, Logits, Result, TaskKind
+from peftbench.core.contract import Logits, Result, TaskKind
 from peftbench.core.record import Choice, Costs, Record
 from peftbench.core.spec import Job
-from peftbench.results.store import Store
+from peftbench.results.store import JobFolder, Store
 from peftbench.storage.files import sha256_json
-from peftbench.training.record_writer import compute_metrics, mean_by_group
+from peftbench.training.record_writer import compute_scores
 
 MetricScores: TypeAlias = dict[str, float | None]
 
@@ -72,7 +72,7 @@ class _Pooled:
 
     def __init__(self, results: Sequence[Result | None]) -> None:
         self._results = [result for result in results if result is not None]
-        private = [json.loads((result.folder / "private.json").read_bytes()) for result in self._results]
+        private = [json.loads(JobFolder(result.folder).private_file.read_bytes()) for result in self._results]
         names = [name for one in private for name in one["names"]["test"]]
         groups = [group for one in private for group in one["groups"]["test"]]
         self._order = np.argsort(np.asarray(names, np.str_), kind="stable")
@@ -125,17 +125,9 @@ class _Pooled:
         task: TaskKind = self.records[0].data.card.get("task", "single")
         logits, grouped = self.logits(rule), self.records[0].data.card.get("group_key")
         steps = [r.choices[rule].step for r in self.records]
-        test = _scores(logits, self.labels, self.groups if grouped else (), task)
+        test = compute_scores(logits, self.labels, self.groups if grouped else (), task)
         val = _mean([r.choices[rule].val for r in self.records])
         return Choice(step=round(statistics.fmean(steps)), val=val, test=test)
-
-
-def _scores(logits: Logits, labels: Labels, groups: Sequence[str], task: TaskKind) -> MetricScores:
-    found = compute_metrics(logits, labels, task)
-    if groups:
-        means, truth, _ = mean_by_group(logits, labels, groups)
-        found |= {f"{name}_per_group": value for name, value in compute_metrics(means, truth, task).items()}
-    return found
 
 
 def _mean(scores: Sequence[Mapping[str, float | None]]) -> MetricScores:

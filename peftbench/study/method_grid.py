@@ -18,6 +18,7 @@ from peftbench.core.syntax import Spec, budget
 from peftbench.errors import RequestError
 from peftbench.models.backbone import Source
 from peftbench.models.method import Match, Method
+from peftbench.models.top_k import backbone_size
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def sized_methods(study: Study, source: Source) -> list[SizedMethod]:
 
 def _sized_methods(named: Sequence[NamedMethod], study: Study, source: Source) -> list[SizedMethod]:
     blank = source.blank()
-    total = sum(p.numel() for p in blank.parameters())
+    total = backbone_size(blank)
     targets = [_parameters(ratio, total) for ratio in map(budget, study.ratios)]
     if study.matched:
         spec, ratio = study.matched

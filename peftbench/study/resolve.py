@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from peftbench.core import official_recipes
+from peftbench.core.contract import is_about_missing_images
 from peftbench.core.recipe import QUICK_RATES, TUNED, Recipe
 from peftbench.core.record import Variant
 from peftbench.core.spec import Job, Places, Study
@@ -118,7 +119,7 @@ def _lacking(tables: Mapping[Where, Data]) -> Iterator[str]:
     """Yield notes on images that are left out or missing, once for all seeds and variants."""
     notes = dict.fromkeys((name, note) for (name, *_), data in tables.items() for note in data.notes)
     for name, note in notes:
-        if "left out" in note or "ncomplete" in note:
+        if is_about_missing_images(note):
             yield f"{name}: {note.rstrip('.')}."
 
 

@@ -11,6 +11,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 from peftbench.core.contract import Backbone
 from peftbench.errors import WeightsError
+from peftbench.models.top_k import backbone_size
 from peftbench.testing.findings import Broken, Finding, Rule, Skipped, listed, require, run_rules
 
 
@@ -24,7 +25,7 @@ def it_builds_on_the_meta_device(backbone: Backbone) -> str:
     real = [name for name, tensor in vit.state_dict().items() if tensor.device.type != "meta"]
     require(not real, f"Under torch.device('meta'), {listed(real)} must not take memory.")
     require(isinstance(vit.head, torch.nn.Identity), "network() must have no head; build it with num_classes=0.")
-    return f"{sum(p.numel() for p in vit.parameters()):,} weights."
+    return f"{backbone_size(vit):,} weights."
 
 
 def it_gives_one_row_of_features_an_image(backbone: Backbone) -> str:

@@ -141,10 +141,11 @@ def _job(store: Path, method: str, data: str, reason: str = "") -> Result:
     folder = store / "jobs" / f"{method}_{data}"
     folder.mkdir(parents=True, exist_ok=True)
     record = Record.model_validate(_record(method, data, reason))
-    (folder / "record.json").write_text(record.model_dump_json(), encoding="utf-8")
-    (folder / "private.json").write_text(f'{{"names": ["{PRIVATE}"]}}', encoding="utf-8")
+    job = JobFolder(folder)
+    job.record_file.write_text(record.model_dump_json(), encoding="utf-8")
+    job.write_private({"names": [PRIVATE]})
     if not reason:
-        JobFolder(folder).write_predictions(_predictions(len(method) + len(data)))
+        job.write_predictions(_predictions(len(method) + len(data)))
     return Result(record, folder)
 
 

@@ -138,16 +138,22 @@ def _counted(progress: Progress, counted: Counted | None) -> dict[str, Any]:
 
 
 def _choice(chosen: Chosen, data: Data, faults: dict[str, None]) -> Choice:
-    scores = {part: _scores(logits, part, data, faults) for part, logits in chosen.logits.items()}
+    scores = {
+        part: compute_scores(
+            logits, data.labels[part], data.groups[part] if data.card.group_key else (), data.card.task, faults
+        )
+        for part, logits in chosen.logits.items()
+    }
     return Choice(step=chosen.step, val=scores.get("val", {}), test=scores.get("test", {}))
 
 
-def _scores(logits: Logits, part: str, data: Data, faults: dict[str, None]) -> dict[str, float | None]:
+def compute_scores(
+    logits: Logits, labels: Labels, groups: Sequence[str], task: TaskKind, faults: dict[str, None] | None = None
+) -> dict[str, float | None]:
     """Return the metrics over images and, where groups are known, as `<metric>_per_group` over groups."""
-    labels, task = data.labels[part], data.card.task
     found = compute_metrics(logits, labels, task, faults)
-    if data.card.group_key:
-        means, truth, _ = mean_by_group(logits, labels, data.groups[part])
+    if groups:
+        means, truth, _ = mean_by_group(logits, labels, groups)
         found |= {f"{name}_per_group": value for name, value in compute_metrics(means, truth, task, faults).items()}
     return found
 

@@ -112,9 +112,14 @@ def carry_out(model: Classifier, plan: Plan, task: Task, autocast: torch.dtype |
 
     Frozen matrices are stored in the type `autocast`, so that the network is good for passes under it only.
     """
+    return Trainee(model, apply_plan(model, plan, autocast), task)
+
+
+def apply_plan(model: Classifier, plan: Plan, autocast: torch.dtype | None = None) -> Tuned:
+    """Apply `plan` as `carry_out` does, without a task to train on."""
     tuned = plan.carry_out(model.vit)
     tuned.cast_frozen(autocast)
-    return Trainee(model, tuned, task)
+    return tuned
 
 
 def choose_ways(

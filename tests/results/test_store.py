@@ -63,7 +63,7 @@ def test_a_record_of_another_job_or_without_its_seal_is_refused(tmp_path: Path) 
     here.job("abc").path.mkdir(parents=True)
     record = here.job("abc").write_record(records.Fake().record().model_copy(update={"id": "abc"}))
     shutil.copytree(here.job("abc").path, here.job("def").path)
-    with pytest.raises(StoreError, match=r"def.record\.json is of another job, abc; move its folder away"):
+    with pytest.raises(StoreError, match=r"def.record\.json is of another job, abc; move the job's folder away"):
         here.job("def").record()
     (here.job("abc").path / "record.json").write_text(record.model_copy(update={"seal": ""}).model_dump_json())
     with pytest.raises(StoreError, match="was changed after it was written"):

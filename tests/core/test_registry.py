@@ -126,7 +126,7 @@ def test_a_plugins_own_sentence_is_not_wrapped(install: Any) -> None:
 
 
 def test_a_built_in_module_that_lacks_a_plugin_attribute_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Registry, "own", lambda _: frozenset({"__init__"}))
+    monkeypatch.setattr(Registry, "built_in", lambda _: frozenset({"__init__"}))
     with pytest.raises(PluginError, match="cannot be loaded"):
         registry("methods").get("__init__")
 

@@ -42,7 +42,8 @@ def parsed(command: str) -> tuple[str, dict[str, Any]]:
     """Return the verb of a command, with the kind of an analysis, and the values that the program reads from it."""
     program, *words = shlex.split(command)
     assert program == "peftbench"
-    group, verb = get_command(app), ""
+    group: Any = get_command(app)
+    verb = ""
     while hasattr(group, "commands"):
         verb, group, words = f"{verb} {words[0]}".strip(), group.commands[words[0]], words[1:]
     return verb, group.make_context(verb, words).params

@@ -9,7 +9,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from multiprocessing.context import ForkServerProcess
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -104,15 +104,20 @@ SLOW = (  # to import, some of it only when first needed
 )
 
 
+def warm_context() -> ForkServerContext:
+    """Return a context whose processes have imported what is slow: each starts within milliseconds."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([*SLOW, "tests.studies"])
+    return context
+
+
 def start(arguments: Sequence[str], home: Path, die_at: tuple[str, int] | None = None) -> ForkServerProcess:
     """`peftbench ARGUMENTS` in a process of its own, working in `home`, what it prints in `home/out.txt`.
 
     It is forked from a server that has imported what is slow, so that many such processes can be killed. With `die_at`
     (NAME, n), it kills itself just before the n-th time that a draft would be renamed to a file of that name.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([*SLOW, "tests.studies"])
-    process = context.Process(target=_program, args=(list(arguments), home, die_at))
+    process = warm_context().Process(target=_program, args=(list(arguments), home, die_at))
     process.start()
     return process
 

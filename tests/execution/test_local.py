@@ -46,6 +46,13 @@ def jobs(home: Path) -> list[Job]:
     return studies.jobs(studies.small(home / "images", methods=METHODS), studies.places(home))
 
 
+@pytest.fixture
+def warm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let workers start with everything imported, where it does not matter which signals they inherit."""
+    context = studies.warm_context()
+    monkeypatch.setattr(multiprocessing, "get_context", lambda _method: context)
+
+
 @dataclass
 class Kept:
     """A monitor that keeps what it receives, and calls `on_tick` and `on_end`."""
@@ -74,6 +81,7 @@ def run_all(jobs: Sequence[Job], where: Places, count: int) -> tuple[list[Tick],
     return kept.ticks, kept.records
 
 
+@pytest.mark.usefixtures("warm")
 def test_side_by_side_gives_the_numbers_of_one_by_one(jobs: list[Job], home: Path, tmp_path: Path) -> None:
     alone, together = (replace(studies.places(home), store=tmp_path / name) for name in ("alone", "together"))
     _, one_by_one = run_all(jobs, alone, 1)
@@ -151,6 +159,7 @@ class Deadly(str):
         return os._exit, (9,)
 
 
+@pytest.mark.usefixtures("warm")
 def test_a_worker_that_dies_takes_only_its_job_with_it(
     jobs: list[Job], home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -180,6 +189,7 @@ def test_a_helper_process_that_dies_at_once_is_an_error_in_a_sentence(
         LocalExecutor(2).run(jobs, studies.places(home), Kept())
 
 
+@pytest.mark.usefixtures("warm")
 def test_a_lost_helper_process_is_named_and_every_job_gets_its_record(
     jobs: list[Job], home: Path, tmp_path: Path
 ) -> None:
@@ -201,6 +211,7 @@ def test_a_lost_helper_process_is_named_and_every_job_gets_its_record(
     assert {name: record.status for name, record in kept.records.items()} == {job.id: "done" for job in (*jobs, later)}
 
 
+@pytest.mark.usefixtures("warm")
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_job_that_takes_too_long_fails_and_the_others_go_on(
     jobs: list[Job], home: Path, tmp_path: Path, workers: int
@@ -235,6 +246,7 @@ def test_a_time_limit_raises_its_error_and_ends_with_the_block() -> None:
     time.sleep(0.1)
 
 
+@pytest.mark.usefixtures("warm")
 def test_the_first_ctrl_c_stops_after_a_checkpoint(jobs: list[Job], home: Path, tmp_path: Path) -> None:
     long = [replace(job, recipe=replace(job.recipe, steps=100_000, evaluations=100)) for job in jobs]
     where = replace(studies.places(home), store=tmp_path)

@@ -14,7 +14,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from multiprocessing.context import SpawnContext
+from multiprocessing.context import BaseContext
 from multiprocessing.managers import SyncManager
 from multiprocessing.process import BaseProcess
 from multiprocessing.queues import SimpleQueue
@@ -178,7 +178,7 @@ class _Pool:
                 raise
 
 
-def _relay(context: SpawnContext, stack: ExitStack) -> Any:  # noqa: ANN401 - a proxy
+def _relay(context: BaseContext, stack: ExitStack) -> Any:  # noqa: ANN401 - a proxy
     """Return a queue in a helper process that ends with the stack. Raises JobError if the process dies at once."""
     manager = SyncManager(ctx=context)
     try:
@@ -193,7 +193,7 @@ def _late(timeout: float | None) -> JobError:
     return JobError(f"The job exceeded --timeout {timeout:g}.")
 
 
-def gpu_queue(context: SpawnContext, workers: int, gpus: int) -> SimpleQueue[int]:
+def gpu_queue(context: BaseContext, workers: int, gpus: int) -> SimpleQueue[int]:
     """Return a queue with the number of a GPU for each worker, in turn; empty without GPUs."""
     numbers: SimpleQueue[int] = context.SimpleQueue()
     for worker in range(workers if gpus else 0):

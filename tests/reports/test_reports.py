@@ -16,7 +16,9 @@ import pytest
 from PIL import Image
 
 from peftbench.core.contract import Report, Result
-from peftbench.reports import csv, figure, html, latex, markdown
+from peftbench.reports import _panels, csv, figure, html, latex, markdown
+from peftbench.results import summary
+from peftbench.results.series import Rows
 from peftbench.results.tables import tables
 from peftbench.results.text import markdown_text, printable
 from tests.records import Fake, study
@@ -205,6 +207,15 @@ def test_every_figure_is_a_drawing_a_page_and_a_picture(written: dict[str, list[
         with Image.open(png) as image:
             assert image.width > 200 < image.height
     assert {file.stem for file in written["figure"]} >= {"figure", "tiers", "matrix", "seeds", "confusion", "recalls"}
+
+
+@pytest.mark.parametrize(("least", "kind"), [(1.0, "log"), (50.0, "linear"), (0.0, "linear")])
+def test_costs_of_several_orders_of_magnitude_have_a_logarithmic_axis(least: float, kind: str, tmp_path: Path) -> None:
+    costs = {"lora": least, "bitfit": 100.0}
+    (block,) = summary.summarize(Fake(method).write(tmp_path) for method in costs)
+    rows: Rows = [{"method": method, "value": value, "score": 60.0, "title": "time"} for method, value in costs.items()]
+    points = _panels.pareto(rows, block)["layer"][1]
+    assert points["encoding"]["x"]["scale"]["type"] == kind
 
 
 def test_settings_have_figures_of_their_own(tmp_path: Path) -> None:

@@ -120,7 +120,7 @@ def task() -> Task:
 @pytest.mark.parametrize("pieces", [2, 4, 6])
 def test_pieces_give_the_gradients_of_the_whole(pieces: int) -> None:
     whole, cut = learner(), learner()
-    curves = [fit(one, task(), RECIPE, 0, parts=n).curve for one, n in ((whole, 1), (cut, pieces))]
+    curves = [fit(one, task(), RECIPE, 0, pieces=n).curve for one, n in ((whole, 1), (cut, pieces))]
     for name, tensor in whole.tensors.items():
         torch.testing.assert_close(cut.tensors[name], tensor, rtol=1e-9, atol=1e-12)
     assert curves[0][-1]["train_loss"] == pytest.approx(curves[1][-1]["train_loss"], rel=1e-9)

@@ -127,7 +127,7 @@ def _set_up(asked: Study, source: Source, places: Places, seconds: float) -> Set
 
 
 @dataclass
-class Candidate:
+class TimedMethod:
     """A method that is being measured."""
 
     row: SizedMethod
@@ -156,7 +156,7 @@ def _measure(rows: Sequence[SizedMethod], setup: Setup) -> Iterator[tuple[SizedM
         yield one.row, _measured(one, setup)
 
 
-def _prepare(row: SizedMethod, setup: Setup, stack: ExitStack) -> Candidate:
+def _prepare(row: SizedMethod, setup: Setup, stack: ExitStack) -> TimedMethod:
     """Carry out a method and train for a first time, which is not timed."""
     _import_all(row)
     with hardware.peak_memory(setup.places.device) as peak:
@@ -170,18 +170,18 @@ def _prepare(row: SizedMethod, setup: Setup, stack: ExitStack) -> Candidate:
             trainee = trainee.on_features(_random_features(model, task))
         trainee = choose_ways(trainee, setup.recipe, setup.places.cache)
         stack.enter_context(compiled(model.vit, enabled=setup.recipe.compile))
-        found = Candidate(row, trainee, selection_seconds, sum(probed))
+        found = TimedMethod(row, trainee, selection_seconds, sum(probed))
         for _ in range(2 if setup.recipe.compile or setup.places.device == "cuda" else 1):
             _fit(found, setup, setup.once)
     found.peak_memory = peak.bytes
     return found
 
 
-def _fit(one: Candidate, setup: Setup, steps: int) -> Progress:
+def _fit(one: TimedMethod, setup: Setup, steps: int) -> Progress:
     return fit(one.trainee.learner, one.trainee.task, replace(setup.recipe, steps=steps), 0, setup.autocast)
 
 
-def _train_in_turn(candidates: Sequence[Candidate], setup: Setup) -> None:
+def _train_in_turn(candidates: Sequence[TimedMethod], setup: Setup) -> None:
     """Train a few steps of each method in turn, until each has MIN_STEPS and the time is spent."""
     steps, spent = ROUND[setup.places.device], 0.0
     enough = setup.seconds * len(candidates)
@@ -192,7 +192,7 @@ def _train_in_turn(candidates: Sequence[Candidate], setup: Setup) -> None:
             spent += progress.train_seconds
 
 
-def _train_at_once(one: Candidate, setup: Setup) -> None:
+def _train_at_once(one: TimedMethod, setup: Setup) -> None:
     """Train for as long as the time allows; each run captures a new graph, so its first steps are subtracted."""
     first = _fit(one, setup, setup.once)
     steps = int(np.clip(setup.seconds * setup.once / first.train_seconds, MIN_STEPS, MAX_RUNS))
@@ -204,7 +204,7 @@ def _train_at_once(one: Candidate, setup: Setup) -> None:
 # --- one method ------------------------------------------------------------------------------------------------------
 
 
-def _measured(one: Candidate, setup: Setup) -> Measured:
+def _measured(one: TimedMethod, setup: Setup) -> Measured:
     """Count what a step of a method costs, and time its prediction."""
     model, tuned, batch = one.trainee.model, one.trainee.tuned, setup.recipe.batch
     side, head_only = setup.source.preprocessing.size, one.trainee.head_only

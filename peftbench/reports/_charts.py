@@ -14,7 +14,7 @@ from peftbench.results import series
 from peftbench.results.series import Rows
 from peftbench.results.summary import Block
 from peftbench.results.text import printable
-from peftbench.results.vega import Spec
+from peftbench.results.vega import VegaSpec
 
 COLUMNS = 3  # panels in a row of a file
 
@@ -26,10 +26,10 @@ class Chart:
     name: str  # of the file
     title: str
     caption: str
-    panels: Mapping[str, Spec]  # title -> specification
+    panels: Mapping[str, VegaSpec]  # title -> specification
 
     @property
-    def whole(self) -> Spec:
+    def whole(self) -> VegaSpec:
         """Return one specification of all panels."""
         panels = [{**spec, "title": title} for title, spec in self.panels.items()]
         choices = [panel.pop("params") for panel in panels if "params" in panel]  # of the whole, not of a panel
@@ -86,26 +86,26 @@ def _validated(block: Block, names: Sequence[str]) -> Rows:
 
 
 @dataclass(frozen=True)
-class Kind:
+class ChartKind:
     """One kind of chart: what it shows, its numbers, and how it is drawn."""
 
     name: str
     title: str
     caption: str
     rows: Callable[[Block, Sequence[str]], Rows]
-    draw: Callable[[Rows, Block], Spec]
+    draw: Callable[[Rows, Block], VegaSpec]
 
 
-def _cost_kind(cost: str, title: str) -> Kind:
+def _cost_kind(cost: str, title: str) -> ChartKind:
     def rows(block: Block, names: Sequence[str]) -> Rows:
         return [row for row in series.costs(block, names) if row["cost"] == cost and row["tier"]]
 
     caption = "Dashed: Pareto front. Times depend on the machine and its load."
-    return Kind(f"pareto_{cost}", f"Score against {title.partition(' (')[0]}", caption, rows, _panels.pareto)
+    return ChartKind(f"pareto_{cost}", f"Score against {title.partition(' (')[0]}", caption, rows, _panels.pareto)
 
 
-KINDS: Sequence[Kind] = (
-    Kind(
+KINDS: Sequence[ChartKind] = (
+    ChartKind(
         "figure",
         "Score against trainable share",
         "Macro F1 with 95% intervals; a method with several budgets is a line. Horizontal: methods that train nothing "
@@ -113,21 +113,21 @@ KINDS: Sequence[Kind] = (
         series.scores,
         _panels.score_against_share,
     ),
-    Kind(
+    ChartKind(
         "tiers",
         "Tiers",
         "Nothing is shown to be better than a method of tier 1. 95% intervals.",
         _ranked,
         _panels.tiers,
     ),
-    Kind(
+    ChartKind(
         "matrix",
         "Comparison of methods",
         "Macro F1 of the row minus that of the column, in points. Bold: differs at 5%, adjusted by Holm.",
         series.pairs,
         _panels.matrix,
     ),
-    Kind(
+    ChartKind(
         "critical_difference",
         "Average ranks",
         "Grey: the critical difference from the best average rank (Nemenyi, 5%); methods inside are not shown to "
@@ -136,34 +136,34 @@ KINDS: Sequence[Kind] = (
         _panels.critical_difference,
     ),
     *(_cost_kind(cost, title) for cost, (title, _) in series.COSTS.items()),
-    Kind("seeds", "Seeds", "Macro F1 on test of every seed.", series.seeds, _panels.seeds),
-    Kind(
+    ChartKind("seeds", "Seeds", "Macro F1 on test of every seed.", series.seeds, _panels.seeds),
+    ChartKind(
         "curves",
         "Learning curves",
         "Macro F1 on the validation part at each evaluation, mean over seeds.",
         _validated,
         _panels.curves,
     ),
-    Kind(
+    ChartKind(
         "searches",
         "Rates that were tried",
         "Macro F1 on validation of every trial; a ring marks the chosen one.",
         series.searches,
         _panels.searches,
     ),
-    Kind(
+    ChartKind(
         "reliability",
         "Reliability",
         "How many predictions of a confidence are right, in ten bins; dashed: calibrated.",
         series.reliability,
         _panels.reliability,
     ),
-    Kind(
+    ChartKind(
         "confusion",
         "Confusion matrix",
         "Test images, mean over seeds. The page shows any method, a file the one with the best score.",
         series.confusion,
         _panels.confusion,
     ),
-    Kind("recalls", "Recall of each class", "On the test part, mean over seeds.", series.recalls, _panels.recalls),
+    ChartKind("recalls", "Recall of each class", "On the test part, mean over seeds.", series.recalls, _panels.recalls),
 )

@@ -12,14 +12,14 @@ from typing import Any
 
 from peftbench.results.series import Rows
 from peftbench.results.summary import Block
-from peftbench.results.vega import COLORS, GREYS, SHAPES, Spec
+from peftbench.results.vega import COLORS, GREYS, SHAPES, VegaSpec
 
 WIDTH, HEIGHT = 300, 230  # of a panel in a file, in pixels; on the page a panel is as wide as its column
 ROW = 18  # height of a method where methods are rows
 LOGARITHMIC = 30  # a cost whose largest value is that many times its smallest has a logarithmic axis
 
 
-def score_against_share(rows: Rows, block: Block) -> Spec:
+def score_against_share(rows: Rows, block: Block) -> VegaSpec:
     """Draw macro F1 with intervals over the trainable share; methods that train nothing in the backbone as lines."""
     trained = [row for row in rows if row["trained"]]
     level = [row for row in rows if not row["trained"]]
@@ -62,7 +62,7 @@ def score_against_share(rows: Rows, block: Block) -> Spec:
     return _panel(layer=layers if trained else layers[:1])
 
 
-def tiers(rows: Rows, _: Block) -> Spec:
+def tiers(rows: Rows, _: Block) -> VegaSpec:
     """Draw the score of every method with its interval, the best first, the first tier apart."""
     methods = [row["method"] for row in sorted(rows, key=lambda row: -row["score"])]
     y = _methods(methods)
@@ -87,7 +87,7 @@ def tiers(rows: Rows, _: Block) -> Spec:
     return _panel(rows, layer=layers, height=ROW * len(methods))
 
 
-def matrix(rows: Rows, block: Block) -> Spec:
+def matrix(rows: Rows, block: Block) -> VegaSpec:
     """Draw the difference of every pair of methods, row minus column; a differing pair in bold."""
     order = _in_order(rows, block)
     widest = max((abs(row["difference"]) for row in rows if row["difference"] is not None), default=1) or 1
@@ -119,12 +119,12 @@ def matrix(rows: Rows, block: Block) -> Spec:
     return _panel(rows, layer=layers, encoding=encoding, height=20 * len(order))
 
 
-def critical_difference(rows: Rows, _: Block) -> Spec:
+def critical_difference(rows: Rows, _: Block) -> VegaSpec:
     """Draw average ranks with the critical difference as a bar from the best one."""
     order = [row["method"] for row in rows]
     best, critical = rows[0]["rank"], rows[0]["critical"]
     x = {"field": "rank", "type": "quantitative", "title": "average rank (1 is best)", "scale": {"zero": False}}
-    layers: list[Spec] = [
+    layers: list[VegaSpec] = [
         {
             "mark": {"type": "point", "filled": True, "size": 70, "opacity": 1, "color": COLORS[0]},
             "encoding": {"y": _methods(order), "x": x, "tooltip": _tips(method="method", rank="average rank")},
@@ -141,7 +141,7 @@ def critical_difference(rows: Rows, _: Block) -> Spec:
     return _panel(rows, layer=layers, height=ROW * len(order))
 
 
-def pareto(rows: Rows, block: Block) -> Spec:
+def pareto(rows: Rows, block: Block) -> VegaSpec:
     """Draw the score over one cost of every method, with the Pareto front."""
     front = _front(rows)
     title, least, most = rows[0]["title"], min(row["value"] for row in rows), max(row["value"] for row in rows)
@@ -164,7 +164,7 @@ def pareto(rows: Rows, block: Block) -> Spec:
     return _panel(rows, layer=layers)
 
 
-def seeds(rows: Rows, block: Block) -> Spec:
+def seeds(rows: Rows, block: Block) -> VegaSpec:
     """Draw the score of every seed."""
     order = _in_order(rows, block)
     tips = _tips(method="method", seed="seed", score="macro F1 (%)")
@@ -174,7 +174,7 @@ def seeds(rows: Rows, block: Block) -> Spec:
     )
 
 
-def curves(rows: Rows, block: Block) -> Spec:
+def curves(rows: Rows, block: Block) -> VegaSpec:
     """Draw macro F1 on validation over the training steps, mean over seeds."""
     x = {"field": "step", "type": "quantitative", "title": "training step", "axis": {"grid": False, "tickCount": 5}}
     y = {**_score(), "field": "validation", "title": "validation macro F1 (%)"}
@@ -183,7 +183,7 @@ def curves(rows: Rows, block: Block) -> Spec:
     return _panel(rows, mark=mark, encoding={"x": x, "y": y, "color": _color(rows, block), "tooltip": tips})
 
 
-def reliability(rows: Rows, block: Block) -> Spec:
+def reliability(rows: Rows, block: Block) -> VegaSpec:
     """Draw the accuracy of predictions over their confidence; on the diagonal both agree."""
     low = min(row["confidence"] for row in rows)
     diagonal = [{"confidence": low, "accuracy": low}, {"confidence": 100, "accuracy": 100}]
@@ -210,7 +210,7 @@ def reliability(rows: Rows, block: Block) -> Spec:
     return _panel(rows, layer=layers)
 
 
-def confusion(rows: Rows, block: Block) -> Spec:
+def confusion(rows: Rows, block: Block) -> VegaSpec:
     """Draw the confusion matrix of one method; on the page a list chooses which."""
     classes = list(dict.fromkeys(row["true"] for row in rows))
     best = _in_order(rows, block)
@@ -249,7 +249,7 @@ def confusion(rows: Rows, block: Block) -> Spec:
     return _panel(rows, params=[choice], transform=filtered, layer=layers, encoding=encoding, height=34 * len(classes))
 
 
-def recalls(rows: Rows, block: Block) -> Spec:
+def recalls(rows: Rows, block: Block) -> VegaSpec:
     """Draw the recall of each class of every method."""
     classes = list(dict.fromkeys(row["class"] for row in rows))
     x = {"field": "recall", "type": "quantitative", "title": "recall (%)", "scale": {"zero": False}}
@@ -260,7 +260,7 @@ def recalls(rows: Rows, block: Block) -> Spec:
     return _panel(rows, mark=mark, encoding=encoding, height=max(60, 34 * len(classes)))
 
 
-def searches(rows: Rows, block: Block) -> Spec:
+def searches(rows: Rows, block: Block) -> VegaSpec:
     """Draw the validation score of every trial over its learning rate; a ring marks the chosen one."""
     x = {
         "field": "lr",
@@ -298,16 +298,16 @@ def searches(rows: Rows, block: Block) -> Spec:
 BOUNDS: Mapping[str, str] = MappingProxyType({"low": "95% from", "high": "to"})
 
 
-def _panel(rows: Rows | None = None, *, height: int = HEIGHT, **parts: Any) -> Spec:  # noqa: ANN401 - of the specification
+def _panel(rows: Rows | None = None, *, height: int = HEIGHT, **parts: Any) -> VegaSpec:  # noqa: ANN401 - of the specification
     data = {} if rows is None else {"data": {"values": rows}}
     return {"width": WIDTH, "height": height, **data, **parts}
 
 
-def _score() -> Spec:
+def _score() -> VegaSpec:
     return {"field": "score", "type": "quantitative", "title": "macro F1 (%)", "scale": {"zero": False}}
 
 
-def _methods(order: Sequence[str]) -> Spec:
+def _methods(order: Sequence[str]) -> VegaSpec:
     axis = {"labelLimit": 180, "grid": True, "ticks": False, "domain": False}
     return {"field": "method", "type": "nominal", "sort": list(order), "title": None, "axis": axis}
 
@@ -319,24 +319,24 @@ def _in_order(rows: Rows, block: Block) -> list[str]:
     return [row.name for row in sorted(found, key=lambda row: -row.mean("macro_f1", list(row.replicates)))]
 
 
-def _color(rows: Rows, block: Block) -> Spec:
+def _color(rows: Rows, block: Block) -> VegaSpec:
     """Return the color of each method, the same in all panels of a block; baselines are grey."""
     colors, greys = cycle(COLORS), cycle(GREYS)
     return _scale(rows, {row.name: next(greys if row.baseline else colors) for row in block.rows})
 
 
-def _shape(rows: Rows, block: Block) -> Spec:
+def _shape(rows: Rows, block: Block) -> VegaSpec:
     """Return the shape of each method, the same in all panels of a block."""
     return _scale(rows, dict(zip((row.name for row in block.rows), cycle(SHAPES), strict=False)))
 
 
-def _scale(rows: Rows, every: Mapping[str, str]) -> Spec:
+def _scale(rows: Rows, every: Mapping[str, str]) -> VegaSpec:
     names = list(dict.fromkeys(row["method"] for row in rows))
     scale = {"domain": names, "range": [every[name] for name in names]}
     return {"field": "method", "type": "nominal", "title": None, "scale": scale}
 
 
-def _tips(**titles: str) -> list[Spec]:
+def _tips(**titles: str) -> list[VegaSpec]:
     return [{"field": field, "title": title} for field, title in titles.items()]
 
 

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 from peftbench.storage.files import write_bytes, write_text
 
-Spec: TypeAlias = dict[str, Any]
+VegaSpec: TypeAlias = dict[str, Any]
 
 SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"  # a name; nothing is fetched
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#999933")
@@ -31,7 +31,7 @@ STYLE: Mapping[str, Any] = MappingProxyType(  # of files; the page has the color
 SCALE = 2  # pixels of a PNG per pixel of the drawing
 
 
-def save(spec: Spec, stem: Path) -> list[Path]:
+def save(spec: VegaSpec, stem: Path) -> list[Path]:
     """Write a figure as STEM.svg, STEM.pdf and STEM.png and return the files. Raises OSError."""
     import vl_convert  # noqa: PLC0415 - `peftbench list` loads every report
 

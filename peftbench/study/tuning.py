@@ -38,7 +38,7 @@ from peftbench.results.store import Store
 WIDEST = 6  # rates of an optimizer in the first round
 
 
-Setting: TypeAlias = tuple[tuple[str, Any], ...]  # fields of a method and their values
+FieldValues: TypeAlias = tuple[tuple[str, Any], ...]  # fields of a method and their values
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Trial:
 
     optimizer: str
     lr: float
-    setting: Setting = ()  # fields that differ from those of the method as requested
+    setting: FieldValues = ()  # fields that differ from those of the method as requested
 
 
 TrialScores: TypeAlias = Mapping[Trial, float | None]  # in the order of the trials; None: failed
@@ -69,7 +69,7 @@ def _decades(middle: float, points: int) -> list[float]:
     return [float(f"1e{exponent}") for exponent in sorted(exponents)]
 
 
-def next_trial(scores: TrialScores, alternatives: Setting = ()) -> Trial:
+def next_trial(scores: TrialScores, alternatives: FieldValues = ()) -> Trial:
     """Return the trial that follows from the scores of all earlier ones; `alternatives` are fields to be tried."""
     optimizer, lr, setting = astuple(best(scores))
     rates = _rates(scores, optimizer)
@@ -139,7 +139,7 @@ class Search:
     recipes: Mapping[str, Recipe]  # optimizer -> recipe, whose learning rate the trials replace
     budget: int  # trials
     given: tuple[float, ...] = ()  # rates to try as they are, instead of the rule; the authors' under `official`
-    alternatives: Setting = ()  # fields of the method that are tuned, too
+    alternatives: FieldValues = ()  # fields of the method that are tuned, too
     refit: bool = False  # train the final job without a validation part, to the step that the best trial chose
 
     def trial_job(self, trial: Trial) -> Job:

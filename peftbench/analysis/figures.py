@@ -14,7 +14,7 @@ from peftbench.analysis.weight_change import ENDS, ORDERS, Kept
 from peftbench.core.constants import HYBRID_SHARES, KEPT
 from peftbench.results.formatting import format_percent
 from peftbench.results.text import printable
-from peftbench.results.vega import COLORS, SHAPES, Spec, save
+from peftbench.results.vega import COLORS, SHAPES, VegaSpec, save
 
 if TYPE_CHECKING:
     import pandas  # noqa: ICN001 - by its full name the run-time type checks of the tests find it
@@ -54,7 +54,7 @@ def sparsity_figure(series: FullSeries, found: Sequence[Kept], stem: Path) -> li
     return _save(series, "Score with only some of the tuned weights", caption, panels, stem, columns=2)
 
 
-def _curves(found: Sequence[Kept]) -> Spec:
+def _curves(found: Sequence[Kept]) -> VegaSpec:
     """Draw a line for each order; all begin without and end with all tuned weights."""
     shares = [format_percent(share) for share in (0.0, *SHARES, 1.0)]
     full = next(one.score.value for one in found if one.order == "all")
@@ -68,7 +68,7 @@ def _curves(found: Sequence[Kept]) -> Spec:
     }
     bars = {"y": {**score, "field": "low"}, "y2": {"field": "high"}}
     lines, points = {"strokeDash": _by_order(titles, DASHES)}, {"shape": _by_order(titles, SHAPES)}
-    layers: list[Spec] = [
+    layers: list[VegaSpec] = [
         {
             "mark": {"type": "rule", "strokeDash": [1, 3], "color": "#555555"},
             "data": {"values": [{"score": 100 * KEPT * full}]},
@@ -84,7 +84,7 @@ def _curves(found: Sequence[Kept]) -> Spec:
     return {"data": {"values": _rows(found)}, "layer": layers, "width": 380, "height": 260}
 
 
-def _by_order(titles: Sequence[str], looks: Sequence[object]) -> Spec:
+def _by_order(titles: Sequence[str], looks: Sequence[object]) -> VegaSpec:
     """Return the encoding by which each order has its own color, dashes or shape."""
     scale = {"domain": list(titles), "range": list(looks[: len(titles)])}
     return {"field": "order", "type": "nominal", "title": None, "scale": scale}
@@ -175,7 +175,7 @@ def _sorted_blocks(blocks: Sequence[str]) -> list[str]:
 # --- heat maps -------------------------------------------------------------------------------------------------------
 
 
-def _heat(cells: Mapping[tuple[str, str], Shade], rows: Sequence[str], columns: Sequence[str]) -> Spec:
+def _heat(cells: Mapping[tuple[str, str], Shade], rows: Sequence[str], columns: Sequence[str]) -> VegaSpec:
     """Draw a matrix, light to dark, with a text in each cell; a missing cell is left white."""
     values = [
         {"row": printable(row), "column": printable(column), "shade": shade, "text": text}
@@ -236,7 +236,7 @@ def _finite(value: float) -> float | None:
 
 
 def _save(
-    series: FullSeries, title: str, caption: str, panels: Mapping[str, Spec], stem: Path, columns: int = 1
+    series: FullSeries, title: str, caption: str, panels: Mapping[str, VegaSpec], stem: Path, columns: int = 1
 ) -> list[Path]:
     spec = {
         "title": {

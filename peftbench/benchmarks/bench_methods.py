@@ -27,10 +27,17 @@ from peftbench.models.top_k import backbone_size
 from peftbench.profiling import hardware
 from peftbench.profiling.hardware import PRECISIONS
 from peftbench.training.loop import Learner, Task, fit
-from peftbench.training.trainee import Trainee, carry_out, make_classifier, make_probe, make_task
+from peftbench.training.trainee import Trainee, carry_out, choose_ways, make_classifier, make_probe, make_task
 
 BACKBONE, DATASET = "mini", "phantom_ultrasound"
 BOUNDS: Mapping[float, float] = {0.01: 0.85, 0.001: 0.80, 0.0001: 0.75}  # share of weights -> step over a full one
+OTHERS: Mapping[str, float | None] = {  # methods of other masks -> share of weights, or as by default
+    "gps": None,
+    "spt_lora": 0.01,
+    "control_within": 0.01,
+    "control_random": 0.01,
+}
+SPREAD = 0.1  # share of weights drawn at random, where no way but the dense one is left
 RECIPE = Recipe("bench", lr=1e-3, batch=32, evaluations=1, warmup=0.0)
 STEPS = 2  # of a method before it is the next one's turn
 EQUAL_STEPS = 5  # whose losses must agree
@@ -55,7 +62,10 @@ class Workbench:
         """Return the network with the method's plan carried out."""
         model = self.model()
         probe = make_probe(model, self.task, self.recipe, 0, self.cache / f"probe_{self.recipe.precision}")
-        return carry_out(model, method.plan(model.vit, probe), self.task, PRECISIONS[self.recipe.precision])
+        plan = method.plan(model.vit, probe)
+        hardware.free()  # as a job does
+        trainee = carry_out(model, plan, self.task, PRECISIONS[self.recipe.precision])
+        return choose_ways(trainee, self.recipe, self.cache)
 
     def train(self, learner: Learner, steps: int, evaluations: int = 1) -> list[float]:
         """Train for some steps; return the mean loss before each evaluation."""
@@ -71,10 +81,12 @@ def open_workbench(cache: Path, precision: Precision) -> Workbench:
     return Workbench(make_task(data, preprocessing, "cpu", ()), replace(RECIPE, precision=precision), cache)
 
 
-def sized(name: str, share: float) -> Method:
-    """Return a method at the size nearest to a share of the backbone's weights."""
-    blank = backbone.locate(BACKBONE, blank=True).blank()
+def sized(name: str, share: float | None) -> Method:
+    """Return a method at the size nearest to a share of the backbone's weights, or as by default for None."""
     method: Method = registry("methods").get(name)()
+    if share is None:
+        return method
+    blank = backbone.locate(BACKBONE, blank=True).blank()
     return method.within(round(share * backbone_size(blank)), blank).method
 
 
@@ -100,25 +112,30 @@ def _masked(model: Classifier, plan: Plan, task: Task) -> Learner:
 
 
 def mask_steps(rounds: int) -> Iterator[Gate]:
-    """Time steps on SH-PEFT's masks over steps of full fine-tuning, in each precision that this CPU computes in."""
+    """Time steps on chosen weights over steps of full fine-tuning, in each precision that this CPU computes in."""
     precisions: tuple[Precision, ...] = ("fp32", "bf16") if hardware.auto_precision("cpu") == "bf16" else ("fp32",)
+    ours = {f"SH-PEFT at {share:.2%}": ("shpeft", share) for share in BOUNDS}
+    others = {f"{name} at {share:.0%}" if share else name: (name, share) for name, share in OTHERS.items()}
+    others[f"control_random at {SPREAD:.0%}"] = ("control_random", SPREAD)
     for precision in precisions:
         with TemporaryDirectory() as folder:
             bench = open_workbench(Path(folder), precision)
-            learners = {"full": bench.trainee(registry("methods").get("full")()).learner}
-            learners |= {f"{share:.2%}": bench.trainee(sized("shpeft", share)).learner for share in BOUNDS}
             work: dict[str, Callable[[], object]] = {
-                name: partial(bench.train, learner, STEPS) for name, learner in learners.items()
+                name: partial(bench.train, bench.trainee(sized(*method)).learner, STEPS)
+                for name, method in {"full": ("full", None), **ours, **others}.items()
             }
             found = ratios(work, "full", rounds)
-        for share, bound in BOUNDS.items():
-            yield Gate(f"step of SH-PEFT at {share:.2%} over full, {precision}", found[f"{share:.2%}"], bound)
+        for (name, _), bound in zip(ours.items(), BOUNDS.values(), strict=True):
+            yield Gate(f"step of {name} over full, {precision}", found[name], bound)
+        slowest = max(others, key=found.__getitem__)
+        yield Gate(f"step of any other mask over full, {precision}: {slowest}", found[slowest], 1.0)
 
 
 def peak_memory(rounds: int) -> Iterator[Gate]:  # noqa: ARG001 - measured once, each in a new process
     """Measure the peak of SH-PEFT at 1%, selection included, over that of LoRA at the same count and of full."""
-    peaks = {}
-    for name, share in {"shpeft": 0.01, "lora": 0.01, "full": None}.items():
+    peaks = dict[str, int]()
+    methods: dict[str, float | None] = {"shpeft": 0.01, "lora": 0.01, "full": None}
+    for name, share in methods.items():
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
             peaks[name] = process.submit(measured_peak, name, share).result()
     yield Gate("measured peak memory of SH-PEFT at 1% over LoRA's at its count", peaks["shpeft"] / peaks["lora"], 1.10)
@@ -128,7 +145,7 @@ def peak_memory(rounds: int) -> Iterator[Gate]:  # noqa: ARG001 - measured once,
 def measured_peak(name: str, share: float | None) -> int:
     """Return the growth of this process's memory, in bytes, while a method is planned and trains for a few steps."""
     torch.set_num_threads(1)
-    method = registry("methods").get(name)() if share is None else sized(name, share)
+    method = sized(name, share)
     with TemporaryDirectory() as folder:
         bench = open_workbench(Path(folder), "fp32")
         with hardware.peak_memory("cpu") as peak:

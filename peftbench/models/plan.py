@@ -138,9 +138,8 @@ class Plan:
         self._refuse_misfit(vit)
         vit.requires_grad_(requires_grad=False)
         tensors: dict[str, Tensor] = {f"tune/{n}": vit.get_parameter(n).requires_grad_() for n in sorted(self.tune)}
-        weights_first = sorted(self.entries, key=lambda n: (not n.endswith("weight"), n))  # a weight replaces its layer
-        for name in weights_first:
-            tensors[f"values/{name}"] = sparse.pack(vit, name, self.entries[name], decay=self.decay_entries)
+        packed = sparse.pack(vit, self.entries, decay=self.decay_entries)
+        tensors |= {f"values/{name}": values for name, values in packed.items()}
         with next(vit.parameters()).device:
             shared = self._build_shared()
         for name, module in shared.items():

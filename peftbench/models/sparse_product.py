@@ -98,8 +98,12 @@ class Pattern(nn.Module):
 
 
 def _columns(matrix: Float[Tensor, "batch n"], chosen: Int64[Tensor, " few"]) -> Float[Tensor, "batch few"]:
-    """Return the chosen columns; in bfloat16 on a CPU `gather` takes .4 of the time of `index_select`."""
-    return matrix.gather(1, chosen.expand(len(matrix), -1))
+    """Return the chosen columns.
+
+    On a CPU `gather` takes .4 of the time of `index_select` in bfloat16, and .7 of that on integers of the same size.
+    """
+    integers = matrix.view(torch.int16) if matrix.dtype == torch.bfloat16 else matrix
+    return integers.gather(1, chosen.expand(len(matrix), -1)).view(matrix.dtype)
 
 
 def turned(matrix: Float[Tensor, "batch n"]) -> Float[Tensor, "n batch"]:

@@ -107,14 +107,10 @@ def peak_memory(device: str) -> Iterator[Peak]:
 
 
 def _reset(device: str) -> int:
+    free()  # not what earlier jobs left in reference cycles
     if device == "cuda":
-        free()  # not what earlier jobs left in reference cycles
         torch.cuda.reset_peak_memory_stats()
         return int(torch.cuda.memory_allocated())
-    gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc: what earlier jobs freed goes back to the system
-    if trim:
-        trim(0)
     with suppress(OSError):  # not Linux, or not allowed: the peak is then that of the whole process
         _CLEAR.write_text("5")
     return int(psutil.Process().memory_info().rss)
@@ -153,7 +149,10 @@ def out_of_memory(error: BaseException) -> OutOfMemory | None:
 
 
 def free() -> None:
-    """Collect garbage and return unused GPU memory to the system."""
+    """Collect garbage and return unused memory to the system."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim:  # glibc
+        trim(0)

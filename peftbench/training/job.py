@@ -119,6 +119,7 @@ def select(run: Run) -> None:
     )
     started = time.perf_counter()
     run.plan = run.method.plan(vit, probe)
+    hardware.free()  # training can use the memory of the selection
     run.outcome.selection_seconds = time.perf_counter() - started
     run.outcome.facts = run.plan.facts
     head = sum(p.numel() for p in run.model.head.parameters()) if run.method.trains else 0

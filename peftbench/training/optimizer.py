@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -52,16 +53,20 @@ def make_optimizer(
     """Return an optimizer of what requires a gradient; weight decay acts on matrices, not on vectors.
 
     Each group holds an `lr_multiplier` of the recipe's learning rate: that of its parameters in `lr_multipliers`, else
-    1. The head learns at `recipe.head_lr` if that is higher, unless it is trained alone, as in a linear probe.
+    1. The head learns at `recipe.head_lr` if that is higher, unless it is trained alone, as in a linear probe. `pieces`
+    are the parameters in the order of checkpoints, where every tensor with single entries that train has a number.
     """
-    groups: list[dict[str, Any]] = [
-        {
-            "params": parameters,
-            "weight_decay": recipe.weight_decay if decays else 0.0,
-            "lr_multiplier": multiplier,
-        }
-        for (multiplier, decays), parameters in _sort_parameters(model, recipe, lr_multipliers or {}).items()
-    ]
+    groups: list[dict[str, Any]] = []
+    for (multiplier, decays), pieces in _sort_parameters(model, recipe, lr_multipliers or {}).items():
+        positions = {p: position for position, p in enumerate(dict.fromkeys(p for p, _ in pieces))}
+        groups.append(
+            {
+                "params": list(positions),
+                "weight_decay": recipe.weight_decay if decays else 0.0,
+                "lr_multiplier": multiplier,
+                "pieces": [(positions[parameter], span) for parameter, span in pieces],
+            }
+        )
     if recipe.graph:  # a captured step reads its rate from the GPU
         device = next(model.parameters()).device
         groups = [{**group, "lr": torch.tensor(recipe.lr, device=device)} for group in groups]
@@ -79,21 +84,39 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
             group["lr"] = group["lr_multiplier"] * rate
 
 
+Piece: TypeAlias = tuple[nn.Parameter, slice]  # a parameter, and which of its first dimension
+
+
 def _sort_parameters(
     model: nn.Module, recipe: Recipe, lr_multipliers: Mapping[Tensor, float]
-) -> dict[tuple[float, bool], list[nn.Parameter]]:
+) -> dict[tuple[float, bool], list[Piece]]:
     """Return the trainable parameters by the multiplier of their learning rate and by whether they decay."""
-    sorted_: dict[tuple[float, bool], list[nn.Parameter]] = {(1.0, True): [], (1.0, False): []}
+    sorted_: dict[tuple[float, bool], list[Piece]] = {(1.0, True): [], (1.0, False): []}
     heads = {module for head in model.modules() if isinstance(head, Head) for module in head.modules()}
-    trained = [(m, n, p) for m in model.modules() for n, p in m.named_parameters(recurse=False) if p.requires_grad]
-    head_only = all(module in heads for module, _, _ in trained)
+    packed = {
+        site: (span, values)
+        for values in model.modules()
+        if isinstance(values, sparse.PackedValues)
+        for site, span in values.spans().items()
+    }
+    trained = [(m, n, p) for m in model.modules() for n, p in _own(m) if p.requires_grad]
+    head_only = not packed and all(module in heads for module, _, _ in trained)
     head_multiplier = 1.0 if head_only else max(1.0, recipe.head_lr / recipe.lr)
-    for module, leaf, parameter in trained:
-        packed = isinstance(module, (sparse.Packed, sparse.SparseLayer)) and leaf == "values"
-        decays = bool(module.decays) if packed else sparse.decays(leaf, parameter)
-        multiplier = head_multiplier if module in heads else lr_multipliers.get(parameter, 1.0)
-        sorted_.setdefault((multiplier, decays), []).append(parameter)
+    for module in model.modules():
+        for leaf, parameter in _own(module):
+            if parameter.requires_grad:
+                multiplier = head_multiplier if module in heads else lr_multipliers.get(parameter, 1.0)
+                key = (multiplier, sparse.decays(leaf, parameter))
+                sorted_.setdefault(key, []).append((parameter, slice(None)))
+        if module in packed:
+            span, values = packed[module]
+            sorted_[1.0, values.decays].append((values.values, span))
     return sorted_
+
+
+def _own(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """Return the parameters of a module alone; those of single entries belong to the sites of the entries."""
+    return [] if isinstance(module, sparse.PackedValues) else list(module.named_parameters(recurse=False))
 
 
 def make_loss(recipe: Recipe, labels: Tensor, classes: int) -> Callable[[Tensor, Tensor], Tensor]:
@@ -149,20 +172,37 @@ def smoothed_cross_entropy(logits: Tensor, truth: Tensor, *, weight: Tensor, smo
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Return the optimizer's state under flat names, `<parameter number>/<key>`."""
-    state: dict[int, dict[str, Any]] = optimizer.state_dict()["state"]
-    return {
-        f"{i}/{key}": value for i, values in state.items() for key, value in values.items() if isinstance(value, Tensor)
-    }
+    """Return the optimizer's state under flat names, `<piece number>/<key>`."""
+    found = dict[str, Tensor]()
+    for number, (parameter, span) in enumerate(_pieces(optimizer)):
+        for key, value in optimizer.state[parameter].items():
+            if isinstance(value, Tensor):
+                found[f"{number}/{key}"] = value[span] if value.dim() else value
+    return found
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
     """Load a state that `optimizer_tensors` returned."""
-    state: dict[int, dict[str, Tensor]] = {}
+    state: dict[nn.Parameter, dict[str, list[tuple[int, Tensor]]]] = {}
+    pieces = _pieces(optimizer)
     for name, tensor in tensors.items():
         number, _, key = name.partition("/")
-        state.setdefault(int(number), {})[key] = tensor.clone()
-    optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
+        parameter, span = pieces[int(number)]
+        state.setdefault(parameter, {}).setdefault(key, []).append((span.start or 0, tensor))
+    numbers = {parameter: number for number, parameter in enumerate(dict.fromkeys(p for p, _ in pieces))}
+    joined = {numbers[p]: {key: _joined(parts) for key, parts in keys.items()} for p, keys in state.items()}
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": joined})
+
+
+def _pieces(optimizer: torch.optim.Optimizer) -> list[Piece]:
+    """Return the pieces of all groups in their order."""
+    return [(group["params"][position], span) for group in optimizer.param_groups for position, span in group["pieces"]]
+
+
+def _joined(parts: list[tuple[int, Tensor]]) -> Tensor:
+    """Return the state of a parameter from that of its pieces, each with its start."""
+    tensors = [tensor for _, tensor in sorted(parts, key=operator.itemgetter(0))]
+    return torch.cat(tensors) if tensors[0].dim() else tensors[0].clone()
 
 
 def unweighted_loss(logits: Logits, labels: NDArray[np.int64]) -> float:

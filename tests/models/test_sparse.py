@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -242,13 +243,41 @@ def assert_moved(before: Mapping[str, Tensor], after: Mapping[str, Tensor], entr
 
 def test_a_linear_weight_and_its_bias_pack_together() -> None:
     root = nn.Sequential(nn.Linear(4, 3))
-    weight = pack(root, "0.weight", torch.tensor([0, 11]))
-    bias = pack(root, "0.bias", torch.tensor([2]))
+    pack(root, {"0.weight": torch.tensor([0, 11]), "0.bias": torch.tensor([2])})
     root(torch.ones(2, 4)).sum().backward()
-    assert weight.grad is not None
-    assert bias.grad is not None
-    assert weight.grad.tolist() == [2.0, 2.0]
-    assert bias.grad.tolist() == [2.0]
+    grads = {name: p.grad.tolist() for name, p in root.named_parameters() if p.grad is not None}
+    assert grads == {"packed_decaying.values": [2.0, 2.0], "packed_free.values": [2.0]}
+
+
+def test_all_values_of_a_network_are_one_parameter_where_decay_does_not_part_them() -> None:
+    vit = network()
+    Plan(entries=ENTRIES, decay_entries=False).carry_out(vit)
+    assert [p.numel() for p in vit.parameters() if p.requires_grad] == [K]
+
+
+def test_values_set_between_passes_count_at_once_and_in_the_next_pass() -> None:
+    vit, x = network(), batch()[0]
+    tuned = Plan(entries=ENTRIES).carry_out(vit)
+    vit(x)
+    with torch.no_grad():
+        tuned.tensors["values/norm.bias"].fill_(7.0)
+        tuned.tensors["values/blocks.0.attn.qkv.weight"].fill_(8.0)
+    bias: Tensor = vit.get_submodule("norm").bias  # type: ignore[assignment]  # a tensor
+    assert bool((bias[ENTRIES["norm.bias"]] == 7).all())
+    vit(x)
+    assert bool((vit.get_parameter("blocks.0.attn.qkv.weight").flatten()[CORNER] == 8).all())
+
+
+def test_a_copy_of_a_network_has_values_of_its_own() -> None:
+    vit, x = network(), batch()[0]
+    Plan(entries=ENTRIES).carry_out(vit)
+    copy, before = deepcopy(vit), vit(x)
+    with torch.no_grad():
+        for name, parameter in copy.named_parameters():
+            if "packed" in name:
+                parameter.add_(1.0)
+    assert torch.equal(vit(x), before)
+    assert not torch.equal(copy(x), before)
 
 
 def test_packed_keeps_the_shape() -> None:
@@ -257,20 +286,16 @@ def test_packed_keeps_the_shape() -> None:
     assert torch.equal(packed(tensor), tensor)
 
 
-def test_packed_does_not_copy_a_tensor_that_is_chosen_whole() -> None:
-    packed = Packed(torch.arange(6.0), torch.arange(6), decays=False)
-    assert packed(torch.zeros(6)).data_ptr() == packed.values.data_ptr()
-
-
 def test_a_kernel_of_patches_gets_its_own_layer_and_others_do_not() -> None:
     root = nn.Sequential(
         nn.Conv2d(3, 4, 2, stride=2), nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 2, stride=2, groups=2)
     )
-    for name in ("0.weight", "1.weight", "2.weight"):
-        pack(root, name, torch.tensor([0, 5]))
-    assert [isinstance(module, SparsePatches) for module in root] == [True, False, False]
+    pack(root, {f"{number}.weight": torch.tensor([0, 5]) for number in range(3)})
+    assert [isinstance(module, SparsePatches) for module in root[:3]] == [True, False, False]
     root(torch.ones(1, 3, 8, 8)).sum().backward()
-    assert [p.grad is not None for name, p in root.named_parameters() if name.endswith("values")] == [True] * 3
+    grad = root.get_parameter("packed_decaying.values").grad
+    assert grad is not None
+    assert grad.count_nonzero() == 6
 
 
 def test_frozen_weights_take_half_the_bytes_and_compute_the_same() -> None:

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import wilcoxon
 
-from peftbench.statistics.ranks import critical_difference, ranks
+from peftbench.statistics.ranks import critical_difference, ranks, signed_rank_p
 from peftbench.statistics.tiers import holm, tiers, verdict
 
 
@@ -63,3 +64,18 @@ def test_equal_methods_and_missing_scores() -> None:
     assert math.isnan(ranks(["a", "b"], np.ones((4, 2))).friedman)
     with pytest.raises(ValueError, match="score on every data set"):
         ranks(["a", "b", "c"], np.asarray([[0.9, math.nan, 0.1]] * 3))
+
+
+@pytest.mark.parametrize("datasets", [2, 5, 9])
+def test_signed_ranks_are_those_of_scipy_with_ties_and_zeros(datasets: int) -> None:
+    draw = np.random.default_rng(datasets)
+    apart = draw.integers(-2, 4, (datasets, 6)) / 10
+    apart[:, 0] = draw.normal(size=datasets)
+    apart[0, 1:] = 0.1  # a column of zeros has no test
+    expected = [wilcoxon(column, zero_method="zsplit").pvalue for column in apart.T]
+    assert signed_rank_p(apart) == pytest.approx(expected)
+
+
+def test_differences_of_zero_have_a_p_value_of_one() -> None:
+    assert signed_rank_p(np.zeros((4, 2))).tolist() == [1.0, 1.0]
+    assert signed_rank_p(np.zeros((20, 1))).tolist() == [1.0]

@@ -86,7 +86,10 @@ CompileOption = Annotated[
     typer.Option("--compile", help="Compile each block with torch.compile for training; rounds differently."),
 ]
 GraphOption = Annotated[
-    bool | None, typer.Option("--graph", help="Replay each training step as one CUDA graph; GPU only, experimental.")
+    bool | None,
+    typer.Option(
+        "--graph", help="Replay each training step as one CUDA graph; GPU only, experimental: not measured yet."
+    ),
 ]
 DeterministicOption = Annotated[
     bool | None, typer.Option("--deterministic", help="Use deterministic, slower kernels on a GPU.")

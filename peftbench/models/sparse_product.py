@@ -231,7 +231,9 @@ def _sampled_elsewhere(grad: Tensor, seen: Tensor, starts: Tensor, column: Tenso
 # An operator of its own, so that passes without values and counters of operations know what it gives and costs.
 _OPERATORS = torch.library.Library("peftbench", "DEF")
 _OPERATORS.define("sampled(Tensor grad, Tensor seen, Tensor starts, Tensor column) -> Tensor")
-_OPERATORS.impl("sampled", _sampled, "CPU")
+# The kernel is private, though in every torch from 2.11 to 2.15; without it dot products cost a dense product.
+HAS_SAMPLED = hasattr(torch.ops.aten, "_sparse_mm_reduce_impl_backward")
+_OPERATORS.impl("sampled", _sampled if HAS_SAMPLED else _sampled_elsewhere, "CPU")
 _OPERATORS.impl("sampled", _sampled_elsewhere, "CUDA")
 torch.library.register_fake(
     "peftbench::sampled", lambda grad, _seen, _starts, column: grad.new_empty(len(column)), lib=_OPERATORS

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from peftbench.models.sparse_product import WAYS, Pattern, Way
+from peftbench.models.sparse_product import HAS_SAMPLED, WAYS, Pattern, Way
 from peftbench.storage import checked_json, files
 from peftbench.storage.cache import building
 
@@ -57,7 +57,7 @@ def expected_costs(pattern: Pattern, dtype: torch.dtype, device: str = "cpu") ->
             costs[way] = copied + cost.turn * (height + width) + cost.dot * len(pattern.index)
         else:
             costs[way] = copied + cost.read * (height + width) + height * width
-    if device != "cpu":
+    if device != "cpu" or not HAS_SAMPLED:
         del costs["sampled"]
     return costs
 

@@ -80,7 +80,7 @@ def signed_rank_p(apart: Values) -> Values:
     which takes a second for a column with ties; all 2^n signs are the same for all columns, so here they cost one
     product.
     """
-    from scipy.stats import rankdata, wilcoxon  # noqa: PLC0415 - slow to import, as above
+    from scipy.stats import rankdata, wilcoxon  # noqa: PLC0415 - slow to import, and `peftbench list` does not need it
 
     n, columns = apart.shape
     if n > EXACT:

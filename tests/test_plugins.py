@@ -228,7 +228,8 @@ def test_a_method_that_raises_while_it_is_counted_is_one_sentence(program: Any) 
 def test_a_check_of_a_method_that_raises_fails(program: Any) -> None:
     code, out, _ = program("check", "raising")
     assert code == 1
-    assert "NO it runs [plain]: Raised KeyError: 'nothing'" in out
+    assert "NO it runs [plain]: Raised PluginError: The method 'raising' " in out
+    assert "failed: KeyError: 'nothing'" in out
 
 
 def test_a_check_of_everything_goes_on_past_what_is_broken(program: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,7 +242,7 @@ def test_a_check_of_everything_goes_on_past_what_is_broken(program: Any, monkeyp
     assert lines[0].startswith("[1/5] methods/broken: FAILED it is built: The method 'broken' (theirs_broken:plugin)")
     assert lines[1].startswith("[2/5] methods/linear: all ")
     assert lines[3].startswith("[4/5] backbones/timm: not checked: timm needs a value for 'argument'.")
-    assert "NO methods/raising: it runs [plain]: Raised KeyError: 'nothing'" in out
+    assert "NO methods/raising: it runs [plain]: Raised PluginError: The method 'raising' " in out
     assert re.fullmatch(r"2 of 5 plug-ins keep every rule; \d+ s\.", lines[-3])
     assert lines[-2:] == [
         "Not checked: backbones/timm.",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -11,14 +11,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from peftbench.errors import JobError, PluginError
 from peftbench.models.plan import Scores
 from peftbench.storage.checked_tensors import cached
-
-HALVES = ("even", "odd")  # batches
-RECOMPUTED = 0.5  # of the blocks, which takes a sixth more time
 
 Batch = tuple[Tensor, Tensor]  # images (B, 3, H, W), labels (B,)
 
@@ -55,26 +51,19 @@ class GradientProbe:
             raise PluginError(f"A method requests the unknown estimate {kind!r}; the probe has {', '.join(ESTIMATES)}.")
         file = self.keep / f"{kind}_{batches or 'all'}.safetensors" if self.keep else None
         sums = cached(file, partial(self._sum, kind, batches))
-        even, odd = ({n.partition("/")[2]: t for n, t in sums.items() if n.startswith(f"{half}/")} for half in HALVES)
+        even, odd = (
+            {n.partition("/")[2]: t for n, t in sums.items() if n.startswith(half)} for half in ("even/", "odd/")
+        )
         return even, odd
 
     def _sum(self, kind: str, batches: int | None) -> Scores:
         used = islice(self.batches(), batches)
         vit: nn.Module = self.model.get_submodule("vit")
-        named, of = dict(vit.named_parameters()), ESTIMATES[kind]
-        sums = {f"{half}/{n}": torch.zeros_like(p, requires_grad=False) for half in HALVES for n, p in named.items()}
-        names: dict[Tensor, str] = {parameter: name for name, parameter in named.items()}
-        with _evaluating(self.model), _recomputing(vit):
-            for number, (images, labels) in enumerate(_images(used) if kind == "sample_squares" else used):
-                half = HALVES[number % 2]
-
-                def add(parameter: Tensor, half: str = half) -> None:
-                    if parameter.grad is not None:
-                        sums[f"{half}/{names[parameter]}"] += of(parameter.grad)
-                        parameter.grad = None
-
-                with _on_gradient(named.values(), add):
-                    self._loss(images, labels).backward(inputs=list(named.values()))
+        sums = {f"{half}/{n}": torch.zeros_like(p) for half in ("even", "odd") for n, p in vit.named_parameters()}
+        for number, gradients in enumerate(self._gradients(_images(used) if kind == "sample_squares" else used)):
+            half = ("even", "odd")[number % 2]
+            for name, gradient in gradients.items():
+                sums[f"{half}/{name}"] += ESTIMATES[kind](gradient)
         if not any(bool(total.any()) for total in sums.values()):
             raise JobError("All gradients are zero, so weights cannot be ranked; try --precision fp32.")
         return {name: total.cpu() for name, total in sums.items()}
@@ -84,45 +73,11 @@ class GradientProbe:
         with _evaluating(self.model):
             named = dict(vit.named_parameters())
             for images, labels in batches:
-                loss = self._loss(images, labels)
+                with torch.autocast(images.device.type, self.autocast, enabled=self.autocast is not None):
+                    logits = self.model(images)
+                loss = self.loss(logits.float() if logits.dtype != torch.float64 else logits, labels)
                 gradients = torch.autograd.grad(loss, list(named.values()), materialize_grads=True)
                 yield dict(zip(named, gradients, strict=True))
-
-    def _loss(self, images: Tensor, labels: Tensor) -> Tensor:
-        with torch.autocast(images.device.type, self.autocast, enabled=self.autocast is not None):
-            logits = self.model(images)
-        return self.loss(logits.float() if logits.dtype != torch.float64 else logits, labels)
-
-
-@contextmanager
-def _on_gradient(parameters: Iterable[nn.Parameter], call: Callable[[Tensor], None]) -> Iterator[None]:
-    """Within, call with each parameter as soon as a backward pass has computed its gradient.
-
-    A caller that frees the gradient then never holds those of all parameters at once.
-    """
-    hooks = [parameter.register_post_accumulate_grad_hook(call) for parameter in parameters]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-@contextmanager
-def _recomputing(vit: nn.Module) -> Iterator[None]:
-    """Within, let the first blocks keep no activations but compute them again in the backward pass, with the same bits.
-
-    Estimating gradients then takes less memory than training with adapters does.
-    """
-    blocks = list(vit.get_submodule("blocks").children()) if hasattr(vit, "blocks") else []
-    some = blocks[: round(RECOMPUTED * len(blocks))]
-    try:
-        for block in some:
-            vars(block)["forward"] = partial(checkpoint, block.forward, use_reentrant=False)
-        yield
-    finally:
-        for block in some:
-            vars(block).pop("forward", None)
 
 
 @contextmanager

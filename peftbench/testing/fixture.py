@@ -53,12 +53,18 @@ class Carried:
         """Return what requires a gradient in the backbone."""
         return {name: p for name, p in self.model.vit.named_parameters() if p.requires_grad}
 
+    def holds(self, tensor: Tensor) -> bool:
+        """Return whether `Tuned.tensors` holds a tensor, as one or in pieces that share its memory."""
+        memory = tensor.untyped_storage().data_ptr()
+        pieces = [t for t in self.tuned.tensors.values() if t.untyped_storage().data_ptr() == memory]
+        return bool(pieces) and sum(piece.numel() for piece in pieces) == tensor.numel()
+
     def frozen(self) -> dict[str, Tensor]:
         """Return every live tensor that training must not change, once: all that `Tuned.tensors` does not hold."""
         seen = {id(tensor) for tensor in self.tuned.tensors.values()}
         left = {}
         for name, tensor in (*self.pretrained.items(), *_tensors(self.model.vit)):
-            if id(tensor) not in seen:
+            if id(tensor) not in seen and not self.holds(tensor):
                 left[name] = tensor
             seen.add(id(tensor))
         return left

@@ -78,8 +78,7 @@ def the_count_is_what_trains(fixture: MethodFixture) -> str:
     free = carried.trainable()
     found = sum(parameter.numel() for parameter in free.values())
     require(planned == found, f"The plan's count must be what requires a gradient, got {planned:,} and {found:,}.")
-    held = {id(tensor) for tensor in carried.tuned.tensors.values()}
-    loose = [name for name, parameter in free.items() if id(parameter) not in held]
+    loose = [name for name, parameter in free.items() if not carried.holds(parameter)]
     require(not loose, f"{listed(loose)} trains but is in no tensor of the plan, so it would not be saved.")
     return f"{found:,}."
 

@@ -98,7 +98,11 @@ def test_a_faulty_data_set_is_one_sentence(
 def test_a_data_set_that_ends_the_program_does_not(
     install: Install, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    install("datasets", "leaver", GLOOMY_DATA.replace("card = None", LEAVING_CARD).replace("Gloomy", "Leaver"))
+    install(
+        "datasets",
+        "leaver",
+        GLOOMY_DATA.replace("card = None", LEAVING_CARD).replace('raise KeyError("x")', "return self.card"),
+    )
     for words in ([*MAJORITY, "--datasets", "leaver"], ["data", "check", "leaver"]):
         assert studies.call(words, monkeypatch) == 2
         (line,) = capsys.readouterr().err.splitlines()

@@ -109,8 +109,8 @@ def test_the_list_shows_what_is_here_and_how_to_get_the_rest(
     assert rows["covid_ct"] | {"licence": "", "how to get": ""} == {
         "here": "no",
         "modality": "lung CT",
-        "classes": "2",
-        "sizes": "425/118/203",
+        "classes": 2,
+        "sizes": {"train": 425, "val": 118, "test": 203},
         "licence": "",
         "how to get": "",
     }

@@ -15,6 +15,7 @@ from peftbench.core.constants import PAPER_DATASETS
 from peftbench.core.recipe import RECIPES
 from peftbench.core.registry import registry
 from peftbench.core.spec import Job, Places, load_study
+from peftbench.data import availability
 from peftbench.data.availability import open_dataset
 from peftbench.data.pixel_cache import Data
 from peftbench.errors import MissingDataError, RequestError, SplitError, UnknownNameError, WeightsError
@@ -62,7 +63,7 @@ def test_all_without_data_is_the_phantoms_with_a_note(tmp_path: Path) -> None:
 
 
 def test_all_is_what_is_here_and_names_what_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(defaults, "_present", lambda name, _: name in {"busi", "covid_ct"})
+    monkeypatch.setattr(availability, "is_complete", lambda name, _: name in {"busi", "covid_ct"})
     names, lines = complete(tmp_path, "all")
     assert names == ("covid_ct", "busi")
     assert "2 of the paper's 6" in lines

@@ -93,7 +93,7 @@ def _sort_parameters(
     """Return the trainable parameters by the multiplier of their learning rate and by whether they decay."""
     sorted_: dict[tuple[float, bool], list[Piece]] = {(1.0, True): [], (1.0, False): []}
     heads = {module for head in model.modules() if isinstance(head, Head) for module in head.modules()}
-    packed = {
+    packed: dict[nn.Module, tuple[slice, sparse.PackedValues]] = {
         site: (span, values)
         for values in model.modules()
         if isinstance(values, sparse.PackedValues)

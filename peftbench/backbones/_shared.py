@@ -138,7 +138,7 @@ def _refuse_other_content(file: Path) -> None:
         raise WeightsError(f"{file} is not a regular file. Give a file of weights.")
     found = describe_content(file)
     if found and not (found == "a ZIP archive" and file.suffix != ".safetensors"):
-        raise WeightsError(f"{file} holds {found}, not weights. Download the weights again.")
+        raise WeightsError(f"{file} is not a file of weights but holds {found}.")
 
 
 def _load_torch(file: Path) -> object:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 
-from peftbench.data.intensity import stretch, to_picture
+from peftbench.data.intensity import Intensities, stretch, to_picture
 from peftbench.errors import RequestError
 
 PIXEL_LIMIT = "PEFTBENCH_MAX_MEGAPIXELS"  # environment variable
@@ -178,9 +178,16 @@ def _is_stack(picture: Image.Image) -> bool:
 # --- eight bits, and grey values that Pillow reads right -------------------------------------------------------------
 
 
+def _some_finite(values: Intensities) -> Intensities:
+    """Return the values. Raises UndecodableError if all are infinite or not a number, as there is nothing to show."""
+    if not np.isfinite(values).any():
+        raise UndecodableError("no value is a finite number")
+    return values
+
+
 def _to_rgb(picture: Image.Image, *, inverted: bool) -> Image.Image:
     if picture.mode.startswith(GREY_MODES):
-        shown = stretch(np.asarray(picture, np.float64))
+        shown = stretch(_some_finite(np.asarray(picture, np.float64)))
         return to_picture(1 - shown if inverted else shown)
     if picture.mode in {"P", "PA"}:
         picture = picture.convert("RGBA")
@@ -298,7 +305,7 @@ def _read_tiff(file: Path) -> Image.Image:
         values = _grey_or_rgb(page)
         inverted = page.photometric == WHITE_IS_ZERO
         tag = page.tags.get(ORIENTATION)
-    shown = stretch(values)
+    shown = stretch(_some_finite(values))
     return _upright(to_picture(1 - shown if inverted else shown), int(tag.value) if tag else 1)
 
 

@@ -10,6 +10,7 @@ from typing import TypeAlias
 
 from peftbench.core.record import Costs, Record
 from peftbench.core.syntax import budget, seconds
+from peftbench.errors import RequestError
 from peftbench.results import summary
 from peftbench.results.formatting import format_count, format_latency, format_percent
 from peftbench.results.summary import Block
@@ -69,7 +70,7 @@ class Limits:
     def read(cls, share: Limit = None, memory: Limit = None, latency: Limit = None) -> Limits:
         """Return the limits that texts such as `0.5%`, `8GiB` and `20ms` state. Raises RequestError."""
         return cls(
-            budget(str(share)) if share else None,
+            _read_share(str(share)) if share else None,
             parse_size(str(memory), "--max-memory") if memory else None,
             seconds(str(latency)) if latency else None,
         )
@@ -96,6 +97,16 @@ def plain_latency(block: Block) -> float:
     """Return an upper bound on the latency of the backbone alone: that of the fastest method; nan if none is known."""
     found = [mean_cost([r.costs for r in row.records if r.costs], latency_of) for row in block.rows]
     return min((value for value in found if not math.isnan(value)), default=math.nan)
+
+
+def _read_share(text: str) -> float | int:
+    """Return a share or a number of weights. Raises RequestError that names the flag."""
+    try:
+        return budget(text)
+    except RequestError:
+        raise RequestError(
+            f"--max-share must be a share such as 0.5% or a number such as 100k, got {text!r}."
+        ) from None
 
 
 def mean_cost(costs: Sequence[Costs], get: Callable[[Costs], float | None]) -> float:

@@ -128,7 +128,7 @@ MISTAKES: list[tuple[str, str, Callable[[Path], None]]] = [  # the command, what
     ("run --backbone timm --datasets ./images", "timm", nothing),
     ("run --backbone timm:resnet18@random --datasets ./images", "resnet18", nothing),
     (f"{LORA} --weights none.safetensors", "--weights: none.safetensors does not exist", nothing),
-    (f"{LORA} --weights w.safetensors", "w.safetensors holds text, not weights", text_as_weights),
+    (f"{LORA} --weights w.safetensors", "w.safetensors is not a file of weights but holds text", text_as_weights),
     (f"{LORA} --weights w.pt", "w.pt is refused", pickle_as_weights),
     (f"{LORA} --weights w.safetensors", "w.safetensors is for another network", weights_of_another_network),
     (f"{LORA} --backbone mini@random --weights w.pt", "--weights cannot be used with --backbone mini@random", nothing),

@@ -50,3 +50,5 @@ def test_limits_and_json(tmp_path: Path, capsys: pytest.CaptureFixture[str], mon
     assert found["not_beaten"] == ["lora"]
     assert studies.call(["recommend", str(tmp_path), "--max-latency", "fast"], monkeypatch) == 2
     assert "write a number with its unit, such as 20ms" in capsys.readouterr().err
+    assert studies.call(["recommend", str(tmp_path), "--max-share", "lots"], monkeypatch) == 2
+    assert "--max-share must be a share such as 0.5% or a number such as 100k, got 'lots'" in capsys.readouterr().err

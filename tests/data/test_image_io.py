@@ -55,6 +55,12 @@ def test_floating_point_values_with_gaps_open(tmp_path: Path) -> None:
     assert shown(tmp_path / "x.tif").max() == 255
 
 
+def test_an_image_without_a_finite_value_is_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.full((8, 8), np.nan, np.float32)).save(tmp_path / "x.tif")
+    with pytest.raises(UndecodableError, match="no value is a finite number"):
+        shown(tmp_path / "x.tif")
+
+
 def test_eight_bits_stay_as_they_are(tmp_path: Path) -> None:
     grey = np.arange(100, 164, dtype=np.uint8).reshape(8, 8)
     Image.fromarray(grey).save(tmp_path / "x.png")

@@ -16,6 +16,7 @@ from peftbench.results.vega import COLORS, GREYS, SHAPES, VegaSpec
 
 WIDTH, HEIGHT = 300, 230  # of a panel in a file, in pixels; on the page a panel is as wide as its column
 ROW = 18  # height of a method where methods are rows
+RANKS = {"zero": False, "nice": False, "padding": 8}  # the scale of average ranks
 LOGARITHMIC = 30  # a cost whose largest value is that many times its smallest has a logarithmic axis
 
 
@@ -123,7 +124,7 @@ def critical_difference(rows: Rows, _: Block) -> VegaSpec:
     """Draw average ranks with the critical difference as a bar from the best one."""
     order = [row["method"] for row in rows]
     best, critical = rows[0]["rank"], rows[0]["critical"]
-    x = {"field": "rank", "type": "quantitative", "title": "average rank (1 is best)", "scale": {"zero": False}}
+    x = {"field": "rank", "type": "quantitative", "title": "average rank (1 is best)", "scale": RANKS}
     layers: list[VegaSpec] = [
         {
             "mark": {"type": "point", "filled": True, "size": 70, "opacity": 1, "color": COLORS[0]},
@@ -146,8 +147,8 @@ def pareto(rows: Rows, block: Block) -> VegaSpec:
     front = _front(rows)
     title, least, most = rows[0]["title"], min(row["value"] for row in rows), max(row["value"] for row in rows)
     is_logarithmic = least > 0 and most > LOGARITHMIC * least
-    scale = {"type": "log", "nice": False} if is_logarithmic else {"type": "linear", "zero": False, "nice": True}
-    x = {"field": "value", "type": "quantitative", "title": title, "scale": {**scale, "padding": 12}}
+    log, linear = {"type": "log", "nice": False, "padding": 12}, {"type": "linear", "zero": False, "nice": True}
+    x = {"field": "value", "type": "quantitative", "title": title, "scale": log if is_logarithmic else linear}
     color = _color(rows, block)
     tips = _tips(method="method", value=title, score="macro F1 (%)", **BOUNDS)
     layers = [

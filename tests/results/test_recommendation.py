@@ -73,7 +73,11 @@ def test_no_method_within_the_limits_is_one_plain_sentence(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     ("limit", "message"),
-    [({"share": "much"}, "Cannot read 'much'"), ({"memory": "8 cows"}, "--max-memory"), ({"latency": "20"}, "20ms")],
+    [
+        ({"share": "much"}, "--max-share must be a share such as 0.5% or a number such as 100k, got 'much'"),
+        ({"memory": "8 cows"}, "--max-memory"),
+        ({"latency": "20"}, "20ms"),
+    ],
 )
 def test_limits_that_cannot_be_read_are_refused(limit: dict[str, str], message: str) -> None:
     with pytest.raises(RequestError, match=message):

@@ -9,6 +9,7 @@ pairs = peftbench.compare("runs")  # another, one row per pair of methods
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ __version__ = "0.1.0"
 __all__ = ["__version__", "compare", "load", "recommend", "run"]
 
 
-def run(
+def run(  # noqa: PLR0913 - one argument for each option that is no field of a study
     store: str | Path = "runs",
     *,
     data: str | Path | None = None,
@@ -30,15 +31,19 @@ def run(
     jobs: int = 0,
     skip_broken: bool = False,
     timeout: float | None = None,
+    executor: str | Mapping[str, Any] = "local",
     **asked: Any,  # noqa: ANN401 - the fields of a Study
 ) -> int:
     """Run a study as `peftbench run` does; keyword arguments are its long options with underscores.
+
+    `executor` is the name of one, or what a table [executor] holds: `{"name": "slurm", "partition": "gpu"}`.
 
     Returns 0, or 1 when some jobs failed. A script must call it under `if __name__ == "__main__":`, because jobs run in
     processes of their own.
     """
     from peftbench.cli.run import run_study
     from peftbench.core import fields, spec, syntax
+    from peftbench.execution.executor import make_executor
     from peftbench.study import defaults
 
     places = defaults.places(
@@ -46,7 +51,9 @@ def run(
     )
     values = {k: syntax.texts(v) if k in spec.SEVERAL and isinstance(v, str) else v for k, v in asked.items()}
     study = fields.build(spec.Study, values, "peftbench.run")
-    return run_study(study, places, jobs, skip_broken=skip_broken, timeout=timeout)
+    table = {"name": executor} if isinstance(executor, str) else executor
+    runner = make_executor("", table, {"parallel": jobs or None, "timeout": timeout})
+    return run_study(study, places, runner, skip_broken=skip_broken)
 
 
 def load(store: str | Path = "runs") -> pandas.DataFrame:

@@ -7,7 +7,7 @@ and `grouped` shows typer an option for each of its fields.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import wraps
 from pathlib import Path
@@ -17,6 +17,7 @@ import typer
 
 from peftbench.core.constants import DEFAULT_STORE
 from peftbench.core.syntax import known_device
+from peftbench.errors import UnknownNameError
 
 if TYPE_CHECKING:
     from peftbench.core.spec import Places
@@ -120,6 +121,22 @@ MetricOption = Annotated[str, typer.Option("--metric", help="A metric of `peftbe
 SkipBrokenOption = Annotated[bool, typer.Option("--skip-broken", help="Leave out images that cannot be decoded.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON.")]
 
+ExecutorOption = Annotated[
+    str, typer.Option("--executor", help="Where jobs run; default: local, or the table [executor] of the study.")
+]
+JobsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--jobs",
+        "--parallel",
+        min=0,
+        help="Jobs at the same time; 0: one per core on a CPU, one per GPU on GPUs, no limit on a cluster.",
+    ),
+]
+TimeoutOption = Annotated[
+    float | None, typer.Option("--timeout", min=1.0, help="Seconds after which a job fails; default: no limit.")
+]
+
 StoreArgument = Annotated[Path, typer.Argument(help="Folder of the results.")]
 StudyArgument = Annotated[
     str, typer.Argument(help="A study.toml, or a name of `peftbench list studies`; options override what it sets.")
@@ -197,6 +214,27 @@ class PlaceOptions:
         from peftbench.study.defaults import places
 
         return places(self.store, self.data, self.cache, self.weights, self.device, self.cache_limit)
+
+
+@dataclass(frozen=True)
+class ExecutorOptions:
+    """Where jobs run; None or "" leaves it to the study's table [executor], and the rest to the executor."""
+
+    executor: ExecutorOption = ""
+    jobs: JobsOption = None
+    timeout: TimeoutOption = None
+
+    def given(self) -> dict[str, Any]:
+        """Return the options under the names of the executors' fields."""
+        return {"parallel": self.jobs, "timeout": self.timeout}
+
+    def refuse_unknown(self, table: Mapping[str, Any]) -> None:
+        """Raise UnknownNameError for an executor that does not exist, without importing one."""
+        from peftbench.core.registry import registry
+
+        name, known = self.executor or str(table.get("name", "local")), registry("executors").names()
+        if name not in known:
+            raise UnknownNameError("executor", name, known)
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:

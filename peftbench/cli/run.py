@@ -7,12 +7,20 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import TYPE_CHECKING, Self
 
 import typer
 
 from peftbench.cli.console import bare_table, output, say, show, styled, warn
-from peftbench.cli.options import PlaceOptions, ScaleOption, SkipBrokenOption, StudyArgument, StudyOptions, grouped
+from peftbench.cli.options import (
+    ExecutorOptions,
+    PlaceOptions,
+    ScaleOption,
+    SkipBrokenOption,
+    StudyArgument,
+    StudyOptions,
+    grouped,
+)
 from peftbench.core.constants import RANDOM_WEIGHTS
 from peftbench.core.syntax import is_random
 from peftbench.results.text import printable
@@ -29,6 +37,7 @@ if TYPE_CHECKING:
     from peftbench.results.formatting import Cell
     from peftbench.results.store import Store
     from peftbench.results.table import Table as ResultTable
+    from peftbench.study.tuning import Draft
 
 COLUMNS = ("macro F1", "ACC", "AUC", "trained", "with head", "seconds", "memory")  # of the table at the end
 MARKS: Mapping[str, str] = MappingProxyType({"": "", "best": "bold"})
@@ -38,33 +47,30 @@ MARKS: Mapping[str, str] = MappingProxyType({"": "", "best": "bold"})
 def run(
     options: StudyOptions,
     places: PlaceOptions,
+    where: ExecutorOptions,
     study: StudyArgument = "",
     scale: ScaleOption = "",
-    jobs: Annotated[
-        int, typer.Option(min=0, help="Jobs at the same time; 0: one per core on a CPU, one per GPU on GPUs.")
-    ] = 0,
-    timeout: Annotated[
-        float | None, typer.Option(min=1.0, help="Seconds after which a job fails; default: no limit.")
-    ] = None,
     skip_broken: SkipBrokenOption = False,
 ) -> None:
     """Train every method on every data set. Without arguments, the quick study."""
-    from peftbench.core.spec import find_study, read_study
+    from peftbench.core.spec import executor_table, find_study, read_study
 
     file = find_study(study) if study else None
     found = read_study(file, asdict(options), scale)  # before torch is imported: a typing error is answered at once
-    raise typer.Exit(run_study(found, places.found(), jobs, skip_broken=skip_broken, timeout=timeout))
+    table = executor_table(file)
+    where.refuse_unknown(table)
+    from peftbench.execution.executor import make_executor
+
+    executor = make_executor(where.executor, table, where.given())
+    raise typer.Exit(run_study(found, places.found(), executor, skip_broken=skip_broken))
 
 
-def run_study(study: Study, places: Places, jobs: int, *, skip_broken: bool, timeout: float | None = None) -> int:
+def run_study(study: Study, places: Places, executor: Executor, *, skip_broken: bool) -> int:
     """Run what is not done and print a table; return 0 when every job is done, 1 when some failed or have no record."""
     from peftbench.cli.progress import Bars
     from peftbench.execution.local import LocalExecutor
-    from peftbench.profiling import hardware
     from peftbench.results.store import Store
-    from peftbench.study.folds import pool_all
-    from peftbench.study.resolve import resolve, write_study
-    from peftbench.study.tuning import rounds
+    from peftbench.study.resolve import resolve
 
     started = time.perf_counter()
     store = Store(places.store)
@@ -78,46 +84,37 @@ def run_study(study: Study, places: Places, jobs: int, *, skip_broken: bool, tim
         raise
     for line in resolved.notes:
         say(line)
-    workers = jobs or (hardware.gpus() if places.device == "cuda" else hardware.cores())
-    executor = LocalExecutor(workers, timeout)
-    ended: list[Record] = []
-    for number, trials in enumerate(rounds(resolved.drafts, store), 1):
-        ended += _run_jobs(f"trials of round {number}", trials, store, places, executor)
-    finals = [draft.final(store) for draft in resolved.drafts]
-    write_study(resolved, finals, store)
-    ended += _run_jobs("jobs", finals, store, places, executor)
+    with Board() as board:
+        executor.run_study(resolved, places, board)
     seconds = time.perf_counter() - started
-    found = _conclude(pool_all(finals, store), store, seconds)
-    if costs := [record.costs for record in ended if record.costs]:
-        say(time_account(costs, min(workers, len(ended)), seconds))
+    found = _finish(resolved.drafts, store, seconds)
+    if isinstance(executor, LocalExecutor) and (costs := [record.costs for record in board.records if record.costs]):
+        say(time_account(costs, min(executor.workers(places.device), len(board.records)), seconds))
     say(f"Next: peftbench report {shlex.quote(str(store.root))}")
     return found
 
 
-def _run_jobs(what: str, jobs: Sequence[Job], store: Store, places: Places, executor: Executor) -> list[Record]:
-    """Run the jobs that are not done; return the records of those that ended."""
-    states = {job.id: store.job(job.id).state() for job in jobs}
-    for name in (name for name, state in states.items() if state == "damaged"):
-        say(f"DAMAGED {name}: {store.job(name).damage()}")
-    if done := sum(state == "done" for state in states.values()):
-        say(f"{done} of {len(jobs)} {what} were done before.")
-    pending = [job for job in jobs if states[job.id] not in {"done", "damaged"}]
-    if not pending:
-        return []
-    with Board(what, pending) as board:
-        executor.run(pending, places, board)
-    return board.records
+def _finish(drafts: Sequence[Draft], store: Store, seconds: float) -> int:
+    """Pool the folds and print the table; return the exit code, 1 if final jobs are unknown for want of trials."""
+    from peftbench.study.folds import pool_all
+
+    tuned = [draft for draft in drafts if draft.is_tuned(store)]
+    code = _conclude(pool_all([draft.final(store) for draft in tuned], store), store, seconds)
+    if open_ := len(drafts) - len(tuned):
+        warn(f"{open_} jobs wait for trials that have not ended. Run the same command again.")
+    return 1 if open_ else code
 
 
 class Board:
     """The progress of jobs: bars in a terminal, a line as each job ends elsewhere."""
 
-    def __init__(self, what: str, jobs: Sequence[Job]) -> None:
+    def __init__(self) -> None:
         from peftbench.cli.progress import counters
 
-        self._jobs = {job.id: job for job in jobs}
         self._bars = counters(output())
-        self._total = self._bars.add_task(what, total=len(jobs), note="")
+        self._jobs: dict[str, Job] = {}
+        self._total: TaskID | None = None
+        self._count = 0  # of the jobs that began together and have ended
         self._running: dict[str, TaskID] = {}
         self.records: list[Record] = []  # of the jobs that ended
 
@@ -127,6 +124,13 @@ class Board:
 
     def __exit__(self, *_: object) -> None:
         self._bars.stop()
+
+    def begin(self, what: str, jobs: Sequence[Job]) -> None:
+        """Show a bar for these jobs in place of the last ones."""
+        for task in (*self._running.values(), *([] if self._total is None else [self._total])):
+            self._bars.remove_task(task)
+        self._jobs, self._running, self._count = {job.id: job for job in jobs}, {}, 0
+        self._total = self._bars.add_task(what, total=len(jobs), note="")
 
     def tick(self, tick: Tick) -> None:
         """Show how far a job is."""
@@ -139,14 +143,20 @@ class Board:
     def ended(self, job: Job, record: Record) -> None:
         """Count a job that ended."""
         self.records.append(record)
+        self._count += 1
         if job.id in self._running:
             self._bars.remove_task(self._running.pop(job.id))
-        self._bars.update(self._total, completed=len(self.records))
+        if self._total is not None:
+            self._bars.update(self._total, completed=self._count)
         if not output().is_terminal or record.status == "failed":
-            say(f"[{len(self.records)}/{len(self._jobs)}] {_name(job)}: {_outcome(record)}")
+            say(f"[{self._count}/{len(self._jobs)}] {_name(job)}: {_outcome(record)}")
+
+    def note(self, text: str) -> None:
+        """Print a sentence on what is done already, or where the jobs run."""
+        say(text)
 
     def warn(self, text: str) -> None:
-        """Print a sentence about a process that was lost, on stderr."""
+        """Print a sentence on what was lost, on stderr."""
         warn(text)
 
 

@@ -29,9 +29,11 @@ CONTRACTS: Mapping[str, tuple[str, ...]] = MappingProxyType(  # the attributes t
         "backbones": ("network", "weights", "preprocessing"),
         "metrics": ("__call__",),
         "reports": ("suffix", "write"),
+        "executors": ("run_study",),
     }
 )
-FOLDERS = tuple(CONTRACTS)
+FOLDERS = ("methods", "datasets", "backbones", "metrics", "reports")  # what `peftbench check` knows rules for
+EXECUTORS = frozenset({"local"})  # modules of the folder `execution`, among others
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,8 @@ class Registry:
             if name in others:
                 plugin = _load(others[name], self.describe(name), self.folder)
             else:
-                plugin = import_module(f"peftbench.{self.folder}.{name}").plugin
+                folder = "execution" if self.folder == "executors" else self.folder
+                plugin = import_module(f"peftbench.{folder}.{name}").plugin
         if name in others and (lacking := [a for a in CONTRACTS[self.folder] if not hasattr(plugin, a)]):
             raise PluginError(f"{self.describe(name)} has no {lacking[0]!r}; a {self.kind} must have it.")
         return plugin
@@ -131,6 +134,8 @@ def _load(point: EntryPoint, who: str, folder: str) -> Any:  # noqa: ANN401 - it
 @lru_cache
 def _built_in(folder: str) -> frozenset[str]:
     """Return the names of the modules in a folder of this package."""
+    if folder == "executors":
+        return EXECUTORS
     here = Path(__file__).parents[1] / folder
     return frozenset(m.name for m in iter_modules([str(here)]) if not m.name.startswith("_"))
 
@@ -151,5 +156,5 @@ def refuse_unknown_methods(names: Iterable[str]) -> None:
 
 @lru_cache
 def registry(folder: str) -> Registry:
-    """Return the registry of one of FOLDERS."""
+    """Return the registry of a kind of plug-ins: one of FOLDERS, or `executors`."""
     return Registry(folder)

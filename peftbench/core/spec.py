@@ -160,6 +160,7 @@ def load_study(file: Path, scale: str = "") -> Study:
     values = read_values(file)
     small = values.pop("small", None)
     values.pop("title", None)
+    values.pop("executor", None)  # where the study runs, which `executor_table` reads
     if scale not in ("", *SCALES):
         raise RequestError(f"--scale must be {' or '.join(SCALES)}, got {scale}.")
     if scale == "small":
@@ -167,6 +168,14 @@ def load_study(file: Path, scale: str = "") -> Study:
             raise RequestError(f"The study {file} has no table [small]; leave --scale out.")
         values |= small
     return build(Study, values, f"The study {file}")
+
+
+def executor_table(file: Path | None) -> dict[str, Any]:
+    """Return the table [executor] of a study file, unchecked; empty without one. Raises RequestError."""
+    table = read_values(file).get("executor", {}) if file else {}
+    if not isinstance(table, dict):
+        raise RequestError(f"The study {file}: executor must be a table, [executor], got {table!r}.")
+    return table
 
 
 def read_values(file: Path) -> dict[str, Any]:

@@ -26,7 +26,7 @@ import torch
 from peftbench.core.record import Record
 from peftbench.core.spec import Job, Places
 from peftbench.errors import JobError
-from peftbench.execution.executor import Monitor, Tick, ticker
+from peftbench.execution.executor import Monitor, Parallel, Tick, Timeout, run_in_rounds, ticker
 from peftbench.execution.signals import (
     Stop,
     call_when_orphaned,
@@ -38,6 +38,7 @@ from peftbench.execution.signals import (
 )
 from peftbench.profiling import hardware
 from peftbench.results.store import Store
+from peftbench.study.resolve import Resolved
 from peftbench.training.job import give_up, run
 from peftbench.training.loop import RunCallbacks
 
@@ -53,21 +54,29 @@ Ended: TypeAlias = Iterator[tuple[Job, Record | None]]  # jobs as they end; None
 
 @dataclass(frozen=True)
 class LocalExecutor:
-    """Runs up to `workers` jobs at the same time, each in a process of its own; a single one in this process.
+    """Runs up to `parallel` jobs at the same time, each in a process of its own; a single one in this process.
 
     Jobs that another process holds are waited for. A worker that dies takes only its job with it. The first Ctrl-C or
     SIGTERM stops all jobs after a checkpoint, the second at once; workers whose parent is gone stop after a checkpoint.
     """
 
-    workers: int
-    timeout: float | None = None  # seconds after which a job fails; None: never
+    parallel: Parallel = 0  # 0: one job per core on a CPU, one per GPU on GPUs
+    timeout: Timeout | None = None  # seconds after which a job fails; None: never
+
+    def workers(self, device: str) -> int:
+        """Return the number of jobs at the same time on `cpu` or `cuda`."""
+        return self.parallel or (hardware.gpus() if device == "cuda" else hardware.cores())
+
+    def run_study(self, resolved: Resolved, places: Places, monitor: Monitor) -> None:
+        """Run a study in rounds. Raises KeyboardInterrupt when asked to stop."""
+        run_in_rounds(self.run, resolved, places, monitor)
 
     def run(self, jobs: Sequence[Job], places: Places, monitor: Monitor) -> None:
         """Run every job until it has a record. Raises KeyboardInterrupt when asked to stop."""
-        waiting = list(jobs)
+        waiting, workers = list(jobs), self.workers(places.device)
         with imports_kept(), stop_on(signal.SIGINT, signal.SIGTERM, notify=_print_stopping) as stop:
             while waiting:
-                pool = _Pool(places, monitor, stop, min(self.workers, len(waiting)), self.timeout)
+                pool = _Pool(places, monitor, stop, min(workers, len(waiting)), self.timeout)
                 held = []
                 for job, record in pool.one_by_one(waiting) if pool.in_this_process else pool.side_by_side(waiting):
                     if record is None:
@@ -87,6 +96,9 @@ def imports_kept() -> Iterator[None]:
         yield
     finally:
         gc.unfreeze()
+
+
+plugin = LocalExecutor
 
 
 def _print_stopping() -> None:

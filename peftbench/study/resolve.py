@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from peftbench.core import official_recipes
 from peftbench.core.contract import is_about_missing_images
@@ -230,6 +230,13 @@ def optimizers_of(study: Study, recipe: Recipe) -> Sequence[str]:
 
 def write_study(resolved: Resolved, finals: Sequence[Job], store: Store) -> None:
     """Write study.json: the study, and which of its budgets, data sets and seeds each job answers."""
+    write_answers(resolved.study.stored(), resolved.notes, resolved.drafts, finals, store)
+
+
+def write_answers(
+    asked: Mapping[str, Any], notes: Sequence[str], drafts: Sequence[Draft], finals: Sequence[Job], store: Store
+) -> None:
+    """Write study.json from the fields of the study as stored, and one final job for each draft."""
     answers = {
         job.id: {
             "targets": draft.targets,
@@ -238,7 +245,7 @@ def write_study(resolved: Resolved, finals: Sequence[Job], store: Store) -> None
             "images": str(job.variant) or "all",
             "seed": job.seed,
         }
-        for draft, job in zip(resolved.drafts, finals, strict=True)
+        for draft, job in zip(drafts, finals, strict=True)
     }
-    content = {"asked": resolved.study.stored(), "jobs": answers, "says": resolved.notes}
+    content = {"asked": asked, "jobs": answers, "says": notes}
     files.write_json(store.root / "study.json", content, private=True)

@@ -182,6 +182,10 @@ class Draft:
     targets: tuple[int, ...] = ()  # the budgets that it answers
     search: Search | None = None
 
+    def is_tuned(self, store: Store) -> bool:
+        """Return whether all trials have ended, so that `final` knows what they chose."""
+        return self.search is None or not self.search.replay(store)[1]
+
     def final(self, store: Store) -> Job:
         """Return the job at the optimizer, rate and fields that the finished search chose."""
         if self.search is None:

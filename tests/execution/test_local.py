@@ -63,6 +63,12 @@ class Kept:
     warnings: list[str] = field(default_factory=list)
     records: dict[str, Record] = field(default_factory=dict)
 
+    def begin(self, what: str, jobs: Sequence[Job]) -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        pass
+
     def tick(self, tick: Tick) -> None:
         self.ticks.append(tick)
         self.on_tick(tick)

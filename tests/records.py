@@ -57,6 +57,7 @@ class Fake:
     variant: Variant = WHOLE
     backbone: str = "mini"
     flops: float | None = None  # of a prediction
+    own_test: bool = False  # whether the seed has test images of its own
 
     @property
     def id(self) -> str:
@@ -135,7 +136,7 @@ class Fake:
             },
             notes=[],
             variant=self.variant,
-            test="e" * 16,
+            test=f"{self.seed:016x}" if self.own_test else "e" * 16,
         )
 
     def network(self) -> BackboneFacts:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 import typer
 
@@ -15,11 +15,12 @@ from peftbench.cli.options import STORE, StoreArgument
 from peftbench.errors import RequestError, StoreError
 
 if TYPE_CHECKING:
-    from peftbench.core.contract import Result
+    from peftbench.core.contract import Report, Result
 
 DEFAULT_FORMATS = ["markdown,latex,csv,figure,html"]
 SHORT_NAMES: Mapping[str, str] = MappingProxyType({"md": "markdown", "tex": "latex", "png": "figure"})
 
+LONG = 40  # rows of a table
 LISTED = 6  # files of one folder and format that are named one by one
 
 FormatOption = Annotated[list[str], typer.Option("--format", help="Some of markdown (md), latex, csv, figure, html.")]
@@ -31,19 +32,28 @@ AnonymousOption = Annotated[
 ]
 
 
+Per: TypeAlias = Literal["dataset", "method"]
+PerOption = Annotated[
+    Per | None, typer.Option("--per", help="Write one report per data set or per method, each into a folder of OUT.")
+]
+
+
 def report(
     store: StoreArgument = STORE,
     formats: FormatOption = DEFAULT_FORMATS,
     out: OutOption = None,
+    per: PerOption = None,
     anonymous: AnonymousOption = False,
 ) -> None:
     """Write tables and figures from finished jobs. Nothing is trained."""
     names = [name.strip() for text in formats for name in text.split(",") if name.strip()]
-    write_report(store, names, out or Path("reports") / store.resolve().name, anonymous=anonymous)
+    write_report(store, names, out or Path("reports") / store.resolve().name, per=per, anonymous=anonymous)
 
 
-def write_report(root: Path, formats: Sequence[str], out: Path, *, anonymous: bool = False) -> None:
-    """Write the formats into the folder `out` and print each file's name.
+def write_report(
+    root: Path, formats: Sequence[str], out: Path, *, per: Per | None = None, anonymous: bool = False
+) -> None:
+    """Write the formats into the folder `out`, or into one of its folders per data set or method; print their names.
 
     A job that cannot be read is left out, one with damaged files is shown as damaged; each is named on stderr. Raises
     RequestError, StoreError.
@@ -51,6 +61,7 @@ def write_report(root: Path, formats: Sequence[str], out: Path, *, anonymous: bo
     from peftbench.core.registry import registry
     from peftbench.results.redaction import publish
     from peftbench.results.store import Store, no_finished_job
+    from peftbench.results.summary import summarize
 
     problems: list[str] = []
     results = publish(Store(root).results(problems.append), anonymous=anonymous)
@@ -66,9 +77,36 @@ def write_report(root: Path, formats: Sequence[str], out: Path, *, anonymous: bo
         raise RequestError(f"--out {out} is a file; name a folder for the report.")
     for problem in (*problems, *_damages(results)):
         warn(problem)
+    for folder, part in _parts(results, per):
+        _write(writers, part, out / folder)
+    if not per and (rows := max(len(block.rows) for block in summarize(results))) > LONG:
+        say(f"The tables have up to {rows} rows; --per method or --per dataset writes several smaller reports.")
+
+
+def _parts(results: Sequence[Result], per: Per | None) -> Iterator[tuple[str, Sequence[Result]]]:
+    """Yield a folder and its results: all of them, or those of each data set or method that has a final job."""
+    from peftbench.results.table import stem
+
+    if per is None:
+        yield "", results
+        return
+    parts: dict[str, list[Result]] = defaultdict(list)
+    for result in results:
+        parts[result.record.data.name if per == "dataset" else result.record.method.name].append(result)
+    taken: Counter[str] = Counter()
+    for name, part in sorted(parts.items()):
+        if any(one.record.role == "final" for one in part):
+            taken[stem(name)] += 1
+            yield stem(name) + (f"_{taken[stem(name)]}" if taken[stem(name)] > 1 else ""), part
+
+
+def _write(writers: Mapping[str, Report], results: Sequence[Result], out: Path) -> None:
+    """Write one report in each format and print the paths of its files."""
+    from peftbench.core.registry import registry
+
     out.mkdir(parents=True, exist_ok=True)
     for name, writer in writers.items():
-        with reports.calling(name):
+        with registry("reports").calling(name):
             files = writer.write(results, out)
         for line in _listed(files):
             say(line)

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from peftbench.study.tuning import Draft
 
 COLUMNS = ("macro F1", "ACC", "AUC", "trained", "with head", "seconds", "memory")  # of the table at the end
+SUMMARIZED = 1000  # jobs; above it tables and comparisons are left to the commands that write them
 MARKS: Mapping[str, str] = MappingProxyType({"": "", "best": "bold"})
 
 
@@ -180,27 +181,32 @@ def _outcome(record: Record) -> str:
 # --- the end of a run ------------------------------------------------------------------------------------------------
 
 
-def _conclude(shown: Sequence[str], store: Store, seconds: float) -> int:
+def _conclude(jobs: Sequence[str], store: Store, seconds: float) -> int:
     from peftbench.core.registry import registry
     from peftbench.results import recommendation, tables
 
-    ids, problems = set(shown), list[str]()
+    ids, problems = set(jobs), list[str]()
     results = store.results(problems.append, ids)
     failed = [r.record for r in results if r.record.status == "failed"]
     done = sum(r.record.status == "done" and not r.damage for r in results)
-    show(result_table(results))
-    for line in tables.caption(results):
-        say(line)
+    shown = len(results) <= SUMMARIZED
+    if shown:
+        show(result_table(results))
+        for line in tables.caption(results):
+            say(line)
     for record in failed:
         say(f"FAILED {record.label} on {record.data.name}: {record.reason}")
     for problem in problems:
         say(f"DAMAGED {problem}")
-    figures = registry("reports").get("figure").write_main(results, store.root) if done else []
+    figures = registry("reports").get("figure").write_main(results, store.root) if done and shown else []
     for file in figures:
         say(f"Figure: {file}")
     say(f"{done} of {len(ids)} jobs done in {seconds:.0f} s; results in {store.root}.")
-    for sentence in recommendation.sentences(results, store.root):
+    for sentence in recommendation.sentences(results, store.root) if shown else ():
         say(sentence)
+    if not shown:
+        compare = f"peftbench recommend {shlex.quote(str(store.root))}"
+        say(f"More than {SUMMARIZED:,} jobs, so no table is printed here; `{compare}` compares them.")
     if missing := [name for name in ids if not store.job(name).record_file.exists()]:
         warn(f"{len(missing)} jobs have no record: {', '.join(sorted(missing))}. Run the same command again.")
     return 0 if done == len(ids) else 1

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, field, fields, is_dataclass
-from functools import wraps
+from functools import cache, wraps
 from itertools import takewhile
 from typing import Annotated, Any, TypeAlias, TypeVar, cast, dataclass_transform, get_origin, get_type_hints
 
@@ -99,6 +99,7 @@ def build(kind: type[T], values: Mapping[str, Any], who: str, name: Callable[[st
         raise RequestError(sentence(error, who, name)) from None
 
 
+@cache
 def fields_of_many(kind: type) -> frozenset[str]:
     """Return the names of a dataclass's fields that hold several values."""
     return frozenset(name for name, hint in get_type_hints(kind).items() if get_origin(hint) is tuple)

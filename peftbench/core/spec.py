@@ -6,6 +6,7 @@ import json
 import tomllib
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias
@@ -284,7 +285,7 @@ class Job:
             **({"policy": self.policy} if self.policy else {}),
         }
 
-    @property
+    @cached_property
     def id(self) -> str:
         """Sixteen hexadecimal digits."""
         return sha256_json(self.identity())[:16]

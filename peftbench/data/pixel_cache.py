@@ -73,7 +73,7 @@ def prepare(
     progress: OnImages | None = None,
     limit: int = cache_folder.LIMIT,
 ) -> Data:
-    """Return the decoded splits, decoding what is not cached yet, and evict old entries above `limit` bytes.
+    """Return the decoded splits, decoding what is not cached yet, and then evict old entries above `limit` bytes.
 
     Of several processes one decodes and the others wait. Raises BrokenImagesError for images that cannot be decoded,
     unless `skip_broken` leaves them out with a note, SplitError if a part or a class of train is empty then, and
@@ -86,10 +86,10 @@ def prepare(
     broken = known_broken(folder, splits, preprocessing)
     if not broken and not is_whole(folder, thorough=True):  # thorough once per study; its jobs check size and time
         broken = _build(card, splits, preprocessing, cache, progress)
+        cache_folder.shrink(cache, limit)
     if broken:
         rest = _without(card, splits, broken, skip=skip_broken)
         return prepare(card, rest, preprocessing, cache, progress=progress, limit=limit)
-    cache_folder.shrink(cache, limit)
     if sha256_json(read_manifest(folder)["facts"]) != sha256_json(facts):  # the card or a note has changed
         _write_manifest(folder, facts, read_manifest(folder)["pixels"])
     return _data(folder, hold)

@@ -5,14 +5,17 @@ A chart has one panel per data set, and one per average where that makes sense.
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from peftbench.reports import _panels
 from peftbench.results import series
 from peftbench.results.series import Rows
-from peftbench.results.summary import Block
+from peftbench.results.summary import Block, MethodRow
 from peftbench.results.text import printable
 from peftbench.results.vega import VegaSpec
 
@@ -46,18 +49,42 @@ class Chart:
 
 
 def charts(block: Block, names: Collection[str] = ()) -> list[Chart]:
-    """Return the charts of a block, or those with the given names; one without data is left out."""
+    """Return the charts of a block, or those with the given names; one without data is left out.
+
+    Each shows only the best methods where there are more than a reader can tell apart. Charts of one block are made
+    once for all formats of a report.
+    """
+    return list(_charts(block, tuple(names)))
+
+
+@lru_cache(maxsize=16)
+def _charts(block: Block, names: tuple[str, ...]) -> tuple[Chart, ...]:
+    best = _best_first(block)
     single = {_title(block, name): (name,) for name in block.datasets}
     averages = {title[:1].upper() + title[1:]: names for title, names in block.averages().items()}
     found = []
     for kind in (kind for kind in KINDS if not names or kind.name in names):
         groups = {**single, **averages}.items()
+        shown = {None, *best[: kind.most]}
         panels = {
-            title: _printable(kind.draw(rows, block)) for title, names in groups if (rows := kind.rows(block, names))
+            title: _printable(kind.draw(rows, block))
+            for title, names in groups
+            if (rows := [row for row in kind.rows(block, names) if {row["method"], row.get("other")} <= shown])
         }
         if panels:
-            found.append(Chart(kind.name, kind.title, kind.caption, panels))
-    return found
+            limit = f" The {kind.most} best of {len(best)} methods; tables list all." if len(best) > kind.most else ""
+            found.append(Chart(kind.name, kind.title, kind.caption + limit, panels))
+    return tuple(found)
+
+
+def _best_first(block: Block) -> list[str]:
+    """Return the names of all methods by their macro F1, averaged over the data sets that they have."""
+
+    def score(row: MethodRow) -> float:
+        found = [value for one in row.replicates.values() if not math.isnan(value := one.mean("macro_f1"))]
+        return statistics.fmean(found) if found else -math.inf
+
+    return [row.name for row in sorted(block.rows, key=score, reverse=True)]
 
 
 def _printable(value: Any) -> Any:  # noqa: ANN401 - any part of a specification
@@ -94,6 +121,7 @@ class ChartKind:
     caption: str
     rows: Callable[[Block, Sequence[str]], Rows]
     draw: Callable[[Rows, Block], VegaSpec]
+    most: int = 40  # methods that it shows
 
 
 def _cost_kind(cost: str, title: str) -> ChartKind:
@@ -126,6 +154,7 @@ KINDS: Sequence[ChartKind] = (
         "Macro F1 of the row minus that of the column, in points. Bold: differs at 5%, adjusted by Holm.",
         series.pairs,
         _panels.matrix,
+        most=20,
     ),
     ChartKind(
         "critical_difference",

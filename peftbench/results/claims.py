@@ -10,7 +10,7 @@ import math
 import shlex
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from peftbench.results.paper import RATIO
 from peftbench.results.summary import MethodRow
 from peftbench.statistics import paired
 from peftbench.statistics.means import Mean, difference, mean
-from peftbench.statistics.paired import Comparison, Jackknife
+from peftbench.statistics.paired import Comparison
 from peftbench.statistics.tiers import ALPHA, UNDECIDED, holm
 
 SHPEFT = "shpeft"
@@ -367,8 +367,8 @@ def _best_published() -> dict[tuple[str, str], tuple[str, float]]:
 
 def _against(row: MethodRow, name: str, metric: str, constant: float) -> Comparison:
     """Compare the runs of a method with a constant, over groups and seeds."""
-    runs = [paired.jackknife(run, metric) for run in row.replicates[name].runs().values()]
-    fixed = [Jackknife(constant, 0 * run.deviations, run.labels, run.members) for run in runs]
+    runs = list(row.replicates[name].jackknives(metric).values())
+    fixed = [replace(run, value=constant, deviations=0 * run.deviations) for run in runs]
     return paired.compare(runs, fixed)
 
 

@@ -156,7 +156,7 @@ def _jackknives(found: Replicates, metric: str) -> dict[int, Jackknife]:
     """Return the runs of replicates by seed, each scored once for all pairs on its data set and for all averages."""
     score = None if metric in (*STATISTICS, "auc") else registry("metrics").get(metric)
     with registry("metrics").calling(metric):
-        return {seed: paired.jackknife(run, metric, score) for seed, run in found.runs().items()}
+        return found.jackknives(metric, score)
 
 
 def compared(block: Block, datasets: Sequence[str], metric: str = METRIC, against: str = "") -> Compared:

@@ -283,7 +283,7 @@ def _on(block: Block, names: Sequence[str]) -> Iterator[tuple[MethodRow, Replica
 
 
 def _runs(found: Replicates) -> list[tuple[Logits, Labels]]:
-    return [(logits, labels) for logits, labels, _ in found.runs().values()]
+    return [(logits, labels) for logits, labels, _ in found.runs.values()]
 
 
 def _classes(block: Block, names: Sequence[str]) -> list[str]:

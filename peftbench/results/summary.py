@@ -25,6 +25,7 @@ from peftbench.core.syntax import without_random
 from peftbench.results import grouping
 from peftbench.results.redaction import redact
 from peftbench.statistics import bootstrap
+from peftbench.statistics.paired import Jackknife, Score, jackknife
 
 TUNED_BY_DESIGN = ("quick", "paper", "official")  # recipes that say every method's learning rate themselves
 
@@ -100,7 +101,7 @@ class Replicates:
         """Macro F1 with its bootstrap draws; without draws where predictions are missing."""
         if not self.have_predictions:
             return bootstrap.Estimate(self.mean("macro_f1"), np.empty(0), 0)
-        runs = [_run(result) for result in self.done]
+        runs = list(self.runs.values())
         if len(self._tests) > 1:
             return bootstrap.overlapping([bootstrap.estimate([run]) for run in runs])
         return bootstrap.estimate(runs)
@@ -110,11 +111,17 @@ class Replicates:
         tests = {record.data.test for record in self.records + other.records}
         if len(tests) > 1 or "" in tests or not (self.have_predictions and other.have_predictions):
             return None
-        return bootstrap.difference([_run(job) for job in self.done], [_run(job) for job in other.done])
+        return bootstrap.difference(list(self.runs.values()), list(other.runs.values()))
 
-    def runs(self) -> dict[int, bootstrap.Predictions]:
-        """Return the stored test predictions by seed, at the step that the recipe's rule chose."""
-        return {result.record.seed: _run(result) for result in self.done}
+    @cached_property
+    def runs(self) -> Mapping[int, bootstrap.Predictions]:
+        """Stored test predictions by seed, at the step that the recipe's rule chose; read once for a whole report."""
+        return {result.record.seed: result.predictions(result.record.rule) for result in self.done}
+
+    def jackknives(self, metric: str, score: Score | None = None) -> dict[int, Jackknife]:
+        """Return the runs by seed, scored without each group in turn; `score` computes a plug-in's metric."""
+        tests = {record.seed: _test(record) for record in self.records}
+        return {seed: jackknife(run, metric, score, tests[seed]) for seed, run in self.runs.items()}
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -135,7 +142,7 @@ class Replicates:
 
     @property
     def _tests(self) -> set[str]:
-        return {record.data.test or record.data.fingerprint for record in self.records}
+        return {_test(record) for record in self.records}
 
     def _scores(self, metric: str, rule: str) -> list[float]:
         return [test_score(record, rule or record.rule, metric) for record in self.records]
@@ -266,6 +273,11 @@ def _row(by_dataset: Mapping[str, list[Result]], mark: str) -> MethodRow:
 # --- one job -------------------------------------------------------------------------------------------------------
 
 
+def _test(record: Record) -> str:
+    """Return the digest of the test images; records of version 0.1.0 only have one of all images."""
+    return record.data.test or record.data.fingerprint
+
+
 def test_score(record: Record, rule: str, metric: str) -> float:
     """Return a test metric in 0..1 at the step that a selection rule chose; nan if undefined."""
     found = record.choices[rule].test.get(metric) if rule in record.choices else None
@@ -308,7 +320,3 @@ def _missing(found: Replicates) -> str:
     failed = len(found.failed) - damaged
     pieces = [f"{count} of {jobs} seeds {word}" for count, word in ((failed, "failed"), (damaged, "damaged")) if count]
     return ", ".join(pieces) if jobs > 1 else ""
-
-
-def _run(result: Result) -> bootstrap.Predictions:
-    return result.predictions(result.record.rule)

@@ -12,6 +12,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, get_args
 
@@ -51,7 +52,12 @@ _KERNELS = MappingProxyType(
 
 
 def tables(results: Iterable[Result]) -> list[Table]:
-    """Return the tables of all settings in reading order."""
+    """Return the tables of all settings in reading order; those of the same results are made once for all formats."""
+    return list(_tables(tuple(results)))
+
+
+@lru_cache(maxsize=1)
+def _tables(results: tuple[Result, ...]) -> tuple[Table, ...]:
     found: list[Table] = []
     for number, block in enumerate(summary.summarize(results), 1):
         rules = [_rules(block, name) for name in block.datasets]
@@ -61,7 +67,7 @@ def tables(results: Iterable[Result]) -> list[Table]:
         scores = [*_overview(block), *_averages(block), *_data_sets(block), *paper_tables(block)]
         made = [*scores, *_tiers(block), *leaks, *rules, *spent, *searches, _failures(block), *_protocol(block)]
         found += [replace(_printable(table), name=f"{table.name}_{number}") for table in made if table.rows]
-    return found
+    return tuple(found)
 
 
 def main_tables(results: Iterable[Result]) -> list[Table]:

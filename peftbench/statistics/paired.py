@@ -99,25 +99,26 @@ class Jackknife:
     deviations: Values  # (groups,)
     labels: Labels
     members: Sequence[int]  # group of each image
+    images: str = ""  # digest of their names; test sets of other images may have the same labels and groups
 
     @cached_property
-    def test(self) -> tuple[bytes, bytes]:
-        """Labels and groups, which identify a test set."""
-        return self.labels.tobytes(), np.asarray(self.members, np.int64).tobytes()
+    def test(self) -> tuple[str, bytes, bytes]:
+        """Images, labels and groups, which identify a test set."""
+        return self.images, self.labels.tobytes(), np.asarray(self.members, np.int64).tobytes()
 
     def same_test(self, other: Jackknife) -> bool:
         """Return whether both were scored on the same images."""
         return self.test == other.test
 
 
-def jackknife(run: Predictions, metric: str, score: Score | None = None) -> Jackknife:
-    """Score a run and leave out one group at a time.
+def jackknife(run: Predictions, metric: str, score: Score | None = None, images: str = "") -> Jackknife:
+    """Score a run and leave out one group at a time; `images` identifies the test images.
 
     `score` computes a metric that is neither a function of the confusion matrix nor `auc`. Raises DataError without it.
     """
     logits, labels, groups = run
     if metric == "auc":
-        return Jackknife(*_delong(logits, labels, groups), labels, groups)
+        return Jackknife(*_delong(logits, labels, groups), labels, groups, images)
     if metric in STATISTICS:
         tables = confusions(logits, labels, groups)
         whole = tables.sum(0, keepdims=True)
@@ -129,7 +130,7 @@ def jackknife(run: Predictions, metric: str, score: Score | None = None) -> Jack
         value, members = score(logits, labels), np.asarray(groups)
         left = np.asarray([score(logits[members != one], labels[members != one]) for one in np.unique(members)])
     deviations = np.asarray((len(left) - 1) * (np.mean(left) - left), np.float64)
-    return Jackknife(value, deviations, labels, groups)
+    return Jackknife(value, deviations, labels, groups, images)
 
 
 def compare(first: Sequence[Jackknife], second: Sequence[Jackknife]) -> Comparison:

@@ -73,7 +73,7 @@ def precisions(tables: Values) -> Values:
 
 def f1(tables: Values) -> Values:
     """Return F1 per class (..., classes): 0 if absent and never predicted, as in scikit-learn. nan without images."""
-    found = _ratio(2 * _hits(tables), tables.sum(-1) + tables.sum(-2), 0.0)
+    found = _ratio(2 * _hits(tables), _counted(tables), 0.0)
     return np.where((tables.sum((-2, -1)) > 0)[..., None], found, np.nan)
 
 
@@ -138,16 +138,19 @@ def of_resamples(metric: str, labels: Labels, whole: Values) -> Callable[[Values
     def shown(values: NDArray[Any]) -> NDArray[Any]:
         return values if labels.ndim == 1 else values[..., 1]
 
+    ever = _counted(whole) > 0
+
     def macro_f1(tables: Values) -> Values:
-        left_out = shown(_occurs(whole) & ~_occurs(tables))
-        return _ratio(shown(f1(tables)).sum(-1), (~left_out).sum(-1).astype(np.float64), 0.0)
+        counted = _counted(tables)
+        counts = shown((counted > 0) | ~ever).sum(-1).astype(np.float64)
+        return _ratio(shown(_ratio(2 * _hits(tables), counted, 0.0)).sum(-1), counts, 0.0)
 
     return macro_f1
 
 
-def _occurs(tables: Values) -> NDArray[np.bool_]:
-    """Return whether a class is present or predicted (..., classes)."""
-    return np.asarray(tables.sum(-1) + tables.sum(-2) > 0)
+def _counted(tables: Values) -> Values:
+    """Return how many images are of a class plus how many are predicted as it (..., classes)."""
+    return np.asarray(tables.sum(-1) + tables.sum(-2))
 
 
 def score(metric: str, logits: Logits, labels: Labels) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Collection, Sequence
 
@@ -18,7 +19,9 @@ def holm(p: Sequence[float]) -> list[float]:
     values = np.asarray(p, np.float64)
     known = ~np.isnan(values)
     if known.any():
+        gc.freeze()  # statsmodels collects garbage at each call: seconds with the records of a large store
         values[known] = multipletests(values[known], ALPHA, "holm")[1]
+        gc.unfreeze()
     return [float(value) for value in values]
 
 

@@ -19,7 +19,7 @@ from peftbench.errors import RequestError
 from peftbench.models import backbone
 from peftbench.models.backbone import Source
 from peftbench.results.store import Store
-from peftbench.storage import files
+from peftbench.storage import cache, files
 from peftbench.study.defaults import complete, make_recipe, overrides
 from peftbench.study.images import Joined, OnLoading, load
 from peftbench.study.method_grid import SizedMethod, fixed_sizes, resolve_method, sized_methods
@@ -87,6 +87,7 @@ def resolve(study: Study, places: Places, *, skip_broken: bool = False, watch: O
     joined: Joined = "all" if study.refit else "carved" if recipe.name == "paper" else ""
     final = loaded(joined)
     images = StudyImages(final, loaded("") if joined and (study.tune or study.refit) else final)
+    cache.shrink(places.cache, places.cache_limit)
     _refuse_no_validation(study, images)
     if study.match and (fixed := fixed_sizes(methods)):
         notes.append(f"Sizes match {study.match}, except for methods of one fixed size: {', '.join(fixed)}.")

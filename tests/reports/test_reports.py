@@ -17,6 +17,7 @@ from PIL import Image
 
 from peftbench.core.contract import Report, Result
 from peftbench.reports import _panels, csv, figure, html, latex, markdown
+from peftbench.reports._charts import charts
 from peftbench.results import summary
 from peftbench.results.series import Rows
 from peftbench.results.tables import tables
@@ -242,6 +243,16 @@ def test_odd_names_are_drawn_as_they_are(odd: str, tmp_path: Path) -> None:
     specs = re.findall(r'<script type="application/json">(.*?)</script>', page.read_text())
     assert specs
     assert any(printable(odd) in json.dumps(json.loads(spec), ensure_ascii=False) for spec in specs)
+
+
+def test_a_figure_shows_the_best_of_many_methods_and_says_so(tmp_path: Path) -> None:
+    fakes = [Fake(label=f"lora[r={number}]", skill=number / 10, seed=number) for number in range(1, 46)]
+    (block,) = summary.summarize([fake.write(tmp_path) for fake in fakes])
+    found = {chart.name: chart for chart in charts(block)}
+    assert "The 40 best of 45 methods" in found["tiers"].caption
+    text = json.dumps(found["tiers"].whole)
+    assert "lora[r=45]" in text
+    assert "lora[r=1]" not in text
 
 
 def test_the_page_begins_with_five_answers(written: dict[str, list[Path]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from peftbench.core.contract import Result
 from peftbench.errors import RequestError
 from peftbench.results.comparison import compare, frame, rank, rank_remarks
+from peftbench.statistics.paired import Comparison
 from tests.records import Fake
 
 CLEAR, CLOSE, POOR = 4.0, 3.9, 0.5
@@ -71,6 +73,17 @@ def test_averages_need_every_data_set_and_name_what_is_left_out(tmp_path: Path) 
     assert set(average.datasets) == {"busi", "covid_ct"}
     assert set(average.tiers) == {"lora", "bitfit"}
     assert average.missing == ("ssf",)
+
+
+def test_seeds_with_test_images_of_their_own_do_not_count_as_one_test_set_seen_three_times(tmp_path: Path) -> None:
+    def compared(store: Path, *, own: bool) -> Comparison:
+        fakes = [replace(fake, own_test=own) for fake in jobs(("lora", CLEAR), ("bitfit", POOR), seeds=3)]
+        ((pair,),) = (found.pairs for found in compare(study(store, fakes)))
+        return pair.found
+
+    shared, own = compared(tmp_path / "shared", own=False), compared(tmp_path / "own", own=True)
+    assert own.difference == pytest.approx(shared.difference)
+    assert own.error > 1.2 * shared.error  # labels and group numbers are equal, the patients are not
 
 
 def test_only_seeds_in_common_are_paired(tmp_path: Path) -> None:

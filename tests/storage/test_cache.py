@@ -184,7 +184,7 @@ def test_a_data_set_in_use_outlives_a_small_bound(tmp_path: Path) -> None:
     assert sorted(names(tmp_path / "c")) == sorted([first.folder.name, second.folder.name])
     gone = first.folder
     del first
-    prepare(CARD, splits(tmp_path / "e", (5, 1, 3)), SMALL, tmp_path / "c", limit=1)
+    prepare(CARD, splits(tmp_path / "f", (6, 1, 3)), SMALL, tmp_path / "c", limit=1)
     assert not gone.exists()
     assert second.folder.exists()
 

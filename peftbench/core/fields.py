@@ -21,7 +21,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as validating
 from pydantic_core import ErrorDetails
 
-from peftbench.core.syntax import LARGEST, format_value
+from peftbench.core.syntax import LARGEST, format_value, visible
 from peftbench.errors import PluginError, RequestError
 
 T = TypeVar("T")
@@ -140,7 +140,7 @@ def _requirement(fault: ErrorDetails) -> str:
 def _got(fault: ErrorDetails) -> str:
     if fault["type"] in {"extra_forbidden", "missing"}:
         return ""
-    return f", got {format_value(fault['input']) or 'nothing':.80}"
+    return f", got {visible(format_value(fault['input'])) or 'nothing':.80}"
 
 
 def _plain(value: Any, *, several: bool) -> Any:  # noqa: ANN401 - typed by its field

@@ -20,7 +20,7 @@ from peftbench.core.fields import Count, Positive, build, checked, fields_of_man
 from peftbench.core.recipe import MOST_TRIALS, Recipe
 from peftbench.core.record import WHOLE, Amount, Cut, Variant
 from peftbench.core.registry import refuse_unknown_methods
-from peftbench.core.syntax import LARGEST, Spec, budget, parse, texts
+from peftbench.core.syntax import LARGEST, Spec, budget, parse, texts, visible
 from peftbench.errors import RequestError
 from peftbench.storage.cache import LIMIT
 from peftbench.storage.files import sha256_json
@@ -132,7 +132,7 @@ def _share(text: str) -> float:
         value = 0
     if isinstance(value, int):
         raise RequestError(
-            f"--train-share must be a share above 0% and at most 100%, such as 5% or 0.05, got {text}; "
+            f"--train-share must be a share above 0% and at most 100%, such as 5% or 0.05, got {visible(text)}; "
             "for a number of images, use --shots."
         )
     return value
@@ -163,7 +163,7 @@ def load_study(file: Path, scale: str = "") -> Study:
     values.pop("title", None)
     values.pop("executor", None)  # where the study runs, which `executor_table` reads
     if scale not in ("", *SCALES):
-        raise RequestError(f"--scale must be {' or '.join(SCALES)}, got {scale}.")
+        raise RequestError(f"--scale must be {' or '.join(SCALES)}, got {visible(scale)}.")
     if scale == "small":
         if not isinstance(small, dict):
             raise RequestError(f"The study {file} has no table [small]; leave --scale out.")

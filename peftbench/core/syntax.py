@@ -102,6 +102,11 @@ def format_value(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
 
 
+def visible(text: str) -> str:
+    """Return the text, quoted and with escapes if it has characters that cannot be seen."""
+    return text if text.isprintable() else repr(text)
+
+
 def _number(text: str, whole: str, scale: float = 1.0) -> float:
     try:
         number = float(text) * scale
@@ -115,7 +120,7 @@ def _number(text: str, whole: str, scale: float = 1.0) -> float:
 def known_device(name: str) -> str:
     """Return the name of a device. Raises RequestError for another word."""
     if name not in DEVICES:
-        raise RequestError(f"--device must be auto, cpu or cuda, got {name}.")
+        raise RequestError(f"--device must be auto, cpu or cuda, got {visible(name)}.")
     return name
 
 

@@ -115,7 +115,7 @@ def turned(matrix: Float[Tensor, "batch n"]) -> Float[Tensor, "n batch"]:
             return F.channel_shuffle(pixel, rows).view(columns, rows)
         if matrix.dtype == torch.bfloat16 and columns % 2 == 0:  # in pairs of the size of a float32: two thirds
             pairs = turned(matrix.view(torch.float32)).view(torch.bfloat16).view(columns // 2, rows, 2)
-            return pairs.transpose(1, 2).reshape(columns, rows)
+            return pairs.transpose(1, 2).reshape(columns, rows).contiguous()  # two rows: reshape gives a view
     return matrix.T.contiguous()
 
 

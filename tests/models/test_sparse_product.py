@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as some
 from torch import Tensor
 from torch.nn import functional as F
@@ -103,6 +103,7 @@ def test_nothing_is_printed_of_sparse_tensors(recwarn: pytest.WarningsRecorder) 
     assert not list(recwarn)
 
 
+@example(rows=2, columns=2, dtype=torch.bfloat16)
 @given(rows=some.integers(1, 70), columns=some.integers(1, 70), dtype=some.sampled_from(list(CLOSE)))
 def test_a_matrix_is_turned_bit_for_bit(rows: int, columns: int, dtype: torch.dtype) -> None:
     matrix = random(rows, columns, dtype=dtype)

@@ -60,13 +60,13 @@ def test_the_command_that_would_decide_parses(number: int, tmp_path: Path) -> No
     for piece in command.split(" && "):
         verb, values = parsed(piece)
         assert verb == VERBS.get(number, "run")
-        assert values["store"] == store
+        assert Path(values["store"]) == store
 
 
 @pytest.mark.parametrize("number", [3, 4, 5, 6, 7, 9, 10])
 def test_what_is_missing_is_run_with_the_seeds_of_the_store(number: int, tmp_path: Path) -> None:
     command = findings(tmp_path, *fakes(("shpeft", HIGH), ("full", LOW)))[number].command
-    assert parsed(command)[1]["seeds"] == ["0,1,2"]
+    assert list(parsed(command)[1]["seeds"]) == ["0,1,2"]
 
 
 def test_what_is_decided_needs_no_command(tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ SLOW = (  # to import, some of it only when first needed
     "peftbench.cli.run",
     "peftbench.execution.local",
     "peftbench.study.resolve",
-    "peftbench.backbones.mini",
+    "peftbench.backbones._preset",
     "peftbench.reports.figure",
     "scipy.stats",
     "pandas",

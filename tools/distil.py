@@ -29,9 +29,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
-from peftbench.backbones.mini import FILE, PATCH, SIDE, network
-from peftbench.models.backbone import choose_attention
+from peftbench.models.backbone import choose_attention, locate
 
+SIDE, PATCH = 64, 8  # pixels
+FILE = Path("peftbench/backbones/mini.safetensors")
 TEACHER = "vit_small_patch14_dinov2"
 TEACHER_SIDE = 112  # 8 x 8 patches of 14, as the student's 8 x 8 patches of 8
 TEACHER_BLOCKS = (7, 8, 9)  # counted from 0; those whose frozen features tell medical images apart best
@@ -117,7 +118,7 @@ class Student(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.vit = network()
+        self.vit = locate("mini@random").build(torch.initial_seed())
         choose_attention(self.vit, "cpu", torch.bfloat16)
         width = self.vit.num_features
         self.of_class, self.of_patch = nn.Linear(width, TARGET), nn.Linear(width, TARGET)

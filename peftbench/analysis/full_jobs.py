@@ -15,7 +15,6 @@ from functools import cached_property
 from typing import Any, TypeAlias
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from peftbench.analysis.steps import Facts, Steps
@@ -28,7 +27,7 @@ from peftbench.data.batches import ImageBatches
 from peftbench.data.pixel_cache import Data
 from peftbench.errors import DeltaError, RequestError
 from peftbench.models import backbone, delta, top_k
-from peftbench.models.backbone import Source
+from peftbench.models.backbone import Network, Source
 from peftbench.models.gradient_probe import GradientProbe
 from peftbench.models.head import Classifier
 from peftbench.profiling.hardware import PRECISIONS
@@ -112,7 +111,7 @@ class FullJob:
         with delta.open_tuned(self.result.folder, self.source.digest(0)) as read:
             yield read
 
-    def pretrained(self) -> VisionTransformer:
+    def pretrained(self) -> Network:
         """Return the pretrained backbone on the device, set up as the job ran it."""
         vit = self.source.build(self.record.seed)
         backbone.choose_attention(vit, self.places.device, self._autocast)
@@ -134,7 +133,7 @@ class FullJob:
     def _preprocessing(self) -> Preprocessing:
         return Preprocessing.restored(self.record.backbone.preprocessing)
 
-    def probe(self, vit: VisionTransformer) -> GradientProbe:
+    def probe(self, vit: Network) -> GradientProbe:
         """Return gradients at the pretrained weights, as the methods of this job's study see them before training."""
         device = self.places.device
         model = trainee.make_classifier(vit, len(self._data.card.classes), self._recipe, self.record.seed).to(device)
@@ -145,7 +144,7 @@ class FullJob:
 
     # --- how far weights moved ---
 
-    def moved(self, vit: VisionTransformer, read: Read) -> Iterator[tuple[str, Tensor]]:
+    def moved(self, vit: Network, read: Read) -> Iterator[tuple[str, Tensor]]:
         """Yield how far each weight of a tensor moved, |tuned - pretrained|, flat, a tensor at a time."""
         for name, pretrained in vit.named_parameters():
             yield name, (read(f"tune/{name}") - pretrained.detach().cpu()).abs().flatten()
@@ -204,7 +203,7 @@ class Mixed:
         return ((name, torch.arange(tensor.numel())) for name, tensor in self.pretrained.items())
 
 
-def levels(vit: VisionTransformer, entries: Callable[[int], Entries]) -> dict[str, Tensor]:
+def levels(vit: Network, entries: Callable[[int], Entries]) -> dict[str, Tensor]:
     """Return for every weight the position in SHARES of the first share that selects it, len(SHARES) for none.
 
     `entries` returns the selection of the share at a position; a larger share holds the smaller ones.

@@ -41,11 +41,11 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from peftbench.analysis.full_jobs import SHARES, FullJob, FullSeries, at_level, counts
 from peftbench.analysis.steps import Unit
+from peftbench.models.backbone import Network
 from peftbench.models.plan import Plan, Probe
 from peftbench.models.tensor_names import BEFORE_BLOCKS, PROJECTIONS, TOKENS
 from peftbench.models.top_k import overlap, shortest_share
@@ -143,7 +143,7 @@ def _planned(job: FullJob, name: str) -> Iterator[tuple[str, Tensor]]:
         yield tensor, torch.arange(vit.get_parameter(tensor).numel())
 
 
-def _select(vit: VisionTransformer, job: FullJob, name: str) -> Plan:
+def _select(vit: Network, job: FullJob, name: str) -> Plan:
     budget = counts(job.size)[SHARES.index(SHARE)]
     ratio = shortest_share(budget, job.size)
     if name in ESTIMATORS:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import pickle
+import shlex
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, cast
 
 import torch
 from platformdirs import user_data_path
 from safetensors.torch import load_file
-from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+from timm.models.eva import Eva
+from timm.models.eva import checkpoint_filter_fn as eva_filter
+from timm.models.vision_transformer import checkpoint_filter_fn as vit_filter
 from torch import Tensor
 
-from peftbench.core.contract import Preprocessing
+from peftbench.backbones._checkpoint import find_backbone
+from peftbench.core.contract import HubFile, Preprocessing
 from peftbench.errors import RequestError, WeightsError
+from peftbench.models import hub
+from peftbench.models.backbone import Network
 from peftbench.storage.contents import describe_content
 
 MAX_SIDE = 4096  # pixels; above, the position embedding alone takes gigabytes
@@ -29,13 +34,23 @@ def default_file(name: str) -> Path:
     return user_data_path("peftbench") / "weights" / f"{name.replace('/', '-')}.safetensors"
 
 
-def find_weights(given: Path | None, default: Path, advice: str) -> Path:
-    """Return `given`, or else `default`. Raises WeightsError if it is not a file, with `advice` on how to get it."""
-    if given is not None and not given.is_file():
-        raise WeightsError(f"--weights: {given} does not exist.")
-    if given is None and not default.is_file():
-        raise WeightsError(f"No weights at {default}. {advice} Put the file there or pass --weights FILE.")
-    return given or default
+def find_weights(given: Path | None, name: str, default: Path, file: HubFile | None) -> Path:
+    """Return `given`, or else the file `default`, or else the one of the hub that is on this machine.
+
+    Raises WeightsError if there is none, with the way to get it.
+    """
+    if given is not None:
+        if not given.is_file():
+            raise WeightsError(f"--weights: {given} does not exist.")
+        return given
+    if found := default if default.is_file() else hub.cached(file) if file else None:
+        return found
+    if file is None:
+        raise WeightsError(f"No weights of {name} at {default}. Put the file there or pass --weights FILE.")
+    raise WeightsError(
+        f"No weights of {name} on this machine. Run `peftbench weights fetch {shlex.quote(name)}` "
+        f"({hub.describe(file)}, {hub.describe_size(file)}), put the file at {default}, or pass --weights FILE."
+    )
 
 
 def image_side(asked: int | None, written: int | None, usual: int, patch: int) -> int:
@@ -71,25 +86,27 @@ def _triple(values: Iterable[float]) -> tuple[float, float, float]:
     return red, green, blue
 
 
-def fill(vit: VisionTransformer, file: Path, depth: int | None = None) -> None:
+def fill(vit: Network, file: Path, depth: int | None = None, prefix: str = "") -> list[str]:
     """Load the weights in `file` into `vit`: strictly, in float32, with the position embedding resampled and no head.
 
-    The file has timm's layout or is a whole open_clip model, which timm's filter converts. With `depth`, later blocks
-    in the file are ignored. Raises WeightsError.
+    The file may be a checkpoint of a training program or have the names of open_clip, DINOv2 or transformers. With
+    `depth`, later blocks in the file are ignored; `prefix` is that of the tensors' names in the file. Returns what was
+    chosen and left out, in sentences. Raises WeightsError.
     """
-    content = _read(file)
+    content, notes = _read(file, prefix)
     _refuse_other_patches(file, content, vit)
     try:
-        tensors = checkpoint_filter_fn(content, vit)
+        tensors = eva_filter(content, vit) if isinstance(vit, Eva) else vit_filter(content, vit)
     except Exception as error:
         raise WeightsError(f"{file} does not hold the weights of a vision transformer: {_one_line(error)}.") from error
     wanted = {n: t for n, t in tensors.items() if not (n.startswith("head.") or _beyond(n, depth))}
     _refuse_misfit(file, vit.state_dict(), wanted)
     _refuse_values(file, wanted)
     vit.load_state_dict(wanted, strict=True)
+    return notes
 
 
-def _refuse_other_patches(file: Path, content: Mapping[str, Any], vit: VisionTransformer) -> None:
+def _refuse_other_patches(file: Path, content: Mapping[str, Tensor], vit: Network) -> None:
     """Raise WeightsError for a patch kernel of another size, which timm's filter would silently resample."""
     wanted = tuple(vit.patch_embed.proj.weight.shape[2:])
     for name, tensor in content.items():
@@ -104,12 +121,14 @@ def _beyond(name: str, depth: int | None) -> bool:
     return depth is not None and kind == "blocks" and int(rest.partition(".")[0]) >= depth
 
 
-def _read(file: Path) -> dict[str, Any]:
-    """Return the tensors of a file in float32. Runs no code from it: safetensors, or torch.load with weights_only."""
+def _read(file: Path, prefix: str) -> tuple[dict[str, Tensor], list[str]]:
+    """Return the backbone's tensors of a file in float32, and notes on the choice.
+
+    Runs no code from it: safetensors, or torch.load with weights_only.
+    """
     try:
         _refuse_other_content(file)
-        content = load_file(file) if file.suffix == ".safetensors" else _load_torch(file)
-        return _float32(_state_dict(content, file))
+        return find_backbone(load_file(file) if _is_safetensors(file) else _load_torch(file), file, prefix)
     except (WeightsError, MemoryError):
         raise
     except pickle.UnpicklingError as error:
@@ -137,7 +156,7 @@ def _refuse_other_content(file: Path) -> None:
     if not file.is_file():
         raise WeightsError(f"{file} is not a regular file. Give a file of weights.")
     found = describe_content(file)
-    if found and not (found == "a ZIP archive" and file.suffix != ".safetensors"):
+    if found and not (found == "a ZIP archive" and not _is_safetensors(file)):
         raise WeightsError(f"{file} is not a file of weights but holds {found}.")
 
 
@@ -147,19 +166,8 @@ def _load_torch(file: Path) -> object:
         return torch.load(file, "cpu", weights_only=True)
 
 
-def _state_dict(content: object, file: Path) -> Mapping[str, Any]:
-    """Return the state dict, also if it is nested under `model` or `state_dict` in a training checkpoint."""
-    for key in ("model", "state_dict"):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    if not isinstance(content, Mapping) or not content:
-        raise WeightsError(f"{file} holds no weights: it must map tensor names to tensors.")
-    return cast("Mapping[str, Any]", content)
-
-
-def _float32(content: Mapping[str, Any]) -> dict[str, Any]:
-    tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
-    return {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
+def _is_safetensors(file: Path) -> bool:
+    return file.suffix.lower() == ".safetensors"
 
 
 def _refuse_values(file: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""The image tower of an open_clip model as a timm vision transformer: `open_clip:ViT-B-16/laion2b_s34b_b88k`."""
+"""The image tower of an open_clip model: `open_clip:ViT-B-16/laion2b_s34b_b88k`."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from timm.layers.norm import LayerNorm
 from timm.models.vision_transformer import VisionTransformer
 
 from peftbench.backbones._shared import default_file, fill, find_weights, image_side, preprocessing, refuse_depth
-from peftbench.core.contract import BackboneCard, Preprocessing
+from peftbench.core.contract import BackboneCard, HubFile, Preprocessing
 from peftbench.errors import RequestError, UnknownNameError
+from peftbench.models import hub
+from peftbench.models.backbone import Network
 
 PLAIN = {
     "image_size",
@@ -76,10 +78,7 @@ class OpenCLIP:
 
     @property
     def _origin(self) -> str:
-        hub = str(self._pretraining.get("hf_hub", ""))
-        repository, _, name = hub.rpartition("/")
-        file = name or "open_clip_model.safetensors"
-        return f"{repository} on the Hugging Face hub, file {file}" if hub else str(self._pretraining["url"])
+        return hub.describe(self.hub_file) if self.hub_file else str(self._pretraining["url"])
 
     def preprocessing(self, image_size: int | None) -> Preprocessing:
         """Return the preprocessing of its pretraining, at `image_size` pixels if given."""
@@ -103,12 +102,19 @@ class OpenCLIP:
         )
 
     def weights(self, given: Path | None) -> Path:
-        """Return `given`, or the file in the user's data folder. Raises WeightsError."""
-        return find_weights(given, default_file(f"open_clip-{self.argument}"), f"Download them from {self._origin}.")
+        """Return `given`, or the file in the user's data folder or in the hub's cache. Raises WeightsError."""
+        name, default = f"open_clip:{self.argument}", default_file(f"open_clip-{self.argument}")
+        return find_weights(given, name, default, self.hub_file)
 
-    def load(self, vit: VisionTransformer, file: Path) -> None:
+    @property
+    def hub_file(self) -> HubFile | None:
+        """The file on the Hugging Face hub, from open_clip's configuration."""
+        repository, _, name = str(self._pretraining.get("hf_hub", "")).rpartition("/")
+        return HubFile(repository, name or "open_clip_model.safetensors") if repository else None
+
+    def load(self, vit: Network, file: Path) -> list[str]:
         """Load a file of the whole model or in timm's layout into `vit`, strictly. Raises WeightsError."""
-        fill(vit, file, self.depth)
+        return fill(vit, file, self.depth)
 
     def _side(self, asked: int | None) -> int:
         return image_side(asked, self.img_size, self._tower["image_size"], self._tower["patch_size"])

@@ -1,21 +1,25 @@
-"""Any plain vision transformer in timm: `timm:vit_small_patch14_dinov2`, `timm:NAME[depth=8,img_size=112]`."""
+"""Any vision transformer of timm: `timm:NAME[depth=8,img_size=112]`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import timm
 from timm.models import PretrainedCfg, get_pretrained_cfg
+from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import device
 
 from peftbench.backbones._shared import default_file, fill, find_weights, image_side, preprocessing, refuse_depth
-from peftbench.core.contract import BackboneCard, Preprocessing
+from peftbench.core.contract import BackboneCard, HubFile, Preprocessing
 from peftbench.errors import UnknownNameError
+from peftbench.models import hub
+from peftbench.models.backbone import Network
 
-KIND = "plain timm vision transformer"
-MODULES = ("vision_transformer", "deit")  # of timm.models
+KIND = "timm vision transformer"
+MODULES = ("vision_transformer", "deit", "eva")  # of timm.models
 
 
 @dataclass(frozen=True)
@@ -52,30 +56,33 @@ class Timm:
         config = self._config
         return preprocessing(self._side(image_size), config.mean, config.std, config.interpolation)
 
-    def network(self, image_size: int | None) -> VisionTransformer:
-        """Return the bare network with random weights. Raises UnknownNameError for other than plain transformers."""
+    def network(self, image_size: int | None) -> Network:
+        """Return the bare network with random weights. Raises UnknownNameError for other classes of networks."""
         return self._create(self._side(image_size))
 
     def weights(self, given: Path | None) -> Path:
-        """Return `given`, or the file in the user's data folder. Raises WeightsError."""
-        return find_weights(
-            given, default_file(f"timm-{self.argument}"), f"Download them from {_origin(self._config)}."
-        )
+        """Return `given`, or the file in the user's data folder or in the hub's cache. Raises WeightsError."""
+        return find_weights(given, f"timm:{self.argument}", default_file(f"timm-{self.argument}"), self.hub_file)
 
-    def load(self, vit: VisionTransformer, file: Path) -> None:
+    @property
+    def hub_file(self) -> HubFile | None:
+        """The file on the Hugging Face hub, from timm's configuration."""
+        return _hub_file(self._config)
+
+    def load(self, vit: Network, file: Path) -> list[str]:
         """Load `file` into `vit`, strictly except for blocks beyond `depth`. Raises WeightsError."""
-        fill(vit, file, self.depth)
+        return fill(vit, file, self.depth)
 
     def _side(self, asked: int | None) -> int:
         with device("meta"):
             (patch, _) = self._create(None).patch_embed.patch_size
         return image_side(asked, self.img_size, self._config.input_size[-1], patch)
 
-    def _create(self, side: int | None) -> VisionTransformer:
+    def _create(self, side: int | None) -> Network:
         vit = timm.create_model(self.argument, num_classes=0, depth=self.depth, img_size=side)
-        if type(vit) is not VisionTransformer:
+        if type(vit) not in {VisionTransformer, Eva}:
             raise UnknownNameError(KIND, self.argument, _names(tagged=False) - {self.argument})
-        return vit
+        return cast("Network", vit)
 
 
 def _names(*, tagged: bool) -> frozenset[str]:
@@ -83,10 +90,14 @@ def _names(*, tagged: bool) -> frozenset[str]:
     return frozenset(str(name) for names in lists for name in names)
 
 
+def _hub_file(config: PretrainedCfg) -> HubFile | None:
+    return HubFile(config.hf_hub_id, config.hf_hub_filename or "model.safetensors") if config.hf_hub_id else None
+
+
 def _origin(config: PretrainedCfg) -> str:
     """Return where to download the weights, as a phrase."""
-    if config.hf_hub_id:
-        return f"{config.hf_hub_id} on the Hugging Face hub, file {config.hf_hub_filename or 'model.safetensors'}"
+    if file := _hub_file(config):
+        return hub.describe(file)
     return str(config.url) or "their authors (timm lists no URL)"
 
 

@@ -143,7 +143,7 @@ def _record(job: Job, data: Data, choices: dict[str, Choice]) -> Record:
             digest=job.digest,
             random=False,
             parameters=10**6,
-            preprocessing=asdict(job.preprocessing),
+            preprocessing=job.preprocessing.stored(),
         ),
         recipe=job.recipe.stored(),
         seed=job.seed,

@@ -18,7 +18,6 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from peftbench.benchmarks import forecast
@@ -30,7 +29,7 @@ from peftbench.core.syntax import Spec
 from peftbench.data.batches import FeatureBatches
 from peftbench.errors import PluginError, RequestError
 from peftbench.models import backbone, delta
-from peftbench.models.backbone import Source
+from peftbench.models.backbone import Network, Source
 from peftbench.models.compiled import compiled
 from peftbench.models.gradient_probe import Batch, GradientProbe
 from peftbench.models.head import Classifier
@@ -60,7 +59,7 @@ class Setup:
     """What is the same for every method of a table."""
 
     source: Source
-    vit: VisionTransformer  # copied, never changed
+    vit: Network  # copied, never changed
     recipe: Recipe
     places: Places
     threads: int

@@ -79,6 +79,8 @@ def _rows(kind: str, data: Path | None) -> dict[str, dict[str, Any]]:
     if kind == "datasets":
         return {name: _dataset_row(name, _root(data)) for name in _loadable(kind)}
     rows = {name: _row(kind, name) for name in _loadable(kind)}
+    if kind == "backbones":
+        rows = {name: {"what": "", "weights": "", "licence": "", "source": ""} | row for name, row in rows.items()}
     own = catalogue_files.own_methods() if kind == "methods" else {}
     return rows | {name: _variant_row(name) for name in own}
 
@@ -127,6 +129,8 @@ def _row(kind: str, name: str) -> dict[str, Any]:
             "trains": known.get("trains", ""),
             "source": known.get("paper", ""),
         }
+    if kind == "backbones" and (file := _preset_file(name)):
+        return _preset_row(name, file)
     if name in registry(kind).built_in():
         return {"what": _first_line(Path(__file__).parents[1] / kind / f"{name}.py"), "source": "built in"}
     origin, plugin = registry(kind).others()[name].value, registry(kind).get(name)
@@ -135,6 +139,31 @@ def _row(kind: str, name: str) -> dict[str, Any]:
         return {"what": what, "source": origin}
     facts = {"family": "", "knob": getattr(plugin, "knob", None) or "", "merges": getattr(plugin, "merges", "")}
     return {**facts, "trains": what, "source": origin}
+
+
+def _preset_file(name: str) -> Path | None:
+    own = catalogue_files.own_backbones()
+    if name in own:
+        return own[name]
+    return catalogue_files.built_in("backbones", name) if name in catalogue_files.backbone_names() else None
+
+
+def _preset_row(name: str, file: Path) -> dict[str, Any]:
+    """Return the facts of a preset; those that a user's file leaves to its base are found there."""
+    known = catalogue_files.read(file)
+    base = known.get("base")
+    if base in catalogue_files.backbone_names():
+        known = catalogue_files.read(catalogue_files.built_in("backbones", base)) | known
+    weights = known.get("weights", {})
+    hub = "hub, gated" if known.get("gated") else "hub"
+    place = "in the package" if weights.get("shipped") else hub if "repository" in weights else weights.get("path", "")
+    source = "built in" if name in catalogue_files.backbone_names() else f"backbones/{file.name}"
+    return {
+        "what": known.get("title", ""),
+        "weights": place,
+        "licence": known.get("licence", "unknown"),
+        "source": source,
+    }
 
 
 def _first_line(code: Path) -> str:

@@ -14,6 +14,7 @@ from peftbench.cli.console import say, show_json
 from peftbench.cli.options import CacheOption, DataOption, JsonOption
 
 if TYPE_CHECKING:
+    from peftbench.core.presets import Preset
     from peftbench.data.audit import Audit
 
 _NOTHING: tuple[Any, ...] = ("", None, (), [], {})
@@ -202,11 +203,20 @@ def _backbone(name: str) -> dict[str, Any]:
 
     source = backbone.locate(name, blank=True)
     parameters = backbone_size(source.blank())
+    stated = getattr(source.plugin, "facts", None)
     return {
         **asdict(source.plugin.card),
+        **({"preset": _preset_facts(stated)} if stated else {}),
         "parameters": f"{parameters:,}",
-        "preprocessing": asdict(source.preprocessing),
+        "preprocessing": source.preprocessing.stored(),
     }
+
+
+def _preset_facts(stated: Preset) -> dict[str, Any]:
+    """Return what a preset states beyond its card, and which facts about its file are not known."""
+    found = stated.model_dump(exclude={"title", "licence", "notes", "pretraining", "citation", "version"})
+    found["weights"]["not known"] = ", ".join(stated.unknown)
+    return found
 
 
 def _recipe(name: str) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """The files of the catalogue, unchecked: enough to list names and single values without importing pydantic.
 
 Every method, data set and named study has one TOML file, in the folders `methods/`, `datasets/` and `studies/` of a
-source checkout or in their copies in `peftbench/_data` of an installed wheel. A user's working folder may hold more
-methods and data sets.
+source checkout or in their copies in `peftbench/_data` of an installed wheel. The presets of backbones are in
+`peftbench/backbones/`. A user's working folder may hold more methods, data sets and backbones.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any, Literal, TypeAlias
 
 from peftbench.errors import CatalogueError, UnknownNameError
 
-Kind: TypeAlias = Literal["methods", "datasets", "studies"]
-SINGULAR = {"methods": "method", "datasets": "data set", "studies": "study"}
+Kind: TypeAlias = Literal["methods", "datasets", "studies", "backbones"]
+SINGULAR = {"methods": "method", "datasets": "data set", "studies": "study", "backbones": "backbone"}
 
 
 def method_names() -> tuple[str, ...]:
@@ -31,6 +31,19 @@ def dataset_names() -> tuple[str, ...]:
 def study_names() -> tuple[str, ...]:
     """Return the studies that have a file, sorted."""
     return _names("studies")
+
+
+def backbone_names() -> tuple[str, ...]:
+    """Return the built-in presets of backbones, sorted."""
+    return _names("backbones")
+
+
+def own_backbones() -> dict[str, Path]:
+    """Return the user's files of `backbones/` in the working folder by name: those with the key `title`.
+
+    Raises CatalogueError.
+    """
+    return _own("backbones", "title")
 
 
 def own_datasets() -> dict[str, Path]:
@@ -94,7 +107,7 @@ def built_in(kind: Kind, name: str) -> Path:
 
 def folder_of(kind: Kind) -> Path:
     """Return the folder that holds the built-in files."""
-    return data_file(kind, kind)
+    return Path(__file__).parents[1] / kind if kind == "backbones" else data_file(kind, kind)
 
 
 def data_file(checkout: str, installed: str) -> Path:

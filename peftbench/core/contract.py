@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, TypeAlias, TypeVar, runtime_checkable
@@ -22,6 +22,7 @@ from peftbench.errors import SplitError, StoreError
 from peftbench.storage import files
 
 if TYPE_CHECKING:
+    from timm.models.eva import Eva
     from timm.models.vision_transformer import VisionTransformer
 
 TaskKind: TypeAlias = Literal["single", "multi_label", "ordinal"]
@@ -190,11 +191,28 @@ class Preprocessing:
     std: tuple[float, float, float]
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     fit: Literal["squash", "crop"] = "squash"  # squash keeps the whole image, crop keeps its aspect
+    crop: float = 1.0  # share of the short side that a crop keeps; left out of ids and records while it is 1
+
+    def stored(self) -> dict[str, Any]:
+        """Return the fields as an id, a record and a delta hold them."""
+        return {name: value for name, value in asdict(self).items() if name != "crop" or value != 1.0}
 
     @classmethod
     def restored(cls, stored: Mapping[str, Any]) -> Self:
         """Return the preprocessing whose fields a JSON file holds."""
         return cls(**_with_tuples(stored))
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """A file of weights on the Hugging Face hub; facts that are not known are empty."""
+
+    repository: str
+    file: str
+    revision: str = ""  # commit; "": the newest
+    sha256: str = ""
+    size: int | None = None  # bytes, approximate
+    gated: str = ""  # address where access must be asked for
 
 
 @dataclass(frozen=True)
@@ -211,7 +229,8 @@ class BackboneCard:
 class Backbone(Protocol):
     """A pretrained network.
 
-    Its plug-in builds it from the text after the colon and the fields in brackets: `timm:NAME[depth=8]`.
+    Its plug-in builds it from the text after the colon and the fields in brackets: `timm:NAME[depth=8]`. It may also
+    have `hub_file`, a HubFile that holds its weights, and `network_digest`, a text that becomes part of jobs' ids.
     """
 
     @property
@@ -223,7 +242,7 @@ class Backbone(Protocol):
         """Return the preprocessing of its pretraining, at `image_size` pixels if given."""
         ...
 
-    def network(self, image_size: int | None) -> VisionTransformer:
+    def network(self, image_size: int | None) -> VisionTransformer | Eva:
         """Return the network without a head (`num_classes=0`), with new random values.
 
         Must work under `torch.device("meta")`.
@@ -237,8 +256,11 @@ class Backbone(Protocol):
         """
         ...
 
-    def load(self, vit: VisionTransformer, file: Path) -> None:
-        """Fill `vit` with the weights in `file`, strictly. Raises WeightsError; never unpickles."""
+    def load(self, vit: VisionTransformer | Eva, file: Path) -> Sequence[str] | None:
+        """Fill `vit` with the weights in `file`, strictly. Raises WeightsError; never unpickles.
+
+        May return sentences on what was taken from the file and what was left out.
+        """
         ...
 
 

@@ -17,7 +17,13 @@ from pkgutil import iter_modules
 from types import MappingProxyType
 from typing import Any
 
-from peftbench.core.catalogue_files import method_variant, own_datasets, own_methods
+from peftbench.core.catalogue_files import (
+    backbone_names,
+    method_variant,
+    own_backbones,
+    own_datasets,
+    own_methods,
+)
 from peftbench.core.constants import METHOD_GROUPS
 from peftbench.core.guarded import guard, guarded
 from peftbench.errors import CatalogueError, PluginError, UnknownNameError
@@ -48,7 +54,7 @@ class Registry:
         return {"datasets": "data set"}.get(self.folder, self.folder.removesuffix("s"))
 
     def built_in(self) -> frozenset[str]:
-        """Return the built-in names: the stems of the files. Imports nothing."""
+        """Return the built-in names: the stems of the files, presets of backbones included. Imports nothing."""
         return _built_in(self.folder)
 
     def others(self) -> dict[str, EntryPoint]:
@@ -73,10 +79,15 @@ class Registry:
         return tuple(sorted(self.built_in() | self.others().keys() | self.described()))
 
     def described(self) -> frozenset[str]:
-        """Return the data sets described by files of the working folder. Raises PluginError for a taken name."""
-        found = frozenset(own_datasets()) if self.folder == "datasets" else frozenset()
+        """Return the data sets or backbones that files of the working folder describe.
+
+        Raises PluginError for a taken name.
+        """
+        own = {"datasets": own_datasets, "backbones": own_backbones}.get(self.folder)
+        found = frozenset(own()) if own else frozenset()
         if twice := sorted(found & (self.built_in() | self.others().keys()) if found else ()):
-            raise PluginError(f"A plug-in is called {twice[0]!r} already; rename the file datasets/{twice[0]}.toml.")
+            file = f"{self.folder}/{twice[0]}.toml"
+            raise PluginError(f"A plug-in is called {twice[0]!r} already; rename the file {file}.")
         return found
 
     def get(self, name: str) -> Any:  # noqa: ANN401 - its kind's contract describes it
@@ -86,18 +97,26 @@ class Registry:
         """
         others = self.others()
         if name in self.described():
-            return import_module("peftbench.datasets._described").Described(name)
+            return self._described(name)
         if name not in self.built_in() and name not in others:
             raise UnknownNameError(self.kind, name, self.names())
         with guard(f"{self.describe(name)} cannot be loaded"):
             if name in others:
                 plugin = _load(others[name], self.describe(name), self.folder)
+            elif self.folder == "backbones" and name in backbone_names():
+                plugin = self._described(name)
             else:
                 folder = "execution" if self.folder == "executors" else self.folder
                 plugin = import_module(f"peftbench.{folder}.{name}").plugin
         if name in others and (lacking := [a for a in CONTRACTS[self.folder] if not hasattr(plugin, a)]):
             raise PluginError(f"{self.describe(name)} has no {lacking[0]!r}; a {self.kind} must have it.")
         return plugin
+
+    def _described(self, name: str) -> Any:  # noqa: ANN401 - its kind's contract describes it
+        """Return the plug-in of a TOML file: a data set of the user's, or a preset of a backbone."""
+        if self.folder == "backbones":
+            return import_module("peftbench.backbones._preset").preset_class(name)
+        return import_module("peftbench.datasets._described").Described(name)
 
     def describe(self, name: str) -> str:
         """Return a plug-in as errors name it: `The metric 'auc' (package.module:function)`."""
@@ -137,7 +156,8 @@ def _built_in(folder: str) -> frozenset[str]:
     if folder == "executors":
         return EXECUTORS
     here = Path(__file__).parents[1] / folder
-    return frozenset(m.name for m in iter_modules([str(here)]) if not m.name.startswith("_"))
+    modules = {m.name for m in iter_modules([str(here)]) if not m.name.startswith("_")}
+    return frozenset(modules | set(backbone_names()) if folder == "backbones" else modules)
 
 
 @lru_cache

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, fields, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -265,19 +265,21 @@ class Job:
     variant: Variant = WHOLE  # of the data; part of the id through `split` and `fingerprint`
     policy: str = ""  # how augmentation `medical` treats this data set
     alias: str = ""  # name of the user's own variant of the method
+    network: str = ""  # identifies the network of a user's own preset of a backbone
     about: tuple[DatasetCard, tuple[str, ...]] | None = None  # of the data: card and notes
 
     def identity(self) -> dict[str, Any]:
         """Return the resolved values that decide the result, without fields at their default."""
-        defaults = Recipe().stored()
+        defaults, pixels = Recipe().stored(), self.preprocessing.stored()
+        network = {"network": self.network} if self.network else {}
         return {
             "method": {
                 "name": self.method,
                 "version": self.version,
                 "fields": {k: v for k, v in self.fields.items() if v != self.defaults.get(k, MISSING)},
             },
-            "data": {"fingerprint": self.fingerprint, "split": self.split, "preprocessing": asdict(self.preprocessing)},
-            "backbone": {"name": self.backbone, "digest": self.digest},
+            "data": {"fingerprint": self.fingerprint, "split": self.split, "preprocessing": pixels},
+            "backbone": {"name": self.backbone, "digest": self.digest, **network},
             "recipe": {k: v for k, v in self.recipe.stored().items() if k == "name" or v != defaults[k]},
             "threads": self.threads,
             "seed": self.seed,

@@ -67,7 +67,7 @@ def to_square(picture: Image.Image, preprocessing: Preprocessing) -> Image.Image
     side, resample = preprocessing.size, _FILTERS[preprocessing.interpolation]
     if preprocessing.fit == "squash":
         return picture.resize((side, side), resample)
-    scale = side / min(picture.size)
+    scale = int(side / preprocessing.crop) / min(picture.size)
     wide, high = (max(side, round(length * scale)) for length in picture.size)
     left, top = (wide - side) // 2, (high - side) // 2
     return picture.resize((wide, high), resample).crop((left, top, left + side, top + side))

@@ -106,6 +106,7 @@ def open_prepared(print_: str, preprocessing: Preprocessing, cache: Path) -> Dat
 
 def _entry_folder(print_: str, preprocessing: Preprocessing, cache: Path) -> Path:
     key = {"data": print_, "side": preprocessing.size, "by": preprocessing.interpolation, "fit": preprocessing.fit}
+    key |= {"crop": preprocessing.crop} if preprocessing.crop != 1.0 else {}  # entries from before there was a crop
     return cache / "pixels" / sha256_json(key | {"decoder": DECODER})[:24]
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import cast
+from typing import TypeAlias, cast
 
 import torch
+from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 
 from peftbench.core.contract import Backbone, Preprocessing
@@ -17,6 +18,8 @@ from peftbench.core.syntax import Spec, parse
 from peftbench.errors import RequestError
 from peftbench.models.top_k import backbone_size
 from peftbench.storage.files import sha256_file
+
+Network: TypeAlias = VisionTransformer | Eva
 
 FEW_TOKENS = 128  # patches; with more, storing the attention matrix costs more time than it saves
 
@@ -37,16 +40,21 @@ class Source:
         """Return the preprocessing of its pretraining, at the specified image size."""
         return self.plugin.preprocessing(self.image_size)
 
+    @property
+    def network_digest(self) -> str:
+        """Return what the id of a job must contain of the network besides the name of the backbone, usually ""."""
+        return str(getattr(self.plugin, "network_digest", ""))
+
     def digest(self, seed: int) -> str:
         """Return what identifies its weights: the SHA-256 of the file, or `random:SEED`."""
         return _known_sha256(self.file) if self.file else f"random:{seed}"
 
-    def blank(self) -> VisionTransformer:
+    def blank(self) -> Network:
         """Return the network on the meta device: shapes without values."""
         with torch.device("meta"):
             return self._network()
 
-    def build(self, seed: int) -> VisionTransformer:
+    def build(self, seed: int) -> Network:
         """Return the network with its weights, in float32, on the CPU. Random weights are drawn from `seed`."""
         torch.manual_seed(seed)
         vit = self._network().float()
@@ -55,7 +63,7 @@ class Source:
                 self.plugin.load(vit, self.file)
         return vit
 
-    def _network(self) -> VisionTransformer:
+    def _network(self) -> Network:
         with registry("backbones").calling(self.spec.name):
             return self.plugin.network(self.image_size)
 
@@ -88,7 +96,7 @@ def parameter_count(text: str, image_size: int | None) -> int:
     return backbone_size(locate(text, image_size, blank=True).blank())
 
 
-def choose_attention(vit: VisionTransformer, device: str, autocast: torch.dtype | None) -> None:
+def choose_attention(vit: Network, device: str, autocast: torch.dtype | None) -> None:
     """Replace torch's fused attention by separate operations where it is slow: bfloat16 on a CPU with few tokens.
 
     A training step then takes .65 (65 tokens, width 192) to .80 (width 384) of the time; the last bits of sums differ.

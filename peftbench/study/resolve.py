@@ -64,7 +64,7 @@ def resolve(study: Study, places: Places, *, skip_broken: bool = False, watch: O
         notes.append(f"Precision {recipe.precision} (auto): this hardware multiplies it natively.")
     source = backbone.locate(study.backbone, study.image_size, places.weights)
     methods = sized_methods(study, source)
-    _refuse_bad_weights(source)
+    notes += _try_weights(source)
 
     def loaded(joined: Joined) -> dict[Where, Data]:
         return {
@@ -135,10 +135,11 @@ def _leaks(tables: Mapping[Where, Data], places: Places) -> list[str]:
     ]
 
 
-def _refuse_bad_weights(source: Source) -> None:
-    """Raise WeightsError before anything trains if the file does not fit the network."""
-    if source.file:
-        source.plugin.load(source.blank().to_empty(device="cpu"), source.file)
+def _try_weights(source: Source) -> Sequence[str]:
+    """Load the weights before anything trains; return what was taken of the file. Raises WeightsError."""
+    if not source.file:
+        return ()
+    return source.plugin.load(source.blank().to_empty(device="cpu"), source.file) or ()
 
 
 # --- jobs ------------------------------------------------------------------------------------------------------------
@@ -180,6 +181,7 @@ def _job(method: SizedMethod, study: Study, recipe: Recipe, data: Data, where: W
         split=data.rule,
         backbone=str(method.source.spec),
         digest=method.source.digest(seed),
+        network=method.source.network_digest,
         image_size=study.image_size,
         preprocessing=method.source.preprocessing,
         recipe=recipe,

@@ -1,4 +1,4 @@
-"""check_backbone: a plain vision transformer of timm that builds on the meta device and loads its own file only."""
+"""check_backbone: a vision transformer of timm that builds on the meta device and loads its own file only."""
 
 from __future__ import annotations
 
@@ -7,21 +7,22 @@ from tempfile import TemporaryDirectory
 
 import torch
 from safetensors.torch import save_file
+from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 
 from peftbench.core.contract import Backbone
 from peftbench.errors import WeightsError
+from peftbench.models.backbone import Network
 from peftbench.models.top_k import backbone_size
 from peftbench.testing.findings import Broken, Finding, Rule, Skipped, listed, require, run_rules
 
 
 def it_builds_on_the_meta_device(backbone: Backbone) -> str:
-    """Under torch.device("meta") it builds a VisionTransformer without a head whose tensors take no memory."""
+    """Under torch.device("meta") it builds a network of timm without a head whose tensors take no memory."""
     with torch.device("meta"):
         vit = backbone.network(None)
-    require(
-        isinstance(vit, VisionTransformer), f"network() must build timm's VisionTransformer, got {type(vit).__name__}."
-    )
+    known = isinstance(vit, VisionTransformer | Eva)
+    require(known, f"network() must build timm's VisionTransformer or Eva, got {type(vit).__name__}.")
     real = [name for name, tensor in vit.state_dict().items() if tensor.device.type != "meta"]
     require(not real, f"Under torch.device('meta'), {listed(real)} must not take memory.")
     require(isinstance(vit.head, torch.nn.Identity), "network() must have no head; build it with num_classes=0.")
@@ -86,7 +87,7 @@ def its_weights_fill_it(backbone: Backbone) -> str:
     return f"{file.name}: {file.stat().st_size:,} bytes."
 
 
-def _empty(backbone: Backbone) -> VisionTransformer:
+def _empty(backbone: Backbone) -> Network:
     with torch.device("meta"):
         vit = backbone.network(None)
     return vit.to_empty(device="cpu")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,7 @@ def model_card(job: Job, data: Data, progress: Progress) -> dict[str, Any]:
         "method": {"name": job.method, "version": job.version, "fields": dict(job.fields)},
         "head": {"kind": job.recipe.head, "scale": job.recipe.head_scale, "classes": list(data.card.classes)},
         "task": data.card.task,
-        "preprocessing": asdict(job.preprocessing),
+        "preprocessing": job.preprocessing.stored(),
         "image_size": job.image_size,
         "job": job.id,
         "temperature": fit_temperature(logits["val"], data.labels["val"]) if "val" in logits else None,

@@ -83,7 +83,7 @@ def make_record(job: Job, places: Places, data: Data, outcome: Outcome | str) ->
             digest=job.digest,
             random=is_random(job.backbone),
             parameters=backbone.parameter_count(job.backbone, job.image_size),
-            preprocessing=asdict(job.preprocessing),
+            preprocessing=job.preprocessing.stored(),
         ),
         "recipe": job.recipe.stored(),
         "seed": job.seed,

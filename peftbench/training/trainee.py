@@ -12,7 +12,6 @@ from typing import cast
 
 import numpy as np
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from peftbench.core.contract import Preprocessing
@@ -21,6 +20,7 @@ from peftbench.data.augmentation import Augment
 from peftbench.data.batches import FeatureBatches, ImageBatches, fits_on_device
 from peftbench.data.pixel_cache import Data
 from peftbench.models import sparse_ways
+from peftbench.models.backbone import Network
 from peftbench.models.gradient_probe import Batch, GradientProbe
 from peftbench.models.head import Classifier, Head
 from peftbench.models.plan import Plan, Tuned
@@ -32,7 +32,7 @@ from peftbench.training.loop import Inputs, Learner, Task, forward
 from peftbench.training.optimizer import make_loss
 
 
-def make_classifier(vit: VisionTransformer, classes: int, recipe: Recipe, seed: int) -> Classifier:
+def make_classifier(vit: Network, classes: int, recipe: Recipe, seed: int) -> Classifier:
     """Return `vit` with the recipe's head on top, whose first values depend on `seed` alone."""
     return Classifier(vit, Head(vit.num_features, classes, recipe.head, recipe.head_scale, seed))
 
@@ -135,7 +135,7 @@ def choose_ways(
     images, dtype = -(-recipe.batch // pieces), PRECISIONS[recipe.precision] or torch.float32
     device = next(vit.parameters()).device.type
     machine = hardware.environment(device) | {"threads": torch.get_num_threads()}
-    samples = images * cast("VisionTransformer", vit).patch_embed.num_patches
+    samples = images * cast("Network", vit).patch_embed.num_patches
     ways = former or sparse_ways.choose(vit, samples, dtype, cache, machine)
     sparse_ways.settle(vit, ways)
     return replace(trainee, ways=ways)

@@ -11,11 +11,12 @@ from open_clip.model import _build_vision_tower
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from peftbench.backbones.clip_vit_b16 import ClipViTB16
+from peftbench.backbones._preset import preset_class
 from peftbench.backbones.open_clip import OpenCLIP
 from peftbench.core.contract import Backbone
 from peftbench.errors import RequestError, UnknownNameError, WeightsError
 
+ClipViTB16 = preset_class("clip_vit_b16")
 PLAIN = "ViT-B-16/laion2b_s34b_b88k"
 QUICK = "ViT-B-16-quickgelu/openai"
 
@@ -78,7 +79,8 @@ def test_both_use_clips_mean_and_spread() -> None:
 def test_missing_weights_say_where_they_are_to_be_had(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     message = (
-        r"clip_vit_b16\.safetensors.*timm/vit_base_patch16_clip_224\.openai .* open_clip_model\.safetensors.*--weights"
+        r"peftbench weights fetch clip_vit_b16.*timm/vit_base_patch16_clip_224\.openai .* open_clip_model\.safetensors"
+        r".*about 600.*clip_vit_b16\.safetensors.*--weights"
     )
     with pytest.raises(WeightsError, match=message):
         ClipViTB16().weights(None)

@@ -208,12 +208,12 @@ def test_a_file_of_something_else_is_refused(file: Path) -> None:
 
 def test_a_file_that_was_named_but_is_not_there_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="--weights"):
-        find_weights(tmp_path / "none.safetensors", tmp_path / "own.safetensors", "")
+        find_weights(tmp_path / "none.safetensors", "own", tmp_path / "own.safetensors", None)
 
 
 def test_missing_weights_say_where_to_get_them(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match=r"own\.safetensors. Get them there.* --weights FILE"):
-        find_weights(None, tmp_path / "own.safetensors", "Get them there.")
+    with pytest.raises(WeightsError, match=r"No weights of own at .*own\.safetensors\. .* --weights FILE"):
+        find_weights(None, "own", tmp_path / "own.safetensors", None)
 
 
 def test_an_image_size_that_patches_do_not_fill_is_refused_with_the_near_ones() -> None:

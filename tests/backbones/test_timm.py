@@ -36,7 +36,7 @@ def test_preprocessing_takes_the_image_size_asked_for() -> None:
 
 @pytest.mark.parametrize("name", ["vit_smal_patch14_dinov2", f"{SMALL}.lvd142", "resnet50"])
 def test_an_unknown_name_answers_with_near_ones(name: str) -> None:
-    with pytest.raises(UnknownNameError, match=r"plain timm vision transformer .* There are"):
+    with pytest.raises(UnknownNameError, match=r"timm vision transformer .* There are"):
         Timm(name)
 
 

@@ -124,7 +124,7 @@ MISTAKES: list[tuple[str, str, Callable[[Path], None]]] = [  # the command, what
     (f"{RUN} --datasets ./broken --methods lora", "Cannot decode 1 image: rows/00.png", broken_image),
     (f"{RUN} --datasets ./parts --methods lora", "dots", class_missing_in_train),
     ("run --backbone minni --datasets ./images", "'minni'. Did you mean mini", nothing),
-    ("run --backbone mini[depth=8] --datasets ./images", "mini has no field 'depth'", nothing),
+    ("run --backbone mini[layers=8] --datasets ./images", "mini has no field 'layers'", nothing),
     ("run --backbone timm --datasets ./images", "timm", nothing),
     ("run --backbone timm:resnet18@random --datasets ./images", "resnet18", nothing),
     (f"{LORA} --weights none.safetensors", "--weights: none.safetensors does not exist", nothing),

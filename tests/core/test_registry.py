@@ -58,7 +58,7 @@ def test_a_name_gives_the_plugin_of_its_file() -> None:
         ("methods", "lorra", r"No method is called 'lorra'\. Did you mean lora[^?]*\? There are: .*bitfit.*\."),
         ("methods", "SHPEFT", r"No method is called 'SHPEFT'\. Did you mean shpeft[^?]*\?"),
         ("datasets", "bussi", r"No data set is called 'bussi'\. Did you mean busi"),
-        ("backbones", "xyz", r"No backbone is called 'xyz'\. There are: clip_vit_b16, "),
+        ("backbones", "xyz", r"No backbone is called 'xyz'\. There are: augreg_in21k_b16, "),
         ("methods", "__init__", r"No method is called '__init__'"),
         ("datasets", "_files", r"No data set is called '_files'"),
     ],

@@ -10,8 +10,11 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch.nn import functional as F
 
-from peftbench.backbones.mini import network
-from peftbench.models.backbone import FEW_TOKENS, choose_attention
+from peftbench.models.backbone import FEW_TOKENS, Network, choose_attention, locate
+
+
+def network() -> Network:
+    return locate("mini@random").build(0)
 
 
 @pytest.fixture

@@ -7,19 +7,25 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from peftbench.backbones.mini import Mini
+from peftbench.backbones._preset import Preset
 from peftbench.core.contract import DatasetCard, Labels, Logits, Part, Preprocessing, Result, Splits
 from peftbench.errors import MissingDataError
+from peftbench.models.backbone import Network
 from peftbench.reports.csv import Csv
 from peftbench.testing import Finding, check_backbone, check_dataset, check_metric, check_report, failed, findings
+
+
+@dataclass(frozen=True)
+class Mini(Preset):
+    preset: ClassVar[str] = "mini"
+
 
 IMPORTS_TORCH = findings.imports_torch
 
@@ -193,14 +199,14 @@ def test_a_spoilt_report_is_caught(act: Any, meant: str) -> None:
 
 
 class WithHead(Mini):
-    def network(self, image_size: int | None) -> VisionTransformer:
+    def network(self, image_size: int | None) -> Network:
         vit = super().network(image_size)
         vit.reset_classifier(3)
         return vit
 
 
 class TakesMemory(Mini):
-    def network(self, image_size: int | None) -> VisionTransformer:
+    def network(self, image_size: int | None) -> Network:
         vit = super().network(image_size)
         vit.norm = nn.LayerNorm(192, device="cpu")
         return vit
@@ -217,15 +223,17 @@ class Bytes(Mini):
 
 
 class TakesAnything(Mini):
-    def load(self, vit: VisionTransformer, file: Path) -> None:
+    def load(self, vit: Network, file: Path) -> list[str]:
         vit.load_state_dict({name: torch.zeros_like(tensor) for name, tensor in vit.state_dict().items()})
+        return []
 
 
 class Forgets(Mini):
-    def load(self, vit: VisionTransformer, file: Path) -> None:
+    def load(self, vit: Network, file: Path) -> list[str]:
         kept = vit.get_parameter("norm.weight").detach().clone()
-        super().load(vit, file)
+        notes = super().load(vit, file)
         vit.get_parameter("norm.weight").data = kept
+        return notes
 
 
 @pytest.mark.parametrize(

@@ -62,8 +62,8 @@ class GradientProbe:
         sums = {f"{half}/{n}": torch.zeros_like(p) for half in ("even", "odd") for n, p in vit.named_parameters()}
         for number, gradients in enumerate(self._gradients(_images(used) if kind == "sample_squares" else used)):
             half = ("even", "odd")[number % 2]
-            for name, gradient in gradients.items():
-                sums[f"{half}/{name}"] += ESTIMATES[kind](gradient)
+            for name in list(gradients):  # each is freed here, not after the next batch
+                sums[f"{half}/{name}"] += ESTIMATES[kind](gradients.pop(name))
         if not any(bool(total.any()) for total in sums.values()):
             raise JobError("All gradients are zero, so weights cannot be ranked; try --precision fp32.")
         return {name: total.cpu() for name, total in sums.items()}
@@ -72,12 +72,13 @@ class GradientProbe:
         vit: nn.Module = self.model.get_submodule("vit")
         with _evaluating(self.model):
             named = dict(vit.named_parameters())
+            tensors = list(named.values())
             for images, labels in batches:
                 with torch.autocast(images.device.type, self.autocast, enabled=self.autocast is not None):
                     logits = self.model(images)
                 loss = self.loss(logits.float() if logits.dtype != torch.float64 else logits, labels)
-                gradients = torch.autograd.grad(loss, list(named.values()), materialize_grads=True)
-                yield dict(zip(named, gradients, strict=True))
+                del logits  # and no name for the gradients: whoever takes them may free them one by one
+                yield dict(zip(named, torch.autograd.grad(loss, tensors, materialize_grads=True), strict=True))
 
 
 @contextmanager

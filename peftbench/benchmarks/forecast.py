@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -23,7 +22,7 @@ from peftbench.models.head import Classifier
 from peftbench.models.method import NoProbe
 from peftbench.models.plan import Plan
 from peftbench.models.top_k import backbone_size
-from peftbench.profiling import counting, hardware, history
+from peftbench.profiling import counting, history
 from peftbench.profiling.hardware import PRECISIONS
 from peftbench.study.defaults import complete, make_recipe
 from peftbench.study.method_grid import SizedMethod, sized_methods
@@ -104,23 +103,11 @@ def _costs(expected: Expected | None, seconds: float | None) -> dict[str, Any]:
 # --- time ------------------------------------------------------------------------------------------------------------
 
 
-@lru_cache
-def _hardware(device: str) -> str:
-    return hardware.environment(device)["hardware"]
-
-
 def key(row: SizedMethod, device: str, threads: int, recipe: Recipe) -> dict[str, Any]:
     """Return everything that decides how long an image takes: the key of stored costs."""
-    return {
-        "hardware": _hardware(device),
-        "device": device,
-        "threads": threads,
-        "precision": recipe.precision,
-        **{name: True for name in ("compile", "graph") if getattr(recipe, name)},
-        "backbone": str(replace(row.source.spec, random=False)),
-        "size": row.source.preprocessing.size,
-        "method": [row.name, row.method.version, row.method.values()],
-    }
+    backbone_name, method = str(replace(row.source.spec, random=False)), row.method
+    used = (row.name, method.version, method.values())
+    return history.cost_key(backbone_name, row.source.preprocessing.size, used, device, threads, recipe)
 
 
 def seconds(row: SizedMethod, recipe: Recipe, threads: int, places: Places) -> float | None:

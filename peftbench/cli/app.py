@@ -13,6 +13,7 @@ import typer
 
 from peftbench.cli import analyze, cache, data
 from peftbench.cli.bench import bench
+from peftbench.cli.cancel import cancel
 from peftbench.cli.check import check
 from peftbench.cli.claims import claims
 from peftbench.cli.compare import compare
@@ -20,6 +21,7 @@ from peftbench.cli.errors import UsageError, is_closed, sentence, spell_out
 from peftbench.cli.list import list_
 from peftbench.cli.measure import measure
 from peftbench.cli.merge import merge
+from peftbench.cli.merge_stores import merge_stores
 from peftbench.cli.plan import plan
 from peftbench.cli.predict import predict
 from peftbench.cli.recommend import recommend
@@ -37,9 +39,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for verb in (run, plan, report, compare, recommend, claims, status):
+for verb in (run, plan, report, compare, recommend, claims, status, cancel):
     app.command()(verb)
 app.command("list")(list_)
+app.command("merge-stores")(merge_stores)
 for verb in (show, merge, predict, check, measure, bench):
     app.command()(verb)
 app.add_typer(analyze.app, name="analyze")
@@ -60,7 +63,7 @@ def main() -> None:
         if isinstance(error.__cause__, EOFError):  # typer takes any for the end of a user's input
             sys.exit(_exit_code(error.__cause__, words, debug=debug))
         resume = "; run the same command again to resume at the last checkpoint" if words[:1] == ["run"] else ""
-        typer.echo(f"peftbench: interrupted{resume}.", err=True)
+        typer.echo(f"peftbench: {error}" if str(error) else f"peftbench: interrupted{resume}.", err=True)
         sys.exit(INTERRUPTED)
     except (SystemExit, PeftbenchError, UsageError, OSError) as error:
         sys.exit(_exit_code(error, words, debug=debug))

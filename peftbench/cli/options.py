@@ -7,7 +7,7 @@ and `grouped` shows typer an option for each of its fields.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import wraps
 from pathlib import Path
@@ -17,7 +17,7 @@ import typer
 
 from peftbench.core.constants import DEFAULT_STORE
 from peftbench.core.syntax import known_device
-from peftbench.errors import UnknownNameError
+from peftbench.errors import RequestError, UnknownNameError
 
 if TYPE_CHECKING:
     from peftbench.core.spec import Places
@@ -122,7 +122,8 @@ SkipBrokenOption = Annotated[bool, typer.Option("--skip-broken", help="Leave out
 JsonOption = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON.")]
 
 ExecutorOption = Annotated[
-    str, typer.Option("--executor", help="Where jobs run; default: local, or the table [executor] of the study.")
+    str,
+    typer.Option("--executor", help="Where jobs run: local, slurm or ray; default: as the study has it, or local."),
 ]
 JobsOption = Annotated[
     int | None,
@@ -135,6 +136,20 @@ JobsOption = Annotated[
 ]
 TimeoutOption = Annotated[
     float | None, typer.Option("--timeout", min=1.0, help="Seconds after which a job fails; default: no limit.")
+]
+SlurmOption = Annotated[
+    TextList,
+    typer.Option("--slurm", help="Long options of sbatch, such as partition=gpu,gres=gpu:1,time=4:00:00."),
+]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="With --executor slurm: show scripts and jobs, submit nothing.")
+]
+AddressOption = Annotated[
+    str | None, typer.Option("--address", help="With --executor ray: of the cluster; auto, or ray://HOST:10001.")
+]
+GatherOption = Annotated[
+    bool,
+    typer.Option("--gather", help="With --executor ray: nodes share no folder; images go there, jobs come back."),
 ]
 
 StoreArgument = Annotated[Path, typer.Argument(help="Folder of the results.")]
@@ -209,11 +224,16 @@ class PlaceOptions:
     cache: CacheOption = None
     cache_limit: CacheLimitOption = "50G"
 
-    def found(self) -> Places:
-        """Return the places, the platform's own folders where none is given."""
+    def found(self, *, elsewhere: bool = False, wants_gpu: bool = False) -> Places:
+        """Return the places, the platform's own folders where none is given.
+
+        `elsewhere`: jobs run on other machines, where there is a GPU if `wants_gpu`, so the device is not looked for.
+        """
         from peftbench.study.defaults import places
 
-        return places(self.store, self.data, self.cache, self.weights, self.device, self.cache_limit)
+        device = "cuda" if wants_gpu and self.device == "auto" else self.device
+        lie = self.store, self.data, self.cache, self.weights
+        return places(*lie, device, self.cache_limit, elsewhere=elsewhere)
 
 
 @dataclass(frozen=True)
@@ -223,18 +243,50 @@ class ExecutorOptions:
     executor: ExecutorOption = ""
     jobs: JobsOption = None
     timeout: TimeoutOption = None
+    slurm: SlurmOption = None
+    dry_run: DryRunOption = False
+    address: AddressOption = None
+    gather: GatherOption = False
 
     def given(self) -> dict[str, Any]:
-        """Return the options under the names of the executors' fields."""
-        return {"parallel": self.jobs, "timeout": self.timeout}
+        """Return the options under the names of the executors' fields. Raises RequestError for a faulty --slurm."""
+        options = sbatch_options(self.slurm or []) or None
+        slurm = {"options": options, "dry_run": self.dry_run or None}
+        ray = {"address": self.address, "gather": self.gather or None}
+        return {"parallel": self.jobs, "timeout": self.timeout, **slurm, **ray}
 
-    def refuse_unknown(self, table: Mapping[str, Any]) -> None:
-        """Raise UnknownNameError for an executor that does not exist, without importing one."""
+    def check(self, table: Mapping[str, Any]) -> None:
+        """Raise RequestError for an executor that does not exist, or lacks an option, without importing one."""
         from peftbench.core.registry import registry
 
         name, known = self.executor or str(table.get("name", "local")), registry("executors").names()
         if name not in known:
             raise UnknownNameError("executor", name, known)
+        flags: dict[str, tuple[object, str]] = {"--slurm": (self.slurm, "slurm"), "--dry-run": (self.dry_run, "slurm")}
+        flags |= {"--address": (self.address, "ray"), "--gather": (self.gather, "ray")}
+        for flag, (value, owner) in flags.items():
+            if value and name != owner:
+                raise RequestError(f"{flag} needs --executor {owner}, and the executor is {name}.")
+
+
+def sbatch_options(texts: Sequence[str]) -> dict[str, str | bool]:
+    """Return the options in texts such as `partition=a,b,gres=gpu:1,exclusive=true`.
+
+    A piece without = belongs to the value before it. Raises RequestError for one that has none before it.
+    """
+    found: dict[str, str | bool] = {}
+    for text in texts:
+        name = ""
+        for piece in text.split(","):
+            key, equals, value = piece.partition("=")
+            if equals and key.strip("- "):
+                name = key.strip("- ")
+                found[name] = {"true": True, "false": False}.get(value.strip().lower(), value.strip())
+            elif name:
+                found[name] = f"{found[name]},{piece}"
+            else:
+                raise RequestError(f"--slurm must be NAME=VALUE,..., such as partition=gpu,gres=gpu:1, got {text!r}.")
+    return found
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:

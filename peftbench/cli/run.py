@@ -59,11 +59,12 @@ def run(
     file = find_study(study) if study else None
     found = read_study(file, asdict(options), scale)  # before torch is imported: a typing error is answered at once
     table = executor_table(file)
-    where.refuse_unknown(table)
+    where.check(table)
     from peftbench.execution.executor import make_executor
 
     executor = make_executor(where.executor, table, where.given())
-    raise typer.Exit(run_study(found, places.found(), executor, skip_broken=skip_broken))
+    found_places = places.found(elsewhere=executor.elsewhere, wants_gpu=executor.wants_gpu)
+    raise typer.Exit(run_study(found, found_places, executor, skip_broken=skip_broken))
 
 
 def run_study(study: Study, places: Places, executor: Executor, *, skip_broken: bool) -> int:
@@ -87,6 +88,8 @@ def run_study(study: Study, places: Places, executor: Executor, *, skip_broken: 
         say(line)
     with Board() as board:
         executor.run_study(resolved, places, board)
+    if getattr(executor, "dry_run", False):
+        return 0
     seconds = time.perf_counter() - started
     found = _finish(resolved.drafts, store, seconds)
     if isinstance(executor, LocalExecutor) and (costs := [record.costs for record in board.records if record.costs]):

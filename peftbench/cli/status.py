@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from peftbench.results.store import JobFolder, State
 
 COLUMNS = ("job", "state", "method", "data set", "seed", "trained")
+STILL = 60.0  # seconds without a sign of life that are worth a word
 Row = tuple[str, ...]  # a cell for each of COLUMNS
 
 
@@ -39,6 +40,22 @@ def status(store: StoreArgument = STORE, json: JsonOption = False) -> None:
         show_json({job.row[0]: job.state for job in listed})
     else:
         show_states(listed)
+        show_owners(store)
+
+
+def show_owners(store: Path) -> None:
+    """Print which process runs which job, and what Slurm has in its queue for this store."""
+    from peftbench.execution import slurm_queue
+    from peftbench.results import owner
+
+    for file in sorted((store / "jobs").glob(f"*/{owner.FILE}")):
+        if found := owner.read(file.parent):
+            age = owner.age(file.parent)
+            silent = f", no sign of life for {age:.0f} s" if age is not None and age > STILL else ""
+            step = f", step {found.step:,}" if found.step else ""
+            say(f"{file.parent.name} is run by {found}{step}{silent}.")
+    for sentence in slurm_queue.states(store):
+        say(sentence)
 
 
 def show_states(listed: Sequence[Listed]) -> None:

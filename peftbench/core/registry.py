@@ -35,11 +35,11 @@ CONTRACTS: Mapping[str, tuple[str, ...]] = MappingProxyType(  # the attributes t
         "backbones": ("network", "weights", "preprocessing"),
         "metrics": ("__call__",),
         "reports": ("suffix", "write"),
-        "executors": ("run_study",),
+        "executors": ("run_study", "elsewhere", "wants_gpu"),
     }
 )
 FOLDERS = ("methods", "datasets", "backbones", "metrics", "reports")  # what `peftbench check` knows rules for
-EXECUTORS = frozenset({"local"})  # modules of the folder `execution`, among others
+EXECUTORS = frozenset({"local", "ray", "slurm"})  # modules of the folder `execution`, among others
 
 
 @dataclass(frozen=True)

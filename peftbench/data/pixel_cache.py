@@ -81,7 +81,7 @@ def prepare(
     """
     check_parts(card, splits)
     print_ = fingerprint(splits)
-    folder, facts = _entry_folder(print_, preprocessing, cache), _facts(card, splits, print_)
+    folder, facts = entry_folder(print_, preprocessing, cache), _facts(card, splits, print_)
     hold = Hold(folder)
     broken = known_broken(folder, splits, preprocessing)
     if not broken and not is_whole(folder, thorough=True):  # thorough once per study; its jobs check size and time
@@ -97,14 +97,15 @@ def prepare(
 
 def open_prepared(print_: str, preprocessing: Preprocessing, cache: Path) -> Data:
     """Return data that `prepare` has cached, by their fingerprint. Raises DataError if the entry is gone or damaged."""
-    folder = _entry_folder(print_, preprocessing, cache)
+    folder = entry_folder(print_, preprocessing, cache)
     hold = Hold(folder)
     if not is_whole(folder):
         raise DataError(f"The decoded images in {folder} are missing or damaged. Run the study again to rebuild them.")
     return _data(folder, hold)
 
 
-def _entry_folder(print_: str, preprocessing: Preprocessing, cache: Path) -> Path:
+def entry_folder(print_: str, preprocessing: Preprocessing, cache: Path) -> Path:
+    """Return the folder of the decoded images with this fingerprint."""
     key = {"data": print_, "side": preprocessing.size, "by": preprocessing.interpolation, "fit": preprocessing.fit}
     key |= {"crop": preprocessing.crop} if preprocessing.crop != 1.0 else {}  # entries from before there was a crop
     return cache / "pixels" / sha256_json(key | {"decoder": DECODER})[:24]
@@ -140,7 +141,7 @@ def _build(
 ) -> BrokenImages:
     """Decode the splits into an entry. If some images fail, cache the others and return the positions of those."""
     print_ = fingerprint(splits)
-    folder, total = _entry_folder(print_, preprocessing, cache), sum(map(len, splits.parts.values()))
+    folder, total = entry_folder(print_, preprocessing, cache), sum(map(len, splits.parts.values()))
     with cache_folder.making(folder) as draft:
         if is_whole(folder, thorough=True):  # another process built it while this one waited
             return {}
@@ -199,7 +200,7 @@ def _build_rest(
         return  # nothing to train or to test with
     rest = _without(card, splits, broken, skip=True)
     print_ = fingerprint(rest)
-    folder = _entry_folder(print_, preprocessing, cache)
+    folder = entry_folder(print_, preprocessing, cache)
     with cache_folder.making(folder) as draft:
         out = _allocate(draft, len(good), preprocessing.size)
         for start in range(0, len(good), CHUNK):

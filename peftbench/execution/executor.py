@@ -64,6 +64,14 @@ class Monitor(Protocol):
 class Executor(Protocol):
     """Runs the jobs of a study somewhere and waits for them."""
 
+    @property
+    def elsewhere(self) -> bool:
+        """Whether jobs run on other machines."""
+
+    @property
+    def wants_gpu(self) -> bool:
+        """Whether GPUs of other machines are asked for, so that `--device auto` means them."""
+
     def run_study(self, resolved: Resolved, places: Places, monitor: Monitor) -> None:
         """Run every trial and every final job until it has a record, report it to `monitor`, and write study.json.
 
@@ -131,9 +139,6 @@ def ticker(job: Job, send: Callable[[Tick], None]) -> Callable[[Progress], None]
     """Return a callback for the training loop that sends a Tick for each progress report."""
 
     def watch(progress: Progress) -> None:
-        seconds = progress.train_seconds
-        rate = progress.step * job.recipe.batch / seconds if seconds else 0.0
-        best = progress.chosen["validation"].score if "validation" in progress.chosen else None
-        send(Tick(job.id, progress.step, rate, best))
+        send(Tick(job.id, progress.step, progress.rate(job.recipe.batch), progress.best))
 
     return watch

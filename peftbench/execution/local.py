@@ -19,7 +19,7 @@ from multiprocessing.managers import SyncManager
 from multiprocessing.process import BaseProcess
 from multiprocessing.queues import SimpleQueue
 from queue import Empty
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, ClassVar, NoReturn, TypeAlias
 
 import torch
 
@@ -62,6 +62,10 @@ class LocalExecutor:
 
     parallel: Parallel = 0  # 0: one job per core on a CPU, one per GPU on GPUs
     timeout: Timeout | None = None  # seconds after which a job fails; None: never
+    isolated: bool = False  # a single job runs in a process of its own, too: one that dies fails without the others
+
+    elsewhere: ClassVar[bool] = False
+    wants_gpu: ClassVar[bool] = False
 
     def workers(self, device: str) -> int:
         """Return the number of jobs at the same time on `cpu` or `cuda`."""
@@ -76,7 +80,7 @@ class LocalExecutor:
         waiting, workers = list(jobs), self.workers(places.device)
         with imports_kept(), stop_on(signal.SIGINT, signal.SIGTERM, notify=_print_stopping) as stop:
             while waiting:
-                pool = _Pool(places, monitor, stop, min(workers, len(waiting)), self.timeout)
+                pool = _Pool(places, monitor, stop, min(workers, len(waiting)), self.timeout, self.isolated)
                 held = []
                 for job, record in pool.one_by_one(waiting) if pool.in_this_process else pool.side_by_side(waiting):
                     if record is None:
@@ -114,11 +118,12 @@ class _Pool:
     stop: Stop
     workers: int
     timeout: float | None
+    isolated: bool
 
     @property
     def in_this_process(self) -> bool:
         """Whether the jobs need no worker; only a worker can be ended when a job exceeds its time."""
-        return self.workers == 1 and self.timeout is None
+        return self.workers == 1 and self.timeout is None and not self.isolated
 
     def one_by_one(self, jobs: Sequence[Job]) -> Ended:
         """Run jobs in this process."""

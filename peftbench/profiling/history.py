@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from peftbench.core.recipe import Recipe
 from peftbench.core.record import Memory
+from peftbench.profiling import hardware
 from peftbench.storage import checked_json, files
 
 
@@ -46,6 +49,36 @@ class Measured(BaseModel):
     selection_seconds: float
     selection_images: int  # whose gradients the method read in these seconds
     delta_bytes: int
+
+
+def cost_key(
+    backbone: str, size: int, method: Sequence[Any], device: str, threads: int, recipe: Recipe
+) -> dict[str, Any]:
+    """Return everything that decides how long an image takes: the key of stored costs.
+
+    Args:
+        backbone: its name, without `@random`, since random weights take as long.
+        size: of the images, in pixels.
+        method: its name, version and fields.
+        device: `cpu` or `cuda`.
+        threads: of a job on a CPU.
+        recipe: of which precision and the kind of compilation count.
+    """
+    return {
+        "hardware": _hardware(device),
+        "device": device,
+        "threads": threads,
+        "precision": recipe.precision,
+        **{name: True for name in ("compile", "graph") if getattr(recipe, name)},
+        "backbone": backbone,
+        "size": size,
+        "method": list(method),
+    }
+
+
+@lru_cache
+def _hardware(device: str) -> str:
+    return hardware.environment(device)["hardware"]
 
 
 def remember(cache: Path, key: Mapping[str, Any], found: Measured) -> None:

@@ -6,6 +6,7 @@ jobs/<id>/job.json             the resolved request
           predictions.npz      logits of the chosen steps, labels, group numbers
           private.json         image names and group keys; never copied by a report
           delta.safetensors, delta.json
+          owner.json           the process that runs the job; removed when it ends
           record.json          last
 
 Every folder and file is readable by its owner only.
@@ -33,10 +34,11 @@ from pydantic import ValidationError
 from peftbench.core.contract import AGAIN, Result
 from peftbench.core.record import Record
 from peftbench.errors import RequestError, StoreError
+from peftbench.results import owner
 from peftbench.storage import files
 
 RESULTS = ("curve.csv", "predictions.npz", "delta.safetensors", "delta.json")  # whose digests a record holds
-LEFT = ("record.json", "state", "private.json", *RESULTS)  # what a failed job may leave beside its request
+LEFT = ("record.json", "state", "private.json", owner.FILE, *RESULTS)  # what a failed job may leave beside its request
 State = Literal["new", "interrupted", "running", "failed", "damaged", "done"]
 
 
@@ -112,7 +114,7 @@ class JobFolder:
         if not os.access(self.path, os.W_OK):  # the reader of this store could not run the job
             return "interrupted"
         with self.claim() as claimed:
-            return "interrupted" if claimed else "running"
+            return "running" if not claimed or owner.runs_elsewhere(self.path) else "interrupted"
 
     def damage(self) -> str:
         """Return what is wrong with the record of an ended job or with the files beside it; empty if all is whole."""

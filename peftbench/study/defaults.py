@@ -31,14 +31,19 @@ def places(
     weights: Path | None = None,
     device: str = "auto",
     limit: str = "",
+    *,
+    elsewhere: bool = False,
 ) -> Places:
-    """Return the given folders, or this user's default ones, and the device that `auto` means here."""
+    """Return the given folders, or this user's default ones, and the device that `auto` means here.
+
+    `elsewhere`: jobs run on other machines, so the device need not be one of this machine.
+    """
     return Places(
         store=store,
         data=data_folder(data),
         cache=cache_folder(cache),
         weights=weights,
-        device=find_device(device),
+        device=device if elsewhere and device != "auto" else find_device(device),
         cache_limit=parse_size(limit, "--cache-limit") if limit else LIMIT,
     )
 
@@ -179,7 +184,11 @@ def _precision(study: Study, recipe: Recipe, device: str) -> Precision:
     """Return the precision; `auto` is fp32 under recipe paper, else what the hardware multiplies natively."""
     if study.precision != "auto":
         return study.precision
-    return "fp32" if recipe.name == "paper" else hardware.auto_precision(device)
+    if recipe.name == "paper":
+        return "fp32"
+    if device == "cuda" and not hardware.gpus():
+        raise RequestError("--precision auto asks the GPU, and this machine has none; pass --precision bf16 or fp32.")
+    return hardware.auto_precision(device)
 
 
 def refuse_graph(study: Study, device: str) -> None:

@@ -36,6 +36,7 @@ from peftbench.models.plan import Plan
 from peftbench.profiling import counting, hardware
 from peftbench.profiling.clock import Clock
 from peftbench.profiling.hardware import PRECISIONS, OutOfMemory
+from peftbench.results.owner import Heartbeat, runs_elsewhere
 from peftbench.results.store import JobFolder, Store
 from peftbench.storage.files import is_disk_full, sha256_json
 from peftbench.training import record_writer, trainee
@@ -250,11 +251,23 @@ def run(job: Job, places: Places, callbacks: RunCallbacks | None = None) -> Reco
         if record is not None and record.status == "done":
             Checkpoint(folder).clear()  # a process may have died between the record and this
             return record
+        if runs_elsewhere(folder.path):
+            return None
         folder.sweep()
         if record is not None:
             folder.forget()
-        with _full_disk_is_no_failure(places):
-            return _run_claimed(job, places, folder, callbacks or RunCallbacks())
+        with _full_disk_is_no_failure(places), Heartbeat(folder.path) as heart:
+            return _run_claimed(job, places, folder, _shown(callbacks or RunCallbacks(), job, heart))
+
+
+def _shown(callbacks: RunCallbacks, job: Job, heart: Heartbeat) -> RunCallbacks:
+    """Return callbacks that also show the progress in the owner's file."""
+
+    def watch(progress: Progress) -> None:
+        heart.progress(progress.step, progress.rate(job.recipe.batch), progress.best)
+        callbacks.watch(progress)
+
+    return replace(callbacks, watch=watch)
 
 
 def give_up(job: Job, places: Places, reason: str) -> Record | None:

@@ -120,6 +120,15 @@ class Progress:
     kept: dict[str, Tensor] = field(default_factory=dict)  # the learner's tensors at the step of the recipe's rule
     ways: dict[str, str] = field(default_factory=dict)  # layer -> how the gradient of its single weights is computed
 
+    @property
+    def best(self) -> float | None:
+        """The macro F1 on validation of the step that is best so far, 0..1."""
+        return self.chosen["validation"].score if "validation" in self.chosen else None
+
+    def rate(self, batch: int) -> float:
+        """Return the images per second in training."""
+        return self.step * batch / self.train_seconds if self.train_seconds else 0.0
+
 
 Watch = Callable[[Progress], None]
 Save = Callable[[Progress, Mapping[str, Tensor], Mapping[str, Tensor]], None]  # progress, learner, optimizer

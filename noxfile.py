@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -147,6 +148,31 @@ def crash(session: nox.Session) -> None:
         "again_and_again",
         env=ONE_THREAD | {"PEFTBENCH_TEST_CRASHES": "100"},
     )
+
+
+@nox.session(default=False)
+def slurm(session: nox.Session) -> None:
+    """Run a study on a real Slurm of two nodes on this machine, as root; a node dies, a job is preempted."""
+    if not all(shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin") for name in ("slurmctld", "munged")):
+        if os.geteuid() or shutil.which("apt-get") is None:
+            session.error("Slurm is not installed; install slurm-wlm and munge, and run this session as root.")
+        session.run("apt-get", "install", "-y", "--no-install-recommends", "slurm-wlm", "munge", external=True)
+    session.install("-e", ".", "--group", "test", *PINNED)
+    env = ONE_THREAD | {"PEFTBENCH_TEST_SLURM": "1"}
+    session.run("pytest", "tests/execution/test_slurm_cluster.py", *session.posargs, env=env)
+
+
+@nox.session(default=False)
+def ray(session: nox.Session) -> None:
+    """Run a study on a real Ray cluster of three nodes on this machine, of which one is killed."""
+    session.install("-e", ".[ray]", "--group", "test", *PINNED)
+    env = ONE_THREAD | {"PEFTBENCH_TEST_RAY": "1"}
+    words = ("python", "-m", "pytest", "tests/execution/test_ray_cluster.py", *session.posargs)
+    if os.geteuid() == 0 and shutil.which("unshare"):  # only a loopback interface: no other process can connect
+        alone = ("unshare", "-n", "sh", "-c", 'ip link set lo up && exec "$@"', "sh")
+        session.run(*alone, *words, env=env, external=True)
+    else:
+        session.run(*words, env=env)
 
 
 @nox.session(default=False)

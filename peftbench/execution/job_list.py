@@ -51,7 +51,7 @@ class JobList:
 
     @property
     def digest(self) -> str:
-        """Return eight digits that stand for the jobs and where they lie, whoever submits them."""
+        """Return eight digits that stand for the jobs and the folders that they use."""
         return sha256_json([[_text(draft) for draft in self.drafts], Places_.dump_python(self.places, mode="json")])[:8]
 
     # --- what a task owns --------------------------------------------------------------------------------------------

@@ -42,6 +42,8 @@ def predict(
     if out:
         make_output_folder(out)
     folder = find_job(store, job)  # before torch is imported: a typing error is answered at once
+    from peftbench.data.image_io import broken_sentence
+    from peftbench.errors import BrokenImagesError
     from peftbench.inference import predict as inference
     from peftbench.inference.model import open_model
     from peftbench.storage.files import write_text
@@ -50,6 +52,8 @@ def predict(
     model = open_model(folder, places(store, weights=weights, device=device))
     broken: dict[str, str] = {}
     found = list(inference.predict(model, inference.find_images(images), broken if skip_broken else None))
+    if not found:
+        raise BrokenImagesError(broken_sentence(broken))
     text = (inference.as_json if json else inference.as_csv)(model, found, broken)
     if out is None:
         sys.stdout.write(text)

@@ -35,14 +35,14 @@ RETURNS: Mapping[str, Mapping[str, type | str]] = MappingProxyType(  # kind -> m
 def guard(problem: str, passed: tuple[type[Exception], ...] = ()) -> Iterator[None]:
     """Turn what a plug-in raises in this block, `sys.exit` included, into a PluginError that begins with `problem`.
 
-    Errors of peftbench pass, and so do the `passed` ones and those of a full disk or memory, which are not the
-    plug-in's fault.
+    Errors of peftbench and Ctrl-C pass, and so do the `passed` ones and those of a full disk or memory, which are not
+    the plug-in's fault.
     """
     try:
         yield
-    except PeftbenchError:
+    except (PeftbenchError, KeyboardInterrupt):
         raise
-    except (Exception, SystemExit) as error:
+    except BaseException as error:  # such as that of a panic in a library written in Rust
         if isinstance(error, passed) or is_disk_full(error) or is_out_of_memory(error):
             raise
         raise PluginError(f"{problem}: {first_line(error)}") from error

@@ -1,7 +1,7 @@
 """List image files in a folder and its subfolders, in the same way for training and prediction.
 
-Symbolic links are followed, each folder once. Hidden files (such as macOS's `._` copies) and files without an image
-suffix are skipped.
+Symbolic links are followed, each folder once. Hidden files (such as macOS's `._` copies), files of Windows
+itself and files without an image suffix are skipped.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from peftbench.data import dicom
 from peftbench.errors import DataError
 
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}) | dicom.SUFFIXES
+SYSTEM_FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin"})  # of Windows, hidden there
 SUFFIXES_SHOWN = 3  # the most frequent ones in the note about skipped files
 
 
@@ -112,4 +113,4 @@ def _is_image(name: str) -> bool:
 
 
 def _is_hidden(name: str) -> bool:
-    return name.startswith((".", "__MACOSX"))
+    return name.startswith((".", "__MACOSX")) or name.lower() in SYSTEM_FILES

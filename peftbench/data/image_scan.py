@@ -6,9 +6,10 @@ files, and so may name patients: it is readable by its owner only and never leav
 
 from __future__ import annotations
 
+import math
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,7 +27,7 @@ from peftbench.data.decode import OnImages
 from peftbench.data.dicom import is_dicom
 from peftbench.data.image_io import open_picture, quiet_decoders
 from peftbench.data.near_duplicates import ALIKE, SIDE, SIMILAR, Thumbnails, alike, thumbnail
-from peftbench.data.raster import UndecodableError
+from peftbench.data.raster import UndecodableError, pixel_limit
 from peftbench.data.splits import cached_file_digest
 from peftbench.storage import checked_json
 from peftbench.storage.files import Content, sha256, sha256_pieces
@@ -100,7 +101,7 @@ def scan(splits: Splits, cache: Path, most: int | None = None, progress: OnImage
         (pair for part in splits.parts.values() for pair in zip(part.names, part.images, strict=True)), key=_name
     )
     kept = cache / "audit" / _key(images) / "evidence.json"
-    found, files = _read(kept), bool(images) and isinstance(images[0][1], Path)
+    found, files = _read(kept, dict(images)), bool(images) and isinstance(images[0][1], Path)
     if found is None and (most is None or len(images) <= most or not files):
         found = scan_images(images, progress if files else None)
         checked_json.write(kept, _STORED.dump_python(found, mode="json"), kept.parent.name)
@@ -159,15 +160,36 @@ def _pieces(images: Sequence[NamedImage]) -> Iterator[Content]:
     for name, image in images:
         yield name.encode(errors="surrogateescape")
         if isinstance(image, Path):
-            known = image.stat()
-            yield f"{image.absolute()} {known.st_size} {known.st_mtime_ns}".encode(errors="surrogateescape")
+            yield f"{image.absolute()} {_state(image)}".encode(errors="surrogateescape")
         else:
             yield np.ascontiguousarray(image).data
 
 
-def _read(file: Path) -> ImageScan | None:
-    """Return the cached scan, or None if it is missing or damaged."""
+def _reason(image: Path | NDArray[np.uint8]) -> str:
+    """Return why an image cannot be decoded, "" if it can."""
+    with quiet_decoders():
+        return _scan_image(image)[0][-1]
+
+
+def _state(image: Path) -> str:
+    """Return the size and the modification time of a file, "unopened" if it cannot be opened."""
     try:
-        return _STORED.validate_python(checked_json.read(file, file.parent.name))
+        known = image.stat()
+    except OSError:
+        return "unopened"
+    return f"{known.st_size} {known.st_mtime_ns}"
+
+
+def _read(file: Path, images: Mapping[str, Path | NDArray[np.uint8]]) -> ImageScan | None:
+    """Return the cached scan, or None if it is missing, damaged or would find others that cannot be decoded now.
+
+    A decoder may have been installed since, or the limit of pixels changed.
+    """
+    try:
+        found = _STORED.validate_python(checked_json.read(file, file.parent.name))
     except (OSError, ValueError):
         return None
+    limit = pixel_limit()
+    too_large = any(math.prod(size) > limit for size in found.sizes)
+    changed = any(_reason(images[name]) != why for name, why in found.broken.items())
+    return None if too_large or changed else found

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from peftbench.core.contract import PARTS, DatasetCard, Preprocessing, Splits
 from peftbench.data.decode import OnImages, decode
 from peftbench.data.image_io import broken_sentence
-from peftbench.data.splits import check_parts, fingerprint, missing_class_notes
+from peftbench.data.splits import check_parts, fingerprint, missing_class_notes, missing_classes
 from peftbench.errors import BrokenImagesError, DataError
 from peftbench.storage import cache as cache_folder
 from peftbench.storage import checked_json
@@ -196,9 +196,10 @@ def _build_rest(
     starts: dict[str, int] = dict(zip(PARTS, np.cumsum([0, *map(len, splits.parts.values())]).tolist(), strict=False))
     bad = [starts[name] + i for name, positions in broken.items() for i in positions]
     good = np.delete(np.arange(len(pixels)), bad)
-    if any(len(failed) == len(splits.parts[name]) for name, failed in broken.items()):
+    try:
+        rest = _without(card, splits, broken, skip=True)
+    except BrokenImagesError:
         return  # nothing to train or to test with
-    rest = _without(card, splits, broken, skip=True)
     print_ = fingerprint(rest)
     folder = entry_folder(print_, preprocessing, cache)
     with cache_folder.making(folder) as draft:
@@ -225,13 +226,14 @@ def known_broken(folder: Path, splits: Splits, preprocessing: Preprocessing) -> 
 def _without(card: DatasetCard, splits: Splits, broken: BrokenImages, *, skip: bool) -> Splits:
     """Return the splits without broken images. Raises BrokenImagesError unless `skip`, or if a part would be empty."""
     reasons = {splits.parts[part].names[i]: why for part, failed in broken.items() for i, why in failed.items()}
-    emptied = [part for part, failed in broken.items() if len(failed) == len(splits.parts[part])]
     if not skip:
         raise BrokenImagesError(broken_sentence(reasons, ", or pass --skip-broken"))
+    parts = {n: p.take([i for i in range(len(p)) if i not in broken.get(n, {})]) for n, p in splits.parts.items()}
+    emptied = [part for part in broken if not len(parts[part])]
+    emptied = emptied or [f"class {name!r} of train" for name in missing_classes(parts["train"], card)]
     if emptied:
         what = f"{card.title}: --skip-broken would leave no image in {' and '.join(emptied)}. "
         raise BrokenImagesError(what + broken_sentence(reasons))
-    parts = {n: p.take([i for i in range(len(p)) if i not in broken.get(n, {})]) for n, p in splits.parts.items()}
     stale = missing_class_notes(splits.parts, card)
     kept = (note for note in splits.notes if note not in stale)
     note = f"Images left out because they cannot be decoded: {len(reasons)}."

@@ -8,6 +8,7 @@ with a reason.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import struct
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ from peftbench.data.intensity import Intensities, stretch, to_picture
 from peftbench.errors import RequestError
 
 PIXEL_LIMIT = "PEFTBENCH_MAX_MEGAPIXELS"  # environment variable
+LARGE = 10**7  # pixels from which megapixels are stated as whole numbers
 ORIENTATION = 0x0112  # EXIF and TIFF tag
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -79,12 +81,12 @@ def facts(file: Path) -> ImageFacts:
     """Return how a file would be decoded, from its header alone."""
     with _opened(file) as picture:
         if picture is None:
-            return ImageFacts(deep=True, changed=True)
+            return _tiff_facts(file)
         orientation = _header_orientation(picture, file)
         turned = orientation in TURNS
         color = _is_deep_png(picture) or _needs_tifffile(picture)
         deep = color or picture.mode.startswith(GREY_MODES)
-        inverted = deep and _is_inverted(picture)
+        inverted = deep and _is_white_zero(picture)
         changed = color or inverted or (turned and (picture.format != "TIFF" or _was_mapped(picture, orientation)))
         animated = picture.format in ANIMATED and bool(getattr(picture, "is_animated", False))
         return ImageFacts(deep=deep, turned=turned, inverted=inverted, animated=animated, changed=changed)
@@ -144,7 +146,8 @@ def refuse_size(width: int, height: int) -> None:
 
 
 def _too_large(pixels: int, limit: int) -> UndecodableError:
-    return UndecodableError(f"{pixels / 1e6:.0f} megapixels exceed the limit of {limit / 1e6:.0f}, see {PIXEL_LIMIT}")
+    found, most = (f"{count / 1e6:{'.0f' if count > LARGE else '.2g'}}" for count in (pixels, limit))
+    return UndecodableError(f"{found} megapixels exceed the limit of {most}, see {PIXEL_LIMIT}")
 
 
 def _is_tiff(file: Path) -> bool:
@@ -165,14 +168,14 @@ def _refuse(picture: Image.Image) -> None:
 
 
 def _is_stack(picture: Image.Image) -> bool:
-    """Return whether a TIFF file holds a second page of the same size; a smaller one is a preview of the first."""
-    if getattr(picture, "n_frames", 1) == 1:
-        return False
-    first = picture.size
-    picture.seek(1)
-    second = picture.size
+    """Return whether a TIFF file holds a further page at least as large; smaller ones are previews of the first."""
+    first, found = picture.size, False
+    for number in range(1, getattr(picture, "n_frames", 1)):
+        picture.seek(number)
+        if found := math.prod(picture.size) >= math.prod(first):
+            break
     picture.seek(0)
-    return first == second
+    return found
 
 
 # --- eight bits, and grey values that Pillow reads right -------------------------------------------------------------
@@ -271,8 +274,11 @@ def _tag(picture: Image.Image, number: int) -> tuple[int, ...]:
 
 def _is_inverted(picture: Image.Image) -> bool:
     """Return whether the lowest of more than eight bits is white; of fewer bits Pillow inverts such files itself."""
-    kind = _tag(picture, TiffImagePlugin.PHOTOMETRIC_INTERPRETATION)
-    return picture.mode.startswith(GREY_MODES) and WHITE_IS_ZERO in kind
+    return picture.mode.startswith(GREY_MODES) and _is_white_zero(picture)
+
+
+def _is_white_zero(picture: Image.Image) -> bool:
+    return WHITE_IS_ZERO in _tag(picture, TiffImagePlugin.PHOTOMETRIC_INTERPRETATION)
 
 
 def _needs_tifffile(picture: Image.Image) -> bool:
@@ -293,20 +299,37 @@ def _is_big_endian(picture: Image.Image) -> bool:
 
 def _read_tiff(file: Path) -> Image.Image:
     """Decode a TIFF file with tifffile, whatever its depth and sign."""
+    with _tiff_pages(file) as pages:
+        page = pages.first
+        refuse_size(page.imagewidth, page.imagelength)
+        if any(math.prod(other.shape[:2]) >= math.prod(page.shape[:2]) for other in pages[1:]):
+            raise UndecodableError("several pages; export the one to classify")
+        values = _grey_or_rgb(page)
+        inverted, orientation = page.photometric == WHITE_IS_ZERO, _tiff_orientation(page)
+    shown = stretch(_some_finite(values))
+    return _upright(to_picture(1 - shown if inverted else shown), orientation)
+
+
+def _tiff_facts(file: Path) -> ImageFacts:
+    """Return how a TIFF file that only tifffile reads is decoded."""
+    with _tiff_pages(file) as pages:
+        page = pages.first
+        turned = _tiff_orientation(page) in TURNS
+        return ImageFacts(deep=True, turned=turned, inverted=page.photometric == WHITE_IS_ZERO, changed=True)
+
+
+@contextmanager
+def _tiff_pages(file: Path) -> Iterator[Any]:
     import tifffile  # noqa: PLC0415 - only such files need it
 
     logging.getLogger("tifffile").addHandler(logging.NullHandler())
     with tifffile.TiffFile(file) as tiff:
-        pages = tiff.pages
-        page = pages.first
-        refuse_size(page.imagewidth, page.imagelength)
-        if len(pages) > 1 and pages[1].shape == page.shape:
-            raise UndecodableError("several pages; export the one to classify")
-        values = _grey_or_rgb(page)
-        inverted = page.photometric == WHITE_IS_ZERO
-        tag = page.tags.get(ORIENTATION)
-    shown = stretch(_some_finite(values))
-    return _upright(to_picture(1 - shown if inverted else shown), int(tag.value) if tag else 1)
+        yield tiff.pages
+
+
+def _tiff_orientation(page: Any) -> int:  # noqa: ANN401 - tifffile's
+    tag = page.tags.get(ORIENTATION)
+    return int(tag.value) if tag else 1
 
 
 def _grey_or_rgb(page: Any) -> NDArray[np.float64]:  # noqa: ANN401 - tifffile's

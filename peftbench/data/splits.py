@@ -5,6 +5,7 @@ A group is what must not be in training and test at once: a patient, a source pa
 
 from __future__ import annotations
 
+import errno
 import json
 import stat
 import time
@@ -24,6 +25,7 @@ from peftbench.storage.files import sha256, sha256_file, sha256_pieces
 
 Index = NDArray[np.int64]  # positions of images
 DECODED = "/2"  # after the digest of images that version 0.1.0 decoded differently, so their job ids change
+UNOPENED = frozenset({errno.ENOENT, errno.EACCES, errno.EPERM, errno.ELOOP})
 SETTLED = 2 * 10**9  # nanoseconds since the last change, after which any further change shows in a file's times
 
 
@@ -214,16 +216,26 @@ def missing_class_notes(splits_parts: Mapping[str, Part], card: DatasetCard) -> 
 
 
 def cached_file_digest(file: Path) -> str:
-    """Return the SHA-256 of a file; an unchanged file is read once per process. Raises DataError if unreadable."""
+    """Return the SHA-256 of a file; an unchanged file is read once per process.
+
+    A file that cannot be opened, such as a broken link, gets a digest of its own: decoding reports the reason. Raises
+    DataError if reading fails.
+    """
     try:
         now = file.stat()
         if not stat.S_ISREG(now.st_mode):
-            raise DataError(f"Cannot read {file}: not a regular file. Remove it.")
+            return _unopened(file)
         if time.time_ns() - max(now.st_mtime_ns, now.st_ctime_ns) < SETTLED:
             return sha256_file(file)
         return _remembered(str(file), now.st_size, now.st_mtime_ns, now.st_ctime_ns, now.st_ino)
     except OSError as error:
+        if error.errno in UNOPENED:
+            return _unopened(file)
         raise DataError(f"Cannot read {file}: {error.strerror}. Fix or remove it.") from None
+
+
+def _unopened(file: Path) -> str:
+    return sha256(f"unopened {file}".encode(errors="surrogateescape"))
 
 
 @cache

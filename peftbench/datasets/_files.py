@@ -12,7 +12,7 @@ from peftbench.core.catalogue import dataset_entry
 from peftbench.core.contract import INCOMPLETE, PARTS, DatasetCard, Part, Presence, Splits
 from peftbench.data import image_files, image_io
 from peftbench.data.splits import cached_file_digest, crossings, missing_class_notes
-from peftbench.errors import DataError, MissingDataError
+from peftbench.errors import MissingDataError
 from peftbench.storage import archives
 
 DEPTH = 3  # levels below root/<name> searched for an unpacked download
@@ -96,16 +96,17 @@ def digests(files: Sequence[Path]) -> tuple[str, ...]:
     sizes = [_size(file) for file in files]
     same_size = Counter(sizes)
     return tuple(
-        f"{size} {cached_file_digest(file)}" if same_size[size] > 1 else str(size)
+        f"{size} {cached_file_digest(file)}" if same_size[size] > 1 else size
         for file, size in zip(files, sizes, strict=True)
     )
 
 
-def _size(file: Path) -> int:
+def _size(file: Path) -> str:
+    """Return the size of a file in digits, its path if it cannot be opened: decoding reports the reason."""
     try:
-        return file.stat().st_size
-    except OSError as error:
-        raise DataError(f"Cannot read {file}: {error.strerror}. Fix or remove it.") from None
+        return str(file.stat().st_size)
+    except OSError:
+        return str(file)
 
 
 def contradicting(labels: Sequence[Hashable], keys: Sequence[str]) -> list[str]:

@@ -36,7 +36,7 @@ class Given:
 
 def class_name(label: str) -> str:
     """Return a label as the name of its class: `1.0`, as programs write whole numbers, is the class `1`."""
-    return re.sub(r"^([+-]?\d+)\.0+$", r"\1", label)
+    return re.sub(r"^([+-]?\d+)\.0*$", r"\1", label)
 
 
 def in_order(names: Iterable[str]) -> tuple[str, ...]:

@@ -28,7 +28,7 @@ from peftbench.datasets import _own
 from peftbench.errors import DataError, MissingDataError, SplitError
 
 LONGEST = 1000  # characters of a cell; a longer one is not a name or a label
-MISSING = frozenset({"", "nan", "<na>", "#n/a", "nat"})  # labels, in lower case, that stand for none
+MISSING = frozenset({"", "nan", "-nan", "<na>", "#n/a", "n/a", "nat", "null"})  # labels, in lower case, for none
 OTHER_SEPARATORS = r"\s*[;,/+&\s]\s*"  # that people write between labels
 SHOWN = 5  # line numbers in an error
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")
@@ -138,14 +138,22 @@ def _decoded(file: Path) -> tuple[str, tuple[str, ...]]:
     if content.startswith(WORKBOOK):
         raise DataError(f"{file} is an Excel workbook. Save it as CSV.")
     try:
-        if content.startswith(UTF_16):
-            return content.decode("utf-16"), ("The table is encoded in UTF-16.",)
+        if content.startswith(UTF_16) and "\0" not in (text := content.decode("utf-16")):
+            return text, ("The table is encoded in UTF-16.",)
         if b"\0" not in content:
             return content.decode("utf-8-sig"), ()
     except UnicodeDecodeError:
         if not content.startswith(UTF_16):
-            return content.decode("latin-1"), ("The table is not encoded in UTF-8 and was read as Latin-1.",)
+            return _windows_text(content), ("The table is not encoded in UTF-8 and was read as Latin-1.",)
     raise DataError(f"{file} is not a text file. Save the table as CSV in UTF-8.")
+
+
+def _windows_text(content: bytes) -> str:
+    """Return text in Latin-1 as Windows writes it, with quotes and dashes in place of control characters."""
+    try:
+        return content.decode("cp1252")
+    except UnicodeDecodeError:
+        return content.decode("latin-1")
 
 
 def _rows(file: Path, text: str) -> Iterator[tuple[int, list[str]]]:

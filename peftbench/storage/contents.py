@@ -12,7 +12,9 @@ KNOWN = (  # first bytes -> what the file holds
     (b"<html", "an HTML page"),
     (b"%pdf", "a PDF document"),
     (b"pk\x03\x04", "a ZIP archive"),
+    (b"\x1f\x8b", "a gzip archive"),
 )
+PHONE_PHOTOS = (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftyphevc", b"ftypheim")
 
 
 def describe_content(file: Path) -> str:
@@ -21,5 +23,7 @@ def describe_content(file: Path) -> str:
         head = stream.read(HEAD)
     if not head:
         return "nothing"
+    if head[4:12] in PHONE_PHOTOS:
+        return "a HEIC photo; export it as PNG"
     known = next((what for start, what in KNOWN if head.lstrip().lower().startswith(start)), "")
     return known or ("" if head.translate(None, TEXT) else "text")

@@ -325,9 +325,20 @@ def _run_claimed(job: Job, places: Places, folder: JobFolder, callbacks: RunCall
         outcome.seconds = outcome.progress.seconds + passed.wall
         outcome.cpu_seconds = outcome.progress.cpu_seconds + passed.cpu
         outcome.peak_memory = peak.bytes
-    record = folder.write_record(make_record(job, places, data, outcome))
+    record = folder.write_record(_record(job, places, data, outcome))
     checkpoint.clear()
     return record
+
+
+def _record(job: Job, places: Places, data: Data, outcome: Outcome | str) -> Record:
+    """Return the record of an outcome; a failed one if its scores cannot be computed, for lack of memory, say."""
+    try:
+        return make_record(job, places, data, outcome)
+    except Exception as error:
+        if is_disk_full(error):
+            raise
+        reason = str(error) if isinstance(error, PeftbenchError) else first_line(error)
+        return make_record(job, places, data, reason)
 
 
 def _retried(job: Job, places: Places, folder: JobFolder, data: Data, callbacks: RunCallbacks) -> Outcome | str:
@@ -350,9 +361,11 @@ def _followed(
     try:
         for step in steps_for(run.method):
             step(run)
+    except KeyboardInterrupt:
+        raise
     except PeftbenchError as error:
         return str(error)
-    except (Exception, SystemExit) as error:  # a plug-in may raise anything, and the study must go on
+    except BaseException as error:  # a plug-in may raise anything, and the study must go on
         if is_disk_full(error):
             raise
         return hardware.out_of_memory(error) or first_line(error)

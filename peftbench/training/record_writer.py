@@ -163,21 +163,30 @@ def compute_metrics(
 ) -> dict[str, float | None]:
     """Return every registered metric that is defined for the task; None where its value is undefined.
 
-    The value of a metric that cannot be loaded or raises is undefined, and `faults` receives a sentence on it. Metrics
-    cannot change the arrays.
+    The value of a metric that cannot be loaded, raises or returns a name of another is undefined, and `faults` receives
+    a sentence on it. Metrics cannot change the arrays.
     """
     logits, labels = _read_only(logits), _read_only(labels)
     scores: dict[str, float | None] = {}
-    for name in registry("metrics").names():
+    known = registry("metrics")
+    for name in sorted(known.names(), key=lambda name: name not in known.built_in()):
         try:
-            metric = registry("metrics").get(name)
+            metric = known.get(name)
             if task in tasks_of(metric):
-                scores |= _values(name, metric, logits, labels)
+                scores |= _new(name, _values(name, metric, logits, labels), scores)
         except PluginError as error:
             scores[name] = None
             if faults is not None:
                 faults[str(error)] = None
     return scores
+
+
+def _new(name: str, values: dict[str, float | None], scores: Mapping[str, float | None]) -> dict[str, float | None]:
+    """Return the values of a metric. Raises PluginError if one has the name of another metric's."""
+    if taken := sorted(values.keys() & scores.keys()):
+        what = f"it returned {taken[0]!r}, which another metric returns"
+        raise PluginError(f"{registry('metrics').describe(name)} failed: {what}.")
+    return values
 
 
 def _read_only(array: NDArray[Any]) -> NDArray[Any]:

@@ -120,6 +120,28 @@ def test_a_metric_cannot_change_the_predictions(
     assert any("failed: ValueError: assignment destination is read-only" in note for note in record.notes)
 
 
+def test_a_metric_that_runs_out_of_memory_is_a_failed_record(
+    install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install("metrics", "glutton", "def plugin(logits, labels):\n    raise MemoryError\n")
+    assert studies.call([*MAJORITY, "--datasets", "./images"], monkeypatch) == 1
+    (record,) = studies.records(tmp_path / "runs").values()
+    assert (record.status, record.reason) == ("failed", "MemoryError: ")
+
+
+def test_a_metric_cannot_replace_the_value_of_another(
+    install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install("metrics", "boaster", "def plugin(logits, labels):\n    return {'accuracy': 2.0, 'recall_0': 2.0}\n")
+    assert studies.call([*MAJORITY, "--datasets", "./images"], monkeypatch) == 0
+    (record,) = studies.records(tmp_path / "runs").values()
+    scores = record.choices[record.rule].test
+    assert scores["accuracy"] != 2.0
+    assert scores["recall_0"] != 2.0
+    assert scores["boaster"] is None
+    assert any("failed: it returned 'accuracy', which another metric returns" in note for note in record.notes)
+
+
 def test_sys_exit_of_a_library_is_no_success(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

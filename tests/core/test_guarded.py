@@ -52,6 +52,9 @@ class Odd(Method):
         del vit
         raise MemoryError
 
+    def alternatives(self) -> Any:
+        raise GeneratorExit
+
     def fits(self, *_: Any, **__: Any) -> Iterator[Any]:
         yield 1
         sys.exit(0)
@@ -66,6 +69,7 @@ KIND = guarded(Odd, WHO, "methods")
         (lambda: KIND().has_learning_rate, "failed: KeyError: 'x'"),
         (lambda: KIND().table, "failed: ZeroDivisionError: "),
         (KIND.helper, "failed: SystemExit: 0"),
+        (lambda: KIND().alternatives(), "failed: GeneratorExit: "),
         (lambda: KIND(r=5).plan(None, NoProbe()), "failed: plan returned NoneType instead of Plan."),
         (lambda: list(KIND().fits()), "failed: SystemExit: 0"),
         (lambda: KIND(r=13), "failed: SystemExit: 0"),

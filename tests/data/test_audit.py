@@ -141,6 +141,16 @@ def test_a_changed_image_is_looked_at_again(images: Path, tmp_path: Path) -> Non
     assert (first.counts["identical"], check(images, tmp_path).counts["identical"]) == (0, 1)
 
 
+def test_another_limit_of_pixels_is_heeded(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for limit in ("", "0.001", "0.002", ""):
+        monkeypatch.setenv("PEFTBENCH_MAX_MEGAPIXELS", limit)
+        seen = image_scan.scan(splits_of(images), tmp_path)
+        found.append(set(seen.broken.values() if seen else ["none"]))
+    why = "0.0051 megapixels exceed the limit of {}, see PEFTBENCH_MAX_MEGAPIXELS"
+    assert found == [set(), {why.format("0.001")}, {why.format("0.002")}, set()]
+
+
 def test_a_damaged_cache_is_rebuilt(images: Path, tmp_path: Path) -> None:
     first = check(images, tmp_path)
     (kept,) = (tmp_path / "audit").glob("*/*")

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
+from numpy.typing import NDArray
 from PIL import Image
 
 from peftbench.data import image_io
@@ -76,6 +78,16 @@ def test_a_stack_of_pages_is_refused_and_a_preview_passed_over(tmp_path: Path) -
     assert (shown(tmp_path / "preview.tif") == 10).all()
 
 
+@pytest.mark.parametrize("sides", [(4, 8), (8, 4, 8)])
+@pytest.mark.parametrize("kind", [np.uint8, np.uint32])
+def test_a_preview_does_not_stand_for_the_pages_after_it(sides: tuple[int, ...], kind: Any, tmp_path: Path) -> None:
+    with tifffile.TiffWriter(tmp_path / "x.tif") as out:
+        for side in sides:
+            out.write(np.eye(side, dtype=kind), photometric="minisblack")
+    with pytest.raises(UndecodableError, match=r"^several pages; export the one to classify$"):
+        open_picture(tmp_path / "x.tif")
+
+
 # --- notes -----------------------------------------------------------------------------------------------------------
 
 
@@ -100,6 +112,17 @@ def test_notes_count_turned_and_inverted_images(tmp_path: Path) -> None:
     found = image_io.notes(sorted(tmp_path.iterdir()))
     assert found[1:] == (
         "Images turned upright as their metadata state: 3.",
+        "Images of more than 8 bits whose lowest value is white, inverted: 1.",
+    )
+
+
+@pytest.mark.parametrize("values", [RAMP.astype(np.int32), np.stack([RAMP, RAMP], -1)], ids=["signed", "with alpha"])
+def test_notes_count_what_only_tifffile_reads(values: NDArray[Any], tmp_path: Path) -> None:
+    more: dict[str, Any] = {"extrasamples": [2]} if values.ndim > 2 else {}
+    tifffile.imwrite(tmp_path / "x.tif", values, photometric="miniswhite", extratags=[(274, 3, 1, 3, True)], **more)
+    assert shown(tmp_path / "x.tif")[0, 0] < shown(tmp_path / "x.tif")[-1, -1]
+    assert image_io.notes([tmp_path / "x.tif"])[1:] == (
+        "Images turned upright as their metadata state: 1.",
         "Images of more than 8 bits whose lowest value is white, inverted: 1.",
     )
 
@@ -131,6 +154,7 @@ def test_a_postscript_program_is_not_run(tmp_path: Path) -> None:
         ("x.jpg", b"version https://git-lfs.github.com/spec/v1\noid sha256:12", "not an image: a Git LFS pointer; run"),
         ("x.jpg", b"<!DOCTYPE html><html>", "not an image: an HTML page"),
         ("x.tif", bytes(range(256)), "not an image: unknown content"),
+        ("x.jpg", b"\0\0\0\x18ftypheic" + bytes(90), "not an image: a HEIC photo; export it as PNG"),
     ],
 )
 def test_a_file_that_is_no_image_states_what_it_is(name: str, content: bytes, reason: str, tmp_path: Path) -> None:
@@ -152,7 +176,10 @@ def test_a_truncated_image_states_where_it_ends(suffix: str, tmp_path: Path) -> 
 def test_the_pixel_limit_is_a_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.new("L", (1500, 1000)).save(tmp_path / "x.png")
     monkeypatch.setenv("PEFTBENCH_MAX_MEGAPIXELS", "1.2")
-    with pytest.raises(UndecodableError, match=r"^2 megapixels exceed the limit of 1, see PEFTBENCH_MAX_MEGAPIXELS$"):
+    with pytest.raises(UndecodableError, match=r"^1\.5 megapixels exceed the limit of 1\.2, see PEFTBENCH_MAX_"):
+        open_picture(tmp_path / "x.png")
+    monkeypatch.setenv("PEFTBENCH_MAX_MEGAPIXELS", "0.02")
+    with pytest.raises(UndecodableError, match=r"^1\.5 megapixels exceed the limit of 0\.02, see"):
         open_picture(tmp_path / "x.png")
     monkeypatch.setenv("PEFTBENCH_MAX_MEGAPIXELS", "2")
     assert open_picture(tmp_path / "x.png").size == (1500, 1000)

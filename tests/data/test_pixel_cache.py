@@ -22,7 +22,7 @@ from peftbench.core.contract import Part, Splits
 from peftbench.data import pixel_cache
 from peftbench.data.decode import decode
 from peftbench.data.pixel_cache import is_whole, open_prepared, prepare
-from peftbench.errors import BrokenImagesError, DataError, SplitError
+from peftbench.errors import BrokenImagesError, DataError
 from tests.images import CARD, SMALL, photo, splits
 
 ROOT = Path(__file__).parents[2]
@@ -120,7 +120,7 @@ def test_a_class_that_loses_its_training_images_is_refused(tmp_path: Path) -> No
     found = splits(tmp_path / "d")
     for file, label in zip(found.train.images, found.train.labels, strict=True):
         Path(file).write_bytes(b"" if label else Path(file).read_bytes())
-    with pytest.raises(SplitError, match=r"Drawn: no training image of class 'b'\. Add some"):
+    with pytest.raises(BrokenImagesError, match=r"Drawn: --skip-broken would leave no image in class 'b' of train"):
         prepare(CARD, found, SMALL, tmp_path / "c", skip_broken=True)
 
 

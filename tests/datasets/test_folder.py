@@ -9,6 +9,7 @@ from PIL import Image
 
 from peftbench.core.contract import Splits
 from peftbench.data import dicom
+from peftbench.data.image_scan import scan
 from peftbench.data.splits import check_parts
 from peftbench.datasets.folder import plugin
 from peftbench.errors import DataError, MissingDataError, SplitError
@@ -173,11 +174,22 @@ def test_a_link_beside_the_folder_that_it_leads_to_adds_nothing(tmp_path: Path, 
     assert {name.split("/")[1] for part in splits.parts.values() for name in part.names if name[0] == "a"} == {"images"}
 
 
-def test_a_link_to_nothing_is_named(tmp_path: Path) -> None:
+def test_a_link_to_nothing_is_an_image_that_cannot_be_decoded(tmp_path: Path) -> None:
+    fill(tmp_path / "d", 10, "a", "b")
+    for name in ("gone", "lost"):
+        (tmp_path / f"d/a/{name}.png").symlink_to(tmp_path / f"{name}.png")
+    found = scan(load(tmp_path / "d"), tmp_path / "cache")
+    assert found is not None
+    reasons = {name: why for name, why in found.broken.items() if why != "not an image: text"}
+    assert reasons == dict.fromkeys(("a/gone.png", "a/lost.png"), "No such file or directory")
+    assert found.identical == ()
+
+
+def test_files_of_windows_are_not_counted(tmp_path: Path) -> None:
     fill(tmp_path, 10, "a", "b")
-    (tmp_path / "a/gone.png").symlink_to(tmp_path / "gone.png")
-    with pytest.raises(DataError, match=r"Cannot read .*gone\.png: No such file or directory\. Fix or remove it"):
-        load(tmp_path)
+    for name in ("Thumbs.db", "desktop.ini", ".DS_Store", "._a0.png", "a/Thumbs.db", "a/desktop.ini"):
+        (tmp_path / name).write_bytes(b"x")
+    assert not any("left out" in note for note in load(tmp_path).notes)
 
 
 def test_no_such_path(tmp_path: Path) -> None:

@@ -181,6 +181,19 @@ def test_tables_in_other_encodings(encoding: str, tmp_path: Path) -> None:
     assert encoding.upper()[:5] in load(file).notes[0].upper()
 
 
+def test_quotes_and_dashes_of_windows_keep_their_signs(tmp_path: Path) -> None:
+    file = write(tmp_path, [f"scans/{i}.png,{('“grade”–1', 'grade 2')[i % 2]}" for i in range(40)])
+    file.write_bytes(file.read_text(encoding="utf-8").encode("cp1252"))
+    assert plugin(str(file)).card.classes == ("grade 2", "“grade”–1")
+
+
+def test_a_table_in_utf_32_is_refused(tmp_path: Path) -> None:
+    file = write(tmp_path, PLAIN)
+    file.write_bytes(file.read_text().encode("utf-32"))
+    with pytest.raises(DataError, match=r"not a text file\. Save the table as CSV in UTF-8"):
+        load(file)
+
+
 def test_the_lines_of_a_refusal_are_those_of_the_file(tmp_path: Path) -> None:
     file = write(tmp_path, PLAIN)
     text = file.read_text().replace("3.png,b", "3.png,\n\n", 1).replace("scans/5.png,b", '"scans/5.png","nan"', 1)
@@ -197,7 +210,7 @@ def test_the_lines_of_a_refusal_are_those_of_the_file(tmp_path: Path) -> None:
 
 
 def test_whole_numbers_are_one_class_however_they_are_written(tmp_path: Path) -> None:
-    labels = ["10.0", "2", "0", "2.0", "10", "1.50", "0.0"]
+    labels = ["10.0", "2", "0", "2.", "10", "1.50", "0.0"]
     file = write(tmp_path, [f"scans/{i}.png,{labels[i % 7]}" for i in range(140)])
     assert plugin(str(file)).card.classes == ("0", "1.50", "2", "10")
     assert np.sum(sizes(load(file)), axis=0).tolist() == [40, 20, 40, 40]

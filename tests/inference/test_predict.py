@@ -206,8 +206,13 @@ def test_images_that_cannot_be_decoded_are_left_out_and_named(
     assert len(printed["predictions"]) == 12
 
 
-def test_a_folder_of_broken_images_only_has_no_prediction(home: Path, tmp_path: Path) -> None:
+def test_a_folder_of_broken_images_only_has_no_prediction(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "broken.png").write_bytes(b"no picture")
+    words = ["predict", str(folder(home, "lora")), str(tmp_path / "broken.png"), "--skip-broken"]
+    assert studies.call(words, monkeypatch) == 2
+    assert "Cannot decode 1 image: " in capsys.readouterr().err
     broken: dict[str, str] = {}
     assert list(predict.predict(open_model(folder(home, "lora"), where(home)), [tmp_path / "broken.png"], broken)) == []
     assert list(broken) == [str(tmp_path / "broken.png")]

@@ -103,19 +103,17 @@ def _fetch(file: RemoteFile, *, keep: bool) -> None:
 def audit(name: str, data: Path | None, cache: Path | None, columns: Mapping[str, str] | None = None) -> Audit:
     """Read every image of a data set. Raises DataError, MissingDataError where it is not on this machine."""
     from peftbench.cli.progress import Bars
-    from peftbench.core.registry import registry
     from peftbench.data import image_scan
     from peftbench.data.audit import Audit
     from peftbench.data.availability import open_dataset
-    from peftbench.data.splits import drop_unknown_group_key
+    from peftbench.data.dataset_check import load_splits
     from peftbench.storage.folders import cache_folder, data_folder
 
     dataset = open_dataset(name, columns)
-    with registry("datasets").calling(name):
-        splits = dataset.load(data_folder(data), 0)
+    card, splits = load_splits(name, dataset, data_folder(data), 0)
     with Bars(errors()) as bars:
         seen = image_scan.scan(splits, cache_folder(cache), None, partial(bars, f"auditing {name}"))
-    return Audit(drop_unknown_group_key(dataset.card, splits), splits, seen)
+    return Audit(card, splits, seen)
 
 
 def audit_facts(found: Audit) -> dict[str, Any]:

@@ -107,7 +107,7 @@ def _write(writers: Mapping[str, Report], results: Sequence[Result], out: Path) 
     out.mkdir(parents=True, exist_ok=True)
     for name, writer in writers.items():
         with registry("reports").calling(name):
-            files = writer.write(results, out)
+            files = [Path(file) for file in writer.write(results, out)]
         for line in _listed(files):
             say(line)
 

@@ -171,16 +171,18 @@ def _type(annotation: object) -> str:
 
 def _count(method: Callable[[], Any], name: str) -> str:
     from peftbench.core.guarded import guard
-    from peftbench.errors import PeftbenchError
+    from peftbench.errors import PeftbenchError, PluginError
     from peftbench.models import backbone
     from peftbench.models.top_k import backbone_size
 
     blank = backbone.locate(name, blank=True).blank()
     total = backbone_size(blank)
     try:
-        with guard("It cannot be counted"):
+        with guard(f"It cannot be counted on {name}"):
             made = method()
             count = made.count(blank)
+    except PluginError:  # a faulty plug-in, not one that does not fit this backbone
+        raise
     except PeftbenchError as error:
         return str(error)
     aim = "" if made.exact else "; approximately, depends on the data"

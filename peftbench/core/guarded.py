@@ -48,6 +48,15 @@ def guard(problem: str, passed: tuple[type[Exception], ...] = ()) -> Iterator[No
         raise PluginError(f"{problem}: {first_line(error)}") from error
 
 
+@contextmanager
+def named(who: str) -> Iterator[None]:
+    """Begin the message of a PluginError with the plug-in's name, as checks of what it returned do not know it."""
+    try:
+        yield
+    except PluginError as error:
+        raise error if who in str(error) else PluginError(f"{who} failed: {error}") from None
+
+
 def first_line(error: BaseException) -> str:
     """Return the type and the first line of a foreign error, without the stack frames that some messages hold."""
     first = next((line for line in str(error).splitlines() if line.strip()), "")
@@ -94,7 +103,7 @@ def _guarded_call(function: Callable[..., Any], who: str, returns: type | str) -
 
     @wraps(function)
     def call(*args: Any, **values: Any) -> Any:  # noqa: ANN401
-        with guard(f"{who} failed", passed):
+        with guard(f"{who} failed", passed), named(who):
             value = function(*args, **values)
         if returns and not _is_a(value, returns):
             wanted = returns.rpartition(".")[2] if isinstance(returns, str) else returns.__name__

@@ -110,6 +110,8 @@ class Registry:
                 plugin = import_module(f"peftbench.{folder}.{name}").plugin
         if name in others and (lacking := [a for a in CONTRACTS[self.folder] if not hasattr(plugin, a)]):
             raise PluginError(f"{self.describe(name)} has no {lacking[0]!r}; a {self.kind} must have it.")
+        if self.folder == "methods" and type(version := getattr(plugin, "version", 1)) is not int:
+            raise PluginError(f"{self.describe(name)} has the version {version!r}; it must be a whole number.")
         return plugin
 
     def _described(self, name: str) -> Any:  # noqa: ANN401 - its kind's contract describes it

@@ -7,7 +7,7 @@
 optional, and without `group` DICOM files are grouped by the patient they state. `--image-column` and the like, or a
 description (`datasets/NAME.toml`), give the columns other names; more columns are ignored. Several labels per image,
 `effusion|mass`, need a description with `task = "multi_label"`. Commas, semicolons or tabs separate the cells, in
-UTF-8, UTF-16 or Latin-1, as Excel saves them.
+UTF-8, UTF-16 or Windows-1252, as Excel saves them.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def _decoded(file: Path) -> tuple[str, tuple[str, ...]]:
             return content.decode("utf-8-sig"), ()
     except UnicodeDecodeError:
         if not content.startswith(UTF_16):
-            return _windows_text(content), ("The table is not encoded in UTF-8 and was read as Latin-1.",)
+            return _windows_text(content), ("The table is not in UTF-8 and was read as Windows-1252 (Latin-1).",)
     raise DataError(f"{file} is not a text file. Save the table as CSV in UTF-8.")
 
 

@@ -9,13 +9,12 @@ from typing import Literal, TypeAlias
 
 from peftbench.core.contract import Preprocessing, Splits
 from peftbench.core.record import WHOLE, Variant
-from peftbench.core.registry import registry
 from peftbench.core.spec import Places
 from peftbench.data import audit, image_scan, pixel_cache, subsets
 from peftbench.data.availability import open_dataset
+from peftbench.data.dataset_check import load_splits
 from peftbench.data.folds import fold_splits
 from peftbench.data.pixel_cache import Data
-from peftbench.data.splits import drop_unknown_group_key
 from peftbench.errors import DataError
 
 OnLoading = Callable[[str, int, int], None]  # what is being done, images done, images in all
@@ -40,9 +39,7 @@ def load(  # noqa: PLR0913 - what decides the data
     that was cut from the published train, `all` adds a published one as well. `columns` names those of a table.
     """
     dataset = open_dataset(name, columns)
-    with registry("datasets").calling(name):
-        splits = dataset.load(places.data, seed)
-    card = drop_unknown_group_key(dataset.card, splits)
+    card, splits = load_splits(name, dataset, places.data, seed)
     _refuse_undecodable([name, *card.classes])
     if variant.folds:
         splits = fold_splits(splits, card, variant.fold, variant.folds, seed)

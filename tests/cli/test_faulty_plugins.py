@@ -12,12 +12,36 @@ from tests import studies
 
 Install = Callable[[str, str, str], None]
 MAJORITY = ("run", "--methods", "majority", "--no-baselines", "--recipe", "quick", "--backbone", "mini", "--jobs", "1")
+METHOD = """
+import sys
+from dataclasses import dataclass
+from peftbench.method import Method
+from peftbench.plan import Plan
+@dataclass(frozen=True)
+class plugin(Method):
+    def plan(self, vit, probe):
+        return Plan()
+"""
+FAULTY = ("--methods", "faulty", "--no-baselines", "--seeds", "0")
 GLOOMY_DATA = """
 class Gloomy:
     card = None
     def load(self, root, seed):
         raise KeyError("x")
 plugin = Gloomy()
+"""
+DRAWN_DATA = """
+import numpy as np
+from peftbench.contract import DatasetCard, Part, Splits
+def part(name, n):
+    names = tuple(f"{name} {i}" for i in range(n))
+    pixels = np.random.default_rng(n).integers(0, 255, (n, 8, 8, 3)).astype(np.uint8)
+    return Part(pixels, np.arange(n) % 2, names, names)
+class Drawn:
+    card = DatasetCard(title="drawn", modality="m", classes=("a", "b"), licence="l", source="s")
+    def load(self, root, seed):
+        return Splits(part("train", 12), part("val", 6), part("test", 8), "drawn")
+plugin = Drawn()
 """
 LEAVING_CARD = """
     @property
@@ -95,6 +119,39 @@ def test_a_faulty_data_set_is_one_sentence(
     assert says in line
 
 
+@pytest.mark.parametrize(
+    ("right", "wrong", "says"),
+    [
+        ("np.arange(n) % 2", "np.arange(n)", "its labels are not within 0 to 1 in train"),
+        ("np.arange(n) % 2", "np.arange(n) % 2 - 1", "its labels are not within 0 to 1 in train"),
+        ("np.arange(n) % 2", "np.arange(n - 1) % 2", "there is not one label, name and group for each image in train"),
+        ('("a", "b")', '("a", "a")', "its classes are not distinct texts"),
+        ("(n, 8, 8, 3)", "(n, 8)", "its pixels are uint8 (12, 8) instead of uint8 (n, H, W, 3) in train"),
+    ],
+)
+@pytest.mark.parametrize("words", [["data", "check", "drawn"], [*MAJORITY, "--datasets", "drawn"]])
+def test_content_that_breaks_the_contract_is_one_sentence(
+    right: str,
+    wrong: str,
+    says: str,
+    words: list[str],
+    install: Install,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert right in DRAWN_DATA
+    install("datasets", "drawn", DRAWN_DATA.replace(right, wrong))
+    assert studies.call(words, monkeypatch) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("peftbench: The data set 'drawn' (drawn_")
+    assert line.endswith(f" failed: {says}.")
+
+
+def test_sound_content_of_a_plugin_is_accepted(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    install("datasets", "drawn", DRAWN_DATA)
+    assert studies.call(["data", "check", "drawn"], monkeypatch) == 0
+
+
 def test_a_data_set_that_ends_the_program_does_not(
     install: Install, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -118,6 +175,34 @@ def test_a_metric_cannot_change_the_predictions(
     (record,) = studies.records(tmp_path / "runs").values()
     assert record.choices[record.rule].test["a_changer"] is None
     assert any("failed: ValueError: assignment destination is read-only" in note for note in record.notes)
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ("    def count(self, vit):\n        raise ValueError('x')\n", "failed: ValueError: x"),
+        ("    def plan(self, vit, probe):\n        sys.exit(0)\n", "failed: SystemExit: 0"),
+        (
+            "    def plan(self, vit, probe):\n        return Plan(tune=frozenset({'no.weight'}))\n",
+            "failed: The plan names 'no.weight', which is not in this network.",
+        ),
+        ("    version = 'one'\n", "has the version 'one'; it must be a whole number."),
+    ],
+)
+@pytest.mark.parametrize("words", [["show", "method", "faulty"], ["plan", "--datasets", "./images", *FAULTY]])
+def test_a_faulty_method_is_one_sentence(
+    body: str,
+    says: str,
+    words: list[str],
+    install: Install,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    install("methods", "faulty", METHOD + body)
+    assert studies.call(words, monkeypatch) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("peftbench: The method 'faulty' (faulty_")
+    assert line.endswith(says)
 
 
 def test_a_metric_that_runs_out_of_memory_is_a_failed_record(
@@ -157,6 +242,16 @@ def test_a_report_that_raises_is_named(
     assert studies.call([*MAJORITY, "--datasets", "./images"], monkeypatch) == 0
     assert studies.call(["report", "--format", "gloomy"], monkeypatch) == 2
     assert "failed: KeyError: 'x'" in capsys.readouterr().err
+
+
+def test_a_report_that_returns_no_paths_is_named(
+    install: Install, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install("reports", "gloomy", GLOOMY_REPORT.replace('raise KeyError("x")', "return [1]"))
+    assert studies.call([*MAJORITY, "--datasets", "./images"], monkeypatch) == 0
+    assert studies.call(["report", "--format", "gloomy"], monkeypatch) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("peftbench: The report 'gloomy' (gloomy_")
 
 
 def test_a_method_that_ends_the_program_is_a_failed_record(

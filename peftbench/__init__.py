@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pandas  # noqa: ICN001 - by its full name the run-time type checks of the tests find it
 
+    import peftbench.analysis.claims
     import peftbench.results.recommendation
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "compare", "load", "recommend", "run"]
+__all__ = ["__version__", "claims", "compare", "load", "recommend", "run"]
 
 
 def run(  # noqa: PLR0913 - one argument for each option that is no field of a study
@@ -98,3 +99,15 @@ def recommend(
 
     limits = Limits.read(max_share, max_memory, max_latency)
     return recommendation.recommend(Store(Path(store)).results(), Path(store), limits, metric)
+
+
+def claims(store: str | Path = "runs") -> list[peftbench.analysis.claims.Decided]:
+    """Decide ten claims of the SH-PEFT paper for each setting of a store.
+
+    Each setting has `conclusions`: pairs of a claim and its conclusion, which has `verdict` (holds, fails or
+    undecided), `numbers` and `command`. Raises StoreError where there is no store.
+    """
+    from peftbench.analysis.claims import decide
+    from peftbench.results.store import Store
+
+    return decide(Store(Path(store)).results(), Path(store))

@@ -1,1 +1,1 @@
-"""What the deltas of fully fine-tuned models show: how sparse, how task-specific and where their changes are."""
+"""What the deltas of fully fine-tuned models show about their changes, and which claims of the paper hold."""

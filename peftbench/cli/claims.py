@@ -8,7 +8,7 @@ from peftbench.cli.console import say, show_json
 from peftbench.cli.options import STORE, JsonOption, StoreArgument
 
 if TYPE_CHECKING:
-    from peftbench.results.claims import Decided
+    from peftbench.analysis.claims import Decided
 
 
 def claims(store: StoreArgument = STORE, json: JsonOption = False) -> None:
@@ -16,7 +16,7 @@ def claims(store: StoreArgument = STORE, json: JsonOption = False) -> None:
 
     Each comes with the numbers and the command that would decide it.
     """
-    from peftbench.results.claims import decide
+    from peftbench.analysis.claims import decide
     from peftbench.results.store import Store, no_finished_job
 
     found = decide(Store(store).results(), store)
@@ -33,10 +33,10 @@ def _show(found: Decided) -> None:
     say(f"{found.network}; recipe {found.recipe}; {', '.join(found.datasets)}", style="bold")
     if found.synthetic:
         say("Synthetic data: nothing here is shown about medical images.")
-    for claim, finding in found.findings:
-        say(f"{claim.number:2d}. {finding.verdict.upper():9s} {claim.text}")
-        for line in finding.numbers:
+    for claim, conclusion in found.conclusions:
+        say(f"{claim.number:2d}. {conclusion.verdict.upper():9s} {claim.text}")
+        for line in conclusion.numbers:
             say(f"      {line}")
-        if finding.command:
-            say(f"      {finding.command}")
+        if conclusion.command:
+            say(f"      {conclusion.command}")
     say("")

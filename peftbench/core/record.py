@@ -139,7 +139,7 @@ class Costs(_Strict):
 
 
 @dataclass(frozen=True)
-class Trial:
+class ScoredTrial:
     """One trial of a search, as a table or figure shows it."""
 
     optimizer: str  # "" in records of version 0.1.0: the recipe's
@@ -161,14 +161,14 @@ class Tuning(_Strict):
     refit: bool = False  # trained on train and val at the chosen rate, to the step chosen by the trial
 
     @property
-    def points(self) -> list[Trial]:
+    def points(self) -> list[ScoredTrial]:
         """Return the trials in their order."""
         optimizers = self.optimizers or [""] * len(self.grid)
         settings = self.settings or [{}] * len(self.grid)
-        return [Trial(*values) for values in zip(optimizers, self.grid, settings, self.scores, strict=True)]
+        return [ScoredTrial(*values) for values in zip(optimizers, self.grid, settings, self.scores, strict=True)]
 
     @property
-    def best(self) -> Trial:
+    def best(self) -> ScoredTrial:
         """Return the chosen trial: the first with the best score at the chosen rate."""
         at_chosen = [point for point in self.points if point.lr == self.chosen]
         return max(at_chosen, key=lambda point: -math.inf if point.score is None else point.score)

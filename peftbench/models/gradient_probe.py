@@ -77,7 +77,7 @@ class GradientProbe:
                 with torch.autocast(images.device.type, self.autocast, enabled=self.autocast is not None):
                     logits = self.model(images)
                 loss = self.loss(logits.float() if logits.dtype != torch.float64 else logits, labels)
-                del logits  # and no name for the gradients: whoever takes them may free them one by one
+                del logits  # gradients get no name here, so that the caller can free them one by one
                 yield dict(zip(named, torch.autograd.grad(loss, tensors, materialize_grads=True), strict=True))
 
 

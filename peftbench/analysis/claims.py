@@ -14,16 +14,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from peftbench.core import catalogue
-from peftbench.core.constants import HYBRID_SHARES, TENTH
-from peftbench.core.contract import Result
-from peftbench.core.published import published_methods, published_scores
-from peftbench.core.record import Record
-from peftbench.results import summary
-from peftbench.results.comparison import Pair
-from peftbench.results.evidence import (
+from peftbench.analysis.evidence import (
+    Conclusion,
     Evidence,
-    Finding,
     Verdict,
     number,
     search_of,
@@ -31,6 +24,13 @@ from peftbench.results.evidence import (
     superior,
     together,
 )
+from peftbench.core import catalogue
+from peftbench.core.constants import HYBRID_SHARES, TENTH
+from peftbench.core.contract import Result
+from peftbench.core.published import published_methods, published_scores
+from peftbench.core.record import Record
+from peftbench.results import summary
+from peftbench.results.comparison import Pair
 from peftbench.results.paper import RATIO
 from peftbench.results.summary import MethodRow
 from peftbench.statistics import paired
@@ -55,7 +55,7 @@ class Claim:
 
     number: int
     text: str
-    decide: Callable[[Evidence], Finding]
+    decide: Callable[[Evidence], Conclusion]
 
 
 @dataclass(frozen=True)
@@ -66,11 +66,11 @@ class Decided:
     recipe: str
     datasets: tuple[str, ...]
     synthetic: bool
-    findings: tuple[tuple[Claim, Finding], ...]
+    conclusions: tuple[tuple[Claim, Conclusion], ...]
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything as plain values."""
-        rows = [{"claim": one.number, "text": one.text, **asdict(found)} for one, found in self.findings]
+        rows = [{"claim": one.number, "text": one.text, **asdict(found)} for one, found in self.conclusions]
         own = {"network": self.network, "recipe": self.recipe, "datasets": self.datasets, "synthetic": self.synthetic}
         return {**own, "claims": rows}
 
@@ -93,12 +93,12 @@ def decide(results: Iterable[Result], store: Path) -> list[Decided]:
 # --- 1 and 2: analyses of full fine-tuning ---------------------------------------------------------------------------
 
 
-def _sparsity(one: Evidence) -> Finding:
+def _sparsity(one: Evidence) -> Conclusion:
     rows = [row for row in one.analysis("sparsity_kept") if row["order"] == "moved" and float(row["share"]) == TENTH]
     rows = [row for row in rows if row["dataset"] == one.average_title] or rows
     command = _analysis(one, "sparsity")
     if not rows:
-        return Finding("undecided", ("No analysis of this setting is in the store.",), command)
+        return Conclusion("undecided", ("No analysis of this setting is in the store.",), command)
     verdict = together(_kept(row) for row in rows)
     numbers = tuple(
         f"{row['dataset']}: 10% of the changes keep {_share(row['kept'])} of full tuning's macro F1 "
@@ -106,7 +106,7 @@ def _sparsity(one: Evidence) -> Finding:
         for row in rows
     )
     more = one.command(["full"], seeds=2 * max(int(row["seeds"]) for row in rows))
-    return Finding(verdict, numbers, f"{more} && {command}" if verdict == "undecided" else "")
+    return Conclusion(verdict, numbers, f"{more} && {command}" if verdict == "undecided" else "")
 
 
 def _kept(row: Mapping[str, str]) -> Verdict:
@@ -123,14 +123,16 @@ def _analysis(one: Evidence, what: str) -> str:
     return shlex.join(["peftbench", "analyze", what, str(one.store)])
 
 
-def _hybridity(one: Evidence) -> Finding:
+def _hybridity(one: Evidence) -> Conclusion:
     table, command = one.analysis("hybridity"), _analysis(one, "hybridity")
     if not table:
-        return Finding("undecided", ("No analysis of this setting is in the store.",), command)
+        return Conclusion("undecided", ("No analysis of this setting is in the store.",), command)
     parts = [_overlap(share, [row for row in table if float(row["share"]) == share]) for share in HYBRID_SHARES]
     verdict = together(part for part, _ in parts)
     more = one.command(["full"]).replace(f"--datasets {','.join(one.datasets)}", "--datasets all")
-    return Finding(verdict, tuple(text for _, text in parts), f"{more} && {command}" if verdict == "undecided" else "")
+    return Conclusion(
+        verdict, tuple(text for _, text in parts), f"{more} && {command}" if verdict == "undecided" else ""
+    )
 
 
 def _overlap(share: float, rows: Sequence[Mapping[str, str]]) -> tuple[Verdict, str]:
@@ -165,7 +167,7 @@ def _interval(found: Mean) -> str:
 # --- 3 to 7: comparisons ---------------------------------------------------------------------------------------------
 
 
-def _best(one: Evidence) -> Finding:
+def _best(one: Evidence) -> Conclusion:
     rivals = [method for method in published_methods() if method != SHPEFT]
     missing = [method for method in (SHPEFT, *rivals) if one.row(method) is None]
     found, others = one.row(SHPEFT), [row for row in one.rows() if row.target is None and _is_rival(row)]
@@ -211,14 +213,14 @@ def _finding(
     *,
     ratios: str = "",
     match: str = "",
-) -> Finding:
-    """Return the finding, with a command that runs methods, with more seeds than those of `pairs` if there are any."""
+) -> Conclusion:
+    """Return the conclusion, with a command that runs methods, with more seeds than `pairs` have if there are any."""
     seeds = (seeds_to_decide(pairs) or 2 * len(one.seeds)) if pairs else 0
     command = one.command(methods, seeds=seeds, ratios=ratios, match=match) if verdict == "undecided" else ""
-    return Finding(verdict, tuple(numbers) or ("No jobs of this setting are compared.",), command)
+    return Conclusion(verdict, tuple(numbers) or ("No jobs of this setting are compared.",), command)
 
 
-def _tiny(one: Evidence) -> Finding:
+def _tiny(one: Evidence) -> Conclusion:
     full = one.row("full")
     own = [row for row in one.rows() if row.records[0].method.label == SHPEFT and row.target is not None]
     found = next((row for row in own if math.isclose(_target_share(row), TINY, rel_tol=0.1)), None)
@@ -237,12 +239,12 @@ def _tiny(one: Evidence) -> Finding:
     return _finding(one, verdict, numbers, pairs, [SHPEFT, "full"], ratios="0.01%")
 
 
-def _hybrid(one: Evidence) -> Finding:
+def _hybrid(one: Evidence) -> Conclusion:
     matches = [(BOTH_L1, TA), (BOTH_L1, TD_L1), (SHPEFT, TA), (SHPEFT, TD_L2)]
     return _variants(one, matches, [TA, "shpeft[td=L1,ta=none]", "shpeft[td=L1]", TD_L2, SHPEFT])
 
 
-def _variants(one: Evidence, matches: Sequence[tuple[str, str]], methods: Sequence[str]) -> Finding:
+def _variants(one: Evidence, matches: Sequence[tuple[str, str]], methods: Sequence[str]) -> Conclusion:
     """Return whether the first of every two variants is better; all comparisons are adjusted together."""
     rows = [(one.row(first), one.row(second)) for first, second in matches]
     pairs = one.found.test([(first, second) for first, second in rows if first and second])
@@ -251,7 +253,7 @@ def _variants(one: Evidence, matches: Sequence[tuple[str, str]], methods: Sequen
     return _finding(one, superior(pairs, len(matches)), numbers, [] if missing else pairs, methods)
 
 
-def _lambda(one: Evidence) -> Finding:
+def _lambda(one: Evidence) -> Conclusion:
     best, pairs = _variants(one, [(SHPEFT, other) for other in LAMBDAS], []), one.pairs(SHPEFT, LAMBDAS)
     inside = [pair for pair in pairs if max(map(abs, pair.found.interval)) < MARGIN]
     outside = [pair for pair in pairs if pair.verdict != UNDECIDED and _least(pair) > MARGIN]
@@ -268,14 +270,14 @@ def _least(pair: Pair) -> float:
     return 0.0 if low <= 0 <= high else min(abs(low), abs(high))
 
 
-def _tensors(one: Evidence) -> Finding:
+def _tensors(one: Evidence) -> Conclusion:
     return _variants(one, [(SHPEFT, LINEAR_ONLY)], [SHPEFT, LINEAR_ONLY])
 
 
 # --- 8 and 9: costs --------------------------------------------------------------------------------------------------
 
 
-def _selection(one: Evidence) -> Finding:
+def _selection(one: Evidence) -> Conclusion:
     """Compare the time of selection and of training; of jobs that share an estimate, the first counts."""
     longest: dict[tuple[str, int], float] = {}
     for record in _records(one):
@@ -292,7 +294,7 @@ def _selection(one: Evidence) -> Finding:
         f"up to {LITTLE:.0%} is called little)."
     )
     more = 2 * len(one.seeds) if found.count else 0
-    return Finding(verdict, (text,), one.command([SHPEFT], seeds=more) if verdict == "undecided" else "")
+    return Conclusion(verdict, (text,), one.command([SHPEFT], seeds=more) if verdict == "undecided" else "")
 
 
 def _records(one: Evidence) -> Iterator[Record]:
@@ -304,19 +306,19 @@ def _records(one: Evidence) -> Iterator[Record]:
                 yield record
 
 
-def _inference(one: Evidence) -> Finding:
+def _inference(one: Evidence) -> Conclusion:
     """Compare the operations of a prediction, which are counted exactly, so no interval is needed."""
     own, full = one.row(SHPEFT), one.row("full")
     pairs = {name: (_operations(own, name), _operations(full, name)) for name in one.datasets}
     known = {name: (a, b) for name, (a, b) in pairs.items() if a is not None and b is not None}
     if len(known) < len(pairs):
         missing = ("The operations of shpeft and full tuning are not both recorded.",)
-        return Finding("undecided", missing, one.command([SHPEFT, "full"]))
+        return Conclusion("undecided", missing, one.command([SHPEFT, "full"]))
     texts = tuple(
         f"{name}: counted operations of a prediction (10^9 per image): {a / 1e9:.6g}; full model: {b / 1e9:.6g}."
         for name, (a, b) in known.items()
     )
-    return Finding("holds" if all(a <= b for a, b in known.values()) else "fails", texts)
+    return Conclusion("holds" if all(a <= b for a, b in known.values()) else "fails", texts)
 
 
 def _operations(row: MethodRow | None, name: str) -> float | None:
@@ -328,7 +330,7 @@ def _operations(row: MethodRow | None, name: str) -> float | None:
 # --- 10: models made for one task ------------------------------------------------------------------------------------
 
 
-def _specific(one: Evidence) -> Finding:
+def _specific(one: Evidence) -> Conclusion:
     tests = [(name, metric, best) for (name, metric), best in _best_published().items() if name in one.block.datasets]
     row = one.row(SHPEFT) or next((r for r in one.block.rows if r.label == SHPEFT and r.records), None)
     found = [
@@ -352,7 +354,7 @@ def _specific(one: Evidence) -> Finding:
     numbers.append("Published scores have no interval here and come from other splits.")
     data = ",".join(one.datasets)
     command = one.command([SHPEFT]).replace(f"--datasets {data}", "--datasets chaoyang,covid_ct")
-    return Finding(verdict, tuple(numbers), command if verdict == "undecided" else "")
+    return Conclusion(verdict, tuple(numbers), command if verdict == "undecided" else "")
 
 
 def _best_published() -> dict[tuple[str, str], tuple[str, float]]:

@@ -29,7 +29,7 @@ FEW_SEEDS = 3  # that a command asks for at least
 
 
 @dataclass(frozen=True)
-class Finding:
+class Conclusion:
     """Whether a claim holds, the numbers it rests on, and the command that would decide it; "" if it is decided."""
 
     verdict: Verdict

@@ -9,13 +9,16 @@ from __future__ import annotations
 import faulthandler
 import multiprocessing
 import os
+import select
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import resource_tracker
 
+STDERR = 2  # the number of its file
 GRACE = 10.0  # seconds that a job has to end by itself
 
 
@@ -67,6 +70,40 @@ def signals_blocked(*numbers: signal.Signals) -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@dataclass
+class Tracker:
+    """The helper process of multiprocessing that removes the semaphores which a killed process leaves."""
+
+    pipe: int = field(default_factory=resource_tracker.getfd)  # this process writes into it
+
+    def relaunch_if_lost(self) -> bool:
+        """Launch the helper again if it has ended; return whether it had."""
+        poll = select.poll()
+        poll.register(self.pipe, 0)
+        if not any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0)):
+            return False
+        with warnings.catch_warnings(), _stderr_closed():
+            warnings.simplefilter("ignore")
+            self.pipe = resource_tracker.getfd()
+        return True
+
+
+@contextmanager
+def _stderr_closed() -> Iterator[None]:
+    """Start a process in here that cannot write to stderr.
+
+    A helper that is launched again would write a traceback for each semaphore that it did not see being made.
+    """
+    own, null = os.dup(STDERR), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, STDERR)
+    try:
+        yield
+    finally:
+        os.dup2(own, STDERR)
+        os.close(own)
+        os.close(null)
 
 
 @contextmanager

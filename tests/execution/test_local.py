@@ -217,6 +217,40 @@ def test_a_lost_helper_process_is_named_and_every_job_gets_its_record(
     assert {name: record.status for name, record in kept.records.items()} == {job.id: "done" for job in (*jobs, later)}
 
 
+TRACKED = """
+import multiprocessing, psutil
+from peftbench.execution.signals import Tracker
+tracker, lock = Tracker(), multiprocessing.get_context("spawn").Lock()
+before = tracker.relaunch_if_lost()
+(helper,) = psutil.Process().children()
+helper.kill()
+helper.wait()
+print(before, tracker.relaunch_if_lost(), tracker.relaunch_if_lost())
+"""
+
+
+def test_a_lost_helper_for_semaphores_is_launched_again_and_writes_no_traceback() -> None:
+    done = subprocess.run([sys.executable, "-c", TRACKED], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("False True False\n", "")
+
+
+@pytest.mark.usefixtures("warm")
+def test_the_loss_of_the_helper_for_semaphores_is_named(jobs: list[Job], home: Path, tmp_path: Path) -> None:
+    killed: list[int] = []
+
+    def kill(_: Tick) -> None:
+        for process in psutil.Process().children() if not killed else []:
+            if "resource_tracker" in " ".join(process.cmdline()):
+                process.kill()
+                killed.append(process.pid)
+
+    kept = Kept(kill)
+    LocalExecutor(2).run(jobs, replace(studies.places(home), store=tmp_path), kept)
+    assert len(killed) == 1
+    assert kept.warnings == [local.NO_TRACKER]
+    assert {record.status for record in kept.records.values()} == {"done"}
+
+
 @pytest.mark.usefixtures("warm")
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_job_that_takes_too_long_fails_and_the_others_go_on(

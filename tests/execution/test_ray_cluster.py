@@ -14,6 +14,7 @@ import pytest
 
 from peftbench.core.spec import Places
 from peftbench.errors import JobError
+from peftbench.execution.executor import Executor
 from peftbench.execution.local import LocalExecutor
 from peftbench.execution.ray import RayExecutor
 from peftbench.results.store import Store
@@ -25,7 +26,7 @@ ray: Any = pytest.importorskip("ray", reason="Ray is not installed; `nox -s ray`
 cluster_utils: Any = pytest.importorskip("ray.cluster_utils")
 if not os.environ.get("PEFTBENCH_TEST_RAY"):
     pytest.skip("starts a cluster: `nox -s ray` does so", allow_module_level=True)
-pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own
+pytestmark = pytest.mark.filterwarnings("ignore")  # of Ray's own
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def resolved(home: Path) -> Resolved:
-    few: dict[str, Any] = {"methods": ("bitfit", "lora"), "seeds": (0, 1), "recipe": "standard", "tune": 5, "steps": 60}
+    few: dict[str, Any] = {"methods": ("bitfit", "lora"), "seeds": (0, 1), "recipe": "standard", "tune": 2, "steps": 24}
     asked = studies.small(home / "images", **few)
     return resolve(asked, studies.places(home))
 
@@ -81,7 +82,7 @@ def test_a_study_ends_with_the_bits_of_a_local_run_although_a_node_is_killed(
         lost.append("killed")
         cluster.add_node(num_cpus=1)
 
-    killer = threading.Thread(target=kill)
+    killer = threading.Thread(target=kill, daemon=True)
     killer.start()
     kept = Kept()
     Store(places.store).prepare()
@@ -99,7 +100,7 @@ def test_without_a_shared_file_system_jobs_come_back_whole(
 ) -> None:
     few = replace(resolved, drafts=tuple(replace(draft, search=None) for draft in resolved.drafts[:2]))
     stores = {}
-    executors = {"gathered": RayExecutor(address=cluster.address, gather=True), "local": LocalExecutor(1)}
+    executors: dict[str, Executor] = {"gathered": RayExecutor(address=cluster.address, gather=True), "local": LocalExecutor(1)}
     for name, executor in executors.items():
         stores[name] = replace(studies.places(home), store=tmp_path / name)
         Store(stores[name].store).prepare()

@@ -1,0 +1,190 @@
+"""A study on a real Slurm of two nodes on this machine: lost nodes, preemption and a dead controller change no bit.
+
+Run by `nox -s slurm`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from peftbench.execution import slurm_queue
+from peftbench.results import owner
+from peftbench.results.store import Store
+from tests import slurm_cluster, studies
+from tests.slurm_cluster import SlurmCluster, wait_for
+
+if not os.environ.get("PEFTBENCH_TEST_SLURM"):
+    pytest.skip("starts a cluster: `nox -s slurm` does so", allow_module_level=True)
+if lacking := slurm_cluster.missing():
+    pytest.skip(f"Slurm is not installed: no {', '.join(lacking)}", allow_module_level=True)
+
+STUDY = """\
+methods = ["bitfit", "lora"]
+datasets = ["folder:{images}"]
+seeds = [0, 1]
+backbone = "mini"
+recipe = "standard"
+tune = 5
+steps = 24
+batch = 4
+evaluations = 6
+baselines = false
+precision = "fp32"
+augmentation = "light"
+
+[executor]
+name = "slurm"
+parallel = 2
+"""
+MANY = 900.0  # seconds
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmCluster]:
+    with slurm_cluster.running(tmp_path_factory.mktemp("slurm") / "s") as made, pytest.MonkeyPatch.context() as patch:
+        for name, value in made.environment.items():
+            patch.setenv(name, value)
+        yield made
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = studies.home(tmp_path_factory)
+    (folder / "study.toml").write_text(STUDY.format(images=folder / "images"))
+    return folder
+
+
+def start(home: Path, store: str, *words: str) -> subprocess.Popen[bytes]:
+    """`peftbench run study.toml` in a process of its own, what it prints in STORE.txt."""
+    command = [sys.executable, "-m", "peftbench", "run", "study.toml", "--store", store, *words]
+    environment = os.environ | {"PEFTBENCH_CACHE": str(home / "cache")}
+    with (home / f"{store}.txt").open("ab") as out:
+        return subprocess.Popen(command, cwd=home, env=environment, stdout=out, stderr=subprocess.STDOUT)
+
+
+def assert_equal(store: Path, other: Path) -> None:
+    """Require the same jobs with the same bits."""
+    ids = Store(other).ids()
+    assert Store(store).ids() == ids
+    for name in ids:
+        own, theirs = (studies.left_by(root / "jobs" / name) for root in (store, other))
+        assert {key for key in own.keys() | theirs.keys() if own.get(key) != theirs.get(key)} == set()
+
+
+def ended(store: Path) -> int:
+    return len(list(store.glob("jobs/*/record.json")))
+
+
+def running(store: Path) -> list[str]:
+    """The ids of Slurm's tasks whose job has a checkpoint."""
+    owners = {file.parent: owner.read(file.parent) for file in store.glob("jobs/*/owner.json")}
+    begun = [folder for folder in owners if (folder / "state" / "checkpoint.safetensors").exists()]
+    return [found.slurm for folder in begun if (found := owners[folder])]
+
+
+def tasks_of(node: str) -> list[psutil.Process]:
+    """The processes that run on a node of the cluster, slurmd's own last."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("SLURMD_NODENAME") == node:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def kill_node(cluster: SlurmCluster, node: str) -> None:
+    """Kill slurmd, its steps and their jobs, as when the node's power fails."""
+    daemon = psutil.Process(int((cluster.root / f"slurmd-{node}.pid").read_text()))
+    steps = [one for one in psutil.process_iter(["name"]) if one.info["name"] == "slurmstepd"]
+    jobs = tasks_of(node)
+    parents = {job.ppid() for job in jobs}
+    for process in (daemon, *(step for step in steps if step.pid in parents), *jobs):
+        process.kill()
+
+
+def logs(store: Path) -> str:
+    return "".join(file.read_text() for file in sorted(store.glob("slurm/*/log/*.txt")))
+
+
+def hold(what: Callable[[], bool]) -> None:
+    wait_for(what, MANY)
+
+
+def test_a_study_ends_with_the_bits_of_a_local_run_whatever_happens_to_the_cluster(
+    cluster: SlurmCluster, home: Path
+) -> None:
+    store = home / "runs"
+    head = start(home, "runs")
+    hold(lambda: bool(running(store)))
+
+    head.send_signal(signal.SIGINT)  # the head is not needed
+    assert head.wait(60) == 130
+    assert "runs without this process: `peftbench status" in (home / "runs.txt").read_text()
+    assert not (store / "study.json").exists()
+
+    hold(lambda: bool(running(store)))  # a job of higher priority takes the node of a task
+    task = running(store)[0]
+    node = cluster.call("squeue", "-h", f"--jobs={task}", "-o", "%N").strip()
+    urgent = cluster.call(
+        "sbatch", "--parsable", "-purgent", f"--nodelist={node}", "-o/dev/null", "--wrap=sleep 5"
+    ).strip()
+    hold(lambda: "PREEMPTION" in logs(store))
+    hold(lambda: urgent not in cluster.call("squeue", "-h", "-o%i"))
+
+    hold(lambda: bool(running(store)))  # a node loses its power
+    kill_node(cluster, "n2")
+    hold(lambda: "down" in cluster.call("sinfo", "-hN", "-pcpu", "-nn2", "-o%T"))
+    cluster.start_node("n2")
+
+    hold(lambda: bool(running(store)))  # the controller dies, and comes back
+    cluster.kill("slurmctld")
+    assert slurm_queue.states(store)[0].startswith("The queue of Slurm is unknown")
+    time.sleep(5)
+    cluster.start_controller()
+
+    second = start(home, "runs")  # a second head watches what is in the queue
+    assert second.wait(MANY) == 0
+    assert "This study is in the queue already" in (home / "runs.txt").read_text()
+    assert ended(store) == 24
+    assert_equal(store, run_locally(home))
+    assert len(list((store / "slurm").glob("2*"))) == 1
+
+
+def run_locally(home: Path) -> Path:
+    """A store of the same study, run on this machine one job after the other."""
+    assert start(home, "local", "--executor", "local", "--jobs", "1").wait(MANY) == 0
+    return home / "local"
+
+
+def test_cancelled_tasks_stop_after_a_checkpoint_and_run_goes_on(cluster: SlurmCluster, home: Path) -> None:
+    store = home / "cancelled"
+    head = start(home, "cancelled", "--steps", "2000", "--tune", "0", "--lr", "0.001", "--seeds", "0")
+    hold(lambda: bool(running(store)))
+    assert slurm_queue.cancel(store)
+    hold(lambda: not cluster.call("squeue", "-h"))
+    assert head.wait(MANY) == 1
+    assert {Store(store).job(name).state() for name in Store(store).ids()} == {"interrupted"}
+    assert "Slurm has no more tasks of this study, and 2 jobs have no record" in (home / "cancelled.txt").read_text()
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_task_whose_time_is_up_goes_on_with_the_same_numbers(home: Path) -> None:
+    """A limit of four minutes: the warning comes within the first one."""
+    store = home / "short"
+    words = ("--steps", "3000", "--tune", "0", "--lr", "0.001", "--seeds", "0", "--methods", "bitfit")
+    head = start(home, "short", *words, "--slurm", "time=0:04:00")
+    hold(lambda: "the task is back in the queue" in logs(store))
+    head.send_signal(signal.SIGINT)
+    head.wait(60)
+    slurm_queue.cancel(store)

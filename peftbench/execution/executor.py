@@ -67,10 +67,12 @@ class Executor(Protocol):
     @property
     def elsewhere(self) -> bool:
         """Whether jobs run on other machines."""
+        ...
 
     @property
     def wants_gpu(self) -> bool:
         """Whether GPUs of other machines are asked for, so that `--device auto` means them."""
+        ...
 
     def run_study(self, resolved: Resolved, places: Places, monitor: Monitor) -> None:
         """Run every trial and every final job until it has a record, report it to `monitor`, and write study.json.

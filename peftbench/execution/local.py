@@ -19,7 +19,7 @@ from multiprocessing.managers import SyncManager
 from multiprocessing.process import BaseProcess
 from multiprocessing.queues import SimpleQueue
 from queue import Empty
-from typing import Any, ClassVar, NoReturn, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 import torch
 
@@ -66,8 +66,15 @@ class LocalExecutor:
     timeout: Timeout | None = None  # seconds after which a job fails; None: never
     isolated: bool = False  # a single job runs in a process of its own, too: one that dies fails without the others
 
-    elsewhere: ClassVar[bool] = False
-    wants_gpu: ClassVar[bool] = False
+    @property
+    def elsewhere(self) -> bool:
+        """Whether jobs run on other machines."""
+        return False
+
+    @property
+    def wants_gpu(self) -> bool:
+        """Whether GPUs of other machines are asked for."""
+        return False
 
     def workers(self, device: str) -> int:
         """Return the number of jobs at the same time on `cpu` or `cuda`."""

@@ -48,7 +48,6 @@ class RayExecutor:
     """Runs a study on a Ray cluster."""
 
     called: ClassVar[str] = "executor ray"
-    elsewhere: ClassVar[bool] = True
 
     parallel: Parallel = 0  # tasks at the same time; 0: as many as the cluster has room for
     timeout: Timeout | None = None  # seconds after which a job fails
@@ -57,6 +56,11 @@ class RayExecutor:
     bundle: Positive = 30.0  # minutes: the length of a task by the forecast
     gpus: Annotated[float, Field(ge=0)] | None = None  # of a task; None: 1 with --device cuda, else 0
     retries: Parallel = 3  # of a task whose node was lost
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether jobs run on other machines."""
+        return True
 
     @property
     def wants_gpu(self) -> bool:

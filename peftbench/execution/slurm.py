@@ -42,7 +42,6 @@ class SlurmExecutor:
     """Submits a study to Slurm, and watches it."""
 
     called: ClassVar[str] = "executor slurm"
-    elsewhere: ClassVar[bool] = True
 
     parallel: Parallel = 0  # tasks of an array at the same time; 0: no limit but Slurm's
     timeout: Timeout | None = None  # seconds after which a job fails
@@ -55,6 +54,11 @@ class SlurmExecutor:
         for name in self.options:
             if name.replace("_", "-") in RESERVED:
                 raise RequestError(f"--slurm {name}: peftbench sets this option of sbatch itself; leave it out.")
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether jobs run on other machines."""
+        return True
 
     @property
     def wants_gpu(self) -> bool:

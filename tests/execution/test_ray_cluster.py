@@ -100,7 +100,8 @@ def test_without_a_shared_file_system_jobs_come_back_whole(
 ) -> None:
     few = replace(resolved, drafts=tuple(replace(draft, search=None) for draft in resolved.drafts[:2]))
     stores = {}
-    executors: dict[str, Executor] = {"gathered": RayExecutor(address=cluster.address, gather=True), "local": LocalExecutor(1)}
+    gathering: Executor = RayExecutor(address=cluster.address, gather=True)
+    executors: dict[str, Executor] = {"gathered": gathering, "local": LocalExecutor(1)}
     for name, executor in executors.items():
         stores[name] = replace(studies.places(home), store=tmp_path / name)
         Store(stores[name].store).prepare()

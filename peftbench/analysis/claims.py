@@ -130,9 +130,8 @@ def _hybridity(one: Evidence) -> Conclusion:
     parts = [_overlap(share, [row for row in table if float(row["share"]) == share]) for share in HYBRID_SHARES]
     verdict = together(part for part, _ in parts)
     more = one.command(["full"]).replace(f"--datasets {','.join(one.datasets)}", "--datasets all")
-    return Conclusion(
-        verdict, tuple(text for _, text in parts), f"{more} && {command}" if verdict == "undecided" else ""
-    )
+    needed = f"{more} && {command}" if verdict == "undecided" else ""
+    return Conclusion(verdict, tuple(text for _, text in parts), needed)
 
 
 def _overlap(share: float, rows: Sequence[Mapping[str, str]]) -> tuple[Verdict, str]:

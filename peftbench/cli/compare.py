@@ -30,10 +30,11 @@ def compare(
     """Compare methods pair by pair on each data set and over data sets: differences, p-values, verdicts, tiers."""
     from peftbench.results import comparison
     from peftbench.results.frame import as_csv
+    from peftbench.results.redaction import publish
     from peftbench.results.store import Store
     from peftbench.storage.files import write_text
 
-    found = comparison.compare(Store(store).results(), metric, against)
+    found = comparison.compare(publish(Store(store).results()), metric, against)
     table = comparison.frame(found)
     if csv:
         write_text(csv, as_csv(table))

@@ -83,6 +83,7 @@ class Member(_Entry):
     modality: str
     classes: Texts
     task: TaskKind = "single"
+    positive: str = ""
     licence: str = ""  # "" = the collection's
     sizes: dict[SizeName, int]
 
@@ -107,6 +108,7 @@ class DatasetEntry(_Entry):
     citation: str = ""
     task: TaskKind = "single"
     group_key: str = ""  # what must not be shared between parts, such as a patient; "" = unknown
+    positive: str = ""  # of two classes the one to be detected; "" = the second
     synthetic: bool = False
     layout: str = ""  # folders and files as published, below root/<name>/
     sizes: dict[SizeName, int] = {}  # images per part, as published
@@ -170,6 +172,7 @@ def dataset_card(name: str, member: str = "") -> DatasetCard:
         task=what.task,
         group_key=entry.group_key,
         synthetic=entry.synthetic,
+        positive=what.positive,
     )
 
 

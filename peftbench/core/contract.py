@@ -54,6 +54,12 @@ class DatasetCard:
     task: TaskKind = "single"
     group_key: str = ""  # "patient", "source paper": no group may be in two parts; "" = unknown
     synthetic: bool = False
+    positive: str = ""  # of two classes the one to be detected; "" = the second
+
+    @property
+    def positive_index(self) -> int:
+        """The label of the positive class of two."""
+        return self.classes.index(self.positive) if self.positive else 1
 
     @classmethod
     def restored(cls, stored: Mapping[str, Any]) -> Self:
@@ -297,6 +303,24 @@ def tasks_of(metric: Metric) -> tuple[TaskKind, ...]:
     """Return the tasks that `of_tasks` declares, by default those with one label per image."""
     tasks: tuple[TaskKind, ...] = getattr(metric, "tasks", ("single", "ordinal"))
     return tasks
+
+
+def of_positive(metric: Scorer) -> Scorer:
+    """Declare that a metric of two classes is about the positive one, which it takes to be class 1."""
+    vars(metric)["is_of_positive"] = True
+    return metric
+
+
+def oriented(metric: Metric, positive: int) -> Metric:
+    """Return the metric for data whose positive class of two has the label `positive`."""
+    if positive == 1 or not getattr(metric, "is_of_positive", False):
+        return metric
+
+    def swapped(logits: Logits, labels: Labels) -> float | Mapping[str, float]:
+        two = labels.ndim == 1 and logits.shape[1] == 2  # noqa: PLR2004 - elsewhere no class is the positive one
+        return metric(logits[:, ::-1], 1 - labels) if two else metric(logits, labels)
+
+    return of_tasks(*tasks_of(metric))(swapped)
 
 
 def lower_is_better(metric: str) -> bool:

@@ -67,6 +67,12 @@ class DataFacts(_Strict):
     balance: dict[str, list[int]] = {}  # part -> images per class
     audit: dict[str, int] = {}  # finding of `peftbench data check` -> how often; without names of images
 
+    @property
+    def positive_index(self) -> int:
+        """The label of the positive class of two; the second where the card names none."""
+        positive = self.card.get("positive")
+        return list(self.card["classes"]).index(positive) if positive else 1
+
 
 class BackboneFacts(_Strict):
     """The pretrained network."""

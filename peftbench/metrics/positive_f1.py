@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from peftbench.core.contract import Labels, Logits
+from peftbench.core.contract import Labels, Logits, of_positive
 from peftbench.statistics import scores
 
 
+@of_positive
 def plugin(logits: Logits, labels: Labels) -> float:
     """Return F1 in 0..1 of class 1 of logits (n, 2) against labels (n,); nan without images or with other classes.
 

@@ -12,18 +12,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import combinations
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from peftbench.core.constants import RANDOM_WEIGHTS
-from peftbench.core.contract import Result, lower_is_better
+from peftbench.core.contract import Result, lower_is_better, oriented
 from peftbench.core.registry import registry
 from peftbench.errors import RequestError
 from peftbench.results import summary
 from peftbench.results.summary import Block, MethodRow, Replicates
 from peftbench.statistics import paired
-from peftbench.statistics.paired import Comparison, Jackknife
+from peftbench.statistics.paired import Comparison, Jackknife, Score
 from peftbench.statistics.ranks import Ranks, ranks
 from peftbench.statistics.scores import STATISTICS
 from peftbench.statistics.tiers import ALPHA, holm, tiers, verdict
@@ -154,7 +154,8 @@ class Compared:
 @lru_cache(maxsize=4096)
 def _jackknives(found: Replicates, metric: str) -> dict[int, Jackknife]:
     """Return the runs of replicates by seed, each scored once for all pairs on its data set and for all averages."""
-    score = None if metric in (*STATISTICS, "auc") else registry("metrics").get(metric)
+    plugin = None if metric in (*STATISTICS, "auc") else registry("metrics").get(metric)
+    score = cast("Score", oriented(plugin, found.positive)) if plugin else None
     with registry("metrics").calling(metric):
         return found.jackknives(metric, score)
 

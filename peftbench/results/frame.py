@@ -75,9 +75,9 @@ def _identity(record: Record) -> dict[str, Any]:
 
 
 def _positive(record: Record) -> str | None:
-    """Return the positive one of two classes, to which F1 and sensitivity refer: the second."""
-    classes = record.data.card.get("classes", ())
-    return str(classes[1]) if len(classes) == 2 and record.data.card.get("task", "single") == "single" else None  # noqa: PLR2004
+    """Return the positive one of two classes, to which F1 and sensitivity refer."""
+    classes, task = record.data.card.get("classes", ()), record.data.card.get("task", "single")
+    return str(classes[record.data.positive_index]) if len(classes) == 2 and task == "single" else None  # noqa: PLR2004
 
 
 def _sizes(record: Record) -> dict[str, Any]:

@@ -118,6 +118,11 @@ class Replicates:
         """Stored test predictions by seed, at the step that the recipe's rule chose; read once for a whole report."""
         return {result.record.seed: result.predictions(result.record.rule) for result in self.done}
 
+    @property
+    def positive(self) -> int:
+        """Label of the positive class of two."""
+        return self.records[0].data.positive_index if self.done else 1
+
     def jackknives(self, metric: str, score: Score | None = None) -> dict[int, Jackknife]:
         """Return the runs by seed, scored without each group in turn; `score` computes a plug-in's metric."""
         tests = {record.seed: _test(record) for record in self.records}

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from peftbench.core.contract import Logits, Result, TaskKind
+from peftbench.core.contract import Logits, Result
 from peftbench.core.record import Choice, Costs, Record
 from peftbench.core.spec import Job
 from peftbench.results.store import JobFolder, Store
@@ -122,10 +122,10 @@ class _Pooled:
         }
 
     def _choice(self, rule: str) -> Choice:
-        task: TaskKind = self.records[0].data.card.get("task", "single")
-        logits, grouped = self.logits(rule), self.records[0].data.card.get("group_key")
+        logits, data = self.logits(rule), self.records[0].data
+        groups, task = self.groups if data.card.get("group_key") else (), data.card.get("task", "single")
         steps = [r.choices[rule].step for r in self.records]
-        test = compute_scores(logits, self.labels, self.groups if grouped else (), task)
+        test = compute_scores(logits, self.labels, groups, task, data.positive_index)
         val = _mean([r.choices[rule].val for r in self.records])
         return Choice(step=round(statistics.fmean(steps)), val=val, test=test)
 

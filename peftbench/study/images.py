@@ -41,6 +41,9 @@ def load(  # noqa: PLR0913 - what decides the data
     dataset = open_dataset(name, columns)
     card, splits = load_splits(name, dataset, places.data, seed)
     _refuse_undecodable([name, *card.classes])
+    if card.positive and (len(card.classes) != 2 or card.positive not in card.classes):  # noqa: PLR2004 - none otherwise
+        classes = ", ".join(card.classes)
+        raise DataError(f"{name}: positive must be one of two classes, got {card.positive!r}; it has {classes}.")
     if variant.folds:
         splits = fold_splits(splits, card, variant.fold, variant.folds, seed)
     if joined and splits.carved:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from peftbench.core import official_recipes
-from peftbench.core.contract import Labels, Logits, Metric, TaskKind, tasks_of
+from peftbench.core.contract import Labels, Logits, Metric, TaskKind, oriented, tasks_of
 from peftbench.core.record import BackboneFacts, Budget, Choice, Costs, Counts, DataFacts, MethodFacts, Record, Tuning
 from peftbench.core.registry import registry
 from peftbench.core.spec import Job, Places
@@ -138,30 +139,40 @@ def _counted(progress: Progress, counted: Counted | None) -> dict[str, Any]:
 
 
 def _choice(chosen: Chosen, data: Data, faults: dict[str, None]) -> Choice:
-    scores = {
-        part: compute_scores(
-            logits, data.labels[part], data.groups[part] if data.card.group_key else (), data.card.task, faults
-        )
-        for part, logits in chosen.logits.items()
-    }
+    card, scores = data.card, dict[str, dict[str, float | None]]()
+    for part, logits in chosen.logits.items():
+        groups = data.groups[part] if card.group_key else ()
+        scores[part] = compute_scores(logits, data.labels[part], groups, card.task, card.positive_index, faults)
     return Choice(step=chosen.step, val=scores.get("val", {}), test=scores.get("test", {}))
 
 
 def compute_scores(
-    logits: Logits, labels: Labels, groups: Sequence[str], task: TaskKind, faults: dict[str, None] | None = None
+    logits: Logits,
+    labels: Labels,
+    groups: Sequence[str],
+    task: TaskKind,
+    positive: int = 1,
+    faults: dict[str, None] | None = None,
 ) -> dict[str, float | None]:
     """Return the metrics over images and, where groups are known, as `<metric>_per_group` over groups."""
-    found = compute_metrics(logits, labels, task, faults)
+    compute = partial(compute_metrics, task=task, positive=positive, faults=faults)
+    found = compute(logits, labels)
     if groups:
         means, truth, _ = mean_by_group(logits, labels, groups)
-        found |= {f"{name}_per_group": value for name, value in compute_metrics(means, truth, task, faults).items()}
+        found |= {f"{name}_per_group": value for name, value in compute(means, truth).items()}
     return found
 
 
 def compute_metrics(
-    logits: Logits, labels: Labels, task: TaskKind = "single", faults: dict[str, None] | None = None
+    logits: Logits,
+    labels: Labels,
+    task: TaskKind = "single",
+    positive: int = 1,
+    faults: dict[str, None] | None = None,
 ) -> dict[str, float | None]:
     """Return every registered metric that is defined for the task; None where its value is undefined.
+
+    `positive` is the label of the positive class, where there are two.
 
     The value of a metric that cannot be loaded, raises or returns a name of another is undefined, and `faults` receives
     a sentence on it. Metrics cannot change the arrays.
@@ -171,7 +182,7 @@ def compute_metrics(
     known = registry("metrics")
     for name in sorted(known.names(), key=lambda name: name not in known.built_in()):
         try:
-            metric = known.get(name)
+            metric = oriented(known.get(name), positive)
             if task in tasks_of(metric):
                 scores |= _new(name, _values(name, metric, logits, labels), scores)
         except PluginError as error:

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from peftbench.core import catalogue, catalogue_files
-from peftbench.core.contract import Splits
+from peftbench.core.contract import Preprocessing, Splits
 from peftbench.core.registry import registry
 from peftbench.data import availability
 from peftbench.errors import CatalogueError, DataError, PluginError
+from peftbench.study import images
+from tests import studies
 
 CLINIC = """
 title = "Clinic ultrasound"
@@ -178,3 +180,12 @@ def test_a_copy_of_the_catalogue_describes_nothing_new() -> None:
     describe((catalogue_files.folder_of("datasets") / "busi.toml").read_text(), "busi")
     assert catalogue_files.own_datasets() == {}
     assert catalogue.dataset_entry("busi").sizes == {"total": 780}
+
+
+def test_the_positive_class_is_one_of_two(home: Path) -> None:
+    describe(CLINIC + 'positive = "benign"')
+    assert catalogue.dataset_card("clinic").positive == "benign"
+    assert availability.open_dataset("clinic").card.positive_index == 0
+    describe(CLINIC + 'positive = "normal"')
+    with pytest.raises(DataError, match="clinic: positive must be one of two classes, got 'normal'; it has"):
+        images.load("clinic", 0, Preprocessing(8, (0.5,) * 3, (0.5,) * 3), studies.places(home))

@@ -20,16 +20,19 @@ from peftbench.errors import DataError
 from peftbench.metrics import (
     accuracy,
     auc,
+    average_precision,
     balanced_accuracy,
     brier_score_loss,
     calibration_error,
     macro_f1,
+    matthews,
     per_class,
     positive_f1,
     quadratic_kappa,
     sensitivity,
     weighted_f1,
 )
+from peftbench.training import record_writer
 
 reference: Any = metrics  # its types allow no number for zero_division
 
@@ -117,6 +120,41 @@ def test_two_classes_have_a_positive_one(images: int, seed: int) -> None:
     for percent in (90, 95):
         best = max(t for f, t in zip(false, true, strict=True) if round(f * 100, 6) <= 100 - percent)
         assert found[f"sensitivity_at_{percent}_specificity"] == pytest.approx(best)
+        best = max(1 - f for f, t in zip(false, true, strict=True) if round(t * 100, 6) >= percent)
+        assert found[f"specificity_at_{percent}_sensitivity"] == pytest.approx(best)
+    assert average_precision.plugin(logits, labels) == pytest.approx(
+        reference.average_precision_score(labels, logits[:, 1] - logits[:, 0])
+    )
+
+
+@several
+def test_matthews_correlation_and_average_precision_of_several_classes(classes: int, extra: int, seed: int) -> None:
+    logits, labels = scores(classes, classes + extra, seed)
+    assert matthews.plugin(logits, labels) == pytest.approx(reference.matthews_corrcoef(labels, logits.argmax(1)))
+    if classes > 2:
+        chances = softmax(logits.astype(np.float64), axis=1).round(12)
+        wanted = reference.average_precision_score(np.eye(classes)[labels], chances, average="macro")
+        assert average_precision.plugin(logits, labels) == pytest.approx(wanted, abs=1e-9)
+
+
+def test_average_precision_of_several_labels_and_of_an_absent_class() -> None:
+    rng = np.random.default_rng(0)
+    labels, logits = rng.integers(0, 2, (40, 3)), rng.normal(size=(40, 3)).astype(np.float32)
+    wanted = reference.average_precision_score(labels, logits, average="macro")
+    assert average_precision.plugin(logits, labels) == pytest.approx(wanted)
+    assert math.isnan(average_precision.plugin(logits, np.zeros(40, np.int64)))
+
+
+def test_the_first_of_two_classes_may_be_the_positive_one() -> None:
+    logits, labels = scores(2, 50, 1)
+    logits += np.random.default_rng(2).normal(size=logits.shape).astype(np.float32)  # no ties, which class 0 would win
+    swapped = logits[:, ::-1].copy(), 1 - labels
+    plain = record_writer.compute_metrics(*swapped)
+    found = record_writer.compute_metrics(logits, labels, positive=0)
+    of_positive = {"positive_f1", "average_precision", "sensitivity_at_95_specificity", "specificity_at_90_sensitivity"}
+    assert {name: found[name] for name in of_positive} == {name: plain[name] for name in of_positive}
+    assert found["positive_f1"] != record_writer.compute_metrics(logits, labels)["positive_f1"]
+    assert found["recall_0"] == plain["recall_1"]  # classes keep their numbers
 
 
 def test_what_needs_a_positive_class_is_undefined_for_three() -> None:
@@ -130,7 +168,10 @@ def test_sensitivity_of_a_small_example() -> None:
     score = np.array([*range(20), 18.5, 17.5, 5.5, 19.5], np.float32)
     labels = np.array([0] * 20 + [1] * 4)
     found = sensitivity.plugin(np.stack([np.zeros_like(score), score], 1), labels)
-    assert found == {"sensitivity_at_90_specificity": 0.75, "sensitivity_at_95_specificity": 0.5}
+    assert {name: value for name, value in found.items() if name.startswith("sensitivity")} == {
+        "sensitivity_at_90_specificity": 0.75,
+        "sensitivity_at_95_specificity": 0.5,
+    }
 
 
 @several

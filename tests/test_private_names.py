@@ -6,6 +6,7 @@ import re
 import zipfile
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +57,8 @@ def contents(file: Path) -> Iterator[bytes]:
         with zipfile.ZipFile(file) as archive:
             yield from (archive.read(name) for name in archive.namelist())
     for stream in re.findall(rb"stream\r?\n(.*?)endstream", whole, re.DOTALL) if file.suffix == ".pdf" else ():
-        yield zlib.decompressobj().decompress(stream)
+        with suppress(zlib.error):  # not compressed: part of the whole
+            yield zlib.decompressobj().decompress(stream)
     if file.suffix == ".png":
         with Image.open(file) as image:
             yield repr(image.info).encode()
@@ -72,7 +74,7 @@ def test_no_published_file_holds_a_patient_s_name(tmp_path: Path, monkeypatch: p
     for words in (
         ["report", "runs", "--out", "out/report", "--anonymous"],
         ["compare", "runs", "--csv", "out/pairs.csv"],
-        *(["analyze", kind, "runs", "--out", "out/analysis", "--anonymous"] for kind in ("sparsity", "positions")),
+        ["analyze", "positions", "runs", "--out", "out/analysis", "--anonymous"],
     ):
         out.mkdir(exist_ok=True)
         assert studies.call(words, monkeypatch) == 0, words

@@ -41,7 +41,7 @@ def _faults(card: DatasetCard, splits: Splits) -> Iterator[str]:
 
 def _part_faults(part: Part, card: DatasetCard) -> Iterator[str]:
     images, labels = part.images, part.labels
-    if not isinstance(labels, np.ndarray) or labels.dtype.kind not in "iu":
+    if not hasattr(labels, "dtype") or labels.dtype.kind not in "iu":
         yield "its labels are not an array of integers"
     if len({len(images), len(labels), len(part.names), len(part.groups)}) > 1:
         yield "there is not one label, name and group for each image"

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing import resource_tracker
+from typing import cast
 
 STDERR = 2  # the number of its file
 GRACE = 10.0  # seconds that a job has to end by itself
@@ -76,7 +77,7 @@ def signals_blocked(*numbers: signal.Signals) -> Iterator[None]:
 class Tracker:
     """The helper process of multiprocessing that removes the semaphores which a killed process leaves."""
 
-    pipe: int = field(default_factory=resource_tracker.getfd)  # this process writes into it
+    pipe: int = field(default_factory=lambda: cast("int", resource_tracker.getfd()))  # this process writes into it
 
     def relaunch_if_lost(self) -> bool:
         """Launch the helper again if it has ended; return whether it had."""
@@ -86,7 +87,7 @@ class Tracker:
             return False
         with warnings.catch_warnings(), _stderr_closed():
             warnings.simplefilter("ignore")
-            self.pipe = resource_tracker.getfd()
+            self.pipe = cast("int", resource_tracker.getfd())
         return True
 
 

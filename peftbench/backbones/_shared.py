@@ -171,8 +171,11 @@ def _is_safetensors(file: Path) -> bool:
 
 
 def _refuse_values(file: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Raise WeightsError for integers, as quantized weights have, and for NaN and infinity."""
+    """Raise WeightsError for integers, as quantized weights have, sparse and missing values, NaN and infinity."""
     for name, tensor in tensors.items():
+        if tensor.is_meta or tensor.layout != torch.strided:
+            lack = "no values" if tensor.is_meta else "a sparse layout"
+            raise WeightsError(f"{file}: {name} has {lack}. Give weights that are stored in full.")
         if not tensor.is_floating_point():
             kind = str(tensor.dtype).removeprefix("torch.")
             raise WeightsError(f"{file}: {name} has type {kind}. Give weights in floating point, not quantized ones.")

@@ -189,6 +189,19 @@ def test_a_file_with_a_changed_bit_is_refused_or_loads_finite_weights(name: str,
 
 
 @pytest.mark.parametrize(
+    ("value", "reason"),
+    [("sparse", "has a sparse layout"), ("meta", "has no values")],
+)
+def test_weights_without_dense_values_are_refused(value: str, reason: str, tmp_path: Path) -> None:
+    tensors = small().state_dict()
+    name = "blocks.0.attn.proj.weight"
+    tensors[name] = tensors[name].to_sparse() if value == "sparse" else tensors[name].to("meta")
+    torch.save(tensors, tmp_path / "x.pt")
+    with pytest.raises(WeightsError, match=f"{name} {reason}"):
+        fill(small(), tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize(
     ("value", "reason"), [(math.nan, "NaN or infinite"), (math.inf, "NaN or infinite"), (None, "has type int8")]
 )
 def test_values_that_are_no_weights_are_refused(value: float | None, reason: str, file: Path) -> None:

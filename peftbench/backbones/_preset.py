@@ -15,12 +15,12 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from peftbench.backbones._shared import default_file, fill, find_weights, image_side, refuse_depth
+from peftbench.backbones._shared import fill, image_side, refuse_depth
 from peftbench.core import presets
 from peftbench.core.contract import BackboneCard, HubFile, Preprocessing
-from peftbench.errors import CatalogueError, WeightsError
+from peftbench.errors import CatalogueError
 from peftbench.models.backbone import Network
-from peftbench.models.hub import describe
+from peftbench.models.hub import describe, find_preset_weights
 
 BOTH = "both"  # pooling: the class token and the mean of the patches, one after the other
 MODULES = ("vision_transformer", "deit")  # of timm.models, whose networks have the option fc_norm
@@ -86,14 +86,7 @@ class Preset:
 
         Raises WeightsError.
         """
-        facts = self.facts
-        if given is None and facts.weights.shipped:
-            given = Path(__file__).with_name(facts.weights.shipped)
-        if given is None and facts.weights.path:
-            given = Path(facts.weights.path).expanduser()
-            if not given.is_file():
-                raise WeightsError(f"backbones/{self.preset}.toml: weights.path: {given} does not exist. Correct it.")
-        return find_weights(given, self.preset, default_file(self.preset), facts.hub_file)
+        return find_preset_weights(self.preset, given)
 
     def load(self, vit: Network, file: Path) -> list[str]:
         """Load `file` into `vit`, strictly except for blocks beyond `depth`. Raises WeightsError."""

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import pickle
-import shlex
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
-from platformdirs import user_data_path
 from safetensors.torch import load_file
 from timm.models.eva import Eva
 from timm.models.eva import checkpoint_filter_fn as eva_filter
@@ -17,9 +15,8 @@ from timm.models.vision_transformer import checkpoint_filter_fn as vit_filter
 from torch import Tensor
 
 from peftbench.backbones._checkpoint import find_backbone
-from peftbench.core.contract import HubFile, Preprocessing
+from peftbench.core.contract import Preprocessing
 from peftbench.errors import RequestError, WeightsError
-from peftbench.models import hub
 from peftbench.models.backbone import Network
 from peftbench.storage.contents import describe_content
 
@@ -27,30 +24,6 @@ MAX_SIDE = 4096  # pixels; above, the position embedding alone takes gigabytes
 LONGEST = 200  # characters of a loader's own message
 UNSAFE = "Weights only load failed"  # in what torch raises for a file that would run code
 KERNELS = ("patch_embed.proj.weight", "visual.conv1.weight")  # in timm and open_clip
-
-
-def default_file(name: str) -> Path:
-    """Return the default path of a backbone's weights, in the user's data folder."""
-    return user_data_path("peftbench") / "weights" / f"{name.replace('/', '-')}.safetensors"
-
-
-def find_weights(given: Path | None, name: str, default: Path, file: HubFile | None) -> Path:
-    """Return `given`, or else the file `default`, or else the one of the hub that is on this machine.
-
-    Raises WeightsError if there is none, with the way to get it.
-    """
-    if given is not None:
-        if not given.is_file():
-            raise WeightsError(f"--weights: {given} does not exist.")
-        return given
-    if found := default if default.is_file() else hub.cached(file) if file else None:
-        return found
-    if file is None:
-        raise WeightsError(f"No weights of {name} at {default}. Put the file there or pass --weights FILE.")
-    raise WeightsError(
-        f"No weights of {name} on this machine. Run `peftbench weights fetch {shlex.quote(name)}` "
-        f"({hub.describe(file)}, {hub.describe_size(file)}), put the file at {default}, or pass --weights FILE."
-    )
 
 
 def image_side(asked: int | None, written: int | None, usual: int, patch: int) -> int:

@@ -12,11 +12,12 @@ from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_mod
 from timm.layers.norm import LayerNorm
 from timm.models.vision_transformer import VisionTransformer
 
-from peftbench.backbones._shared import default_file, fill, find_weights, image_side, preprocessing, refuse_depth
+from peftbench.backbones._shared import fill, image_side, preprocessing, refuse_depth
 from peftbench.core.contract import BackboneCard, HubFile, Preprocessing
 from peftbench.errors import RequestError, UnknownNameError
 from peftbench.models import hub
 from peftbench.models.backbone import Network
+from peftbench.storage.folders import weights_file
 
 PLAIN = {
     "image_size",
@@ -103,8 +104,8 @@ class OpenCLIP:
 
     def weights(self, given: Path | None) -> Path:
         """Return `given`, or the file in the user's data folder or in the hub's cache. Raises WeightsError."""
-        name, default = f"open_clip:{self.argument}", default_file(f"open_clip-{self.argument}")
-        return find_weights(given, name, default, self.hub_file)
+        name, default = f"open_clip:{self.argument}", weights_file(f"open_clip-{self.argument}")
+        return hub.find_weights(given, name, default, self.hub_file)
 
     @property
     def hub_file(self) -> HubFile | None:

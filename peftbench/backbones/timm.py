@@ -12,11 +12,12 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import device
 
-from peftbench.backbones._shared import default_file, fill, find_weights, image_side, preprocessing, refuse_depth
+from peftbench.backbones._shared import fill, image_side, preprocessing, refuse_depth
 from peftbench.core.contract import BackboneCard, HubFile, Preprocessing
 from peftbench.errors import UnknownNameError
 from peftbench.models import hub
 from peftbench.models.backbone import Network
+from peftbench.storage.folders import weights_file
 
 KIND = "timm vision transformer"
 MODULES = ("vision_transformer", "deit", "eva")  # of timm.models
@@ -62,7 +63,7 @@ class Timm:
 
     def weights(self, given: Path | None) -> Path:
         """Return `given`, or the file in the user's data folder or in the hub's cache. Raises WeightsError."""
-        return find_weights(given, f"timm:{self.argument}", default_file(f"timm-{self.argument}"), self.hub_file)
+        return hub.find_weights(given, f"timm:{self.argument}", weights_file(f"timm-{self.argument}"), self.hub_file)
 
     @property
     def hub_file(self) -> HubFile | None:

@@ -11,7 +11,7 @@ import traceback
 
 import typer
 
-from peftbench.cli import analyze, cache, data
+from peftbench.cli import analyze, cache, data, weights
 from peftbench.cli.bench import bench
 from peftbench.cli.cancel import cancel
 from peftbench.cli.check import check
@@ -47,6 +47,7 @@ for verb in (show, merge, predict, check, measure, bench):
     app.command()(verb)
 app.add_typer(analyze.app, name="analyze")
 app.add_typer(data.app, name="data")
+app.add_typer(weights.app, name="weights")
 app.add_typer(cache.app, name="cache")
 
 

@@ -25,6 +25,7 @@ from peftbench.cli.options import (
     WeightsOption,
     grouped,
 )
+from peftbench.cli.weights import fetch_missing
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -70,6 +71,7 @@ def measure(
     study = read_study(None, asdict(options))
     from peftbench.study.defaults import places
 
+    fetch_missing(study.backbone, weights)
     show_measure(study, places(STORE, None, cache, weights, device), seconds, out, as_json=json)
 
 

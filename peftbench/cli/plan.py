@@ -18,6 +18,7 @@ from peftbench.cli.options import (
     StudyOptions,
     grouped,
 )
+from peftbench.cli.weights import download_note
 from peftbench.core.constants import RANDOM_WEIGHTS
 from peftbench.core.syntax import RANDOM, without_random
 
@@ -127,6 +128,8 @@ def _notes(jobs: Sequence[Planned], study: Study) -> list[str]:
         more = "; data sets without a test part of their own need them for every seed" if len(study.seeds) > 1 else ""
         notes.append(f"First come {trials:,} trials of as many steps, which choose the learning rates{more}.")
     known = sum(job["seconds"] or 0.0 for job in jobs) + sum(job["trials"] * (job["seconds"] or 0.0) for job in tuned)
+    if download := download_note(str(jobs[0]["backbone"])):
+        notes.append(download)
     if known:
         what = "jobs and trials" if trials else "jobs"
         notes.append(f"Training of the {what} with a known duration: about {duration(known)}, one after the other.")

@@ -21,6 +21,7 @@ from peftbench.cli.options import (
     StudyOptions,
     grouped,
 )
+from peftbench.cli.weights import fetch_missing
 from peftbench.core.constants import RANDOM_WEIGHTS
 from peftbench.core.syntax import is_random
 from peftbench.results.text import printable
@@ -74,6 +75,7 @@ def run_study(study: Study, places: Places, executor: Executor, *, skip_broken: 
     from peftbench.results.store import Store
     from peftbench.study.resolve import resolve
 
+    fetch_missing(study.backbone, places.weights)
     started = time.perf_counter()
     store = Store(places.store)
     is_new = store.prepare()

@@ -7,6 +7,7 @@ hold. Nothing is downloaded unless `fetch` is called.
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,9 +15,12 @@ from pathlib import Path
 
 from huggingface_hub import constants, errors, get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
 
+from peftbench.core import presets
+from peftbench.core.catalogue_files import folder_of
 from peftbench.core.contract import HubFile
 from peftbench.errors import WeightsError
 from peftbench.storage.files import is_disk_full, sha256_file
+from peftbench.storage.folders import weights_file
 from peftbench.storage.sizes import format_size
 
 SHA256 = re.compile(r"[0-9a-f]{64}")  # the hub's ETag of a large file is its SHA-256
@@ -63,6 +67,45 @@ def cached(file: HubFile) -> Path | None:
     if file.sha256:
         _refuse_other(Path(found), file.sha256)
     return Path(found)
+
+
+def find_weights(given: Path | None, name: str, default: Path, file: HubFile | None) -> Path:
+    """Return `given`, or else the file `default`, or else the one of the hub that is on this machine.
+
+    Raises WeightsError if there is none, with the way to get it.
+    """
+    if given is not None:
+        if not given.is_file():
+            raise WeightsError(f"--weights: {given} does not exist.")
+        return given
+    if found := default if default.is_file() else cached(file) if file else None:
+        return found
+    if file is None:
+        raise WeightsError(f"No weights of {name} at {default}. Put the file there or pass --weights FILE.")
+    raise WeightsError(
+        f"No weights of {name} on this machine. Run `peftbench weights fetch {shlex.quote(name)}` "
+        f"({describe(file)}, {describe_size(file)}), put the file at {default}, or pass --weights FILE."
+    )
+
+
+def find_preset_weights(name: str, given: Path | None) -> Path:
+    """Return `given`, or a preset's file: of the package, of this machine or of the hub's cache.
+
+    Raises WeightsError.
+    """
+    known = presets.preset(name)
+    if given is None and known.weights.shipped:
+        return folder_of("backbones") / known.weights.shipped
+    if given is None and known.weights.path:
+        given = Path(known.weights.path).expanduser()
+        if not given.is_file():
+            raise WeightsError(f"backbones/{name}.toml: weights.path: {given} does not exist. Correct it.")
+    return find_weights(given, name, weights_file(name), known.hub_file)
+
+
+def fetched(path: Path) -> Fetched:
+    """Return a file of the hub's cache with its commit, which the cache names the file's folder after."""
+    return Fetched(path, path.parent.name, sha256_file(path))
 
 
 def look_up(file: HubFile) -> Found:

@@ -12,6 +12,11 @@ def data_folder(given: Path | None = None) -> Path:
     return given or user_data_path("peftbench") / "data"
 
 
+def weights_file(name: str) -> Path:
+    """Return where a user may put a backbone's weights, in the user's data folder."""
+    return user_data_path("peftbench") / "weights" / f"{name.replace('/', '-')}.safetensors"
+
+
 def cache_folder(given: Path | None = None) -> Path:
     """Return the folder of decoded images and estimates: `given`, or the user's cache folder."""
     return given or user_cache_path("peftbench")

@@ -13,8 +13,9 @@ from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from peftbench.backbones._shared import fill, find_weights, image_side
+from peftbench.backbones._shared import fill, image_side
 from peftbench.errors import RequestError, WeightsError
+from peftbench.models.hub import find_weights
 
 
 def small(depth: int = 2, side: int = 32, width: int = 16) -> VisionTransformer:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from peftbench.cli.console import say, show_json
+from peftbench.cli.console import say, show_json, warn
 from peftbench.cli.options import STORE, JsonOption, StoreArgument
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ def claims(store: StoreArgument = STORE, json: JsonOption = False) -> None:
     from peftbench.analysis.claims import decide
     from peftbench.results.store import Store, no_finished_job
 
-    found = decide(Store(store).results(), store)
+    found = decide(Store(store).results(warn), store)
     if not found:
         raise no_finished_job(store)
     if json:

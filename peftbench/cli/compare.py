@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from peftbench.cli.console import make_table, say, show, show_json
+from peftbench.cli.console import make_table, say, show, show_json, warn
 from peftbench.cli.options import STORE, JsonOption, MetricOption, StoreArgument
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def compare(
     from peftbench.results.store import Store
     from peftbench.storage.files import write_text
 
-    found = comparison.compare(publish(Store(store).results()), metric, against)
+    found = comparison.compare(publish(Store(store).results(warn)), metric, against)
     table = comparison.frame(found)
     if csv:
         write_text(csv, as_csv(table))

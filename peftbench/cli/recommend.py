@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from peftbench.cli.console import make_table, say, show, show_json
+from peftbench.cli.console import make_table, say, show, show_json, warn
 from peftbench.cli.options import STORE, JsonOption, MetricOption, StoreArgument
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def recommend(
     from peftbench.results.store import Store
 
     limits = Limits.read(max_share, max_memory, max_latency)
-    found = recommendation.recommend(Store(store).results(), store, limits, metric)
+    found = recommendation.recommend(Store(store).results(warn), store, limits, metric)
     if json:
         show_json([one.as_dict() for one in found])
         return

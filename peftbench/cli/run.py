@@ -189,6 +189,7 @@ def _outcome(record: Record) -> str:
 def _conclude(jobs: Sequence[str], store: Store, seconds: float) -> int:
     from peftbench.core.registry import registry
     from peftbench.results import recommendation, tables
+    from peftbench.results.redaction import publish
 
     ids, problems = set(jobs), list[str]()
     results = store.results(problems.append, ids)
@@ -203,7 +204,7 @@ def _conclude(jobs: Sequence[str], store: Store, seconds: float) -> int:
         say(f"FAILED {record.label} on {record.data.name}: {record.reason}")
     for problem in problems:
         say(f"DAMAGED {problem}")
-    figures = registry("reports").get("figure").write_main(results, store.root) if done and shown else []
+    figures = registry("reports").get("figure").write_main(publish(results), store.root) if done and shown else []
     for file in figures:
         say(f"Figure: {file}")
     say(f"{done} of {len(ids)} jobs done in {seconds:.0f} s; results in {store.root}.")

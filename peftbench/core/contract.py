@@ -354,7 +354,7 @@ class Result:
     @property
     def has_predictions(self) -> bool:
         """Whether predictions of test images are stored; records may be published without them."""
-        return (self.folder / PREDICTIONS).exists() and bool(self.record.data.sizes.get("test", 1))
+        return (self.folder / PREDICTIONS).is_file() and bool(self.record.data.sizes.get("test", 1))
 
     def predictions(self, rule: str, part: str = "test") -> tuple[Logits, Labels, tuple[int, ...]]:
         """Return logits (n, classes), labels (n,) or (n, labels) and groups (n,) of a part at a rule's step.
@@ -390,7 +390,7 @@ class Result:
 def _problem(file: Path, digest: str) -> str:
     """Return what is wrong with a file of a job. Large files, which no table is made from, need only exist."""
     try:
-        whole = file.exists() if file.name not in SCORED else files.sha256_file(file) == digest
+        whole = file.is_file() and (file.name not in SCORED or files.sha256_file(file) == digest)
     except FileNotFoundError:
         whole = False
     except OSError as error:

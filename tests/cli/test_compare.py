@@ -32,6 +32,19 @@ def test_pairs_tiers_and_limits_are_printed(
     assert "With one seed, the variance between seeds is not covered." in printed
 
 
+@pytest.mark.parametrize("verb", ["compare", "recommend", "claims"])
+def test_a_record_that_cannot_be_read_is_named_and_left_out(
+    verb: str, store: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = Fake("adaptformer", skill=1.0).write(store).folder / "record.json"
+    broken.write_text('{"x"')
+    assert studies.call([verb, str(store)], monkeypatch) == 0
+    printed = capsys.readouterr()
+    assert printed.out
+    assert printed.err.startswith(f"peftbench: The record {broken} cannot be read")
+    assert len(printed.err.splitlines()) == 1
+
+
 def test_all_pairs_as_json_csv_and_data_frame_are_the_same(
     store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -268,6 +269,15 @@ def imports_unpicklers(node: ast.AST) -> bool:
 
 def suspects(source: str) -> list[str]:
     return [ast.unparse(n) for n in ast.walk(ast.parse(source)) if opens_pickles(n) or imports_unpicklers(n)]
+
+
+def test_a_pipe_in_place_of_predictions_does_not_block(tmp_path: Path) -> None:
+    result = records.Fake("lora").write(tmp_path)
+    (result.folder / "predictions.npz").unlink()
+    os.mkfifo(result.folder / "predictions.npz")
+    result = Result(result.record.model_copy(update={"files": {"predictions.npz": "0" * 64}}), result.folder)
+    assert result.damage == "predictions.npz was changed after its record was written"
+    assert not result.has_predictions
 
 
 @pytest.mark.parametrize(

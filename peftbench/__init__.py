@@ -47,13 +47,12 @@ def run(  # noqa: PLR0913 - one argument for each option that is no field of a s
     from peftbench.execution.executor import make_executor
     from peftbench.study import defaults
 
-    places = defaults.places(
-        Path(store), Path(data) if data else None, None, Path(weights) if weights else None, device
-    )
     values = {k: syntax.texts(v) if k in spec.SEVERAL and isinstance(v, str) else v for k, v in asked.items()}
     study = fields.build(spec.Study, values, "peftbench.run")
     table = {"name": executor} if isinstance(executor, str) else executor
     runner = make_executor("", table, {"parallel": jobs or None, "timeout": timeout})
+    folders = Path(store), Path(data) if data else None, None, Path(weights) if weights else None
+    places = defaults.places(*folders, device, elsewhere=runner.elsewhere, wants_gpu=runner.wants_gpu)
     return run_study(study, places, runner, skip_broken=skip_broken)
 
 

@@ -231,9 +231,8 @@ class PlaceOptions:
         """
         from peftbench.study.defaults import places
 
-        device = "cuda" if wants_gpu and self.device == "auto" else self.device
-        lie = self.store, self.data, self.cache, self.weights
-        return places(*lie, device, self.cache_limit, elsewhere=elsewhere)
+        folders = self.store, self.data, self.cache, self.weights
+        return places(*folders, self.device, self.cache_limit, elsewhere=elsewhere, wants_gpu=wants_gpu)
 
 
 @dataclass(frozen=True)

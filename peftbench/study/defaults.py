@@ -24,7 +24,7 @@ from peftbench.storage.sizes import parse_size
 from peftbench.study.method_grid import expand, with_matched
 
 
-def places(
+def places(  # noqa: PLR0913 - one for each option
     store: Path,
     data: Path | None = None,
     cache: Path | None = None,
@@ -33,19 +33,26 @@ def places(
     limit: str = "",
     *,
     elsewhere: bool = False,
+    wants_gpu: bool = False,
 ) -> Places:
-    """Return the given folders, or this user's default ones, and the device that `auto` means here.
+    """Return the given folders, or this user's default ones, and the device that `auto` means.
 
-    `elsewhere`: jobs run on other machines, so the device need not be one of this machine.
+    `elsewhere`: jobs run on other machines, so the device need not be one of this machine; `auto` is a GPU if
+    `wants_gpu`.
     """
     return Places(
         store=store,
         data=data_folder(data),
         cache=cache_folder(cache),
         weights=weights,
-        device=device if elsewhere and device != "auto" else find_device(device),
+        device="cuda" if elsewhere and _is_gpu(device, wants_gpu=wants_gpu) else find_device(device),
         cache_limit=parse_size(limit, "--cache-limit") if limit else LIMIT,
     )
+
+
+def _is_gpu(name: str, *, wants_gpu: bool) -> bool:
+    """Return whether a device of other machines is a GPU."""
+    return known_device(name) == "cuda" or (name == "auto" and wants_gpu)
 
 
 def find_device(name: str) -> str:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +24,7 @@ SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
 AuthInfo=socket={root}/munge/munge.socket
-SlurmctldPort=16817
+SlurmctldPort={ports[0]}
 StateSaveLocation={root}/state
 SlurmdSpoolDir={root}/spool%n
 SlurmctldPidFile={root}/slurmctld.pid
@@ -41,8 +42,8 @@ SlurmdTimeout=30
 KillWait=30
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
-NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port=17001 CPUs=1 RealMemory=4000
-NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port=17002 CPUs=1 RealMemory=4000
+NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=1 RealMemory=4000
+NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=1 RealMemory=4000
 PartitionName=cpu Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=20
 PartitionName=urgent Nodes=n1,n2 MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
 """
@@ -78,6 +79,15 @@ class SlurmCluster:
         self.call("slurmctld", "-f", str(self.root / "slurm.conf"))
 
 
+def free_ports(count: int) -> list[int]:
+    """Ports that nothing listens on at the moment."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [int(one.getsockname()[1]) for one in sockets]
+
+
 def missing() -> list[str]:
     """The programs that this machine lacks."""
     return [name for name in PROGRAMS if shutil.which(name) is None and not Path("/usr/sbin", name).exists()]
@@ -93,7 +103,7 @@ def running(root: Path) -> Iterator[SlurmCluster]:
     key.write_bytes(os.urandom(1024))
     key.chmod(0o400)
     host = os.uname().nodename
-    (root / "slurm.conf").write_text(CONFIG.format(host=host, root=root))
+    (root / "slurm.conf").write_text(CONFIG.format(host=host, root=root, ports=free_ports(3)))
     munge = {"key-file": key, "socket": root / "munge/munge.socket", "pid-file": root / "munge/munged.pid"}
     munge |= {"log-file": root / "munge/munged.log", "seed-file": root / "munge/seed"}
     cluster = SlurmCluster(root)

@@ -23,7 +23,7 @@ from pydantic import Field
 from peftbench.core.contract import Preprocessing
 from peftbench.core.fields import Positive, checked
 from peftbench.core.spec import Job, Places
-from peftbench.data import pixel_cache
+from peftbench.data import audit, pixel_cache
 from peftbench.errors import JobError, RequestError
 from peftbench.execution.bundles import bundled, forecasts
 from peftbench.execution.executor import Monitor, Parallel, Tick, Timeout, run_in_rounds, ticker
@@ -142,10 +142,7 @@ class _Cluster:
         """Pack the decoded images, or let every new node prove that it sees them and the store."""
         if self.options.gather:
             if self.packed is None:
-                self.packed = [
-                    (entry, self.ray.put(_pack(pixel_cache.entry_folder(*entry, places.cache))))
-                    for entry in self.entries
-                ]
+                self.packed = [(entry, self.ray.put(_pack_images(entry, places.cache))) for entry in self.entries]
             return
         nodes = {node["NodeID"]: node["NodeManagerHostname"] for node in self.ray.nodes() if node["Alive"]}
         visit = self.ray.remote(num_cpus=0, max_retries=0)(_visit)
@@ -422,6 +419,13 @@ def _run_job(job: Job, places: Places, timeout: float | None, ray: Any, relay: A
 # --- without a shared file system ------------------------------------------------------------------------------------
 
 
+def _pack_images(entry: Entry, cache: Path) -> Packed:
+    """Return decoded images and what the audit counted on them, by their paths within the cache."""
+    counts = audit.counts_file(cache, entry[0])
+    found = [*pixel_cache.entry_folder(*entry, cache).iterdir(), *([counts] if counts.exists() else [])]
+    return {str(file.relative_to(cache)): file.read_bytes() for file in sorted(found) if file.is_file()}
+
+
 def _pack(folder: Path) -> Packed:
     """Return the contents of a folder's files."""
     return {file.name: file.read_bytes() for file in sorted(folder.iterdir()) if file.is_file() and file.name[0] != "."}
@@ -432,11 +436,10 @@ def _unpack_places(places: Places, text: str, packed: Sequence[tuple[Entry, Any]
     root = Path(tempfile.gettempdir()) / f"peftbench-{text}"
     here = replace(places, store=root / "store", cache=root / "cache")
     for entry, reference in packed:
-        folder = pixel_cache.entry_folder(*entry, here.cache)
-        if not pixel_cache.is_whole(folder):
-            files.make_private_folder(folder)
+        if not pixel_cache.is_whole(pixel_cache.entry_folder(*entry, here.cache)):
             for name, content in import_module("ray").get(reference).items():
-                files.write_bytes(folder / name, content, private=True)
+                files.make_private_folder((here.cache / name).parent)
+                files.write_bytes(here.cache / name, content, private=True)
     return here
 
 

@@ -58,16 +58,23 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmCluster]:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a study, whose jobs have a known duration, so that they are bundled."""
     folder = studies.home(tmp_path_factory)
     (folder / "study.toml").write_text(STUDY.format(images=folder / "images"))
+    words = ("--methods", "bitfit,lora", "--backbone", "mini@random", "--precision", "fp32", "--seconds", "0.5")
+    assert start(folder, "measure", "measured", *words).wait(MANY) == 0
     return folder
 
 
-def start(home: Path, store: str, *words: str) -> subprocess.Popen[bytes]:
+def run(home: Path, store: str, *words: str) -> subprocess.Popen[bytes]:
     """`peftbench run study.toml` in a process of its own, what it prints in STORE.txt."""
-    command = [sys.executable, "-m", "peftbench", "run", "study.toml", "--store", store, *words]
+    return start(home, "run", store, "study.toml", "--store", store, *words)
+
+
+def start(home: Path, verb: str, out_name: str, *words: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "peftbench", verb, *words]
     environment = os.environ | {"PEFTBENCH_CACHE": str(home / "cache")}
-    with (home / f"{store}.txt").open("ab") as out:
+    with (home / f"{out_name}.txt").open("ab") as out:
         return subprocess.Popen(command, cwd=home, env=environment, stdout=out, stderr=subprocess.STDOUT)
 
 
@@ -89,6 +96,10 @@ def running(store: Path) -> list[str]:
     owners = {file.parent: owner.read(file.parent) for file in store.glob("jobs/*/owner.json")}
     begun = [folder for folder in owners if (folder / "state" / "checkpoint.safetensors").exists()]
     return [found.slurm for folder in begun if (found := owners[folder])]
+
+
+def node_of(cluster: SlurmCluster, task: str) -> str:
+    return cluster.call("squeue", "-h", f"--jobs={task}", "-o", "%N").strip()
 
 
 def tasks_of(node: str) -> list[psutil.Process]:
@@ -125,7 +136,7 @@ def test_a_study_ends_with_the_bits_of_a_local_run_whatever_happens_to_the_clust
     cluster: SlurmCluster, home: Path
 ) -> None:
     store = home / "runs"
-    head = start(home, "runs")
+    head = run(home, "runs")
     hold(lambda: bool(running(store)))
 
     head.send_signal(signal.SIGINT)  # the head is not needed
@@ -134,8 +145,7 @@ def test_a_study_ends_with_the_bits_of_a_local_run_whatever_happens_to_the_clust
     assert not (store / "study.json").exists()
 
     hold(lambda: bool(running(store)))  # a job of higher priority takes the node of a task
-    task = running(store)[0]
-    node = cluster.call("squeue", "-h", f"--jobs={task}", "-o", "%N").strip()
+    node = node_of(cluster, running(store)[0])
     urgent = cluster.call(
         "sbatch", "--parsable", "-purgent", f"--nodelist={node}", "-o/dev/null", "--wrap=sleep 5"
     ).strip()
@@ -143,9 +153,10 @@ def test_a_study_ends_with_the_bits_of_a_local_run_whatever_happens_to_the_clust
     hold(lambda: urgent not in cluster.call("squeue", "-h", "-o%i"))
 
     hold(lambda: bool(running(store)))  # a node loses its power
-    kill_node(cluster, "n2")
-    hold(lambda: "down" in cluster.call("sinfo", "-hN", "-pcpu", "-nn2", "-o%T"))
-    cluster.start_node("n2")
+    node = node_of(cluster, running(store)[0])
+    kill_node(cluster, node)
+    hold(lambda: "down" in cluster.call("sinfo", "-hN", "-pcpu", f"-n{node}", "-o%T"))
+    cluster.start_node(node)
 
     hold(lambda: bool(running(store)))  # the controller dies, and comes back
     cluster.kill("slurmctld")
@@ -153,7 +164,7 @@ def test_a_study_ends_with_the_bits_of_a_local_run_whatever_happens_to_the_clust
     time.sleep(5)
     cluster.start_controller()
 
-    second = start(home, "runs")  # a second head watches what is in the queue
+    second = run(home, "runs")  # a second head watches what is in the queue
     assert second.wait(MANY) == 0
     assert "This study is in the queue already" in (home / "runs.txt").read_text()
     assert ended(store) == 24
@@ -163,13 +174,13 @@ def test_a_study_ends_with_the_bits_of_a_local_run_whatever_happens_to_the_clust
 
 def run_locally(home: Path) -> Path:
     """A store of the same study, run on this machine one job after the other."""
-    assert start(home, "local", "--executor", "local", "--jobs", "1").wait(MANY) == 0
+    assert run(home, "local", "--executor", "local", "--jobs", "1").wait(MANY) == 0
     return home / "local"
 
 
 def test_cancelled_tasks_stop_after_a_checkpoint_and_run_goes_on(cluster: SlurmCluster, home: Path) -> None:
     store = home / "cancelled"
-    head = start(home, "cancelled", "--steps", "2000", "--tune", "0", "--lr", "0.001", "--seeds", "0")
+    head = run(home, "cancelled", "--steps", "2000", "--tune", "0", "--lr", "0.001", "--seeds", "0")
     hold(lambda: bool(running(store)))
     assert slurm_queue.cancel(store)
     hold(lambda: not cluster.call("squeue", "-h"))
@@ -183,7 +194,7 @@ def test_a_task_whose_time_is_up_goes_on_with_the_same_numbers(home: Path) -> No
     """A limit of four minutes: the warning comes within the first one."""
     store = home / "short"
     words = ("--steps", "3000", "--tune", "0", "--lr", "0.001", "--seeds", "0", "--methods", "bitfit")
-    head = start(home, "short", *words, "--slurm", "time=0:04:00")
+    head = run(home, "short", *words, "--slurm", "time=0:04:00")
     hold(lambda: "the task is back in the queue" in logs(store))
     head.send_signal(signal.SIGINT)
     head.wait(60)

@@ -94,7 +94,8 @@ def ended(store: Path) -> int:
 def running(store: Path) -> list[str]:
     """The ids of Slurm's tasks whose job has a checkpoint."""
     owners = {file.parent: owner.read(file.parent) for file in store.glob("jobs/*/owner.json")}
-    begun = [folder for folder in owners if (folder / "state" / "checkpoint.safetensors").exists()]
+    alive = [folder for folder in owners if (owner.age(folder) or 0) < 2 * owner.BEAT]
+    begun = [folder for folder in alive if (folder / "state" / "checkpoint.safetensors").exists()]
     return [found.slurm for folder in begun if (found := owners[folder])]
 
 
@@ -157,6 +158,9 @@ def test_a_study_ends_with_the_bits_of_a_local_run_whatever_happens_to_the_clust
     kill_node(cluster, node)
     hold(lambda: "down" in cluster.call("sinfo", "-hN", "-pcpu", f"-n{node}", "-o%T"))
     cluster.start_node(node)
+    time.sleep(
+        15
+    )  # the controller writes its state every few seconds; one that died before would wait for the lost task
 
     hold(lambda: bool(running(store)))  # the controller dies, and comes back
     cluster.kill("slurmctld")

@@ -15,6 +15,7 @@ from peftbench.core.spec import Places
 from peftbench.errors import DeltaError
 from peftbench.models import backbone, delta
 from peftbench.models.head import Classifier
+from peftbench.results.redaction import public_names
 from peftbench.results.store import JobFolder, read_record
 from peftbench.storage import files
 
@@ -54,7 +55,7 @@ def open_model(folder: Path, places: Places, *, merge: bool = True) -> Model:
 
     Raises WeightsError or DeltaError when the backbone's weights are not those that the job was trained on.
     """
-    about = delta.read_about(folder)
+    about = _published(delta.read_about(folder))
     _check_digests(folder)
     base = str(about.get("base"))
     if base.startswith("random:"):
@@ -71,6 +72,14 @@ def open_model(folder: Path, places: Places, *, merge: bool = True) -> Model:
     classifier = Classifier(vit, head).eval()
     merged = tuned.merge() if merge else False
     return Model(classifier.to(places.device), about, merged, places.device)
+
+
+def _published(about: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is stored about a model with the name of its data set that may be published: no path."""
+    seen = dict(about.get("trained_on", {}))
+    if name := seen.get("dataset"):
+        seen["dataset"] = public_names([name])[name]
+    return {**about, "trained_on": seen}
 
 
 def _check_digests(folder: Path) -> None:

@@ -15,7 +15,7 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from peftbench.backbones._shared import fill, image_side, refuse_depth
+from peftbench.backbones._shared import create_network, fill, image_side, refuse_depth
 from peftbench.core import presets
 from peftbench.core.contract import BackboneCard, HubFile, Preprocessing
 from peftbench.errors import CatalogueError
@@ -105,7 +105,7 @@ class Preset:
             options.setdefault("fc_norm", False)  # the pretrained norm stays before the mean, so that weights fit
         pooling = "token" if facts.pooling == BOTH else facts.pooling
         try:
-            vit = timm.create_model(
+            vit = create_network(
                 facts.architecture, num_classes=0, img_size=side or facts.input.size, global_pool=pooling, **options
             )
         except Exception as error:

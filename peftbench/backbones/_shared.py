@@ -6,13 +6,15 @@ import pickle
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
+import timm
 import torch
 from safetensors.torch import load_file
-from timm.models.eva import Eva
+from timm.models.eva import Eva, EvaAttention
 from timm.models.eva import checkpoint_filter_fn as eva_filter
 from timm.models.vision_transformer import checkpoint_filter_fn as vit_filter
-from torch import Tensor
+from torch import Tensor, nn
 
 from peftbench.backbones._checkpoint import find_backbone
 from peftbench.core.contract import Preprocessing
@@ -69,7 +71,7 @@ def fill(vit: Network, file: Path, depth: int | None = None, prefix: str = "") -
     content, notes = _read(file, prefix)
     _refuse_other_patches(file, content, vit)
     try:
-        tensors = eva_filter(content, vit) if isinstance(vit, Eva) else vit_filter(content, vit)
+        tensors = _fused(eva_filter(content, vit)) if isinstance(vit, Eva) else vit_filter(content, vit)
     except Exception as error:
         raise WeightsError(f"{file} does not hold the weights of a vision transformer: {_one_line(error)}.") from error
     wanted = {n: t for n, t in tensors.items() if not (n.startswith("head.") or _beyond(n, depth))}
@@ -77,6 +79,34 @@ def fill(vit: Network, file: Path, depth: int | None = None, prefix: str = "") -
     _refuse_values(file, wanted)
     vit.load_state_dict(wanted, strict=True)
     return notes
+
+
+def create_network(name: str, **options: Any) -> nn.Module:  # noqa: ANN401 - timm's
+    """Return a network of timm; one of its Eva networks with queries, keys and values in one layer that is called.
+
+    Then methods find `attn.qkv` as in a VisionTransformer. Features are the same: the bias is added after the layer.
+    """
+    vit: nn.Module = timm.create_model(name, **options)
+    layers = [module for module in vit.modules() if isinstance(module, EvaAttention)]
+    if any(layer.qkv is None for layer in layers):
+        return create_network(name, **options, qkv_fused=True)
+    for layer in layers:
+        layer.qkv_bias_separate = layer.q_bias is not None
+    return vit
+
+
+def _fused(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of an Eva network with separate queries, keys and values in one layer, as its file may be."""
+    found = dict[str, Tensor]()
+    for name, tensor in tensors.items():
+        if name.endswith(".attn.q_proj.weight"):
+            parts = [name.replace("q_proj", f"{part}_proj") for part in "qkv"]
+            found[name.replace("q_proj", "qkv")] = torch.cat([tensors[part] for part in parts if part in tensors])
+        elif name.endswith((".attn.q_proj.bias", ".attn.v_proj.bias")):
+            found[name.replace("_proj.bias", "_bias")] = tensor
+        elif not name.endswith((".attn.k_proj.weight", ".attn.v_proj.weight")):
+            found[name] = tensor
+    return found
 
 
 def _refuse_other_patches(file: Path, content: Mapping[str, Tensor], vit: Network) -> None:

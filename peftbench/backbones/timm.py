@@ -12,7 +12,7 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import device
 
-from peftbench.backbones._shared import fill, image_side, preprocessing, refuse_depth
+from peftbench.backbones._shared import create_network, fill, image_side, preprocessing, refuse_depth
 from peftbench.core.contract import BackboneCard, HubFile, Preprocessing
 from peftbench.errors import UnknownNameError
 from peftbench.models import hub
@@ -80,7 +80,7 @@ class Timm:
         return image_side(asked, self.img_size, self._config.input_size[-1], patch)
 
     def _create(self, side: int | None) -> Network:
-        vit = timm.create_model(self.argument, num_classes=0, depth=self.depth, img_size=side)
+        vit = create_network(self.argument, num_classes=0, depth=self.depth, img_size=side)
         if type(vit) not in {VisionTransformer, Eva}:
             raise UnknownNameError(KIND, self.argument, _names(tagged=False) - {self.argument})
         return cast("Network", vit)

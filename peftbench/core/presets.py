@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from peftbench.core.catalogue_files import backbone_names, built_in, own_backbones, read
 from peftbench.core.contract import HubFile, Preprocessing
 from peftbench.core.fields import sentence
+from peftbench.core.syntax import is_random
 from peftbench.errors import CatalogueError
 from peftbench.storage.files import sha256_json
 
@@ -173,13 +174,14 @@ def network_digest(name: str) -> str:
     return sha256_json([known.architecture, known.options, known.pooling, known.weights.prefix])[:16]
 
 
-def overlap(backbone: str, dataset: str) -> str:
+def overlap(backbone: str, dataset: str, *, own: bool = True) -> str:
     """Return why the test images of a data set may be among those that a preset was pretrained on; "" if not known.
 
-    Both are named as in a job, such as `clip_vit_b16[depth=8]` and `medmnist:octmnist[size=64]`. Never raises.
+    Both are named as in a job, such as `clip_vit_b16[depth=8]` and `medmnist:octmnist[size=64]`. Without `own`, only
+    built-in presets are looked up. Random weights have seen nothing. Raises CatalogueError for a user's wrong file.
     """
     name, plain = backbone.partition("[")[0], dataset.partition("[")[0]
-    if name not in {*backbone_names(), *own_backbones()}:
+    if is_random(backbone) or not (name in backbone_names() or (own and name in own_backbones())):
         return ""
-    known = preset(name).overlap
+    known = preset(name).overlap if own else _built_in(name).overlap
     return known.get(plain) or known.get(plain.partition(":")[0], "")

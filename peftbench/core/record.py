@@ -82,6 +82,7 @@ class BackboneFacts(_Strict):
     random: bool
     parameters: int  # without any head
     preprocessing: dict[str, Any]  # size, mean, std, interpolation, fit
+    overlap: str = ""  # why its pretraining may have seen the test images; "": not known
 
 
 class Budget(_Strict):

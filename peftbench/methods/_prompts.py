@@ -6,9 +6,11 @@ import math
 from typing import Any, ClassVar
 
 import torch
+from timm.models.eva import Eva
 from torch import Tensor, nn
 
 from peftbench.core.fields import Fraction, checked
+from peftbench.errors import RequestError
 from peftbench.methods._fields import LARGEST_SIZE, Size
 from peftbench.methods._stepped import Stepped
 from peftbench.models.plan import Graft, Sizes
@@ -88,8 +90,18 @@ class Prompts(Stepped):
         """Return the largest number of prompts that the field accepts."""
         return LARGEST_SIZE
 
+    def refuse_rotary(self, vit: nn.Module) -> None:
+        """Raise RequestError for rotary positions, which timm gives to every token after a fixed number of others."""
+        if isinstance(vit, Eva) and vit.rope is not None:
+            name = type(self).__module__.rpartition(".")[2]
+            raise RequestError(
+                f"{name}: this network has rotary positions, which leave no place for prompts between its tokens; "
+                "choose another method or backbone."
+            )
+
     def prompt_sizes(self, vit: nn.Module) -> Sizes:
         """Return the sizes of a `Prompted`. As in the authors' code, fan-in is a patch's volume in every layer."""
+        self.refuse_rotary(vit)
         kernel = vit.get_parameter("patch_embed.proj.weight")  # (D, 3, height, width)
         reach = math.sqrt(6 / (kernel[0].numel() + len(kernel)))
         return {"tokens": self.tokens, "width": len(kernel), "reach": reach, "dropout": self.dropout}

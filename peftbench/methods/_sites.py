@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from types import MappingProxyType
 
 from timm.layers.norm import RmsNorm
+from timm.models.eva import EvaBlock
 from torch import Tensor, nn
 
 from peftbench.errors import RequestError
@@ -35,6 +36,25 @@ def has(vit: nn.Module, site: str) -> bool:
         return not isinstance(vit.get_submodule(site), nn.Identity)
     except AttributeError:
         return False
+
+
+def branch_ends(vit: nn.Module, block: str) -> tuple[str, str]:
+    """Return the modules at the ends of a block's two branches: LayerScale, an Identity in networks without one.
+
+    Eva's blocks hold LayerScale as a tensor, after which DropPath comes.
+    """
+    is_eva = isinstance(vit.get_submodule(block), EvaBlock)
+    first, second = ("drop_path1", "drop_path2") if is_eva else ("ls1", "ls2")
+    return f"{block}.{first}", f"{block}.{second}"
+
+
+def scale_branch(block: nn.Module, branch: int, y: Tensor) -> Tensor:
+    """Return a branch's output times its LayerScale, in a Block or an EvaBlock of timm; `branch` is 1 or 2."""
+    if isinstance(block, EvaBlock):
+        gamma = (block.gamma_1, block.gamma_2)[branch - 1]
+        return y if gamma is None else gamma * y
+    out: Tensor = block.get_submodule(f"ls{branch}")(y)
+    return out
 
 
 def thirds(sites: Sequence[str]) -> str:

@@ -7,7 +7,7 @@ from torch import nn
 from peftbench.core.fields import checked
 from peftbench.methods._adapters import Bottleneck
 from peftbench.methods._fields import Size
-from peftbench.methods._sites import blocks, norms, width
+from peftbench.methods._sites import blocks, branch_ends, norms, width
 from peftbench.methods._stepped import Stepped
 from peftbench.models.plan import Plan, Probe
 
@@ -26,12 +26,12 @@ class AdapterHoulsby(Stepped):
     norms: bool = False  # also train the scale and shift of every norm, as the authors do
 
     def plan(self, vit: nn.Module, probe: Probe) -> Plan:
-        """Wrap the LayerScale of each branch, which is an Identity in networks without one."""
+        """Wrap the end of each branch."""
         size = {"width": width(vit), "r": self.bottleneck}
         trained = tuple(f"{name}." for name in norms(vit)) if self.norms else ()
         return Plan(
             tune=frozenset(name for name, _ in vit.named_parameters() if name.startswith(trained)),
-            grafts={f"{block}.{scale}": (Bottleneck, size) for block in blocks(vit) for scale in ("ls1", "ls2")},
+            grafts={end: (Bottleneck, size) for block in blocks(vit) for end in branch_ends(vit, block)},
         )
 
 

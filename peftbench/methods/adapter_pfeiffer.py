@@ -7,7 +7,7 @@ from torch import nn
 from peftbench.core.fields import checked
 from peftbench.methods._adapters import Bottleneck
 from peftbench.methods._fields import Size
-from peftbench.methods._sites import blocks, width
+from peftbench.methods._sites import blocks, branch_ends, width
 from peftbench.methods._stepped import Stepped
 from peftbench.models.plan import Plan, Probe, Sizes
 
@@ -25,9 +25,9 @@ class AdapterPfeiffer(Stepped):
     bottleneck: Size = 48  # the authors divide the width by 16; this is for width 768
 
     def plan(self, vit: nn.Module, probe: Probe) -> Plan:
-        """Wrap the LayerScale of the MLP branch, which is an Identity in networks without one."""
+        """Wrap the end of the MLP branch."""
         size: Sizes = {"width": width(vit), "r": self.bottleneck, "activation": "relu", "std": 0.02}
-        return Plan(grafts={f"{block}.ls2": (Bottleneck, size) for block in blocks(vit)})
+        return Plan(grafts={branch_ends(vit, block)[1]: (Bottleneck, size) for block in blocks(vit)})
 
 
 plugin = AdapterPfeiffer

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, ClassVar
 
+from timm.models.eva import EvaBlock
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 from peftbench.core.fields import Fraction, checked
 from peftbench.errors import PluginError
 from peftbench.methods._fields import Factor, Size
-from peftbench.methods._sites import blocks
+from peftbench.methods._sites import blocks, scale_branch
 from peftbench.methods._stepped import Stepped
 from peftbench.models.plan import Graft, Plan, Probe
 
@@ -22,8 +23,8 @@ class Parallel(Graft):
 
     def __init__(self, base: nn.Module, bottleneck: int, scale: float, dropout: float) -> None:
         super().__init__(base)
-        if type(base) is not Block:  # its subclasses add up their branches in other ways
-            raise PluginError(f"adaptformer supports timm's plain Block, not {type(base).__name__}.")
+        if type(base) not in {Block, EvaBlock}:  # subclasses add up their branches in other ways
+            raise PluginError(f"adaptformer supports timm's Block and EvaBlock, not {type(base).__name__}.")
         width = base.get_parameter("norm1.weight").numel()
         self.down, self.up = nn.Linear(width, bottleneck), nn.Linear(bottleneck, width)
         self.scale, self.dropout = scale, nn.Dropout(dropout)
@@ -38,12 +39,12 @@ class Parallel(Graft):
         return 2 * width * bottleneck + bottleneck + width
 
     def forward(self, x: Tensor, **mask: Any) -> Tensor:  # noqa: ANN401 - its keywords depend on timm's version
-        """(B, N, D) -> (B, N, D); `mask` is passed to attention."""
+        """(B, N, D) -> (B, N, D); `mask` (and rotary positions) is passed to attention."""
         block: Any = self.base
         attended = block.attn(block.norm1(x), **mask)
-        x = x + block.drop_path1(block.ls1(attended))
+        x = x + block.drop_path1(scale_branch(block, 1, attended))
         adapted = self.scale * self.up(self.dropout(F.relu(self.down(x))))
-        out: Tensor = x + block.drop_path2(block.ls2(block.mlp(block.norm2(x)))) + adapted
+        out: Tensor = x + block.drop_path2(scale_branch(block, 2, block.mlp(block.norm2(x)))) + adapted
         return out
 
 

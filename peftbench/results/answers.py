@@ -38,7 +38,7 @@ def answers(results: Sequence[Result]) -> Answers:
         "How sure is that?": [sentence for _, one in groups for sentence in _certainty(one)],
         "At what cost?": [sentence for block, one in groups for sentence in _costs(block, one)],
         "What failed or was left out?": [sentence for block in blocks for sentence in _absent(block)],
-        "What leaks or overlaps?": [sentence for block in blocks for sentence in _leaks(block)],
+        "What leaks or overlaps?": [line for block in blocks for line in (*_overlaps(block), *_leaks(block))],
     }
     several = len(blocks) > 1
     about = f"{len(blocks)} settings (backbone, size or recipe) are reported separately." if several else ""
@@ -92,6 +92,12 @@ def _absent(block: Block) -> Iterator[str]:
         yield from (f"{name}: {note.rstrip('.')}." for note in notes if is_about_missing_images(note))
     if not failed:
         yield f"{block.setting.short}: no job failed."
+
+
+def _overlaps(block: Block) -> Iterator[str]:
+    """Yield the data sets whose test images the backbone may have seen in its pretraining."""
+    for name, reason in block.overlaps(block.datasets).items():
+        yield f"{name}: the pretraining of {block.setting.backbone} may have seen its test images: {reason}."
 
 
 def _leaks(block: Block) -> Iterator[str]:

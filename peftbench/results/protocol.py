@@ -20,6 +20,8 @@ DIGITS = 12  # of a digest
 def data_columns(block: Block) -> Columns:
     """Return one row per data set: classes in order, images and groups of each part, split, audit and notes."""
     records = [block.records[name] for name in block.datasets]
+    seen = block.overlaps(block.datasets)
+    overlaps = {name: [f"The pretraining may have seen test images: {reason}."] for name, reason in seen.items()}
     columns: Mapping[str, Callable[[Record], str]] = {
         "data set": lambda record: record.data.name,
         "title": lambda record: str(record.data.card.get("title", NONE)),
@@ -28,7 +30,7 @@ def data_columns(block: Block) -> Columns:
         **{part: partial(_part, part) for part in PARTS},
         "split": lambda record: record.data.split,
         "audit": _audit,
-        "notes": lambda record: " ".join(record.data.notes),
+        "notes": lambda record: " ".join([*record.data.notes, *overlaps.get(record.data.name, ())]),
     }
     return {title: [Cell(show(record) or NONE) for record in records] for title, show in columns.items()}
 

@@ -17,6 +17,7 @@ from typing import get_args
 
 import numpy as np
 
+from peftbench.core import presets
 from peftbench.core.constants import BASELINES, PAPER_DATASETS, RANDOM_WEIGHTS
 from peftbench.core.contract import INCOMPLETE, Result
 from peftbench.core.recipe import RECIPES, Recipe
@@ -64,6 +65,13 @@ class Setting:
     def network(self) -> str:
         """Return backbone and image size, with a note if the backbone is not the paper's."""
         return self.short + (": not the paper's backbone" if self.backbone == "mini" else "")
+
+
+def pretraining_overlap(record: Record) -> str:
+    """Return why the pretraining of a job's backbone may have seen its test images; "" if that is not known."""
+    if record.backbone.random:
+        return ""
+    return record.backbone.overlap or presets.overlap(record.backbone.name, record.data.name, own=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -218,6 +226,12 @@ class Block:
     def synthetic(self, dataset: str) -> bool:
         """Return whether the images of a data set are drawn, not photographed."""
         return bool(self.records[dataset].data.card.get("synthetic"))
+
+    def overlaps(self, names: Sequence[str]) -> dict[str, str]:
+        """Return data set -> why the backbone's pretraining may have seen its test images, where that is known."""
+        records = [result.record for result in self.results]
+        found = {record.data.name: reason for record in records if (reason := pretraining_overlap(record))}
+        return {name: found[name] for name in names if name in found}
 
     def averages(self) -> dict[str, tuple[str, ...]]:
         """Return title -> data sets to average: the paper's, the synthetic and the others apart, and none of one."""

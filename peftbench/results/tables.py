@@ -332,7 +332,15 @@ def _caption(block: Block, names: Sequence[str]) -> str:
         f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}. {data}. "
         f"Scores in %{', mean ± standard deviation over seeds' if len(seeds) > 1 else ''}; brackets: 95% interval "
         f"(bootstrap over groups of test images). Bold: first tier, no method is shown to be better."
+        f"{_seen(block, names)}"
     )
+
+
+def _seen(block: Block, names: Sequence[str]) -> str:
+    """Return a sentence on the data sets whose test images the backbone may have seen in its pretraining."""
+    found = block.overlaps(names)
+    listed = "; ".join(f"{name}: {reason}" for name, reason in found.items())
+    return f" The pretraining of {block.setting.backbone} may have seen test images: {listed}." if found else ""
 
 
 def _refitted(block: Block) -> bool:

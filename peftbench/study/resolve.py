@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
-from peftbench.core import official_recipes
+from peftbench.core import official_recipes, presets
 from peftbench.core.contract import is_about_missing_images
 from peftbench.core.recipe import QUICK_RATES, TUNED, Recipe
 from peftbench.core.record import Variant
@@ -91,7 +91,7 @@ def resolve(study: Study, places: Places, *, skip_broken: bool = False, watch: O
     _refuse_no_validation(study, images)
     if study.match and (fixed := fixed_sizes(methods)):
         notes.append(f"Sizes match {study.match}, except for methods of one fixed size: {', '.join(fixed)}.")
-    notes += [*_overruled(study), *_lacking(final), *_leaks(final, places)]
+    notes += [*_overruled(study), *_lacking(final), *_leaks(final, places), *_overlaps(study)]
     drafts = [_draft(method, study, recipe, images, where) for where in final for method in methods]
     data = {id(one): one for table in (images.final, images.held_out) for one in table.values()}
     return Resolved(
@@ -122,6 +122,13 @@ def _lacking(tables: Mapping[Where, Data]) -> Iterator[str]:
     for name, note in notes:
         if is_about_missing_images(note):
             yield f"{name}: {note.rstrip('.')}."
+
+
+def _overlaps(study: Study) -> Iterator[str]:
+    """Yield notes on data sets whose test images the backbone may have seen in its pretraining."""
+    for name in study.datasets:
+        if reason := presets.overlap(study.backbone, name):
+            yield f"{name}: the pretraining of {study.backbone} may have seen its test images: {reason}."
 
 
 def _leaks(tables: Mapping[Where, Data], places: Places) -> list[str]:

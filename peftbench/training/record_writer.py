@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from peftbench.core import official_recipes
+from peftbench.core import official_recipes, presets
 from peftbench.core.contract import Labels, Logits, Metric, TaskKind, oriented, tasks_of
 from peftbench.core.record import BackboneFacts, Budget, Choice, Costs, Counts, DataFacts, MethodFacts, Record, Tuning
 from peftbench.core.registry import registry
@@ -85,6 +85,7 @@ def make_record(job: Job, places: Places, data: Data, outcome: Outcome | str) ->
             random=is_random(job.backbone),
             parameters=backbone.parameter_count(job.backbone, job.image_size),
             preprocessing=job.preprocessing.stored(),
+            overlap=presets.overlap(job.backbone, job.dataset),
         ),
         "recipe": job.recipe.stored(),
         "seed": job.seed,

@@ -58,6 +58,7 @@ class Fake:
     backbone: str = "mini"
     flops: float | None = None  # of a prediction
     own_test: bool = False  # whether the seed has test images of its own
+    same_label: bool = False  # whether the images of a group have one label
 
     @property
     def id(self) -> str:
@@ -70,6 +71,8 @@ class Fake:
         logits = rng.normal(size=(self.images, self.classes)).astype(np.float32)
         logits[np.arange(self.images), labels] += self.skill + 0.2 * (rule == "oracle")
         groups = np.arange(self.images) // (self.classes * self.per_group)
+        if self.same_label:
+            groups = groups * self.classes + labels
         return {"logits": logits, "labels": labels, "groups": groups}
 
     def write(self, store: Path) -> Result:

@@ -58,6 +58,12 @@ def f1_cell(found: Replicates) -> Cell:
     return Cell(format_points(value), f"{seeds} {_bounds(found.f1)}".strip())
 
 
+def group_cell(found: Replicates, metric: str) -> Cell:
+    """Return the mean of a metric per group over seeds, with its interval over groups."""
+    estimate = bootstrap.estimate(found.group_runs, metric)
+    return Cell(format_points(estimate.value), _bounds(estimate))
+
+
 def average_cell(row: MethodRow, datasets: Sequence[str]) -> Cell:
     """Return macro F1 of one data set or averaged over several; undefined if the row lacks one of them."""
     found = row.estimate(datasets)

@@ -26,6 +26,7 @@ from peftbench.core.syntax import without_random
 from peftbench.results import grouping
 from peftbench.results.redaction import redact
 from peftbench.statistics import bootstrap
+from peftbench.statistics.by_group import by_group
 from peftbench.statistics.paired import Jackknife, Score, jackknife
 
 TUNED_BY_DESIGN = ("quick", "paper", "official")  # recipes that say every method's learning rate themselves
@@ -113,6 +114,13 @@ class Replicates:
         if len(self._tests) > 1:
             return bootstrap.overlapping([bootstrap.estimate([run]) for run in runs])
         return bootstrap.estimate(runs)
+
+    @cached_property
+    def group_runs(self) -> tuple[bootstrap.Predictions, ...]:
+        """Predictions per group of each seed; empty where no group has two images or nothing is stored."""
+        if not self.have_predictions or all(len(set(run[2])) == len(run[2]) for run in self.runs.values()):
+            return ()
+        return tuple(run for run in map(by_group, self.runs.values()) if len(run[1]))
 
     def difference(self, other: Replicates) -> bootstrap.Estimate | None:
         """Return this macro F1 minus another, resampled together; None unless both have the same test images."""

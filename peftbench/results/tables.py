@@ -64,7 +64,8 @@ def _tables(results: tuple[Result, ...]) -> tuple[Table, ...]:
         spent = [_spent(block, name) for name in block.datasets]
         leaks = [_leaks(block, name) for name in block.datasets]
         searches = [_searches(block, name) for name in block.datasets]
-        scores = [*_overview(block), *_averages(block), *_data_sets(block), *paper_tables(block)]
+        groups = [_groups(block, name) for name in block.datasets]
+        scores = [*_overview(block), *_averages(block), *_data_sets(block), *groups, *paper_tables(block)]
         made = [*scores, *_tiers(block), *leaks, *rules, *spent, *searches, _failures(block), *_protocol(block)]
         found += [replace(_printable(table), name=f"{table.name}_{number}") for table in made if table.rows]
     return tuple(found)
@@ -146,6 +147,26 @@ def _data_set(block: Block, name: str) -> Table:
     subject = f"{name} (synthetic data)" if block.synthetic(name) else name
     text = _caption(block, [name]) + _tuned(block)
     return Table(f"data_{stem(name)}", subject, block.setting.short, text, *transposed(facts))
+
+
+def _groups(block: Block, name: str) -> Table:
+    """Return the scores per patient or other group; no rows where no group has two test images."""
+    key = block.records[name].data.card.get("group_key") or "group"
+    found = [(row, one) for row in block.rows if (one := row.replicates.get(name)) and one.group_runs]
+    facts: dict[str, list[Cell]] = {
+        "method": [formatting.label_cell(row) for row, _ in found],
+        "target": [formatting.target_cell(row, one.records) for row, one in found],
+        "macro F1": [formatting.group_cell(one, "macro_f1") for _, one in found],
+        "ACC": [formatting.group_cell(one, "accuracy") for _, one in found],
+        "macro F1 per image": [formatting.f1_cell(one) for _, one in found],
+    }
+    counts = sorted({len(run[1]) for _, one in found for run in one.group_runs})
+    text = (
+        f"{name}: scores in % per {key}{_synthetic(block, [name])}; {block.setting.network}. The prediction of a {key} "
+        f"is the mean probability over its images; one whose images have different labels is left out. "
+        f"Counted: {' or '.join(map(str, counts))}. Brackets: 95% interval (bootstrap)."
+    )
+    return Table(f"per_group_{stem(name)}", f"{name}: per {key}", block.setting.short, text, *transposed(facts))
 
 
 def _tiers(block: Block) -> list[Table]:

@@ -295,3 +295,17 @@ def test_the_protocol_has_data_parts_and_what_all_methods_share(tmp_path: Path) 
     facts = dict(zip(column(shared, "fact"), column(shared, "value"), strict=True))
     assert facts["seeds"] == "0, 1"
     assert facts["backbone"].startswith("mini, ")
+
+
+def test_scores_per_patient_lie_beside_those_per_image(tmp_path: Path) -> None:
+    results = [Fake(seed=seed, same_label=True).write(tmp_path) for seed in range(2)]
+    (table,) = (one for one in tables.tables(results) if one.name.startswith("per_group"))
+    assert table.subject == "busi: per patient"
+    assert "Counted: 45." in table.caption
+    cells = dict(zip(table.columns, table.rows[0], strict=True))
+    assert float(cells["macro F1"].text) > float(cells["macro F1 per image"].text)  # two images know more than one
+    assert cells["macro F1"].aside.startswith("[")
+
+
+def test_patients_with_images_of_several_labels_have_no_score(tmp_path: Path) -> None:
+    assert not any(one.name.startswith("per_group") for one in tables.tables([Fake().write(tmp_path)]))

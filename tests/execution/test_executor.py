@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from peftbench.cli.options import ExecutorOptions
 from peftbench.core.registry import registry
 from peftbench.core.spec import executor_table, load_study
 from peftbench.errors import RequestError, UnknownNameError
+from peftbench.execution import ray
 from peftbench.execution.executor import make_executor
 from peftbench.execution.local import LocalExecutor
+from peftbench.execution.ray import RayExecutor
 from tests import studies
 
 
@@ -46,3 +49,22 @@ def test_a_study_may_hold_where_it_runs(tmp_path: Path) -> None:
     file.write_text('executor = "local"\n')
     with pytest.raises(RequestError, match=r"executor must be a table, \[executor\], got 'local'"):
         executor_table(file)
+
+
+def test_without_ray_the_request_is_refused_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> None:
+        raise ImportError(name)
+
+    monkeypatch.setattr(ray, "import_module", absent)
+    with (
+        pytest.raises(RequestError, match=r"needs Ray; install it: pip install 'peftbench\[ray\]'"),
+        ray._connected("auto"),
+    ):
+        pass
+
+
+def test_options_of_ray_are_fields_of_its_executor() -> None:
+    given = ExecutorOptions(address="ray://head:10001", gather=True).given()
+    made = make_executor("ray", {"name": "ray", "gpus": 0.5}, given)
+    assert made == RayExecutor(address="ray://head:10001", gather=True, gpus=0.5)
+    assert made.wants_gpu

@@ -36,7 +36,7 @@ from peftbench.training.job import give_up, run
 from peftbench.training.loop import RunCallbacks
 
 POLL = 1.0  # seconds between two looks at the tasks
-PATIENCE = 120.0  # seconds that a node has to answer at the start
+PATIENCE = 300.0  # seconds that a node has to answer at the start: it imports torch
 DIED = "The process of this job died on every try, perhaps out of memory; try a smaller --batch."
 LEFT_OUT = "Left out the node {node}: {why}."
 Entry: TypeAlias = tuple[str, Preprocessing]  # decoded images: their fingerprint and how they were decoded

@@ -17,6 +17,7 @@ from peftbench.cli.cancel import cancel
 from peftbench.cli.check import check
 from peftbench.cli.claims import claims
 from peftbench.cli.compare import compare
+from peftbench.cli.doctor import doctor
 from peftbench.cli.errors import UsageError, is_closed, sentence, spell_out
 from peftbench.cli.list import list_
 from peftbench.cli.measure import measure
@@ -43,7 +44,7 @@ for verb in (run, plan, report, compare, recommend, claims, status, cancel):
     app.command()(verb)
 app.command("list")(list_)
 app.command("merge-stores")(merge_stores)
-for verb in (show, merge, predict, check, measure, bench):
+for verb in (show, merge, predict, check, measure, bench, doctor):
     app.command()(verb)
 app.add_typer(analyze.app, name="analyze")
 app.add_typer(data.app, name="data")

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from peftbench.core.contract import PARTS, DatasetCard, Preprocessing, Splits
+from peftbench.core.contract import PARTS, DatasetCard, Part, Preprocessing, Splits
 from peftbench.data.decode import OnImages, decode
 from peftbench.data.image_io import broken_sentence
-from peftbench.data.splits import check_parts, fingerprint, missing_class_notes, missing_classes
+from peftbench.data.splits import cached_file_digest, check_parts, fingerprint, missing_class_notes, missing_classes
 from peftbench.errors import BrokenImagesError, DataError
 from peftbench.storage import cache as cache_folder
 from peftbench.storage import checked_json
@@ -31,6 +31,7 @@ from peftbench.storage.files import PRIVATE_FILE, sha256_file, sha256_json
 CHUNK = 256  # images copied at a time
 DECODER = 2  # version of decode.py and what it uses; another one decodes everything again
 
+_latest: dict[tuple[Path, Preprocessing], tuple[Path, dict[str, int]]] = {}  # a cache's last entry, rows of images
 BrokenImages = Mapping[str, Mapping[int, str]]  # part -> position -> why the image cannot be decoded
 
 
@@ -85,6 +86,8 @@ def prepare(
     hold = Hold(folder)
     broken = known_broken(folder, splits, preprocessing)
     if not broken and not is_whole(folder, thorough=True):  # thorough once per study; its jobs check size and time
+        if _latest.get((cache, preprocessing), (None,))[0] == folder:
+            del _latest[cache, preprocessing]  # it was damaged since
         broken = _build(card, splits, preprocessing, cache, progress)
         cache_folder.shrink(cache, limit)
     if broken:
@@ -92,6 +95,7 @@ def prepare(
         return prepare(card, rest, preprocessing, cache, progress=progress, limit=limit)
     if sha256_json(read_manifest(folder)["facts"]) != sha256_json(facts):  # the card or a note has changed
         _write_manifest(folder, facts, read_manifest(folder)["pixels"])
+    _remember(folder, splits, preprocessing, cache)
     return _data(folder, hold)
 
 
@@ -146,7 +150,7 @@ def _build(
         if is_whole(folder, thorough=True):  # another process built it while this one waited
             return {}
         pixels = _allocate(draft, total, preprocessing.size)
-        broken = _decode_parts(splits, preprocessing, pixels, progress)
+        broken = _decode_parts(splits, preprocessing, cache, pixels, progress)
         pixels.flush()
         if broken:
             _build_rest(card, splits, broken, pixels, preprocessing, cache)
@@ -166,7 +170,7 @@ def _allocate(draft: Path, images: int, side: int) -> np.memmap[Any, np.dtype[np
 
 
 def _decode_parts(
-    splits: Splits, preprocessing: Preprocessing, out: NDArray[np.uint8], progress: OnImages | None
+    splits: Splits, preprocessing: Preprocessing, cache: Path, out: NDArray[np.uint8], progress: OnImages | None
 ) -> BrokenImages:
     """Fill `out` with the images of one part after another."""
     done, broken = 0, dict[str, dict[int, str]]()
@@ -178,10 +182,40 @@ def _decode_parts(
             progress(done, len(out))
 
     for name, part in splits.parts.items():
-        start = done
-        _, failed = decode(part, preprocessing, out[start : start + len(part)], tick)
-        broken |= {name: failed} if failed else {}
+        rows = out[done : done + len(part)]
+        rest = _copy_known(part, preprocessing, cache, rows)
+        if len(rest) == len(part):
+            _, failed = decode(part, preprocessing, rows, tick)
+        else:
+            tick(len(part) - len(rest))
+            rows[rest], failed = decode(part.take(rest), preprocessing, tick=tick)
+        broken |= {name: {rest[i]: why for i, why in failed.items()}} if failed else {}
     return broken
+
+
+def _copy_known(part: Part, preprocessing: Preprocessing, cache: Path, out: NDArray[np.uint8]) -> list[int]:
+    """Copy the images that the cache's last entry holds, as another seed's parts do; return what is left."""
+    latest = _latest.get((cache, preprocessing))
+    if latest is None or isinstance(part.images, np.ndarray) or not is_whole(latest[0]):
+        return list(range(len(part)))
+    folder, rows = latest
+    known = {i: rows[key] for i, file in enumerate(part.images) if (key := _content(file)) in rows}
+    pixels = np.load(folder / "pixels.npy", mmap_mode="r")
+    for i, row in known.items():
+        out[i] = pixels[row]
+    return [i for i in range(len(part)) if i not in known]
+
+
+def _remember(folder: Path, splits: Splits, preprocessing: Preprocessing, cache: Path) -> None:
+    """Keep for `_copy_known` which image is in which row of an entry."""
+    files = [file for part in splits.parts.values() for file in part.images]
+    if all(isinstance(file, Path) for file in files):
+        _latest[cache, preprocessing] = folder, {_content(file): row for row, file in enumerate(files)}
+
+
+def _content(file: Path) -> str:
+    """Return what decides the pixels of an image: its bytes, and the suffix that makes it DICOM."""
+    return cached_file_digest(file) + file.suffix.lower()
 
 
 def _build_rest(

@@ -8,6 +8,7 @@ import resource
 import stat
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,6 +27,46 @@ from peftbench.errors import BrokenImagesError, DataError
 from tests.images import CARD, SMALL, photo, splits
 
 ROOT = Path(__file__).parents[2]
+
+
+# --- other parts of the same images ----------------------------------------------------------------------------------
+
+
+def shuffled(whole: Splits, order: Sequence[int] = (8, 0, 3, 6, 1, 7, 2, 5, 4)) -> Splits:
+    """Return other parts of the same images, as another seed cuts them."""
+    every = whole.train.joined(whole.val).joined(whole.test)
+    return Splits(every.take(order[:4]), every.take(order[4:6]), every.take(order[6:]), "as shuffled")
+
+
+def test_another_seeds_parts_copy_the_pixels_of_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = splits(tmp_path / "d")
+    other = shuffled(whole)
+    decoded = {part: decode(images, SMALL)[0] for part, images in other.parts.items()}
+    prepare(CARD, whole, SMALL, tmp_path / "c")
+    seen: list[int] = []
+
+    def counted(part: Part, *_: Any, **__: Any) -> tuple[NDArray[np.uint8], dict[int, str]]:
+        seen.append(len(part))
+        return decode(part, SMALL)
+
+    monkeypatch.setattr(pixel_cache, "decode", counted)
+    data = prepare(CARD, other, SMALL, tmp_path / "c")
+    assert sum(seen) == 0
+    assert all(np.array_equal(data.pixels(part), pixels) for part, pixels in decoded.items())
+
+
+def test_a_changed_image_is_decoded_and_a_damaged_entry_is_not_copied(tmp_path: Path) -> None:
+    whole = splits(tmp_path / "d")
+    other = shuffled(whole)
+    first = prepare(CARD, whole, SMALL, tmp_path / "c")
+    Image.fromarray(photo(77)).save(tmp_path / "d/4.png")
+    data = prepare(CARD, other, SMALL, tmp_path / "c")
+    assert all(np.array_equal(data.pixels(part), decode(images, SMALL)[0]) for part, images in other.parts.items())
+    for one in (first, data):
+        (one.folder / "pixels.npy").write_bytes(b"damaged")
+    third = shuffled(whole, range(8, -1, -1))
+    again = prepare(CARD, third, SMALL, tmp_path / "c")
+    assert all(np.array_equal(again.pixels(part), decode(images, SMALL)[0]) for part, images in third.parts.items())
 
 
 # --- broken images ---------------------------------------------------------------------------------------------------

@@ -182,7 +182,7 @@ def run_locally(home: Path) -> Path:
     return home / "local"
 
 
-def test_cancelled_tasks_stop_after_a_checkpoint_and_run_goes_on(cluster: SlurmCluster, home: Path) -> None:
+def test_cancelled_tasks_stop_after_a_checkpoint(cluster: SlurmCluster, home: Path) -> None:
     store = home / "cancelled"
     head = run(home, "cancelled", "--steps", "2000", "--tune", "0", "--lr", "0.001", "--seeds", "0")
     hold(lambda: bool(running(store)))
@@ -194,7 +194,7 @@ def test_cancelled_tasks_stop_after_a_checkpoint_and_run_goes_on(cluster: SlurmC
 
 
 @pytest.mark.usefixtures("cluster")
-def test_a_task_whose_time_is_up_goes_on_with_the_same_numbers(home: Path) -> None:
+def test_a_task_whose_time_is_up_goes_back_into_the_queue(home: Path) -> None:
     """A limit of four minutes: the warning comes within the first one."""
     store = home / "short"
     words = ("--steps", "3000", "--tune", "0", "--lr", "0.001", "--seeds", "0", "--methods", "bitfit")

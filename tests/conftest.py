@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,10 @@ from hypothesis import settings
 
 # A shell that runs tests in the background makes them, and what they start, ignore Ctrl-C; tests of it must hear it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# No test downloads weights or sees those of the user who runs it; huggingface_hub reads these when it is imported.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="peftbench-tests-hub-")
 
 # Before any test imports the package. 1 is a float, too; the command line imports the names in its annotations for type
 # checkers only, because it must not import what is heavy. Ray rejects classes whose methods are wrapped.

@@ -167,8 +167,8 @@ def _weights(_: Folders) -> Check:
 
 def _has_weights(hub: Any, known: Any, name: str) -> bool:  # noqa: ANN401 - modules that take long to import
     if known.weights.shipped:
-        return (folder_of("backbones") / known.weights.shipped).is_file()
-    return weights_file(name).is_file() or hub.cached(known.hub_file) is not None
+        return Path(folder_of("backbones"), str(known.weights.shipped)).is_file()
+    return bool(weights_file(name).is_file() or hub.cached(known.hub_file))
 
 
 def _slurm(_: Folders) -> Check:

@@ -151,8 +151,11 @@ def _merged(base: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, An
     for key, value in content.items():
         inner = isinstance(value, Mapping) and key not in {"weights", "overlap"} and isinstance(found.get(key), Mapping)
         found[key] = {**found[key], **value} if inner else value
-    if "weights" in content:
-        found["confidence"] = dict.fromkeys(PARTS, "unverified") | dict(content.get("confidence", {}))
+    stated = [
+        part for part in PARTS if part in content or (part == "architecture" and {"options", "pooling"} & set(content))
+    ]
+    unsure = dict.fromkeys(PARTS if "weights" in content else stated, "unverified")
+    found["confidence"] = {**base.get("confidence", {}), **unsure, **content.get("confidence", {})}
     return found
 
 

@@ -63,6 +63,11 @@ def open_model(folder: Path, places: Places, *, merge: bool = True) -> Model:
         seed = int(base.removeprefix("random:"))
     else:
         source, seed = backbone.locate(about["backbone"], about["image_size"], places.weights), 0
+    if source.network_digest != about.get("network", ""):
+        raise DeltaError(
+            f"backbones/{source.spec.name}.toml describes another network than the one that the delta in {folder} was "
+            "trained on. Restore the file."
+        )
     vit = source.build(seed)
     tuned, tensors = delta.restore(vit, folder, source.digest(seed))
     try:

@@ -24,6 +24,7 @@ def model_card(job: Job, data: Data, progress: Progress) -> dict[str, Any]:
     return {
         "base": job.digest,
         "backbone": job.backbone,
+        **({"network": job.network} if job.network else {}),
         "method": {"name": job.method, "version": job.version, "fields": dict(job.fields)},
         "head": {"kind": job.recipe.head, "scale": job.recipe.head_scale, "classes": list(data.card.classes)},
         "task": data.card.task,

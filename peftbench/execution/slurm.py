@@ -79,7 +79,8 @@ class SlurmExecutor:
         try:
             run_in_rounds(_Watch(submission), resolved, places, monitor)
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(_going_on(submission, places.store)) from None
+            monitor.warn(_going_on(submission, places.store))
+            raise
 
     def _submission(self, resolved: Resolved, places: Places, monitor: Monitor) -> Submission | None:
         """Return the submission of this study: the one that is in the queue, or a new one; None after a dry run."""

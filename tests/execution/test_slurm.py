@@ -183,6 +183,23 @@ def test_a_study_that_is_in_the_queue_is_watched_and_not_submitted_again(
     assert commands.read_text().count("sbatch") == 6
 
 
+@pytest.mark.usefixtures("commands")
+def test_ctrl_c_leaves_the_tasks_and_shows_how_to_cancel_them(
+    resolved: Resolved, places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(slurm, "run_in_rounds", interrupted)
+    kept = Kept()
+    with pytest.raises(KeyboardInterrupt):
+        SlurmExecutor().run_study(resolved, places, kept)
+    where = places.store
+    ids = "Slurm 11 (trials), 12 (resolve), 13 (finals)"
+    verbs = f"`peftbench status {where}` shows its jobs, `peftbench cancel {where}` ends them"
+    assert kept.warnings == [f"{ids} runs without this process: {verbs}."]
+
+
 def test_a_dry_run_writes_scripts_and_list_and_submits_nothing(
     resolved: Resolved, places: Places, commands: Path
 ) -> None:

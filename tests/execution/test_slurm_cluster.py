@@ -142,7 +142,8 @@ def test_a_study_ends_with_the_bits_of_a_local_run_whatever_happens_to_the_clust
 
     head.send_signal(signal.SIGINT)  # the head is not needed
     assert head.wait(60) == 130
-    assert "runs without this process: `peftbench status" in (home / "runs.txt").read_text()
+    printed = (home / "runs.txt").read_text().splitlines()
+    assert "runs without this process: `peftbench status" in printed[-2]
     assert not (store / "study.json").exists()
 
     hold(lambda: bool(running(store)))  # a job of higher priority takes the node of a task

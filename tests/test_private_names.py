@@ -83,6 +83,7 @@ def test_no_published_file_holds_a_patient_s_name(tmp_path: Path, monkeypatch: p
     found = {str(file) for file in files if any(PLANTED.encode() in content for content in contents(file))}
     assert found == set()
     assert studies.call(["merge", full, "-o", "merged/model.safetensors"], monkeypatch) == 0
+    assert studies.call(["merge", full, "--to", "huggingface", "-o", "merged/hub"], monkeypatch) == 0
     label = f"as {PLANTED}".encode()  # the class is part of the model; nothing else is
-    for file in (tmp_path / "merged").iterdir():
+    for file in (file for file in (tmp_path / "merged").rglob("*") if file.is_file()):
         assert not any(PLANTED.encode() in content.replace(label, b"") for content in contents(file))

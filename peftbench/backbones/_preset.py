@@ -81,6 +81,10 @@ class Preset:
         """Return the bare network with random weights. Raises CatalogueError."""
         return self._create(self._side(image_size))
 
+    def timm_arguments(self, image_size: int | None) -> tuple[str, dict[str, Any]] | None:
+        """Return what `timm.create_model` needs for the same network; None where the pooling is none of timm's."""
+        return None if self.facts.pooling == BOTH else self._arguments(self._side(image_size))
+
     def weights(self, given: Path | None) -> Path:
         """Return `given`, or the preset's file: of the package, of this machine or of the hub's cache.
 
@@ -97,17 +101,20 @@ class Preset:
             (patch, _) = self._create(None).patch_embed.patch_size
         return image_side(asked, self.img_size, self.facts.input.size, patch)
 
-    def _create(self, side: int | None) -> Network:
+    def _arguments(self, side: int | None) -> tuple[str, dict[str, Any]]:
         facts = self.facts
-        options = {name: _option(name, value) for name, value in facts.options.items()}
-        options |= {"depth": self.depth} if self.depth else {}
+        options: dict[str, Any] = dict(facts.options) | ({"depth": self.depth} if self.depth else {})
         if facts.pooling == "avg" and is_model_in_modules(facts.architecture.partition(".")[0], MODULES):
             options.setdefault("fc_norm", False)  # the pretrained norm stays before the mean, so that weights fit
         pooling = "token" if facts.pooling == BOTH else facts.pooling
+        return facts.architecture, {**options, "img_size": side or facts.input.size, "global_pool": pooling}
+
+    def _create(self, side: int | None) -> Network:
+        facts = self.facts
+        architecture, arguments = self._arguments(side)
+        options = {name: _option(name, value) for name, value in arguments.items()}
         try:
-            vit = create_network(
-                facts.architecture, num_classes=0, img_size=side or facts.input.size, global_pool=pooling, **options
-            )
+            vit = create_network(architecture, num_classes=0, **options)
         except Exception as error:
             raise self._unbuildable(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
         if type(vit) not in {VisionTransformer, Eva}:

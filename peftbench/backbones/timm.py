@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import timm
 from timm.models import PretrainedCfg, get_pretrained_cfg
@@ -64,6 +64,11 @@ class Timm:
     def weights(self, given: Path | None) -> Path:
         """Return `given`, or the file in the user's data folder or in the hub's cache. Raises WeightsError."""
         return hub.find_weights(given, f"timm:{self.argument}", weights_file(f"timm-{self.argument}"), self.hub_file)
+
+    def timm_arguments(self, image_size: int | None) -> tuple[str, dict[str, Any]]:
+        """Return what `timm.create_model` needs for the same network."""
+        depth = {"depth": self.depth} if self.depth else {}
+        return self.argument, {**depth, "img_size": self._side(image_size)}
 
     @property
     def hub_file(self) -> HubFile | None:

@@ -236,7 +236,8 @@ class Backbone(Protocol):
     """A pretrained network.
 
     Its plug-in builds it from the text after the colon and the fields in brackets: `timm:NAME[depth=8]`. It may also
-    have `hub_file`, a HubFile that holds its weights, and `network_digest`, a text that becomes part of jobs' ids.
+    have `hub_file`, a HubFile that holds its weights, `network_digest`, a text that becomes part of jobs' ids, and
+    `timm_arguments(image_size)`, the name and the arguments with which `timm.create_model` builds the same network.
     """
 
     @property

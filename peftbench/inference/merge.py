@@ -28,19 +28,28 @@ def merge(folder: Path, places: Places, out: Path) -> float:
     Raises RequestError when the method's delta does not fold into the backbone, or changes the logits by more than
     TOLERANCE when it does.
     """
-    apart, merged = (open_model(folder, places, merge=m) for m in (False, True))
-    name = merged.about["method"]["name"]
-    if not merged.merged:
-        raise RequestError(f"{name} cannot be merged: its adapter {_remaining(merged.classifier.vit)}.")
+    _, merged, error = merged_models(folder, places)
     tensors, head = plain_tensors(merged.classifier)
-    error = relative_difference(apart, merged)
-    if error > TOLERANCE:
-        raise RequestError(f"{name} was not merged: the logits would change by {error:.1e}; please report this.")
     files.write_bytes(out, save({n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()}))
     kept = {k: v for k, v in merged.about.items() if k not in NOT_MERGED}
     about = {**kept, "head": {**merged.about["head"], **head}, "sha256": files.sha256_file(out)}
     files.write_json(out.with_name(f"{out.name}.json"), about)
     return error
+
+
+def merged_models(folder: Path, places: Places) -> tuple[Model, Model, float]:
+    """Return the model with its adapter apart, the merged one, and the relative difference of their logits.
+
+    Raises RequestError as `merge` does.
+    """
+    apart, merged = (open_model(folder, places, merge=m) for m in (False, True))
+    name = merged.about["method"]["name"]
+    if not merged.merged:
+        raise RequestError(f"{name} cannot be merged: its adapter {_remaining(merged.classifier.vit)}.")
+    error = relative_difference(apart, merged.classifier)
+    if error > TOLERANCE:
+        raise RequestError(f"{name} was not merged: the logits would change by {error:.1e}; please report this.")
+    return apart, merged, error
 
 
 def _remaining(vit: nn.Module) -> str:
@@ -69,9 +78,9 @@ def plain_tensors(classifier: Classifier) -> tuple[dict[str, Tensor], dict[str, 
 
 
 @torch.inference_mode()
-def relative_difference(apart: Model, merged: Model) -> float:
-    """Return the largest difference of two models' logits on random images, relative to the largest logit."""
+def relative_difference(apart: Model, merged: nn.Module) -> float:
+    """Return the largest difference of two networks' logits on random images, relative to the largest logit."""
     side = apart.preprocessing.size
     images = torch.randn(4, 3, side, side, generator=torch.Generator().manual_seed(0)).to(apart.device)
-    one, other = apart.classifier(images), merged.classifier(images)
+    one, other = apart.classifier(images), merged(images)
     return float((one - other).abs().max() / one.abs().max().clamp_min(1.0))

@@ -35,7 +35,7 @@ class Prompted(Graft):
 
     def insert(self, x: Tensor) -> Tensor:
         """Insert the prompts: (B, N, D) -> (B, N + tokens, D)."""
-        prompt = self.dropout(self.prompt.expand(len(x), -1, -1))
+        prompt = self.dropout(self.prompt.expand(x.shape[0], -1, -1))
         return torch.cat([x[:, :1], prompt.to(x.dtype), x[:, 1:]], dim=1)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ class Pooled(Graft):
         """(B, N, D) -> (B, N, D)."""
         tokens: Tensor = self.base(x)
         k, v = (f(tokens).unflatten(-1, (len(self.query), -1)).transpose(1, 2) for f in (self.key, self.value))
-        query = self.query.to(k.dtype).expand(len(x), -1, -1, -1)
+        query = self.query.to(k.dtype).expand(x.shape[0], -1, -1, -1)
         pooled = F.scaled_dot_product_attention(query, k, v).transpose(1, 2).flatten(2)  # (B, 1, D)
         return pooled.expand_as(tokens)
 

@@ -45,7 +45,7 @@ class Prefixed(Graft):
     def _prepend(prefix: Tensor, tokens: Tensor) -> Tensor:
         """Prepend (length, D) to (B, H, N, d) -> (B, H, length + N, d)."""
         heads = prefix.to(tokens.dtype).unflatten(-1, (tokens.shape[1], -1)).transpose(0, 1)  # (H, length, d)
-        return torch.cat([heads.expand(len(tokens), -1, -1, -1), tokens], dim=2)
+        return torch.cat([heads.expand(tokens.shape[0], -1, -1, -1), tokens], dim=2)
 
 
 @checked

@@ -9,7 +9,7 @@ pairs = peftbench.compare("runs")  # another, one row per pair of methods
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,11 +33,13 @@ def run(  # noqa: PLR0913 - one argument for each option that is no field of a s
     skip_broken: bool = False,
     timeout: float | None = None,
     executor: str | Mapping[str, Any] = "local",
+    tracker: str | Sequence[str] = (),
     **asked: Any,  # noqa: ANN401 - the fields of a Study
 ) -> int:
     """Run a study as `peftbench run` does; keyword arguments are its long options with underscores.
 
     `executor` is the name of one, or what a table [executor] holds: `{"name": "slurm", "partition": "gpu"}`.
+    `tracker` names the trackers that receive finished jobs: `"tensorboard,mlflow"`.
 
     Returns 0, or 1 when some jobs failed. A script must call it under `if __name__ == "__main__":`, because jobs run in
     processes of their own.
@@ -53,7 +55,8 @@ def run(  # noqa: PLR0913 - one argument for each option that is no field of a s
     runner = make_executor("", table, {"parallel": jobs or None, "timeout": timeout})
     folders = Path(store), Path(data) if data else None, None, Path(weights) if weights else None
     places = defaults.places(*folders, device, elsewhere=runner.elsewhere, wants_gpu=runner.wants_gpu)
-    return run_study(study, places, runner, skip_broken=skip_broken)
+    trackers = syntax.texts(tracker) if isinstance(tracker, str) else tracker
+    return run_study(study, places, runner, skip_broken=skip_broken, trackers=tuple(trackers))
 
 
 def load(store: str | Path = "runs") -> pandas.DataFrame:

@@ -1,4 +1,4 @@
-"""The other contracts, for plug-ins: data sets, backbones, metrics and reports."""
+"""The other contracts, for plug-ins: data sets, backbones, metrics, reports and trackers."""
 
 from peftbench.core.contract import (
     Backbone,
@@ -12,6 +12,8 @@ from peftbench.core.contract import (
     Report,
     Result,
     Splits,
+    TrackedJob,
+    Tracker,
     of_tasks,
 )
 
@@ -30,5 +32,7 @@ __all__ = [
     "Report",
     "Result",
     "Splits",
+    "TrackedJob",
+    "Tracker",
     "of_tasks",
 ]

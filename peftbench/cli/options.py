@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, get_type_hints
 import typer
 
 from peftbench.core.constants import DEFAULT_STORE
-from peftbench.core.syntax import known_device
+from peftbench.core.syntax import known_device, texts
 from peftbench.errors import RequestError, UnknownNameError
 
 if TYPE_CHECKING:
@@ -124,6 +124,10 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print machine-readable
 ExecutorOption = Annotated[
     str,
     typer.Option("--executor", help="Where jobs run: local, slurm or ray; default: as the study has it, or local."),
+]
+TrackerOption = Annotated[
+    TextList,
+    typer.Option("--tracker", help="Copy each finished job to tensorboard, mlflow or a plug-in; default: to none."),
 ]
 JobsOption = Annotated[
     int | None,
@@ -237,7 +241,10 @@ class PlaceOptions:
 
 @dataclass(frozen=True)
 class ExecutorOptions:
-    """Where jobs run; None or "" leaves it to the study's table [executor], and the rest to the executor."""
+    """Where jobs run, and the trackers that receive them.
+
+    None or "" leaves an option to the study's table [executor], or else to the executor.
+    """
 
     executor: ExecutorOption = ""
     jobs: JobsOption = None
@@ -246,6 +253,12 @@ class ExecutorOptions:
     dry_run: DryRunOption = False
     address: AddressOption = None
     gather: GatherOption = False
+    tracker: TrackerOption = None
+
+    @property
+    def trackers(self) -> tuple[str, ...]:
+        """The names of the trackers."""
+        return texts(",".join(self.tracker or ()))
 
     def given(self) -> dict[str, Any]:
         """Return the options under the names of the executors' fields. Raises RequestError for a faulty --slurm."""
@@ -261,6 +274,9 @@ class ExecutorOptions:
         name, known = self.executor or str(table.get("name", "local")), registry("executors").names()
         if name not in known:
             raise UnknownNameError("executor", name, known)
+        for tracker in self.trackers:
+            if tracker not in (trackers := registry("trackers").names()):
+                raise UnknownNameError("tracker", tracker, trackers)
         flags: dict[str, tuple[object, str]] = {"--slurm": (self.slurm, "slurm"), "--dry-run": (self.dry_run, "slurm")}
         flags |= {"--address": (self.address, "ray"), "--gather": (self.gather, "ray")}
         for flag, (value, owner) in flags.items():

@@ -65,18 +65,23 @@ def run(
 
     executor = make_executor(where.executor, table, where.given())
     found_places = places.found(elsewhere=executor.elsewhere, wants_gpu=executor.wants_gpu)
-    raise typer.Exit(run_study(found, found_places, executor, skip_broken=skip_broken))
+    code = run_study(found, found_places, executor, skip_broken=skip_broken, trackers=where.trackers)
+    raise typer.Exit(code)
 
 
-def run_study(study: Study, places: Places, executor: Executor, *, skip_broken: bool) -> int:
+def run_study(
+    study: Study, places: Places, executor: Executor, *, skip_broken: bool, trackers: Sequence[str] = ()
+) -> int:
     """Run what is not done and print a table; return 0 when every job is done, 1 when some failed or have no record."""
     from peftbench.cli.progress import Bars
     from peftbench.execution.local import LocalExecutor
+    from peftbench.execution.tracking import Tracking, make_trackers
     from peftbench.results.store import Store
     from peftbench.study.resolve import resolve
 
     fetch_missing(study.backbone, places.weights)
     started = time.perf_counter()
+    following = make_trackers(trackers, places.store)  # before the first job: an extra may be missing
     store = Store(places.store)
     is_new = store.prepare()
     try:
@@ -88,8 +93,8 @@ def run_study(study: Study, places: Places, executor: Executor, *, skip_broken: 
         raise
     for line in resolved.notes:
         say(line)
-    with Board() as board:
-        executor.run_study(resolved, places, board)
+    with Board() as board, Tracking(board, following, places.store) as monitor:
+        executor.run_study(resolved, places, monitor)
     if getattr(executor, "dry_run", False):
         return 0
     seconds = time.perf_counter() - started

@@ -1,4 +1,4 @@
-"""Contracts of the plug-ins that need no torch: data sets, backbones, metrics and reports.
+"""Contracts of the plug-ins that need no torch: data sets, backbones, metrics, reports and trackers.
 
 A plug-in is the attribute `plugin` of a module in its folder (`peftbench/datasets/busi.py`), or the object that an
 entry point of the group `peftbench.datasets` names. The contract of methods, which needs torch, is `models/method.py`.
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 TaskKind: TypeAlias = Literal["single", "multi_label", "ordinal"]
 Labels: TypeAlias = NDArray[np.int64]  # (n,) class indices; task multi_label: (n, classes) of 0 and 1
 Logits: TypeAlias = NDArray[np.float32]  # (n, classes)
+Value: TypeAlias = bool | int | float | str
 Images: TypeAlias = Sequence[Path] | NDArray[np.uint8]  # files, or pixels (n, height, width, 3)
 PARTS = ("train", "val", "test")  # of every data set, in the order in which they are stored
 INCOMPLETE = "Incomplete copy"  # the beginning of a note that every table shows
@@ -410,3 +411,31 @@ class Report(Protocol):
     def write(self, results: Sequence[Result], out: Path) -> list[Path]:
         """Write into the folder `out` and return the paths of the files."""
         ...
+
+
+# --- trackers ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TrackedJob:
+    """What may leave this machine of a finished job: no name of an image or group, and no path."""
+
+    id: str
+    name: str  # for people: method, data set and seed
+    parameters: Mapping[str, Value]  # method, data set, backbone, seed, `method.r`, `recipe.lr`, ...
+    curve: Sequence[Mapping[str, float]]  # one row per evaluation, `step` among its keys
+    numbers: Mapping[str, float]  # `test/macro_f1`, `validation/auc`, `size/trainable`, `cost/seconds`, ...
+
+
+@runtime_checkable
+class Tracker(Protocol):
+    """Copies finished jobs to another program. Its plug-in is called with the store's folder: `plugin(store: Path)`.
+
+    What it raises is reported once; it then receives no more jobs, and the study goes on.
+    """
+
+    def track(self, job: TrackedJob) -> None:
+        """Receive a job that is done, trials of a search included; called in the process that runs the study."""
+
+    def close(self) -> None:
+        """Receive the end of the run."""

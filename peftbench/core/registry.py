@@ -1,4 +1,4 @@
-"""Plug-ins by name: files of five folders here, entry points of installed packages. Loaded when they are needed.
+"""Plug-ins by name: files of six folders here, entry points of installed packages. Loaded when they are needed.
 
 Those of other packages are guarded, so that a faulty one is named and never ends the program.
 """
@@ -36,6 +36,7 @@ CONTRACTS: Mapping[str, tuple[str, ...]] = MappingProxyType(  # the attributes t
         "metrics": ("__call__",),
         "reports": ("suffix", "write"),
         "executors": ("run_study", "elsewhere", "wants_gpu"),
+        "trackers": ("track", "close"),
     }
 )
 FOLDERS = ("methods", "datasets", "backbones", "metrics", "reports")  # what `peftbench check` knows rules for
@@ -178,5 +179,5 @@ def refuse_unknown_methods(names: Iterable[str]) -> None:
 
 @lru_cache
 def registry(folder: str) -> Registry:
-    """Return the registry of a kind of plug-ins: one of FOLDERS, or `executors`."""
+    """Return the registry of a kind of plug-ins: one of FOLDERS, `executors` or `trackers`."""
     return Registry(folder)

@@ -15,6 +15,7 @@ from peftbench.inference.model import Model
 from peftbench.models import backbone
 from peftbench.results.redaction import public_names, redact
 from peftbench.results.store import JobFolder
+from peftbench.results.summary import pretraining_overlap
 from peftbench.statistics import bootstrap
 from peftbench.statistics.scores import LABEL_STATISTICS
 
@@ -30,11 +31,6 @@ class Score:
     value: float
     low: float | None = None
     high: float | None = None
-
-
-def public_dataset(name: str) -> str:
-    """Return the name of a data set that may be published: that of a folder or table without its path."""
-    return public_names([name])[name]
 
 
 def base_card(model: Model) -> BackboneCard:
@@ -78,6 +74,8 @@ def limits(model: Model, record: Record | None) -> list[str]:
         found.append("Patients of the images are unknown: images of one may be in several parts.")
     if record.backbone.random:
         found.append("The backbone was not pretrained.")
+    if overlap := pretraining_overlap(record):
+        found.append(f"The pretraining of the backbone may have seen the test images: {overlap.rstrip('.')}.")
     return found + [f"{redact(note).rstrip('.')}." for note in dict.fromkeys(record.notes + record.data.notes)]
 
 
@@ -96,7 +94,7 @@ def model_card(model: Model, folder: Path, title: str) -> str:
         "model": model,
         "about": model.about,
         "base": base_card(model),
-        "dataset": public_dataset(str(model.about["trained_on"]["dataset"])),
+        "dataset": model.about["trained_on"]["dataset"],
         "data": _data(record),
         "record": record,
         "scores": scores(result) if result else [],
@@ -112,7 +110,7 @@ def _data(record: Record | None) -> Mapping[str, Any]:
     card = record.data.card
     own = record.data.name.partition(":")[0] in {"folder", "table"}
     return {
-        "title": public_dataset(record.data.name) if own else card["title"],
+        "title": public_names([record.data.name])[record.data.name] if own else card["title"],
         "licence": card["licence"],
         "source": "own images" if own else card["source"],
         "citation": card.get("citation", ""),

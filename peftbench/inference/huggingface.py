@@ -10,6 +10,7 @@ from typing import Any
 
 import timm
 from safetensors.torch import save
+from timm.models.eva import Eva
 from torch import nn
 
 from peftbench.core.contract import Preprocessing
@@ -62,6 +63,8 @@ def timm_config(model: Model) -> dict[str, Any]:
     if found is None:
         raise RequestError(f"No argument of timm.create_model builds the network of {name}; {INSTEAD}.")
     architecture, options = found
+    if isinstance(model.classifier.vit, Eva):
+        options = {**options, "qkv_fused": True}  # as `create_network` of the backbones builds them
     classes = model.classes
     return {
         "architecture": architecture.partition(".")[0],

@@ -50,7 +50,8 @@ class Exported(nn.Module):
         """Return what `peftbench predict` prints for these pixels."""
         inputs = (images.float() - self.get_buffer("mean")) * self.get_buffer("scale")
         logits = self.head.linear(self.head.normalize(self.vit(inputs))) / self.temperature
-        return logits.sigmoid() if self.multi_label else logits.softmax(dim=1)
+        found: Tensor = logits.sigmoid() if self.multi_label else logits.softmax(dim=1)
+        return found
 
 
 def refuse_without_extra() -> None:
@@ -82,8 +83,7 @@ def write_file(folder: Path, places: Places, out: Path) -> float:
 def metadata(model: Model) -> dict[str, str]:
     """Return the texts in the file's `metadata_props`; values that are no texts are JSON."""
     about = model.about
-    data = about["trained_on"]
-    seen = {"dataset": card.public_dataset(str(data["dataset"])), "modality": data["modality"]}
+    seen = {name: about["trained_on"][name] for name in ("dataset", "modality")}
     side = model.preprocessing.size
     return {
         "classes": json.dumps(model.classes),

@@ -6,12 +6,15 @@ import json
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import timm
 import torch
 from PIL import Image
+from timm.data.config import resolve_model_data_config
+from timm.data.transforms_factory import create_transform
 
 from peftbench.core.spec import Places
 from peftbench.errors import RequestError
@@ -69,7 +72,7 @@ def test_timm_s_own_transform_gives_the_probabilities_of_predict(home: Path, tmp
     huggingface.write_folder(folder(home, "lora"), where(home), tmp_path / "hub")
     model = open_model(folder(home, "lora"), where(home))
     plain = timm.create_model(f"local-dir:{tmp_path / 'hub'}", pretrained=True).eval()
-    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(plain), is_training=False)
+    transform: Any = create_transform(**resolve_model_data_config(plain), is_training=False)  # type: ignore[no-untyped-call] # of timm
     config = json.loads((tmp_path / "hub" / "config.json").read_text())
     assert config["label_names"] == list(studies.CLASSES)
     heat = config["peftbench"]["temperature"]

@@ -1,0 +1,1 @@
+"""Trackers: other programs' records of experiments, a copy of what the store holds about each job."""

@@ -98,7 +98,7 @@ class Preset:
 
     def _side(self, asked: int | None) -> int:
         with torch.device("meta"):
-            (patch, _) = self._create(None).patch_embed.patch_size
+            patch = self._create(None).get_parameter("patch_embed.proj.weight").shape[-1]
         return image_side(asked, self.img_size, self.facts.input.size, patch)
 
     def _arguments(self, side: int | None) -> tuple[str, dict[str, Any]]:

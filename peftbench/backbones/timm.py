@@ -81,7 +81,7 @@ class Timm:
 
     def _side(self, asked: int | None) -> int:
         with device("meta"):
-            (patch, _) = self._create(None).patch_embed.patch_size
+            patch = self._create(None).get_parameter("patch_embed.proj.weight").shape[-1]
         return image_side(asked, self.img_size, self._config.input_size[-1], patch)
 
     def _create(self, side: int | None) -> Network:

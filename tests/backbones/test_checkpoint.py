@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import pytest
 import timm
 import torch
+from open_clip.timm_model import TimmModel
 from safetensors.torch import save_file
 from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models.eva import Eva
@@ -206,7 +206,7 @@ def test_dinov2_of_transformers_gives_the_same_features(name: str, patch: int, r
         "hidden_size": vit.embed_dim,
         "num_hidden_layers": 1,
         "num_attention_heads": vit.embed_dim // 64,
-        "image_size": vit.patch_embed.img_size[0],
+        "image_size": preset.preprocessing(None).size,
         "patch_size": patch,
     }
     if registers:
@@ -216,7 +216,7 @@ def test_dinov2_of_transformers_gives_the_same_features(name: str, patch: int, r
         theirs = randomized(transformers.Dinov2Model(transformers.Dinov2Config(**sizes)))
     theirs.save_pretrained(tmp_path)
     preset.load(vit, tmp_path / "model.safetensors")
-    x = images(vit.patch_embed.img_size[0])
+    x = images(preset.preprocessing(None).size)
     with torch.inference_mode():
         expected = theirs(x).pooler_output
     assert_features(vit, x, expected)
@@ -252,7 +252,7 @@ def test_clip_of_transformers_gives_the_same_features(tmp_path: Path) -> None:
 
 def test_biomedclips_tower_gives_the_features_of_open_clip(tmp_path: Path) -> None:
     """Its configuration in open_clip names timm's ViT-B/16 with a linear projection."""
-    tower = open_clip.timm_model.TimmModel("vit_base_patch16_224", 512, image_size=224, pool="", proj="linear")
+    tower = TimmModel("vit_base_patch16_224", 512, image_size=224, pool="", proj="linear")
     trunk = randomized(timm.create_model("vit_base_patch16_224", num_classes=0, depth=1))
     tower.trunk = trunk
     state = {f"visual.{name}": tensor for name, tensor in tower.state_dict().items()} | {"logit_scale": torch.ones(1)}
@@ -260,7 +260,7 @@ def test_biomedclips_tower_gives_the_features_of_open_clip(tmp_path: Path) -> No
     preset = preset_class("biomedclip")(depth=1)
     vit = preset.network(None)
     preset.load(vit, tmp_path / "open_clip_pytorch_model.bin")
-    tower.head = nn.Identity()
+    tower.head = nn.Sequential()
     with torch.inference_mode():
         expected = tower.eval()(images(224))
     assert_features(vit, images(224), expected)

@@ -11,6 +11,7 @@ entry points of the group `peftbench.executors`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, Protocol, TypeAlias, runtime_checkable
 
@@ -20,6 +21,7 @@ from peftbench.core.fields import build
 from peftbench.core.record import Record
 from peftbench.core.registry import registry
 from peftbench.core.spec import Job, Places
+from peftbench.results.owner import FILE as OWNER_FILE
 from peftbench.results.store import Store
 from peftbench.study.resolve import Resolved, write_study
 from peftbench.study.tuning import rounds
@@ -130,8 +132,11 @@ def _run_unfinished(run: RunJobs, what: str, jobs: Sequence[Job], places: Places
     states = {job.id: store.job(job.id).state() for job in jobs}
     for name in (name for name, state in states.items() if state == "damaged"):
         monitor.note(f"DAMAGED {name}: {store.job(name).damage()}")
-    if done := sum(state == "done" for state in states.values()):
-        monitor.note(f"{done} of {len(jobs)} {what} were done before.")
+    if done := [name for name, state in states.items() if state == "done"]:
+        monitor.note(f"{len(done)} of {len(jobs)} {what} were done before.")
+        for name in done:  # a process that was killed after the record had no time to remove this
+            with suppress(OSError):
+                (store.job(name).path / OWNER_FILE).unlink(missing_ok=True)
     if pending := [job for job in jobs if states[job.id] not in {"done", "damaged"}]:
         monitor.begin(what, pending)
         run(pending, places, monitor)

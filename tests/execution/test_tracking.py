@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, EntryPoints
 from importlib.util import find_spec
@@ -13,8 +14,11 @@ import pytest
 
 from peftbench.core import registry as registry_module
 from peftbench.core.contract import TrackedJob, Tracker
+from peftbench.core.record import Record
 from peftbench.core.registry import registry
+from peftbench.core.spec import Job
 from peftbench.errors import PluginError, RequestError, UnknownNameError
+from peftbench.execution.executor import Tick
 from peftbench.execution.tracking import Tracking, make_trackers
 from peftbench.training.job import run
 from tests import studies
@@ -46,16 +50,16 @@ class Board:
     warnings: list[str] = field(default_factory=list)
     ends: int = 0
 
-    def begin(self, *_: object) -> None:
+    def begin(self, what: str, jobs: Sequence[Job]) -> None:
         pass
 
-    def tick(self, *_: object) -> None:
+    def tick(self, tick: Tick) -> None:
         pass
 
-    def note(self, *_: object) -> None:
+    def note(self, text: str) -> None:
         pass
 
-    def ended(self, *_: object) -> None:
+    def ended(self, job: Job, record: Record) -> None:  # noqa: ARG002 - the contract's
         self.ends += 1
 
     def warn(self, text: str) -> None:

@@ -17,6 +17,8 @@ from peftbench.core.registry import FOLDERS, registry, variant
 from peftbench.core.syntax import PATHS, Spec
 from peftbench.errors import PeftbenchError, UnknownNameError
 
+KINDS = "methods, datasets, backbones, metrics, reports, executors, trackers, recipes or studies."
+PLUGINS = (*FOLDERS, "executors", "trackers")
 HOW = "how to get"
 DATASET_COLUMNS = ("here", "modality", "classes", "sizes", "licence", HOW)
 YES_NO = MappingProxyType({"True": "yes", "False": "no"})
@@ -29,7 +31,10 @@ PRESENT = ("complete", "built in", AT_PATH)
 
 
 def list_(
-    kind: Annotated[str, typer.Argument(help="methods, datasets, backbones, metrics, reports, recipes or studies.")],
+    kind: Annotated[
+        str,
+        typer.Argument(help="methods, datasets, backbones, metrics, reports, executors, trackers, recipes or studies."),
+    ],
     data: DataOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -74,8 +79,8 @@ def _rows(kind: str, data: Path | None) -> dict[str, dict[str, Any]]:
         return _recipes()
     if kind == "studies":
         return _studies()
-    if kind not in FOLDERS:
-        raise UnknownNameError("kind", kind, (*FOLDERS, "recipes", "studies"))
+    if kind not in PLUGINS:
+        raise UnknownNameError("kind", kind, (*PLUGINS, "recipes", "studies"))
     if kind == "datasets":
         return {name: _dataset_row(name, _root(data)) for name in _loadable(kind)}
     rows = {name: _row(kind, name) for name in _loadable(kind)}
@@ -132,7 +137,10 @@ def _row(kind: str, name: str) -> dict[str, Any]:
     if kind == "backbones" and (file := _preset_file(name)):
         return _preset_row(name, file)
     if name in registry(kind).built_in():
-        return {"what": _first_line(Path(__file__).parents[1] / kind / f"{name}.py"), "source": "built in"}
+        return {
+            "what": _first_line(Path(__file__).parents[1] / registry(kind).room / f"{name}.py"),
+            "source": "built in",
+        }
     origin, plugin = registry(kind).others()[name].value, registry(kind).get(name)
     what = (getattr(plugin, "__doc__", None) or "").strip().partition("\n")[0]
     if kind != "methods":

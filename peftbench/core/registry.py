@@ -54,6 +54,11 @@ class Registry:
         """The word for one of them in a message."""
         return {"datasets": "data set"}.get(self.folder, self.folder.removesuffix("s"))
 
+    @property
+    def room(self) -> str:
+        """The folder of the package that holds the built-in ones."""
+        return "execution" if self.folder == "executors" else self.folder
+
     def built_in(self) -> frozenset[str]:
         """Return the built-in names: the stems of the files, presets of backbones included. Imports nothing."""
         return _built_in(self.folder)
@@ -107,8 +112,7 @@ class Registry:
             elif self.folder == "backbones" and name in backbone_names():
                 plugin = self._described(name)
             else:
-                folder = "execution" if self.folder == "executors" else self.folder
-                plugin = import_module(f"peftbench.{folder}.{name}").plugin
+                plugin = import_module(f"peftbench.{self.room}.{name}").plugin
         if name in others and (lacking := [a for a in CONTRACTS[self.folder] if not hasattr(plugin, a)]):
             raise PluginError(f"{self.describe(name)} has no {lacking[0]!r}; a {self.kind} must have it.")
         if self.folder == "methods" and type(version := getattr(plugin, "version", 1)) is not int:

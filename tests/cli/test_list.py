@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -51,3 +52,13 @@ def test_presence_is_the_same_whether_the_plug_in_is_imported_or_not(with_folder
 
 def test_the_argument_of_a_data_set_is_the_field_of_its_plug_in() -> None:
     assert {name: availability.usage(name) for name in PATHS} == {name: f"{name}:PATH" for name in PATHS}
+
+
+@pytest.mark.parametrize(("kind", "names"), [("executors", {"local", "slurm", "ray"}), ("trackers", {"tensorboard"})])
+def test_executors_and_trackers_are_listed_with_what_they_do(
+    kind: str, names: set[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    listing.show_list(kind, None, as_json=True)
+    found = json.loads(capsys.readouterr().out)
+    assert names <= found.keys()
+    assert all(row["what"] and row["source"] == "built in" for row in found.values())

@@ -220,9 +220,9 @@ def test_a_method_that_raises_while_it_is_counted_is_one_sentence(program: Any) 
         )
         assert (code, out) == (2, "")
         assert err == "peftbench: The method 'raising' (theirs_raising:plugin) failed: KeyError: 'nothing'\n"
-    code, out, err = program("show", "method", "raising")
-    assert code == 0
-    assert "mini: The method 'raising' (theirs_raising:plugin) failed: KeyError: 'nothing'" in out
+    code, _, err = program("show", "method", "raising")
+    assert code == 2
+    assert "The method 'raising' (theirs_raising:plugin) failed: KeyError: 'nothing'" in err
 
 
 def test_a_check_of_a_method_that_raises_fails(program: Any) -> None:

@@ -14,4 +14,9 @@ def plugin(logits: Logits, labels: Labels) -> float:
     """
     from sklearn.metrics import matthews_corrcoef  # noqa: PLC0415 - `peftbench list` loads every metric
 
-    return float(matthews_corrcoef(labels, logits.argmax(1))) if len(labels) else float(np.nan)
+    if not len(labels):
+        return float("nan")
+    predicted = logits.argmax(1)
+    if len(np.union1d(labels, predicted)) == 1:  # scikit-learn gives 0, too, with a warning
+        return 0.0
+    return float(matthews_corrcoef(labels, predicted))

@@ -20,9 +20,12 @@ from tests import studies
     [
         (
             "list",
-            "Missing argument 'kind': methods, datasets, backbones, metrics, reports, recipes or studies. See",
+            "Missing argument 'kind': methods, datasets, backbones, metrics, reports, executors, trackers, recipes or studies. See",
         ),
-        ("merge abc", "Missing option '--out' / '-o': The safetensors file to write. See `peftbench merge --help`"),
+        (
+            "merge abc",
+            "Missing option '--out' / '-o': The file to write; with --to huggingface a folder. See `peftbench merge --help`",
+        ),
         ("runn", "No such command 'runn'. Did you mean 'run'? See `peftbench --help`."),
         ("run a.toml b.toml", "Got unexpected extra argument(s) (b.toml). See `peftbench run --help`."),
         ("run --methods lora --ratios 10000000000000", "The ratio '10000000000000' is out of range"),

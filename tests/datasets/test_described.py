@@ -188,4 +188,4 @@ def test_the_positive_class_is_one_of_two(home: Path) -> None:
     assert availability.open_dataset("clinic").card.positive_index == 0
     describe(CLINIC + 'positive = "normal"')
     with pytest.raises(DataError, match="clinic: positive must be one of two classes, got 'normal'; it has"):
-        images.load("clinic", 0, Preprocessing(8, (0.5,) * 3, (0.5,) * 3), studies.places(home))
+        images.load("clinic", 0, Preprocessing(8, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)), studies.places(home))

@@ -81,7 +81,7 @@ def test_a_block_of_another_kind_is_refused() -> None:
     vit = VisionTransformer(
         img_size=32, patch_size=8, embed_dim=32, depth=1, num_heads=2, block_fn=ParallelScalingBlock
     )
-    with pytest.raises(PluginError, match="plain Block, not ParallelScalingBlock"):
+    with pytest.raises(PluginError, match="adaptformer supports timm's Block and EvaBlock, not Par"):
         AdaptFormer().plan(vit, NoProbe()).carry_out(vit)
 
 

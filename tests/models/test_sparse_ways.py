@@ -127,7 +127,7 @@ def test_a_choice_is_remembered_for_the_machine_the_shapes_and_the_precision(
 
     assert chosen() == (["block", "columns"], 3)  # a layer whose way is replaced is timed twice
     assert chosen() == (["block", "columns"], 0)
-    assert all(chosen(**other)[1] for other in ({"samples": 64}, {"dtype": torch.bfloat16}, {"threads": 2}))
+    assert all(found for _, found in (chosen(samples=64), chosen(dtype=torch.bfloat16), chosen(threads=2)))
 
 
 def test_a_way_that_wins_once_by_noise_replaces_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

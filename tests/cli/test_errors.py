@@ -20,11 +20,11 @@ from tests import studies
     [
         (
             "list",
-            "Missing argument 'kind': methods, datasets, backbones, metrics, reports, executors, trackers, recipes or studies. See",
+            "Missing argument 'kind': methods, datasets, backbones, metrics, reports, executors, trackers, recipes or",
         ),
         (
             "merge abc",
-            "Missing option '--out' / '-o': The file to write; with --to huggingface a folder. See `peftbench merge --help`",
+            "Missing option '--out' / '-o': The file to write; with --to huggingface a folder. See",
         ),
         ("runn", "No such command 'runn'. Did you mean 'run'? See `peftbench --help`."),
         ("run a.toml b.toml", "Got unexpected extra argument(s) (b.toml). See `peftbench run --help`."),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TypeAlias, cast
 
@@ -35,14 +35,14 @@ class Source:
     image_size: int | None
     file: Path | None  # None: random weights, or none needed
 
-    @property
+    @cached_property  # a preset builds its network to know the size of its patches
     def preprocessing(self) -> Preprocessing:
-        """Return the preprocessing of its pretraining, at the specified image size."""
+        """The preprocessing of its pretraining, at the specified image size."""
         return self.plugin.preprocessing(self.image_size)
 
-    @property
+    @cached_property
     def network_digest(self) -> str:
-        """Return what the id of a job must contain of the network besides the name of the backbone, usually ""."""
+        """What the id of a job must contain of the network besides the name of the backbone, usually ""."""
         return str(getattr(self.plugin, "network_digest", ""))
 
     def digest(self, seed: int) -> str:

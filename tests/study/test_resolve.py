@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from peftbench.backbones import _preset
 from peftbench.benchmarks.forecast import outline
 from peftbench.core import catalogue, official_recipes
 from peftbench.core.constants import PAPER_DATASETS
@@ -399,3 +400,22 @@ def test_paper_and_all_name_methods(tmp_path: Path) -> None:
     assert {*twelve.split(), "dora", "control_random"} <= set(methods("all"))
     assert {"majority", "knn"}.isdisjoint(methods("all"))
     assert methods("lora[r=4]", "paper")[0] == "lora[r=4]"
+
+
+def test_more_seeds_build_no_more_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[str] = []
+    create = _preset.create_network
+
+    def counted(name: str, **options: Any) -> Any:
+        built.append(name)
+        return create(name, **options)
+
+    monkeypatch.setattr(_preset, "create_network", counted)
+    images = studies.draw(tmp_path / "images", 10)
+
+    def networks(seeds: tuple[int, ...]) -> int:
+        built.clear()
+        studies.jobs(studies.small(images, methods=("linear", "bitfit"), seeds=seeds), studies.places(tmp_path))
+        return len(built)
+
+    assert networks((0, 1, 2, 3)) == networks((0,)) > 0

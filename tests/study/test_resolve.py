@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from timm.models.vision_transformer import VisionTransformer
 
-from peftbench.backbones import _preset
 from peftbench.benchmarks.forecast import outline
 from peftbench.core import catalogue, official_recipes
 from peftbench.core.constants import PAPER_DATASETS
@@ -403,14 +403,14 @@ def test_paper_and_all_name_methods(tmp_path: Path) -> None:
 
 
 def test_more_seeds_build_no_more_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    built: list[str] = []
-    create = _preset.create_network
+    built: list[VisionTransformer] = []
+    construct = VisionTransformer.__init__
 
-    def counted(name: str, **options: Any) -> Any:
-        built.append(name)
-        return create(name, **options)
+    def counted(self: VisionTransformer, *args: Any, **options: Any) -> None:
+        built.append(self)
+        construct(self, *args, **options)
 
-    monkeypatch.setattr(_preset, "create_network", counted)
+    monkeypatch.setattr(VisionTransformer, "__init__", counted)
     images = studies.draw(tmp_path / "images", 10)
 
     def networks(seeds: tuple[int, ...]) -> int:

@@ -177,7 +177,7 @@ def _best(one: Evidence) -> Conclusion:
     numbers += [f"Missing at their own size: {', '.join(missing)}."] if missing else []
     numbers += [f"Missing at a matched size: {', '.join(absent)}."] if absent else []
     match = f"{SHPEFT}@1%" if absent and not missing else ""
-    return _finding(one, verdict, numbers, [] if missing or absent else [*pairs, *matched], ["paper"], match=match)
+    return _conclusion(one, verdict, numbers, [] if missing or absent else [*pairs, *matched], ["paper"], match=match)
 
 
 def _is_rival(row: MethodRow) -> bool:
@@ -203,7 +203,7 @@ def _target_share(row: MethodRow) -> float:
     return (row.target or 0) / row.records[0].backbone.parameters
 
 
-def _finding(
+def _conclusion(
     one: Evidence,
     verdict: Verdict,
     numbers: Sequence[str],
@@ -225,7 +225,7 @@ def _tiny(one: Evidence) -> Conclusion:
     found = next((row for row in own if math.isclose(_target_share(row), TINY, rel_tol=0.1)), None)
     if not (full and found):
         missing = [name for name, row in ((f"{SHPEFT} at 0.01%", found), ("full", full)) if row is None]
-        return _finding(one, "undecided", [f"Missing: {', '.join(missing)}."], [], [SHPEFT, "full"], ratios="0.01%")
+        return _conclusion(one, "undecided", [f"Missing: {', '.join(missing)}."], [], [SHPEFT, "full"], ratios="0.01%")
     pairs = one.found.test([(found, full)])
     searches = [search_of(row) for row in (found, full)]
     trials = [search["trials"] for search in searches]
@@ -235,7 +235,7 @@ def _tiny(one: Evidence) -> Conclusion:
     unequal = f"Not tuned equally: {trials[0]} trials of shpeft, {trials[1]} of full."
     numbers = [*map(number, pairs), equal if searches[0] == searches[1] else unequal]
     verdict = superior(pairs, 1) if searches[0] == searches[1] else "undecided"
-    return _finding(one, verdict, numbers, pairs, [SHPEFT, "full"], ratios="0.01%")
+    return _conclusion(one, verdict, numbers, pairs, [SHPEFT, "full"], ratios="0.01%")
 
 
 def _hybrid(one: Evidence) -> Conclusion:
@@ -249,7 +249,7 @@ def _variants(one: Evidence, matches: Sequence[tuple[str, str]], methods: Sequen
     pairs = one.found.test([(first, second) for first, second in rows if first and second])
     missing = sorted({label for match in matches for label in match if one.row(label) is None})
     numbers = [*map(number, pairs), *([f"Missing: {', '.join(missing)}."] if missing else [])]
-    return _finding(one, superior(pairs, len(matches)), numbers, [] if missing else pairs, methods)
+    return _conclusion(one, superior(pairs, len(matches)), numbers, [] if missing else pairs, methods)
 
 
 def _lambda(one: Evidence) -> Conclusion:
@@ -260,7 +260,7 @@ def _lambda(one: Evidence) -> Conclusion:
     robust: Verdict = "fails" if outside else "holds" if complete and len(inside) == len(pairs) else "undecided"
     text = f"Within {100 * MARGIN:.0f} points of lambda 1 at 95%: {len(inside)} of {len(LAMBDAS)} values."
     numbers, verdict = [*best.numbers, text], together([best.verdict, robust])
-    return _finding(one, verdict, numbers, pairs if complete else [], [SHPEFT, *LAMBDAS])
+    return _conclusion(one, verdict, numbers, pairs if complete else [], [SHPEFT, *LAMBDAS])
 
 
 def _least(pair: Pair) -> float:

@@ -17,7 +17,7 @@ from peftbench.errors import RequestError, StoreError
 from peftbench.results.store import RESULTS, JobFolder, State, Store
 from peftbench.storage import files
 
-PASSING = frozenset({"costs", "environment", "seal"})  # of a record: the machine and the hour, not the result
+NOT_COMPARED = frozenset({"costs", "environment", "seal"})  # fields of a record that depend on the machine
 PUBLIC = ("job.json", *RESULTS, "record.json")
 
 
@@ -83,7 +83,7 @@ def difference(one: Record, other: Record) -> list[str]:
 
 
 def _result(record: Record) -> Mapping[str, Any]:
-    return record.model_dump(mode="json", exclude=set(PASSING))
+    return record.model_dump(mode="json", exclude=set(NOT_COMPARED))
 
 
 def _damaged_files(source: JobFolder, record: Record) -> str:
@@ -119,7 +119,7 @@ def copy_job(source: JobFolder, target: JobFolder, *, with_private: bool) -> Non
 
 
 def _join_studies(sources: Sequence[Path], out: Path) -> None:
-    """Write study.json with the jobs of all studies, if the sources have any; what was asked is the first one's."""
+    """Write study.json with the jobs of all studies, if the sources have any; `asked` is that of the first study."""
     found: list[dict[str, Any]] = []
     for file in (out / "study.json", *(source / "study.json" for source in sources)):
         try:

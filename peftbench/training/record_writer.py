@@ -24,6 +24,7 @@ from peftbench.models import backbone
 from peftbench.profiling import hardware
 from peftbench.profiling.counting import Counted
 from peftbench.results.store import JobFolder
+from peftbench.statistics.by_group import group_means
 from peftbench.storage.files import sha256_json
 from peftbench.training.loop import Chosen, Progress
 from peftbench.training.optimizer import loss_range
@@ -155,12 +156,12 @@ def compute_scores(
     positive: int = 1,
     faults: dict[str, None] | None = None,
 ) -> dict[str, float | None]:
-    """Return the metrics over images and, where groups are known, as `<metric>_per_group` over groups."""
+    """Return the metrics of images and, where groups are known, as `<metric>_per_group` of the groups' mean logits."""
     compute = partial(compute_metrics, task=task, positive=positive, faults=faults)
     found = compute(logits, labels)
     if groups:
-        means, truth, _ = mean_by_group(logits, labels, groups)
-        found |= {f"{name}_per_group": value for name, value in compute(means, truth).items()}
+        means, truth, _ = group_means(logits, labels, groups)
+        found |= {f"{name}_per_group": value for name, value in compute(means.astype(np.float32), truth).items()}
     return found
 
 
@@ -214,20 +215,6 @@ def _values(name: str, metric: Metric, logits: Logits, labels: Labels) -> dict[s
         return {str(key): float(v) if math.isfinite(v) else None for key, v in named.items()}
 
 
-def mean_by_group(logits: Logits, labels: Labels, groups: Sequence[str]) -> tuple[Logits, Labels, int]:
-    """Return the mean logits (groups, classes) and the label of each group, and the number of groups left out.
-
-    Groups whose images have different labels are left out, as no prediction of them could be right.
-    """
-    names, first, member = np.unique(np.asarray(groups, np.str_), return_index=True, return_inverse=True)
-    sums = np.zeros((len(names), logits.shape[1]))
-    np.add.at(sums, member, logits)
-    means = (sums / np.bincount(member, minlength=len(names))[:, None]).astype(np.float32)
-    differs = (labels != labels[first][member]).reshape(len(labels), -1).any(1)
-    agreed = np.bincount(member, weights=differs, minlength=len(names)) == 0
-    return means[agreed], labels[first][agreed], int((~agreed).sum())
-
-
 def _notes(job: Job, progress: Progress, data: Data) -> list[str]:
     """Return what a reader of the row must know: convergence, memory, undefined metrics, unsupported settings."""
     best, constant = loss_range(job.recipe, data.labels["train"], len(data.card.classes))
@@ -261,6 +248,6 @@ def _group_notes(data: Data) -> list[str]:
     if not data.card.group_key or not data.sizes["test"]:
         return []
     labels, groups = data.labels["test"], data.groups["test"]
-    *_, left_out = mean_by_group(np.zeros((len(labels), 1), np.float32), labels, groups)
+    *_, left_out = group_means(np.zeros((len(labels), 1)), labels, groups)
     several = f"{left_out} of {len(set(groups))} test groups ({data.card.group_key})"
     return [f"per group: {several} have images of several labels and are left out"] if left_out else []

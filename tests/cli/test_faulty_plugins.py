@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,7 @@ import pytest
 from tests import studies
 
 Install = Callable[[str, str, str], None]
+Refusal = Callable[[Sequence[str]], str]
 MAJORITY = ("run", "--methods", "majority", "--no-baselines", "--recipe", "quick", "--backbone", "mini", "--jobs", "1")
 METHOD = """
 import sys
@@ -78,6 +79,18 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
     return one
 
 
+@pytest.fixture
+def refusal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Refusal:
+    """Run a command that ends with 2, and return its only line on stderr."""
+
+    def one(words: Sequence[str]) -> str:
+        assert studies.call(words, monkeypatch) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        return line
+
+    return one
+
+
 def test_a_metric_that_raises_is_undefined_and_named_in_the_record(
     install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -101,7 +114,7 @@ def test_a_metric_that_ends_the_program_at_its_import_does_not(
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "message"),
     [
         ("import sys\nsys.exit(0)\n", "cannot be loaded: SystemExit: 0"),
         ("plugins = 1\n", "cannot be loaded: AttributeError:"),
@@ -109,18 +122,15 @@ def test_a_metric_that_ends_the_program_at_its_import_does_not(
         ("plugin = 42\n", "has no 'load'; a data set must have it"),
     ],
 )
-def test_a_faulty_data_set_is_one_sentence(
-    content: str, says: str, install: Install, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_faulty_data_set_is_one_sentence(content: str, message: str, install: Install, refusal: Refusal) -> None:
     install("datasets", "gloomy", content)
-    assert studies.call([*MAJORITY, "--datasets", "gloomy"], monkeypatch) == 2
-    (line,) = capsys.readouterr().err.splitlines()
+    line = refusal([*MAJORITY, "--datasets", "gloomy"])
     assert "The data set 'gloomy' (gloomy_" in line
-    assert says in line
+    assert message in line
 
 
 @pytest.mark.parametrize(
-    ("right", "wrong", "says"),
+    ("right", "wrong", "message"),
     [
         ("np.arange(n) % 2", "np.arange(n)", "its labels are not within 0 to 1 in train"),
         ("np.arange(n) % 2", "np.arange(n) % 2 - 1", "its labels are not within 0 to 1 in train"),
@@ -131,20 +141,13 @@ def test_a_faulty_data_set_is_one_sentence(
 )
 @pytest.mark.parametrize("words", [["data", "check", "drawn"], [*MAJORITY, "--datasets", "drawn"]])
 def test_content_that_breaks_the_contract_is_one_sentence(
-    right: str,
-    wrong: str,
-    says: str,
-    words: list[str],
-    install: Install,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    right: str, wrong: str, message: str, words: list[str], install: Install, refusal: Refusal
 ) -> None:
     assert right in DRAWN_DATA
     install("datasets", "drawn", DRAWN_DATA.replace(right, wrong))
-    assert studies.call(words, monkeypatch) == 2
-    (line,) = capsys.readouterr().err.splitlines()
+    line = refusal(words)
     assert line.startswith("peftbench: The data set 'drawn' (drawn_")
-    assert line.endswith(f" failed: {says}.")
+    assert line.endswith(f" failed: {message}.")
 
 
 def test_sound_content_of_a_plugin_is_accepted(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,17 +155,14 @@ def test_sound_content_of_a_plugin_is_accepted(install: Install, monkeypatch: py
     assert studies.call(["data", "check", "drawn"], monkeypatch) == 0
 
 
-def test_a_data_set_that_ends_the_program_does_not(
-    install: Install, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_data_set_that_ends_the_program_does_not(install: Install, refusal: Refusal) -> None:
     install(
         "datasets",
         "leaver",
         GLOOMY_DATA.replace("card = None", LEAVING_CARD).replace('raise KeyError("x")', "return self.card"),
     )
     for words in ([*MAJORITY, "--datasets", "leaver"], ["data", "check", "leaver"]):
-        assert studies.call(words, monkeypatch) == 2
-        (line,) = capsys.readouterr().err.splitlines()
+        line = refusal(words)
         assert "The data set 'leaver' (leaver_" in line
         assert line.endswith(" failed: SystemExit: 0")
 
@@ -178,7 +178,7 @@ def test_a_metric_cannot_change_the_predictions(
 
 
 @pytest.mark.parametrize(
-    ("body", "says"),
+    ("body", "message"),
     [
         ("    def count(self, vit):\n        raise ValueError('x')\n", "failed: ValueError: x"),
         ("    def plan(self, vit, probe):\n        sys.exit(0)\n", "failed: SystemExit: 0"),
@@ -191,18 +191,12 @@ def test_a_metric_cannot_change_the_predictions(
 )
 @pytest.mark.parametrize("words", [["show", "method", "faulty"], ["plan", "--datasets", "./images", *FAULTY]])
 def test_a_faulty_method_is_one_sentence(
-    body: str,
-    says: str,
-    words: list[str],
-    install: Install,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    body: str, message: str, words: list[str], install: Install, refusal: Refusal
 ) -> None:
     install("methods", "faulty", METHOD + body)
-    assert studies.call(words, monkeypatch) == 2
-    (line,) = capsys.readouterr().err.splitlines()
+    line = refusal(words)
     assert line.startswith("peftbench: The method 'faulty' (faulty_")
-    assert line.endswith(says)
+    assert line.endswith(message)
 
 
 def test_a_metric_that_runs_out_of_memory_is_a_failed_record(
@@ -235,22 +229,18 @@ def test_sys_exit_of_a_library_is_no_success(
     assert "ended the program, with the exit code 0" in capsys.readouterr().err
 
 
-def test_a_report_that_raises_is_named(
-    install: Install, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_report_that_raises_is_named(install: Install, refusal: Refusal, monkeypatch: pytest.MonkeyPatch) -> None:
     install("reports", "gloomy", GLOOMY_REPORT)
     assert studies.call([*MAJORITY, "--datasets", "./images"], monkeypatch) == 0
-    assert studies.call(["report", "--format", "gloomy"], monkeypatch) == 2
-    assert "failed: KeyError: 'x'" in capsys.readouterr().err
+    assert "failed: KeyError: 'x'" in refusal(["report", "--format", "gloomy"])
 
 
 def test_a_report_that_returns_no_paths_is_named(
-    install: Install, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    install: Install, refusal: Refusal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install("reports", "gloomy", GLOOMY_REPORT.replace('raise KeyError("x")', "return [1]"))
     assert studies.call([*MAJORITY, "--datasets", "./images"], monkeypatch) == 0
-    assert studies.call(["report", "--format", "gloomy"], monkeypatch) == 2
-    (line,) = capsys.readouterr().err.splitlines()
+    line = refusal(["report", "--format", "gloomy"])
     assert line.startswith("peftbench: The report 'gloomy' (gloomy_")
 
 

@@ -28,7 +28,7 @@ def test_one_report_per_data_set_or_method(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "b").iterdir()) == ["full", "lora"]
 
 
-def test_long_tables_lead_to_smaller_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_long_tables_suggest_smaller_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for number in range(LONG + 1):
         Fake(label=f"lora[r={number}]", seed=number % 2).write(tmp_path / "store")
     write_report(tmp_path / "store", ["csv"], tmp_path / "out")

@@ -141,7 +141,9 @@ def test_a_changed_image_is_looked_at_again(images: Path, tmp_path: Path) -> Non
     assert (first.counts["identical"], check(images, tmp_path).counts["identical"]) == (0, 1)
 
 
-def test_another_limit_of_pixels_is_heeded(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_change_of_the_pixel_limit_takes_effect(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found = []
     for limit in ("", "0.001", "0.002", ""):
         monkeypatch.setenv("PEFTBENCH_MAX_MEGAPIXELS", limit)

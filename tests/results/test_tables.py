@@ -297,7 +297,7 @@ def test_the_protocol_has_data_parts_and_what_all_methods_share(tmp_path: Path) 
     assert facts["backbone"].startswith("mini, ")
 
 
-def test_scores_per_patient_lie_beside_those_per_image(tmp_path: Path) -> None:
+def test_a_table_has_scores_per_patient_and_per_image(tmp_path: Path) -> None:
     results = [Fake(seed=seed, same_label=True).write(tmp_path) for seed in range(2)]
     (table,) = (one for one in tables.tables(results) if one.name.startswith("per_group"))
     assert table.subject == "busi: per patient"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.special import expit, logit
 
-from peftbench.statistics.by_group import by_group
+from peftbench.statistics.by_group import by_group, group_means
 
 
 def test_the_prediction_of_a_group_is_the_mean_probability_of_its_images() -> None:
@@ -20,6 +20,12 @@ def test_the_prediction_of_a_group_is_the_mean_probability_of_its_images() -> No
 def test_a_group_of_two_labels_is_left_out() -> None:
     found, truth, groups = by_group((np.zeros((3, 2), np.float32), np.array([0, 1, 1]), (0, 0, 1)))
     assert (found.shape, truth.tolist(), list(groups)) == ((1, 2), [1], [0])
+
+
+def test_groups_that_are_left_out_are_counted() -> None:
+    logits = np.array([[1, 0], [3, 0], [0, 1], [5, 0]], np.float32)
+    means, labels, left_out = group_means(logits, np.array([0, 0, 1, 0]), ["p", "p", "q", "q"])
+    assert (means.tolist(), labels.tolist(), left_out) == ([[2, 0]], [0], 1)
 
 
 def test_several_labels_are_averaged_one_by_one() -> None:

@@ -185,12 +185,6 @@ def test_ordered_classes_have_a_kappa(tmp_path: Path) -> None:
     )
 
 
-def test_a_group_of_two_labels_has_no_score() -> None:
-    logits = np.array([[1, 0], [3, 0], [0, 1], [5, 0]], np.float32)
-    means, labels, left_out = record_writer.mean_by_group(logits, np.array([0, 0, 1, 0]), ["p", "p", "q", "q"])
-    assert (means.tolist(), labels.tolist(), left_out) == ([[2, 0]], [0], 1)
-
-
 def test_a_metric_of_other_people_is_not_asked_about_several_labels() -> None:
     found = record_writer.compute_metrics(np.zeros((4, 2), np.float32), np.array([[0, 1]] * 4), "multi_label")
     assert "calibration_error" not in found

@@ -22,6 +22,7 @@ from peftbench.cli.app import main
 from peftbench.core.record import Record
 from peftbench.core.spec import Job, Places, Study
 from peftbench.models import sparse_ways
+from peftbench.results.store import Store
 from peftbench.study import resolve
 
 SIDE = 64  # pixels, what `mini` takes as it is
@@ -165,6 +166,15 @@ def left_by(folder: Path) -> dict[str, Any]:
         **{f"record/{key}": value for key, value in record.items() if key not in PASSING},
         **{f"predictions/{name}": (array.dtype.str, array.shape, array.tobytes()) for name, array in arrays.items()},
     }
+
+
+def assert_equal(store: Path, other: Path) -> None:
+    """Require the same jobs with the same bits."""
+    ids = Store(other).ids()
+    assert Store(store).ids() == ids
+    for name in ids:
+        own, theirs = (left_by(root / "jobs" / name) for root in (store, other))
+        assert {key for key in own.keys() | theirs.keys() if own.get(key) != theirs.get(key)} == set()
 
 
 def records(store: Path) -> dict[str, Record]:

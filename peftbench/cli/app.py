@@ -64,7 +64,7 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort) as error:
         if isinstance(error.__cause__, EOFError):  # typer takes any for the end of a user's input
             sys.exit(_exit_code(error.__cause__, words, debug=debug))
-        resume = "; run the same command again to resume at the last checkpoint" if words[:1] == ["run"] else ""
+        resume = "; run the same command again to resume" if words[:1] == ["run"] else ""
         typer.echo(f"peftbench: interrupted{resume}.", err=True)
         sys.exit(INTERRUPTED)
     except (SystemExit, PeftbenchError, UsageError, OSError) as error:

@@ -238,6 +238,12 @@ class Places:
     device: str = "cpu"
     cache_limit: int = LIMIT  # bytes
 
+    def absolute(self) -> Places:
+        """Return the same places with absolute paths, as other machines must see them."""
+        weights = self.weights and self.weights.absolute()
+        store, data, cache = (path.absolute() for path in (self.store, self.data, self.cache))
+        return replace(self, store=store, data=data, cache=cache, weights=weights)
+
 
 @dataclass(frozen=True)
 class Job:

@@ -11,7 +11,6 @@ entry points of the group `peftbench.executors`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, Protocol, TypeAlias, runtime_checkable
 
@@ -21,13 +20,14 @@ from peftbench.core.fields import build
 from peftbench.core.record import Record
 from peftbench.core.registry import registry
 from peftbench.core.spec import Job, Places
-from peftbench.results.owner import FILE as OWNER_FILE
+from peftbench.results import owner
 from peftbench.results.store import Store
 from peftbench.study.resolve import Resolved, write_study
 from peftbench.study.tuning import rounds
 from peftbench.training.loop import Progress
 
 LOCAL = "local"
+LATE = "The job exceeded --timeout {timeout:g}."
 Parallel: TypeAlias = Annotated[int, Field(ge=0)]  # jobs or bundles of jobs at the same time
 Timeout: TypeAlias = Annotated[float, Field(ge=1)]  # seconds
 
@@ -135,8 +135,7 @@ def _run_unfinished(run: RunJobs, what: str, jobs: Sequence[Job], places: Places
     if done := [name for name, state in states.items() if state == "done"]:
         monitor.note(f"{len(done)} of {len(jobs)} {what} were done before.")
         for name in done:  # a process that was killed after the record had no time to remove this
-            with suppress(OSError):
-                (store.job(name).path / OWNER_FILE).unlink(missing_ok=True)
+            owner.remove(store.job(name).path)
     if pending := [job for job in jobs if states[job.id] not in {"done", "damaged"}]:
         monitor.begin(what, pending)
         run(pending, places, monitor)

@@ -65,7 +65,8 @@ class JobList:
         else:
             run(self.jobs(phase, number))
             if phase == "finals":
-                _ = [self._final(self.drafts[draft]) for draft in self.tasks[phase][number]]
+                for draft in self.tasks[phase][number]:
+                    self._final(self.drafts[draft])
 
     def jobs(self, phase: str, number: int) -> list[Job]:
         """Return the jobs of a task of the phases `trials` or `finals`, without those that wait for lost trials."""

@@ -26,10 +26,10 @@ import torch
 from peftbench.core.record import Record
 from peftbench.core.spec import Job, Places
 from peftbench.errors import JobError
-from peftbench.execution.executor import Monitor, Parallel, Tick, Timeout, run_in_rounds, ticker
+from peftbench.execution.executor import LATE, Monitor, Parallel, Tick, Timeout, run_in_rounds, ticker
 from peftbench.execution.signals import (
+    ResourceTracker,
     Stop,
-    Tracker,
     call_when_orphaned,
     ignore_sigterm,
     is_orphan,
@@ -46,7 +46,7 @@ from peftbench.training.loop import RunCallbacks
 DIED = "The worker process of this job died twice, perhaps out of memory; try a smaller --batch or fewer --jobs."
 RETRIED = "A worker process ended unexpectedly while it ran {names}; each of these jobs runs once more by itself."
 NO_PROGRESS = "The helper process that relays progress ended unexpectedly; jobs go on without progress reports."
-NO_TRACKER = "The helper process that removes semaphores ended unexpectedly; it was started again."
+NO_RESOURCE_TRACKER = "The helper process that removes semaphores ended unexpectedly; it was started again."
 POLL = 0.2  # seconds between two reads of what the workers report
 _queue: list[Any] = []  # of a worker: a proxy of the queue for ticks, which connects once, not for every job
 _stop = Stop()  # of a worker: whether it was asked to stop after a checkpoint
@@ -182,7 +182,7 @@ class _Pool:
         count = min(workers, len(jobs))
         with ExitStack() as stack:
             with signals_blocked(signal.SIGINT, signal.SIGUSR1):
-                tracker, ticks = Tracker(), _Ticks(_relay(context, stack), self.monitor)
+                tracker, ticks = ResourceTracker(), _Ticks(_relay(context, stack), self.monitor)
                 others = set(multiprocessing.active_children())  # the manager among them
                 gpus = gpu_queue(context, count, hardware.gpus() if self.places.device == "cuda" else 0)
                 pool = stack.enter_context(ProcessPoolExecutor(count, context, start_worker, (gpus, ticks.queue)))
@@ -193,7 +193,7 @@ class _Pool:
                     finished, _ = wait(pending, timeout=POLL, return_when=FIRST_COMPLETED)
                     ticks.forward()
                     if tracker.relaunch_if_lost():
-                        self.monitor.warn(NO_TRACKER)
+                        self.monitor.warn(NO_RESOURCE_TRACKER)
                     for future in finished:
                         yield self._ended(pending.pop(future), future)
                     if self.stop():
@@ -218,7 +218,7 @@ def _relay(context: BaseContext, stack: ExitStack) -> Any:  # noqa: ANN401 - a p
 
 
 def _late(timeout: float | None) -> JobError:
-    return JobError(f"The job exceeded --timeout {timeout:g}.")
+    return JobError(LATE.format(timeout=timeout))
 
 
 def gpu_queue(context: BaseContext, workers: int, gpus: int) -> SimpleQueue[int]:

@@ -26,7 +26,7 @@ from peftbench.core.spec import Job, Places
 from peftbench.data import audit, pixel_cache
 from peftbench.errors import JobError, RequestError
 from peftbench.execution.bundles import bundled, forecasts
-from peftbench.execution.executor import Monitor, Parallel, Tick, Timeout, run_in_rounds, ticker
+from peftbench.execution.executor import LATE, Monitor, Parallel, Tick, Timeout, run_in_rounds, ticker
 from peftbench.execution.signals import Stop, stop_on, time_limit
 from peftbench.results.merging import copy_job
 from peftbench.results.store import JobFolder, Store
@@ -72,12 +72,9 @@ class RayExecutor:
 
         Raises RequestError without Ray, JobError if no node can be used, KeyboardInterrupt when asked to stop.
         """
-        weights = places.weights and places.weights.absolute()
-        store, data, cache = (path.absolute() for path in (places.store, places.data, places.cache))
-        places = replace(places, store=store, data=data, cache=cache, weights=weights)
         with _connected(self.address) as ray:
             cluster = _Cluster(ray, self, _entries(resolved), uuid.uuid4().hex)
-            run_in_rounds(cluster.run, resolved, places, monitor)
+            run_in_rounds(cluster.run, resolved, places.absolute(), monitor)
 
 
 plugin = RayExecutor
@@ -152,7 +149,8 @@ class _Cluster:
             )
             for name in nodes.keys() - self.seen
         }
-        self.ray.wait(list(answers.values()), num_returns=len(answers), timeout=PATIENCE) if answers else None
+        if answers:
+            self.ray.wait(list(answers.values()), num_returns=len(answers), timeout=PATIENCE)
         for name, answer in answers.items():
             self.seen.add(name)
             if why := self._fault(answer, token.with_name(f".{self.token}-{name}.draft"), places.store):
@@ -407,7 +405,7 @@ def _run_job(job: Job, places: Places, timeout: float | None, ray: Any, relay: A
     def send(tick: Tick) -> None:
         stop.requested = bool(ray.get(relay.put.remote(tick)))
 
-    late = JobError(f"The job exceeded --timeout {timeout:g}.") if timeout else None
+    late = JobError(LATE.format(timeout=timeout)) if timeout else None
     with time_limit(timeout, late):
         while run(job, places, RunCallbacks(ticker(job, send), stop=stop)) is None:
             time.sleep(POLL)

@@ -74,7 +74,7 @@ def signals_blocked(*numbers: signal.Signals) -> Iterator[None]:
 
 
 @dataclass
-class Tracker:
+class ResourceTracker:
     """The helper process of multiprocessing that removes the semaphores which a killed process leaves."""
 
     pipe: int = field(default_factory=lambda: cast("int", resource_tracker.getfd()))  # this process writes into it

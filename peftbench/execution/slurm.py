@@ -70,7 +70,7 @@ class SlurmExecutor:
 
         Raises JobError when Slurm's commands are missing or refuse, KeyboardInterrupt on Ctrl-C: the tasks go on.
         """
-        places = absolute(places)
+        places = places.absolute()
         root = files.make_private_folder(places.store / slurm_queue.FOLDER)
         with UnixFileLock(root / ".lock", mode=files.PRIVATE_FILE):
             submission = self._submission(resolved, places, monitor)
@@ -140,13 +140,6 @@ plugin = SlurmExecutor
 def phases(listed: JobList) -> list[str]:
     """Return the phases that have tasks, in their order."""
     return [phase for phase in job_list.PHASES if listed.tasks[phase]]
-
-
-def absolute(places: Places) -> Places:
-    """Return the places with absolute paths, as other machines must see them."""
-    weights = places.weights and places.weights.absolute()
-    store, data, cache = (path.absolute() for path in (places.store, places.data, places.cache))
-    return replace(places, store=store, data=data, cache=cache, weights=weights)
 
 
 def _value(value: Option) -> str:

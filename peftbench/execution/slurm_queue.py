@@ -14,9 +14,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -160,14 +161,13 @@ def cancel(store: Path) -> list[str]:
     return found
 
 
-def requeue(task: str, allowed: Collection[str] = ("RUNNING",)) -> bool:
+def requeue(task: str) -> bool:
     """Put a running task, 12_3, back into the queue; return False if Slurm ends it for another reason.
 
     A task that was cancelled, or that Slurm itself has put back after a preemption, is in another state.
     Raises JobError when Slurm does not answer.
     """
-    state = call("squeue", "--noheader", f"--jobs={task}", "--format=%T").strip()
-    if state not in allowed:
+    if call("squeue", "--noheader", f"--jobs={task}", "--format=%T").strip() != "RUNNING":
         return False
     call("scontrol", "requeue", task)
     return True
@@ -175,4 +175,5 @@ def requeue(task: str, allowed: Collection[str] = ("RUNNING",)) -> bool:
 
 def python_path() -> str:
     """Return the line of a script that lets its Python find the packages that this one finds; empty if none is set."""
-    return f"export PYTHONPATH={os.environ['PYTHONPATH']!r}\n" if os.environ.get("PYTHONPATH") else ""
+    path = os.environ.get("PYTHONPATH")
+    return f"export PYTHONPATH={shlex.quote(path)}\n" if path else ""

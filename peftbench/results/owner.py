@@ -61,6 +61,12 @@ def read(folder: Path) -> Owner | None:
         return None
 
 
+def remove(folder: Path) -> None:
+    """Remove the owner's file from a job's folder, where it exists and may be removed."""
+    with suppress(OSError):
+        (folder / FILE).unlink(missing_ok=True)
+
+
 def age(folder: Path) -> float | None:
     """Return the seconds since the owner's last beat by the clock of the file server; None if that is unknown."""
     probe = folder / f".{uuid.uuid4().hex}.draft"
@@ -102,8 +108,7 @@ class Heartbeat:
     def __exit__(self, *_: object) -> None:
         self._ended.set()
         self._thread.join()
-        with suppress(OSError):
-            (self.folder / FILE).unlink(missing_ok=True)
+        remove(self.folder)
 
     def progress(self, step: int, rate: float, best: float | None) -> None:
         """Show this progress with the next beat."""

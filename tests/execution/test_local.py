@@ -219,8 +219,8 @@ def test_a_lost_helper_process_is_named_and_every_job_gets_its_record(
 
 TRACKED = """
 import multiprocessing, psutil
-from peftbench.execution.signals import Tracker
-tracker, lock = Tracker(), multiprocessing.get_context("spawn").Lock()
+from peftbench.execution.signals import ResourceTracker
+tracker, lock = ResourceTracker(), multiprocessing.get_context("spawn").Lock()
 before = tracker.relaunch_if_lost()
 (helper,) = psutil.Process().children()
 helper.kill()
@@ -247,7 +247,7 @@ def test_the_loss_of_the_helper_for_semaphores_is_named(jobs: list[Job], home: P
     kept = Kept(kill)
     LocalExecutor(2).run(jobs, replace(studies.places(home), store=tmp_path), kept)
     assert len(killed) == 1
-    assert kept.warnings == [local.NO_TRACKER]
+    assert kept.warnings == [local.NO_RESOURCE_TRACKER]
     assert {record.status for record in kept.records.values()} == {"done"}
 
 

@@ -59,15 +59,6 @@ def alone(home: Path, resolved: Resolved) -> Path:
     return places.store
 
 
-def assert_equal(store: Path, other: Path) -> None:
-    """Require the same jobs with the same bits."""
-    ids = Store(other).ids()
-    assert Store(store).ids() == ids
-    for name in ids:
-        own, theirs = (studies.left_by(root / "jobs" / name) for root in (store, other))
-        assert {key for key in own.keys() | theirs.keys() if own.get(key) != theirs.get(key)} == set()
-
-
 def test_a_study_ends_with_the_bits_of_a_local_run_although_a_node_is_killed(
     cluster: Any, home: Path, resolved: Resolved, alone: Path, tmp_path: Path
 ) -> None:
@@ -89,7 +80,7 @@ def test_a_study_ends_with_the_bits_of_a_local_run_although_a_node_is_killed(
     RayExecutor(address=cluster.address).run_study(resolved, places, kept)
     killer.join()
     assert lost == ["killed"]
-    assert_equal(places.store, alone)
+    studies.assert_equal(places.store, alone)
     assert {record.status for record in kept.records.values()} == {"done"}
     assert kept.records.keys() == set(Store(places.store).ids())
     assert not list(places.store.glob(".*.draft"))
@@ -106,7 +97,7 @@ def test_without_a_shared_file_system_jobs_come_back_whole(
         stores[name] = replace(studies.places(home), store=tmp_path / name)
         Store(stores[name].store).prepare()
         executor.run_study(few, stores[name], Kept())
-    assert_equal(stores["gathered"].store, stores["local"].store)
+    studies.assert_equal(stores["gathered"].store, stores["local"].store)
     store = Store(stores["gathered"].store)
     assert not [name for name in store.ids() if store.job(name).damage()]
 

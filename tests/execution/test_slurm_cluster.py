@@ -78,15 +78,6 @@ def start(home: Path, verb: str, out_name: str, *words: str) -> subprocess.Popen
         return subprocess.Popen(command, cwd=home, env=environment, stdout=out, stderr=subprocess.STDOUT)
 
 
-def assert_equal(store: Path, other: Path) -> None:
-    """Require the same jobs with the same bits."""
-    ids = Store(other).ids()
-    assert Store(store).ids() == ids
-    for name in ids:
-        own, theirs = (studies.left_by(root / "jobs" / name) for root in (store, other))
-        assert {key for key in own.keys() | theirs.keys() if own.get(key) != theirs.get(key)} == set()
-
-
 def ended(store: Path) -> int:
     return len(list(store.glob("jobs/*/record.json")))
 
@@ -173,7 +164,7 @@ def test_a_study_ends_with_the_bits_of_a_local_run_whatever_happens_to_the_clust
     assert second.wait(MANY) == 0
     assert "This study is in the queue already" in (home / "runs.txt").read_text()
     assert ended(store) == 24
-    assert_equal(store, run_locally(home))
+    studies.assert_equal(store, run_locally(home))
     assert len(list((store / "slurm").glob("2*"))) == 1
 
 

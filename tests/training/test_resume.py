@@ -156,10 +156,7 @@ def test_ctrl_c_leaves_one_line_and_a_store_that_goes_on(
     process.join()
     printed = (tmp_path / "out.txt").read_text()
     assert process.exitcode == 130, printed
-    assert (
-        printed.splitlines()[-1]
-        == "peftbench: interrupted; run the same command again to resume at the last checkpoint."
-    )
+    assert printed.splitlines()[-1] == "peftbench: interrupted; run the same command again to resume."
     assert "Traceback" not in printed
     finish(part, tmp_path)
     assert_same(tmp_path, undisturbed)

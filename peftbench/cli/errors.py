@@ -25,7 +25,7 @@ def sentence(error: BaseException | None) -> str:
 
 def _usage(error: Any) -> str:  # noqa: ANN401 - UsageError, a name that no type checker knows
     """Return what is wrong with the command, what a missing argument means, and where the help is."""
-    text = str(error.format_message()).rstrip(".")
+    text = str(error.format_message()).replace("Value error, ", "").rstrip(".")  # typer passes pydantic's words on
     meaning = getattr(getattr(error, "param", None), "help", None)  # only some of these errors know their parameter
     if meaning and text.startswith("Missing"):
         text += f": {meaning.rstrip('.')}"

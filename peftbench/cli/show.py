@@ -120,7 +120,8 @@ def _print(key: str, value: object, indent: int) -> None:
         for inner, what in value.items():
             _print(str(inner), what, indent + 2)
     elif isinstance(value, (list, tuple)):
-        for item in value:
+        numbers = all(isinstance(item, int | float) for item in value)  # such as a mean of three channels
+        for item in [", ".join(map(str, value))] if numbers and value else value:
             say(f"{' ' * indent}{key}: {item}")
     elif value not in _NOTHING:
         say(f"{' ' * indent}{key}: {value}")

@@ -49,7 +49,8 @@ def call(*words: str) -> str:
     except subprocess.TimeoutExpired:
         raise JobError(f"{words[0]} did not answer within {PATIENCE:g} s; is slurmctld running?") from None
     if done.returncode:
-        reason = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
+        complaints = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        reason = complaints[-1].strip().rstrip(".")  # the first ones are what it tried
         raise JobError(f"{words[0]} failed: {reason}.")
     return done.stdout
 

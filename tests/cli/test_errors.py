@@ -26,6 +26,7 @@ from tests import studies
             "merge abc",
             "Missing option '--out' / '-o': The file to write; with --to huggingface a folder. See",
         ),
+        ("report runs --per patient", "Invalid value for '--per': 'patient' is not one of 'dataset', 'method'. See"),
         ("runn", "No such command 'runn'. Did you mean 'run'? See `peftbench --help`."),
         ("run a.toml b.toml", "Got unexpected extra argument(s) (b.toml). See `peftbench run --help`."),
         ("run --methods lora --ratios 10000000000000", "The ratio '10000000000000' is out of range"),

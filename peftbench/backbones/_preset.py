@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -73,9 +73,7 @@ class Preset:
 
     def preprocessing(self, image_size: int | None) -> Preprocessing:
         """Return the preset's preprocessing, at `image_size` pixels if given."""
-        found = self.facts.preprocessing
-        side = self._side(image_size)
-        return Preprocessing(side, found.mean, found.std, found.interpolation, found.fit, found.crop)
+        return replace(self.facts.preprocessing, size=self._side(image_size))
 
     def network(self, image_size: int | None) -> Network:
         """Return the bare network with random weights. Raises CatalogueError."""
@@ -98,7 +96,8 @@ class Preset:
 
     def _side(self, asked: int | None) -> int:
         with torch.device("meta"):
-            patch = self._create(None).get_parameter("patch_embed.proj.weight").shape[-1]
+            shallow = replace(self, depth=1)._create(None)  # noqa: SLF001 - of this class
+        patch = shallow.get_parameter("patch_embed.proj.weight").shape[-1]
         return image_side(asked, self.img_size, self.facts.input.size, patch)
 
     def _arguments(self, side: int | None) -> tuple[str, dict[str, Any]]:

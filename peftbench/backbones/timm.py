@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -81,7 +81,8 @@ class Timm:
 
     def _side(self, asked: int | None) -> int:
         with device("meta"):
-            patch = self._create(None).get_parameter("patch_embed.proj.weight").shape[-1]
+            shallow = replace(self, depth=1)._create(None)  # noqa: SLF001 - of this class
+        patch = shallow.get_parameter("patch_embed.proj.weight").shape[-1]
         return image_side(asked, self.img_size, self._config.input_size[-1], patch)
 
     def _create(self, side: int | None) -> Network:

@@ -18,9 +18,9 @@ from typing import Any, Literal, TypeAlias
 
 import psutil
 
-from peftbench.core.catalogue_files import backbone_names, folder_of
+from peftbench.core.catalogue_files import backbone_names
 from peftbench.core.guarded import first_line
-from peftbench.storage.folders import cache_folder, data_folder, weights_file
+from peftbench.storage.folders import cache_folder, data_folder
 from peftbench.storage.sizes import format_size
 
 State: TypeAlias = Literal["ok", "missing", "broken"]  # missing: optional; broken: without it nothing runs
@@ -157,18 +157,12 @@ def _data(folders: Folders) -> Check:
 
 
 def _weights(_: Folders) -> Check:
-    hub, presets = import_module("peftbench.models.hub"), import_module("peftbench.core.presets")
-    here = [name for name in backbone_names() if _has_weights(hub, presets.preset(name), name)]
+    hub = import_module("peftbench.models.hub")
+    here = [name for name in backbone_names() if hub.has_preset_weights(name)]
     offline = "; HF_HUB_OFFLINE is set, so nothing is downloaded" if hub.constants.HF_HUB_OFFLINE else ""
     text = f"{', '.join(here)} of {len(backbone_names())} presets{offline}"
     fix = "`peftbench weights fetch clip_vit_b16` downloads others; the first run with one does, too."
     return Check("weights", "ok", text, "" if len(here) > 1 else fix)
-
-
-def _has_weights(hub: Any, known: Any, name: str) -> bool:  # noqa: ANN401 - modules that take long to import
-    if known.weights.shipped:
-        return Path(folder_of("backbones"), str(known.weights.shipped)).is_file()
-    return bool(weights_file(name).is_file() or hub.cached(known.hub_file))
 
 
 def _slurm(_: Folders) -> Check:

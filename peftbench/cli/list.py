@@ -33,7 +33,7 @@ PRESENT = ("complete", "built in", AT_PATH)
 def list_(
     kind: Annotated[
         str,
-        typer.Argument(help="methods, datasets, backbones, metrics, reports, executors, trackers, recipes or studies."),
+        typer.Argument(help=KINDS),
     ],
     data: DataOption = None,
     json: JsonOption = False,

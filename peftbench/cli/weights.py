@@ -150,15 +150,12 @@ def _rows() -> dict[str, dict[str, Any]]:
 
 def _row(name: str, known: Preset) -> dict[str, Any]:
     from peftbench.models import hub
-    from peftbench.storage.folders import weights_file
 
     file = known.hub_file
     place = SHIPPED if known.weights.shipped else known.weights.path
-    own = weights_file(name).is_file() or Path(known.weights.path or "none").expanduser().is_file()
-    here = own or (hub.cached(file) is not None if file else place == SHIPPED)
     return {
         "from": file.repository if file else place,
         "size": hub.describe_size(file) if file else "",
         "gated": "yes" if known.gated else "no",
-        "here": "yes" if here else "no",
+        "here": "yes" if hub.has_preset_weights(name) else "no",
     }

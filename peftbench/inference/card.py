@@ -79,8 +79,8 @@ def limits(model: Model, record: Record | None) -> list[str]:
     return found + [f"{redact(note).rstrip('.')}." for note in dict.fromkeys(record.notes + record.data.notes)]
 
 
-def model_card(model: Model, folder: Path, title: str) -> str:
-    """Return the model card of a Hugging Face folder as Markdown; `title` is that of the method in tables."""
+def model_card(model: Model, folder: Path) -> str:
+    """Return the model card of a Hugging Face folder as Markdown."""
     result = result_of(folder)
     record = result.record if result else None
     templates = Environment(
@@ -90,7 +90,7 @@ def model_card(model: Model, folder: Path, title: str) -> str:
         lstrip_blocks=True,
     )
     facts = {
-        "title": title,
+        "title": record.plain_label if record else str(model.about["method"]["name"]),
         "model": model,
         "about": model.about,
         "base": base_card(model),
@@ -116,9 +116,3 @@ def _data(record: Record | None) -> Mapping[str, Any]:
         "citation": card.get("citation", ""),
         "group": card.get("group_key") or "image",
     }
-
-
-def label_of(model: Model, folder: Path) -> str:
-    """Return the method as tables name it."""
-    record = result.record if (result := result_of(folder)) else None
-    return record.plain_label if record else str(model.about["method"]["name"])

@@ -15,7 +15,7 @@ from torch import nn
 
 from peftbench.core.contract import Preprocessing
 from peftbench.core.spec import Places
-from peftbench.errors import PeftbenchError, RequestError
+from peftbench.errors import RequestError
 from peftbench.inference import card
 from peftbench.inference.merge import TOLERANCE, merged_models, plain_tensors, relative_difference
 from peftbench.inference.model import Model
@@ -38,7 +38,7 @@ def write_folder(folder: Path, places: Places, out: Path) -> float:
     written: Mapping[str, bytes] = {
         "model.safetensors": save({n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()}),
         "config.json": json.dumps(config, indent=1).encode(),
-        "README.md": card.model_card(merged, folder, card.label_of(merged, folder)).encode(),
+        "README.md": card.model_card(merged, folder).encode(),
     }
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as draft:
         for name, content in written.items():
@@ -108,8 +108,6 @@ def _loaded(folder: Path) -> nn.Module:
     """Return the network that timm makes of the folder. Raises RequestError where it fails."""
     try:
         return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-    except PeftbenchError:
-        raise
     except Exception as error:
         reason = " ".join(str(error).split())[:200].rstrip(".")
         raise RequestError(f"timm cannot build this network ({type(error).__name__}: {reason}); {INSTEAD}.") from error

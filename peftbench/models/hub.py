@@ -103,6 +103,15 @@ def find_preset_weights(name: str, given: Path | None) -> Path:
     return find_weights(given, name, weights_file(name), known.hub_file)
 
 
+def has_preset_weights(name: str) -> bool:
+    """Return whether a preset's file of weights is on this machine."""
+    try:
+        find_preset_weights(name, None)
+    except WeightsError:
+        return False
+    return True
+
+
 def fetched(path: Path) -> Fetched:
     """Return a file of the hub's cache with its commit, which the cache names the file's folder after."""
     return Fetched(path, path.parent.name, sha256_file(path))

@@ -222,32 +222,29 @@ def test_dinov2_of_transformers_gives_the_same_features(name: str, patch: int, r
     assert_features(vit, x, expected)
 
 
-def test_siglip_of_transformers_gives_the_same_features(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "kind", "sizes"),
+    [
+        ("medsiglip", "Siglip", {"hidden_size": 1152, "intermediate_size": 4304, "num_attention_heads": 16}),
+        ("clip_vit_b16", "CLIP", {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12}),
+    ],
+)
+def test_image_towers_of_transformers_give_the_same_features(
+    name: str, kind: str, sizes: dict[str, int], tmp_path: Path
+) -> None:
     transformers = pytest.importorskip("transformers")
-    preset = preset_class("medsiglip")(depth=1, img_size=56)
+    patch = {"Siglip": 14, "CLIP": 16}[kind]
+    preset = preset_class(name)(depth=1, img_size=4 * patch)
     vit = preset.network(None)
-    sizes = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 1, "num_attention_heads": 16}
-    config = transformers.SiglipVisionConfig(**sizes, image_size=56, patch_size=14)
-    theirs = randomized(transformers.SiglipVisionModel(config))
+    config = getattr(transformers, f"{kind}VisionConfig")(
+        **sizes, num_hidden_layers=1, image_size=4 * patch, patch_size=patch
+    )
+    theirs = randomized(getattr(transformers, f"{kind}VisionModel")(config))
     theirs.save_pretrained(tmp_path)
     preset.load(vit, tmp_path / "model.safetensors")
     with torch.inference_mode():
-        expected = theirs(images(56)).pooler_output
-    assert_features(vit, images(56), expected)
-
-
-def test_clip_of_transformers_gives_the_same_features(tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers")
-    preset = preset_class("clip_vit_b16")(depth=1, img_size=64)
-    vit = preset.network(None)
-    sizes = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 1, "num_attention_heads": 12}
-    config = transformers.CLIPVisionConfig(**sizes, image_size=64, patch_size=16)
-    theirs = randomized(transformers.CLIPVisionModel(config))
-    theirs.save_pretrained(tmp_path)
-    preset.load(vit, tmp_path / "model.safetensors")
-    with torch.inference_mode():
-        expected = theirs(images(64)).pooler_output
-    assert_features(vit, images(64), expected)
+        expected = theirs(images(4 * patch)).pooler_output
+    assert_features(vit, images(4 * patch), expected)
 
 
 def test_biomedclips_tower_gives_the_features_of_open_clip(tmp_path: Path) -> None:
@@ -275,7 +272,6 @@ def test_dinov2s_own_file_with_registers_gives_its_tokens(tmp_path: Path) -> Non
         "pos_embed": positions,
         "mask_token": torch.zeros(1, 16),
     }
-    file.pop("reg_token", None)
     torch.save({"teacher": {f"backbone.{name}": tensor for name, tensor in file.items()}}, tmp_path / "w.pth")
     vit = small(9, reg_tokens=2, no_embed_class=True, init_values=1.0)
     fill(vit, tmp_path / "w.pth")

@@ -86,7 +86,7 @@ def test_a_preset_keeps_the_rules_of_backbones(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FROM_TIMM)
-def test_preprocessing_licence_and_place_are_those_of_timm(name: str) -> None:
+def test_preprocessing_and_place_are_those_of_timm(name: str) -> None:
     known = presets.preset(name)
     tag = known.weights.repository.rpartition(".")[2]
     config = get_pretrained_cfg(f"{known.architecture.partition('.')[0]}.{tag}")
@@ -97,6 +97,13 @@ def test_preprocessing_licence_and_place_are_those_of_timm(name: str) -> None:
     assert config.hf_hub_id == known.weights.repository
     if name != "clip_vit_b16":  # its notes give the reason
         assert given.crop == config.crop_pct
+
+
+@pytest.mark.parametrize("name", backbone_names())
+def test_a_fact_that_no_test_compares_is_not_called_checked(name: str) -> None:
+    sure = presets.preset(name).confidence
+    assert sure.input != "checked" or name in FROM_TIMM
+    assert "checked" not in {sure.licence, sure.pretraining}
 
 
 def test_every_data_set_named_in_an_overlap_exists() -> None:
